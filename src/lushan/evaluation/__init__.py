@@ -1,0 +1,1 @@
+"""From predictions to scores, baselines, the report and the model card."""

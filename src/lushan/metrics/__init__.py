@@ -1,0 +1,1 @@
+"""Plain arithmetic and statistics on answers, without torch."""

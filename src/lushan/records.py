@@ -1,0 +1,183 @@
+"""The nouns that cross the walls between folders, in the order in which data meets them.
+
+Row -> Example -> Rendered -> Features -> Batch -> (hidden states, loss) -> Prediction -> Scores
+
+Nothing here imports torch: reading and checking data needs none of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AnswerMode = Literal["head", "generate"]
+SplitName = Literal["train", "validation", "test"]
+SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record of user data as it was read, before a task gives it meaning."""
+
+    values: Mapping[str, Any]
+    """Column name to value; names are those that the task knows, after mapping."""
+    source: str
+    """The file it came from."""
+    number: int
+    """Where it stands in that file: line number for text formats, row number for parquet, from 1."""
+
+    @property
+    def place(self) -> str:
+        """`reviews.csv, row 12`: how error messages point at a row."""
+        return f"{self.source}, row {self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row that a task has checked and understood."""
+
+    id: str
+    """Hash of the content; the same text and target have the same id everywhere."""
+    text: str
+    """What the model reads; overlap between splits is judged on it."""
+    target: str | tuple[str, ...] | None
+    """The truth: a label, several labels, a text; None where it is not known (prediction)."""
+    place: str = ""
+    """`reviews.csv, row 12`."""
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What a task needs beyond one text."""
+
+
+def content_id(*parts: object) -> str:
+    """Give the id of an example: 16 hexadecimal digits of the SHA-256 of its parts, as JSON."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """What a task learns from the training data before training; saved with the model, never re-derived."""
+
+    labels: tuple[str, ...] = ()
+    """Label names; the position is the class number, for ever."""
+    multi_label: bool = False
+    """Whether a text may have several labels, or none."""
+    shots: tuple[Example, ...] = ()
+    """Worked examples put before every prompt; empty unless prompting few-shot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The text that the model sees and the character ranges that are supervised."""
+
+    text: str
+    supervised: tuple[tuple[int, int], ...] = ()
+    """Character ranges [start, end) of `text` on which loss is taken; empty where a head answers."""
+    cuttable: tuple[int, int] = (0, 0)
+    """The character range that may be shortened when the text is too long."""
+    ends_with_stop: bool = False
+    """Whether the stop token follows the text, and is supervised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Token ids of one document, ready for batching."""
+
+    token_ids: tuple[int, ...]
+    example_id: str
+    example_index: int
+    """Position of the example in the list that was encoded."""
+    target: int | tuple[int, ...] = -1
+    """Class number, or one 0/1 per label; -1 where there is none."""
+    targets_from: int = -1
+    """Index of the first supervised token: it and all that follow are predicted; -1 where a head answers."""
+    candidate: int = -1
+    """Which candidate answer (label number) this document asks about; -1 if it asks about all."""
+    num_cut_tokens: int = 0
+    """Tokens left out because the document was too long."""
+    weight: float = 1.0
+    """Weight of this document's loss (class weights)."""
+
+    @property
+    def num_supervised(self) -> int:
+        """How many targets this document has: its supervised tokens, or one for a head."""
+        return 1 if self.targets_from < 0 else len(self.token_ids) - self.targets_from
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Documents packed one after another on one token axis, without padding.
+
+    Shapes: N documents, T tokens of all documents. Documents are sorted by length.
+    """
+
+    token_ids_1T: Tensor
+    position_ids_1T: Tensor
+    """Position inside its own document (counted after the shared prefix, if there is one)."""
+    document_ids_1T: Tensor
+    """Which document a token belongs to, 0 to N-1, never falling."""
+    first_N: Tensor
+    """Index of each document's first token."""
+    last_N: Tensor
+    """Index of each document's last token."""
+    features: tuple[Features, ...]
+    """The documents, in packed order."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens; there is no padding."""
+        return sum(len(each.token_ids) for each in self.features)
+
+
+@dataclass(frozen=True, slots=True)
+class LossSum:
+    """A loss before it is averaged: the loop divides once per optimizer step, over all devices."""
+
+    total: Tensor
+    """Scalar, with a gradient."""
+    count: float
+    """What was supervised (summed weights of documents, or tokens)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer."""
+
+    id: str
+    """Id of the example that was asked."""
+    answer: str | tuple[str, ...]
+    """A label, or the labels of a multi-label text in class order."""
+    probabilities: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Label to probability; sums to 1 unless multi-label."""
+    log_likelihood: float = 0.0
+    """Natural logarithm of the probability of the answer."""
+    model_version: str = ""
+    """Version of the model that answered: the digest in its certificate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A measured value and its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How good predictions are."""
+
+    main_metric: str
+    metrics: Mapping[str, Interval]
+    """Metric name to value and interval; fractions in [0, 1]."""
+    correct: Sequence[bool] = ()
+    """Per example, in order: whether the answer is right (paired tests need it)."""
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Task-specific tables: `labels`, `per_class`, `confusion`, as plain values."""

@@ -1,0 +1,1 @@
+"""The table of contents: one story per file. Start with tune.py."""
