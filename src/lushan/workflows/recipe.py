@@ -1,0 +1,160 @@
+"""The recipe of a tuning run: every setting, its meaning, and what `auto` (None) turns into.
+
+A recipe states what the user asked for; `resolve` fills in what was left open, from the data, the
+model and the machine, and says why. The resolved recipe stands in the run as `recipe.yaml`.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from lushan.records import AnswerMode
+from lushan.settings import Settings
+
+Effort = Literal["quick", "normal", "thorough"]
+OverlapPolicy = Literal["remove", "error", "keep"]
+LengthPolicy = Literal["error", "truncate", "window"]
+
+
+class DataSettings(Settings):
+    """How files become examples."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """The task's column name to the file's, such as `text: body`; others are guessed, and told."""
+
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the rows that validate when the data has no validation split."""
+
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the rows that test when the data has no test split."""
+
+    max_train_rows: int | None = Field(default=None, ge=1)
+    """Train on at most this many rows, drawn per class; None takes all (or what the effort allows)."""
+
+    overlap: OverlapPolicy = "remove"
+    """What happens to rows that a later split has too: `remove` from the earlier, `error`, or `keep`."""
+
+    over_length: LengthPolicy = "error"
+    """What happens to a text longer than `model.max_length`: stop, cut its end, or read it in windows."""
+
+
+class TaskSettings(Settings):
+    """What the task needs to know beyond the data."""
+
+    multi_label: bool | None = None
+    """Whether a text can have several labels; None decides from the label column."""
+
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` weighs each class by the inverse of its frequency; helps rare classes."""
+
+    num_shots: int = Field(default=8, ge=1, le=64)
+    """Worked examples in the few-shot baseline."""
+
+    instruction: str | None = None
+    """First line of the prompt in place of the built-in one; used by generation and prompting."""
+
+
+class ModelSettings(Settings):
+    """Which pretrained model, and how it computes."""
+
+    name: str = "SmolLM2-135M-Instruct"
+    """A folder with a Hugging Face model, or a name from `lushan models list`."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the forward and backward pass; `auto` takes what the measured probe finds faster."""
+
+    max_length: int | None = Field(default=None, ge=8)
+    """Longest document in tokens; None takes the model's context."""
+
+
+class AdapterSettings(Settings):
+    """What of the model is trained."""
+
+    method: Literal["full", "lora", "head", "top"] = "full"
+    """`full` all weights, `lora` low-rank adapters, `head` the new layer alone, `top` the last layers."""
+
+    layers: int = Field(default=4, ge=1)
+    """With `top`: how many of the last layers are trained."""
+
+    rank: int = Field(default=16, ge=1)
+    """With `lora`: inner width of the adapters."""
+
+    alpha: float = Field(default=32.0, gt=0)
+    """With `lora`: scale of the adapters, divided by the rank."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """With `lora`: dropout in front of the adapters."""
+
+
+class TrainingSettings(Settings):
+    """How long and how hard to train."""
+
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over the training rows; None lets the effort and the data size decide."""
+
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of pretrained weights and adapters; None takes the adapter's default."""
+
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the new head; None takes the default of the method."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """`adamw`, or `sgd` with momentum; both with decoupled weight decay."""
+
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """With `sgd`: momentum."""
+
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled decay of weight matrices (theta <- theta - eta * grad - eta * lambda * theta)."""
+
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the optimizer steps over which the learning rate rises from zero."""
+
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+
+    rows_per_step: int = Field(default=16, ge=1)
+    """Rows per optimizer step, over all devices."""
+
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the hidden state in front of the head."""
+
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many evaluations without a better validation score; None never stops early."""
+
+
+class TuneRecipe(Settings):
+    """Everything that `lushan tune` can be told, but the data and the run folder."""
+
+    task: str = "classification"
+    """A file of `lushan/tasks`."""
+
+    answer: AnswerMode = "head"
+    """`head` answers by a new layer, `generate` by writing a label."""
+
+    effort: Effort = "normal"
+    """One dial for what is left open: `quick` (at most 6 minutes), `normal`, `thorough`."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the split, the data order, the new layer and dropout."""
+
+    baselines: bool = True
+    """Whether to compare with majority, TF-IDF, zero-shot and few-shot."""
+
+    data: DataSettings = DataSettings()
+    """How files become examples."""
+
+    task_settings: TaskSettings = TaskSettings()
+    """What the task needs to know beyond the data."""
+
+    model: ModelSettings = ModelSettings()
+    """Which pretrained model, and how it computes."""
+
+    adapter: AdapterSettings = AdapterSettings()
+    """What of the model is trained."""
+
+    training: TrainingSettings = TrainingSettings()
+    """How long and how hard to train."""
