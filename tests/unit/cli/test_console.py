@@ -1,0 +1,53 @@
+"""What commands print."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lushan.cli.console import emit_json, progress_bar, show_error, show_table
+from lushan.records import Interval
+
+
+def test_emit_json_is_one_line_that_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"run": Path("runs/a"), "accuracy": Interval(0.5, 0.4, 0.6), "text": "\u5e90\u5c71\n"}
+    emit_json({**value, "rows": np.arange(3), "loss": np.float32(0.5)})
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1
+    assert json.loads(output) == {
+        "run": "runs/a",
+        "accuracy": dataclasses.asdict(Interval(0.5, 0.4, 0.6)),
+        "text": "\u5e90\u5c71\n",
+        "rows": [0, 1, 2],
+        "loss": 0.5,
+    }
+
+
+def test_emit_json_refuses_what_json_cannot_say() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        emit_json({"loss": float("nan")})
+    with pytest.raises(TypeError, match="object has no JSON form"):
+        emit_json({"loss": object()})
+
+
+def test_messages_keep_their_brackets_and_stay_on_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    message = "row 3: `[bold]` is " + "very " * 40 + "long"
+    show_error(message)
+    assert capsys.readouterr().err == f"Error: {message}\n"
+
+
+def test_table_goes_to_stderr_with_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table(["name", "value"], [["[red]", 3]], title="Scores")
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "[red]" in output.err
+
+
+def test_progress_bar_draws_nothing_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("train", 2) as bar:
+        bar.advance(note="loss 0.5")
+    assert capsys.readouterr().err == ""
