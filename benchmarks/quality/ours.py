@@ -1,0 +1,89 @@
+"""Tune with `lushan tune`, and give the result the shape of the rival's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cases
+
+FIXED_SETTINGS = {
+    "training.rows_per_step": cases.ROWS_PER_STEP,
+    "training.weight_decay": cases.WEIGHT_DECAY,
+    "training.warmup_fraction": cases.WARMUP_FRACTION,
+    "training.max_gradient_norm": cases.MAX_GRADIENT_NORM,
+    "training.optimizer": "adamw",
+    "training.schedule": "linear",
+    # The rows were made free of overlap for both systems; nothing more is taken out for one of them.
+    "data.overlap": "keep",
+}
+
+
+def run_lushan(
+    case: cases.Case, *, seed: int, model: str, rows: Path, runs: Path, threads: int
+) -> dict[str, Any]:
+    """Tune, predict the test split, and read the scores.
+
+    Args:
+        case: What to run.
+        seed: Seed of the run.
+        model: Folder or name of the model.
+        rows: The folder that `cases.write_rows` made.
+        runs: Where the run folder goes.
+        threads: CPU threads.
+    """
+    run = runs / f"{case.name}-{seed}"
+    settings = {
+        **FIXED_SETTINGS,
+        "training.epochs": case.epochs,
+        "training.learning_rate": case.learning_rate,
+        "training.head_learning_rate": case.learning_rate,
+    }
+    told = _lushan(
+        ["tune", str(rows), "--task", "classification", "--model", model, "--adapter", "full"]
+        + [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+        + ["--seed", str(seed), "--no-baselines", "--out", str(run), "--overwrite"],
+        threads=threads,
+    )
+    answers_file = runs / f"{case.name}-{seed}.jsonl"
+    _lushan(
+        ["predict", str(run), str(rows / "test.jsonl"), "--out", str(answers_file)], threads=threads
+    )
+    answers = read_answers(answers_file)
+    seconds: Mapping[str, float] = told["seconds"]
+    return {
+        "set": case.name,
+        "seed": seed,
+        "system": "lushan",
+        "hyper_parameters": settings,
+        "scores": {"test": {name: each["value"] for name, each in told["after"].items()}},
+        "answers": {"test": answers},
+        "num_train_tokens": told["num_train_tokens"],
+        "seconds": {**seconds, "train": seconds["train"] + seconds.get("compile", 0.0)},
+        "train_tokens_per_second": told["train_tokens_per_second"],
+        "peak_rss_bytes": told["peak_rss_bytes"],
+    }
+
+
+def read_answers(file: Path) -> dict[str, str]:
+    """Read predictions in input order; answers by row number from 0."""
+    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line]
+    return {str(row): json.loads(line)["answer"] for row, line in enumerate(lines)}
+
+
+def _lushan(words: Sequence[str], *, threads: int) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "lushan", *words, "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        check=False,
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"`lushan {words[0]}` ended with code {done.returncode}: {done.stdout}")
+    return json.loads(done.stdout.strip().rsplit("\n", 1)[-1])

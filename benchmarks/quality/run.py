@@ -1,0 +1,149 @@
+"""Compare Lushan with the `transformers` Trainer: same model, rows and hyper-parameters, three seeds.
+
+Interleaves both systems, skips what is already done, prints the table and can put it into a document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cases
+import ours
+import table
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of results; resumed")
+    parser.add_argument("--data", type=Path, default=os.environ.get("LUSHAN_DATA"))
+    parser.add_argument("--case", nargs="+", default=[case.name for case in cases.CASES])
+    parser.add_argument("--seed", nargs="+", type=int, default=list(cases.SEEDS))
+    parser.add_argument(
+        "--system", nargs="+", choices=["trainer", "lushan"], default=["trainer", "lushan"]
+    )
+    parser.add_argument(
+        "--model", nargs="+", default=[], metavar="NAME=FOLDER", help="else the cache"
+    )
+    parser.add_argument("--rival-python", default=sys.executable, help="its environment's python")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--table-only", action="store_true", help="run nothing")
+    parser.add_argument("--document", type=Path, help="put the table between this file's markers")
+    options = parser.parse_args()
+    if not options.data:
+        parser.error("set LUSHAN_DATA or give --data")
+    options.data = Path(options.data)
+    return options
+
+
+def main() -> None:
+    """Run what is missing, then make the table."""
+    options = parse()
+    rows = options.out / "rows"
+    for case in cases.CASES:
+        cases.write_rows(case, options.data, rows / case.name)
+    if not options.table_only:
+        run_missing(options)
+    section = table.make_table(options.out, rows)
+    print(section)
+    if options.document:
+        table.put_between_markers(options.document, section)
+
+
+def run_missing(options: argparse.Namespace) -> None:
+    """Run each case, seed and system that has no result file yet; seeds outermost, systems in turn."""
+    wanted = itertools.product(options.seed, options.case, options.system)
+    for seed, name, system in wanted:
+        case = cases.case_named(name)
+        is_compared = system == "lushan" or case.target_accuracy is None
+        if is_compared and not result_file(options.out, case, system=system, seed=seed).exists():
+            run_one(case, system=system, seed=seed, options=options)
+
+
+def result_file(out: Path, case: cases.Case, *, system: str, seed: int) -> Path:
+    """Give the place of one result."""
+    return out / f"{case.name}-{system}-{seed}.json"
+
+
+def run_one(case: cases.Case, *, system: str, seed: int, options: argparse.Namespace) -> None:
+    """Run one system once and write its result file."""
+    result = result_file(options.out, case, system=system, seed=seed)
+    rows = options.out / "rows" / case.name
+    model = model_folder(case.model, options.model)
+    started = time.perf_counter()
+    if system == "trainer":
+        run_trainer(case, seed=seed, model=model, rows=rows, result=result, options=options)
+    else:
+        runs = options.out / "runs"
+        runs.mkdir(exist_ok=True)
+        found = ours.run_lushan(
+            case, seed=seed, model=model, rows=rows, runs=runs, threads=options.threads
+        )
+        unfinished = result.with_suffix(".tmp")
+        unfinished.write_text(
+            json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        unfinished.replace(result)
+    scores = json.loads(result.read_text(encoding="utf-8"))["scores"]
+    seconds = time.perf_counter() - started
+    print(
+        f"{case.name} {system} seed {seed}: {scores} in {seconds:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def run_trainer(
+    case: cases.Case,
+    *,
+    seed: int,
+    model: str,
+    rows: Path,
+    result: Path,
+    options: argparse.Namespace,
+) -> None:
+    """Call the rival in its own process and environment."""
+    settings = {
+        "data": rows,
+        "model": model,
+        "out": result,
+        "epochs": case.epochs,
+        "learning-rate": case.learning_rate,
+        "seed": seed,
+        "rows-per-step": cases.ROWS_PER_STEP,
+        "weight-decay": cases.WEIGHT_DECAY,
+        "warmup-fraction": cases.WARMUP_FRACTION,
+        "max-gradient-norm": cases.MAX_GRADIENT_NORM,
+        "threads": options.threads,
+    }
+    script = Path(__file__).with_name("rival_trainer.py")
+    words = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(options.threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    command = [options.rival_python, str(script), *words]
+    subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
+
+
+def model_folder(name: str, given: list[str]) -> str:
+    """Find the folder of a model: as given, else where Lushan keeps it."""
+    folders = dict(each.partition("=")[::2] for each in given)
+    if name in folders:
+        return folders[name]
+    show = [sys.executable, "-m", "lushan", "models", "show", name, "--json"]
+    done = subprocess.run(show, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.strip().rsplit("\n", 1)[-1])["path"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""From results by row to one honest table: means over seeds, paired differences, what they allow to say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cases
+import numpy as np
+from numpy.typing import NDArray
+
+MARGIN = 0.02
+"""Fixed before the runs: a system that is at most two points of accuracy worse is called not inferior."""
+NUM_RESAMPLES = 10_000
+BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Lushan minus Trainer in test accuracy, on the same rows and seeds."""
+
+    mean: float
+    low: float
+    high: float
+    """Ends of the 95 % interval (bootstrap over rows and over seeds)."""
+    by_seed: tuple[float, ...]
+    wins: int
+    """Answers that only Lushan had right, over all seeds."""
+    losses: int
+    """Answers that only the Trainer had right, over all seeds."""
+
+
+def read_results(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """Read all result files: (case, system, seed) to result."""
+    results = [
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
+    ]
+    return {(each["set"], each["system"], each["seed"]): each for each in results}
+
+
+def read_truth(rows: Path) -> list[str]:
+    """Read the labels of a case's test split."""
+    lines = (rows / "test.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line)["label"] for line in lines if line]
+
+
+def correct(result: Mapping[str, Any], truth: Sequence[str]) -> NDArray[np.bool_]:
+    """Tell for each test row whether the answer is right.
+
+    Raises:
+        ValueError: If the answers do not cover the test rows.
+    """
+    answers: Mapping[str, str] = result["answers"]["test"]
+    if sorted(map(int, answers)) != list(range(len(truth))):
+        raise ValueError(f"{result['set']}: answers do not match the {len(truth)} test rows.")
+    return np.array([answers[str(row)] == label for row, label in enumerate(truth)])
+
+
+def difference(
+    ours: Sequence[NDArray[np.bool_]], theirs: Sequence[NDArray[np.bool_]]
+) -> Difference:
+    """Compare two systems over seeds (S) and rows (N), both drawn anew in each resample.
+
+    A row and a seed are drawn for both systems at once, so the comparison stays paired.
+    """
+    change_SN = np.stack(ours).astype(np.int64) - np.stack(theirs).astype(np.int64)
+    num_seeds, num_rows = change_SN.shape
+    generator = np.random.default_rng(0)
+    means = np.empty(NUM_RESAMPLES)
+    for index in range(NUM_RESAMPLES):
+        seeds = generator.integers(num_seeds, size=num_seeds)
+        weight_N = np.bincount(generator.integers(num_rows, size=num_rows), minlength=num_rows)
+        means[index] = (change_SN[seeds] @ weight_N).mean() / num_rows
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Difference(
+        mean=float(change_SN.mean()),
+        low=float(low),
+        high=float(high),
+        by_seed=tuple(float(each) for each in change_SN.mean(axis=1)),
+        wins=int((change_SN > 0).sum()),
+        losses=int((change_SN < 0).sum()),
+    )
+
+
+def verdict(found: Difference) -> str:
+    """Say in words what the interval allows to say."""
+    if found.low > 0:
+        return "better"
+    if found.high < 0:
+        return "worse"
+    return "not inferior" if found.low > -MARGIN else "not decided"
+
+
+def make_table(folder: Path, data: Path) -> str:
+    """Write the section of `docs/results.md` in Markdown.
+
+    Args:
+        folder: Where the result files are.
+        data: Where the folders of `cases.write_rows` are.
+    """
+    results = read_results(folder)
+    compared = [case for case in cases.CASES if case.target_accuracy is None]
+    alone = [case for case in cases.CASES if case.target_accuracy is not None]
+    lines = [
+        "| set | model | epochs, learning rate | seeds | Lushan accuracy / macro F1 "
+        "| Trainer accuracy / macro F1 | difference in accuracy [95 %] | wins : losses | verdict "
+        "| training tokens/s, Lushan / Trainer |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_compared_line(case, results, read_truth(data / case.name)) for case in compared]
+    lines += [
+        "",
+        "| set, whole train split | model | epochs, learning rate | seeds | accuracy by seed | mean | target |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [_alone_line(case, results, read_truth(data / case.name)) for case in alone]
+    return "\n".join(lines) + "\n"
+
+
+def put_between_markers(document: Path, section: str) -> None:
+    """Replace what stands between the markers of a document.
+
+    Raises:
+        SystemExit: If the document has no markers.
+    """
+    text = document.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise SystemExit(f"`{document}` needs the lines {BEGIN} and {END}.")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    document.write_text(f"{before}{BEGIN}\n\n{section}\n{END}{after}", encoding="utf-8")
+
+
+def _compared_line(
+    case: cases.Case, results: Mapping[tuple[str, str, int], dict[str, Any]], truth: Sequence[str]
+) -> str:
+    both = [
+        seed
+        for seed in cases.SEEDS
+        if (case.name, "lushan", seed) in results and (case.name, "trainer", seed) in results
+    ]
+    start = f"| {case.name} | {case.model} | {case.epochs}, {case.learning_rate:g} "
+    if not both:
+        return start + "| 0 | - | - | - | - | not run | - |"
+    ours = [results[case.name, "lushan", seed] for seed in both]
+    theirs = [results[case.name, "trainer", seed] for seed in both]
+    found = difference(
+        [correct(each, truth) for each in ours], [correct(each, truth) for each in theirs]
+    )
+    return (
+        f"{start}| {len(both)} | {_scores(ours)} | {_scores(theirs)} "
+        f"| {100 * found.mean:+.2f} points [{100 * found.low:+.2f}, {100 * found.high:+.2f}] "
+        f"| {found.wins} : {found.losses} | {verdict(found)} | {_speed(ours)} / {_speed(theirs)} |"
+    )
+
+
+def _alone_line(
+    case: cases.Case, results: Mapping[tuple[str, str, int], dict[str, Any]], truth: Sequence[str]
+) -> str:
+    found = [results[key] for key in results if key[:2] == (case.name, "lushan")]
+    start = f"| {case.name} | {case.model} | {case.epochs}, {case.learning_rate:g} | {len(found)} "
+    values = [float(correct(each, truth).mean()) for each in found]
+    if not values:
+        return start + f"| - | not run | {case.target_accuracy} |"
+    told = ", ".join(f"{value:.4f}" for value in values)
+    return f"{start}| {told} | {np.mean(values):.4f} | {case.target_accuracy} |"
+
+
+def _scores(results: Sequence[Mapping[str, Any]]) -> str:
+    means = [
+        np.mean([each["scores"]["test"][name] for each in results])
+        for name in ("accuracy", "macro_f1")
+    ]
+    return f"{means[0]:.4f} / {means[1]:.4f}"
+
+
+def _speed(results: Sequence[Mapping[str, Any]]) -> str:
+    return f"{np.mean([each['train_tokens_per_second'] for each in results]):.0f}"
