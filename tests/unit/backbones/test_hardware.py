@@ -1,0 +1,146 @@
+"""What the machine has, and what is chosen because of it."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from lushan.backbones import hardware
+from lushan.backbones.hardware import Speed, choose_num_threads, choose_precision, machine, measure
+from lushan.errors import SettingError
+
+SPEED = Speed(
+    device="cpu",
+    fp32_gflops=100.0,
+    bf16_gflops=400.0,
+    bf16_training_works=True,
+    torch_version="2.13.0",
+)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, speed: Speed) -> None:
+    monkeypatch.setattr(hardware, "_measure_now", lambda _device: speed)
+
+
+def test_machine_tells_cores_and_memory_as_psutil_does() -> None:
+    found = machine()
+    assert 1 <= found.num_cores <= found.num_threads <= (os.cpu_count() or 1)
+    assert 0 < found.memory_bytes <= psutil.virtual_memory().total
+    assert found.processor
+
+
+def test_machine_in_a_container_tells_the_limits_of_the_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = {"/sys/fs/cgroup/cpu.max": "50000 100000", "/sys/fs/cgroup/memory.max": "1000000"}
+    monkeypatch.setattr(hardware, "_read", lambda path: files.get(path, ""))
+    found = machine()
+    assert (found.num_cores, found.num_threads, found.memory_bytes) == (1, 1, 1_000_000)
+
+
+def test_features_are_those_that_the_system_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "model name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 amx_tile amx_bf16 sse\n"
+    monkeypatch.setattr(hardware, "_read", lambda path: text if "cpuinfo" in path else "")
+    found = machine()
+    assert found.processor == "Some CPU @ 2 GHz"
+    assert found.features == ("avx2", "amx_tile", "amx_bf16")
+
+
+def test_measured_speed_is_near_that_of_plain_products() -> None:
+    speed = measure("cpu")
+    assert 0.1 < speed.fp32_gflops < 100_000
+    assert speed.bf16_training_works == (speed.bf16_gflops > 0)
+
+
+def test_measuring_leaves_the_number_of_threads_alone() -> None:
+    before = torch.get_num_threads()
+    measure("cpu")
+    assert torch.get_num_threads() == before
+
+
+def test_measurement_is_kept_and_used_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, SPEED)
+    assert measure("cpu", cache=tmp_path / "cache") == SPEED
+    pretend(monkeypatch, dataclasses.replace(SPEED, fp32_gflops=1.0))
+    assert measure("cpu", cache=tmp_path / "cache") == SPEED
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["machine.json"]
+
+
+def test_measurement_of_another_processor_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, SPEED)
+    measure("cpu", cache=tmp_path)
+    other = dataclasses.replace(SPEED, fp32_gflops=1.0)
+    pretend(monkeypatch, other)
+    monkeypatch.setattr(hardware, "_processor_name", lambda: "Another CPU")
+    assert measure("cpu", cache=tmp_path) == other
+    assert len(json.loads((tmp_path / "machine.json").read_text(encoding="utf-8"))) == 2
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": {"device": "cpu"}}', '{"a": 1}'])
+def test_broken_cache_is_measured_again_and_told(
+    content: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pretend(monkeypatch, SPEED)
+    (tmp_path / "machine.json").write_text(content, encoding="utf-8")
+    assert measure("cpu", cache=tmp_path) == SPEED
+    assert "Measuring again" in caplog.text
+
+
+@pytest.mark.parametrize(("bf16_gflops", "expected"), [(400.0, "bf16"), (110.0, "fp32")])
+def test_auto_precision_takes_bf16_only_where_it_is_clearly_faster(
+    bf16_gflops: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, dataclasses.replace(SPEED, bf16_gflops=bf16_gflops))
+    choice = choose_precision("auto", "cpu")
+    assert choice.value == expected
+    assert f"bf16 {bf16_gflops:.0f} GFLOP/s, fp32 100 " in choice.why
+
+
+def test_auto_precision_is_fp32_where_bf16_gives_no_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend(monkeypatch, dataclasses.replace(SPEED, bf16_training_works=False, bf16_gflops=0.0))
+    choice = choose_precision("auto", "cpu")
+    assert choice.value == "fp32"
+    assert choice.why == "bf16 gives no usable gradients on `cpu` here"
+
+
+def test_asked_for_bf16_where_it_does_not_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, dataclasses.replace(SPEED, bf16_training_works=False))
+    with pytest.raises(SettingError, match=r"`model.precision` is `bf16`.*`cpu`.*Use `fp32`"):
+        choose_precision("bf16", "cpu")
+
+
+def test_asked_for_fp32_needs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(hardware, "_measure_now")
+    assert choose_precision("fp32", "cpu").value == "fp32"
+
+
+def test_bf16_that_gives_wrong_gradients_does_not_count_as_working(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = hardware._weight_gradient
+
+    def wrong(
+        inputs: torch.Tensor, weight: torch.Tensor, *, kind: torch.dtype, device: str
+    ) -> torch.Tensor:
+        gradient = right(inputs, weight, kind=kind, device=device)
+        return gradient if kind is torch.float32 else gradient * 1.2
+
+    monkeypatch.setattr(hardware, "_weight_gradient", wrong)
+    assert not measure("cpu").bf16_training_works
+
+
+def test_threads_are_one_per_core() -> None:
+    assert int(choose_num_threads().value) == machine().num_cores
