@@ -1,0 +1,73 @@
+"""`lushan doctor`: what this machine has, how fast it is, and what Lushan will use because of it."""
+
+import dataclasses
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lushan.cli.console import JsonOption, SeedOption, emit_json, show_table
+
+GIBIBYTE = 1 << 30
+PACKAGES = ("lushan", "torch", "transformers", "tokenizers", "peft", "accelerate", "scikit-learn")
+
+
+def command(*, as_json: JsonOption = False, seed: SeedOption = 0) -> None:
+    """Tell what this machine can do, what will be used, and why."""
+    del seed  # every command takes it; nothing here is random
+    findings = _examine()
+    if as_json:
+        emit_json(findings)
+    else:
+        _show(findings)
+
+
+def _examine() -> dict[str, Any]:
+    from lushan.backbones import hardware
+    from lushan.backbones.sources import cache_folder
+
+    cache = cache_folder()
+    device = hardware.choose_device()
+    choices = {
+        "device": device,
+        "threads": hardware.choose_num_threads(),
+        "precision": hardware.choose_precision("auto", device.value, cache=cache),
+    }
+    return {
+        "machine": dataclasses.asdict(hardware.machine()),
+        "speed": dataclasses.asdict(hardware.measure(device.value, cache=cache)),
+        "choices": [{"name": name, **dataclasses.asdict(made)} for name, made in choices.items()],
+        "cache": {"path": str(cache), "free_bytes": shutil.disk_usage(_existing(cache)).free},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES},
+    }
+
+
+def _existing(folder: Path) -> Path:
+    """Give the folder, or the nearest one above it that exists."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+def _show(findings: dict[str, Any]) -> None:
+    found, speed, cache = findings["machine"], findings["speed"], findings["cache"]
+    rows = [
+        ("processor", f"{found['processor']}, {found['num_cores']} cores"),
+        ("features", " ".join(found["features"]) or "not told by this system"),
+        ("memory", f"{found['memory_bytes'] / GIBIBYTE:.1f} GiB"),
+        ("accelerators", ", ".join(found["accelerators"]) or "none"),
+        (f"fp32 on {_where(speed)}", f"{speed['fp32_gflops']:,.0f} GFLOP/s"),
+        (f"bf16 on {_where(speed)}", f"{speed['bf16_gflops']:,.0f} GFLOP/s"),
+        ("models are kept in", f"{cache['path']} ({cache['free_bytes'] / GIBIBYTE:.0f} GiB free)"),
+        (
+            "versions",
+            ", ".join(f"{name} {number}" for name, number in findings["versions"].items()),
+        ),
+    ]
+    show_table(("this machine", ""), rows)
+    chosen = [(each["name"], each["value"], each["why"]) for each in findings["choices"]]
+    show_table(("will be used", "", "because"), chosen)
+
+
+def _where(speed: dict[str, Any]) -> str:
+    return "one core" if speed["device"] == "cpu" else str(speed["device"])

@@ -1,0 +1,41 @@
+"""What `lushan doctor` tells."""
+
+import json
+import platform
+from pathlib import Path
+
+import pytest
+
+from lushan.cli.main import run
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LUSHAN_CACHE", str(tmp_path / "cache"))
+
+
+def test_doctor_tells_machine_speed_and_choices_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["speed"]["fp32_gflops"] > 0
+    assert [choice["name"] for choice in told["choices"]] == ["device", "threads", "precision"]
+    assert all(choice["why"] for choice in told["choices"])
+    assert told["versions"]["python"] == platform.python_version()
+
+
+def test_doctor_measures_once_and_keeps_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run(["doctor", "--json"])
+    first = json.loads(capsys.readouterr().out)
+    run(["doctor", "--json"])
+    assert json.loads(capsys.readouterr().out)["speed"] == first["speed"]
+    assert (tmp_path / "cache" / "machine.json").is_file()
+
+
+def test_doctor_for_people_says_what_will_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor"]) == 0
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "precision" in output.err
+    assert "GFLOP/s" in output.err
