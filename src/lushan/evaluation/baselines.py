@@ -1,0 +1,215 @@
+"""What a user would otherwise pick: the most frequent label, and TF-IDF with logistic regression."""
+
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+
+from lushan.errors import DataError
+from lushan.metrics.classification import Answer, score
+from lushan.records import Example, Prediction, TaskState
+
+INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0)
+"""Values of scikit-learn's `C` that are tried on the validation rows."""
+MAX_FEATURES = 50_000
+"""Most frequent n-grams kept; bounds memory at 151 labels to some hundred megabytes."""
+UNSPACED_FRACTION = 0.3
+"""Above this share of letters from scripts without spaces, characters are counted, not words."""
+
+# Thai to Myanmar, Khmer, kana, Han with its extensions and compatibility forms.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)
+# scikit-learn's own pattern drops words of one letter, such as `I` or `5`.
+_WORD = r"(?u)\b\w+\b"
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The answers of one baseline and how it came to them."""
+
+    predictions: list[Prediction]
+    """One per test example, in order."""
+    description: str
+    """One sentence for the report: what was counted and which settings were chosen."""
+
+
+def majority(train: Sequence[Example], test: Sequence[Example], *, state: TaskState) -> Baseline:
+    """Answer every text with the most frequent label (or set of labels) of the training rows.
+
+    Of equally frequent ones the first in class order is taken. Probabilities are the shares of the
+    training rows that have a label.
+    """
+    targets = [_target(example) for example in train]
+    order = {label: place for place, label in enumerate(state.labels)}
+    most = min(Counter(targets).items(), key=lambda item: (-item[1], _places(item[0], order)))
+    answer, count = most
+    having = Counter(label for target in targets for label in _labels_of(target))
+    shares = {label: having[label] / len(train) for label in state.labels}
+    log_likelihood = math.log(count / len(train))
+    predictions = [Prediction(each.id, answer, shares, log_likelihood) for each in test]
+    shown = ", ".join(_labels_of(answer)) or "no label"
+    return Baseline(predictions, f"Always `{shown}`, as {count:,} of {len(train):,} training rows.")
+
+
+def tf_idf(
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    test: Sequence[Example],
+    *,
+    state: TaskState,
+    metric: str = "accuracy",
+) -> Baseline:
+    """Answer by TF-IDF features and logistic regression, tuned on the validation rows.
+
+    Words and pairs of words are counted; one to three characters where the training texts are
+    mostly written without spaces, as Chinese is. The result depends on nothing but its arguments.
+
+    Args:
+        train: Fitted on.
+        validation: Chooses the penalty; without validation rows C is 10.
+        test: Answered, in order.
+        state: The labels, in class order.
+        metric: What the penalty is chosen by: a name of `ClassificationScores.metrics`.
+
+    Raises:
+        DataError: If an example has no label; names its place.
+    """
+    vectorizer, features = _vectorizer([example.text for example in train])
+    train_NF = vectorizer.fit_transform([example.text for example in train])
+    targets = _targets(train, state)
+    tried: list[tuple[float, float, _Classifier]] = []
+    for inverse_penalty in INVERSE_PENALTIES if validation else (10.0,):
+        classifier = _Classifier.fit(train_NF, targets, inverse_penalty, state)
+        value = classifier.value(validation, vectorizer, metric) if validation else 0.0
+        tried.append((value, inverse_penalty, classifier))
+    value, inverse_penalty, classifier = max(tried, key=lambda each: each[0])
+
+    probability_NL = classifier.probabilities(vectorizer.transform([each.text for each in test]))
+    reason = f" (validation {metric.replace('_', ' ')} {value:.3f})" if validation else ""
+    return Baseline(
+        _predictions(test, classifier.answers(probability_NL), probability_NL, state),
+        f"TF-IDF of {features}, logistic regression with C = {inverse_penalty:g}{reason}.",
+    )
+
+
+def is_unspaced(texts: Sequence[str]) -> bool:
+    """Say whether texts are mostly written in scripts that put no spaces between words."""
+    num_letters = sum(len(_LETTER.findall(text)) for text in texts)
+    num_unspaced = sum(len(_UNSPACED.findall(text)) for text in texts)
+    return num_unspaced > UNSPACED_FRACTION * max(num_letters, 1)
+
+
+def _vectorizer(texts: Sequence[str]) -> tuple[TfidfVectorizer, str]:
+    has_words = any(re.search(r"\w", text) for text in texts)
+    if is_unspaced(texts) or not has_words:
+        vectorizer = TfidfVectorizer(
+            analyzer="char", ngram_range=(1, 3), sublinear_tf=True, max_features=MAX_FEATURES
+        )
+        return vectorizer, "1 to 3 characters"
+    vectorizer = TfidfVectorizer(
+        token_pattern=_WORD,
+        ngram_range=(1, 2),
+        sublinear_tf=True,
+        max_features=MAX_FEATURES,
+    )
+    return vectorizer, "words and word pairs"
+
+
+@dataclass(frozen=True, slots=True)
+class _Classifier:
+    """A fitted scikit-learn classifier that speaks labels."""
+
+    model: LogisticRegression | OneVsRestClassifier
+    state: TaskState
+
+    @classmethod
+    def fit(
+        cls, train_NF: object, targets: NDArray[np.int64], inverse_penalty: float, state: TaskState
+    ) -> "_Classifier":
+        model = LogisticRegression(C=inverse_penalty, max_iter=200, tol=1e-3)
+        chosen = OneVsRestClassifier(model) if state.multi_label else model
+        with warnings.catch_warnings():
+            # A last digit of the optimum is no matter: validation decides between the penalties.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.filterwarnings("ignore", message="Label .* is present in all training")
+            warnings.filterwarnings("ignore", message="Label not .* is present in all training")
+            chosen.fit(train_NF, targets)
+        return cls(chosen, state)
+
+    def probabilities(self, features_NF: object) -> NDArray[np.float64]:
+        """Probability of every label, (N, L); 0 for labels that training did not have."""
+        found = np.asarray(self.model.predict_proba(features_NF), dtype=float)
+        if self.state.multi_label:
+            return found
+        probability_NL = np.zeros((len(found), len(self.state.labels)))
+        probability_NL[:, self.model.classes_] = found
+        return probability_NL
+
+    def value(self, examples: Sequence[Example], vectorizer: TfidfVectorizer, metric: str) -> float:
+        """Score on examples whose labels are known."""
+        probability_NL = self.probabilities(vectorizer.transform([each.text for each in examples]))
+        truth, answers = [_target(each) for each in examples], self.answers(probability_NL)
+        scores = score(truth, answers, self.state.labels, multi_label=self.state.multi_label)
+        return scores.metrics[metric]
+
+    def answers(self, probability_NL: NDArray[np.float64]) -> list[Answer]:
+        """The likeliest label, or every label above one half."""
+        labels = self.state.labels
+        if not self.state.multi_label:
+            return [labels[i] for i in probability_NL.argmax(axis=1)]
+        return [tuple(labels[i] for i in np.flatnonzero(row > 0.5)) for row in probability_NL]
+
+
+def _predictions(
+    examples: Sequence[Example],
+    answers: Sequence[Answer],
+    probability_NL: NDArray[np.float64],
+    state: TaskState,
+) -> list[Prediction]:
+    predictions: list[Prediction] = []
+    for example, answer, row in zip(examples, answers, probability_NL, strict=True):
+        probabilities = dict(zip(state.labels, map(float, row), strict=True))
+        if isinstance(answer, str):
+            likelihood = probabilities[answer]
+        else:
+            likelihood = math.prod(p if k in answer else 1 - p for k, p in probabilities.items())
+        log_likelihood = math.log(max(likelihood, 1e-300))
+        predictions.append(Prediction(example.id, answer, probabilities, log_likelihood))
+    return predictions
+
+
+def _targets(examples: Sequence[Example], state: TaskState) -> NDArray[np.int64]:
+    """Class numbers, (N,), or 0/1 per label, (N, L)."""
+    order = {label: place for place, label in enumerate(state.labels)}
+    if not state.multi_label:
+        return np.array([_places(_target(each), order)[0] for each in examples])
+    has_NL = np.zeros((len(examples), len(order)), dtype=np.int64)
+    for row, example in enumerate(examples):
+        has_NL[row, list(_places(_target(example), order))] = 1
+    return has_NL
+
+
+def _target(example: Example) -> Answer:
+    if example.target is None:
+        raise DataError(f"{example.place}: no label, but baselines learn from labels.")
+    return example.target
+
+
+def _labels_of(target: Answer) -> tuple[str, ...]:
+    return (target,) if isinstance(target, str) else target
+
+
+def _places(target: Answer, order: dict[str, int]) -> tuple[int, ...]:
+    return tuple(order[label] for label in _labels_of(target))
