@@ -69,7 +69,11 @@ class TaskState:
     multi_label: bool = False
     """Whether a text may have several labels, or none."""
     shots: tuple[Example, ...] = ()
-    """Worked examples put before every prompt; empty unless prompting few-shot."""
+    """Worked examples for few-shot prompting."""
+    class_weights: tuple[float, ...] = ()
+    """Weight of each class in the loss; empty where all count the same."""
+    instruction: str | None = None
+    """First line of the prompt; None takes the task's own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,9 @@ class TrainingSettings(Settings):
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better validation score; None never stops early."""
 
+    keep: Literal["best", "last"] = "best"
+    """Which weights the run ends with: those of the best evaluation, or of the last."""
+
 
 class TuneRecipe(Settings):
     """Everything that `lushan tune` can be told, but the data and the run folder."""

@@ -1,0 +1,93 @@
+"""What of a model is trained: everything, the last layers, the new layer alone, or low-rank adapters."""
+
+from typing import Literal
+
+from torch import nn
+
+from lushan.backbones.load import Backbone, is_head, quiet_transformers
+from lushan.errors import SettingError
+
+Method = Literal["full", "lora", "head", "top"]
+
+
+def attach(
+    backbone: Backbone,
+    *,
+    method: Method,
+    layers: int = 4,
+    rank: int = 16,
+    alpha: float = 32.0,
+    dropout: float = 0.0,
+) -> None:
+    """Freeze what stays and free what is trained; `lora` wraps `backbone.model` in a PEFT model.
+
+    Args:
+        backbone: Changed in place.
+        method: `full`, `lora`, `head`, or `top`.
+        layers: With `top`: how many of the last layers are trained, with the norm behind them.
+        rank: With `lora`: inner width.
+        alpha: With `lora`: scale, divided by the rank.
+        dropout: With `lora`: dropout in front of the adapters.
+
+    Raises:
+        SettingError: If nothing would be trained, or the model has fewer layers.
+    """
+    model = backbone.plain_model
+    if method == "lora":
+        _attach_lora(backbone, rank=rank, alpha=alpha, dropout=dropout)
+        return
+    model.requires_grad_(method == "full")
+    if method == "full":
+        return
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_head(name))
+    if method == "top":
+        for part in _top_parts(backbone, layers):
+            part.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise SettingError(
+            "`--adapter head` has nothing to train with `--answer generate`: the vocabulary layer is the "
+            "pretrained one. Choose `--answer head`, or `--adapter lora`, `top:N` or `full`."
+        )
+
+
+def _top_parts(backbone: Backbone, num_layers: int) -> list[nn.Module]:
+    """The last layers and what stands behind them, but never an embedding."""
+    stack = max(
+        (each for each in backbone.core.modules() if isinstance(each, nn.ModuleList)), key=len
+    )
+    if num_layers > len(stack):
+        raise SettingError(
+            f"`--adapter top:{num_layers}`: the model has only {len(stack)} layers. Choose fewer, or `full`."
+        )
+    holders = {id(each) for each in backbone.core.modules() if stack in list(each.modules())}
+    behind = [
+        each
+        for each in backbone.core.children()
+        if id(each) not in holders and not any(isinstance(m, nn.Embedding) for m in each.modules())
+    ]
+    return [*stack[len(stack) - num_layers :], *behind]
+
+
+def _attach_lora(backbone: Backbone, *, rank: int, alpha: float, dropout: float) -> None:
+    from peft import LoraConfig, TaskType, get_peft_model  # slow to import, rarely needed
+
+    classifies = any(is_head(name) for name, _ in backbone.model.named_parameters())
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType] - PEFT takes floats
+        lora_dropout=dropout,
+        target_modules="all-linear",
+    )
+    with quiet_transformers():
+        # Adapters keep the precision of the weights beside them; their float32 masters are the optimizer's.
+        backbone.model = get_peft_model(backbone.model, config, autocast_adapter_dtype=False)
+
+
+def trained_parts(model: nn.Module) -> dict[str, int]:
+    """How many weights are trained and how many are frozen."""
+    counts = {"trained": 0, "frozen": 0}
+    for parameter in model.parameters():
+        counts["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return counts

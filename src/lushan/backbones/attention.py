@@ -1,0 +1,301 @@
+"""Attention for packed documents: many documents on one token axis, none of which sees another.
+
+A batch is a flat row of tokens, documents one behind the other, sorted by length. Everything but attention works on
+that flat row, so no padding is ever computed there. Attention takes the documents in groups of similar
+length, pads each group to its longest document, multiplies, and takes the padding out again.
+
+The function enters `transformers` through its attention interface, so every architecture that uses the interface gets
+it without model code of ours. Window and causality are taken from the module and its arguments, never from the
+architecture's name.
+
+Shapes: T tokens of all documents, N documents of a group, L longest of them, P tokens of a shared
+prefix, K = P + L keys, H query heads, G key heads, R = H / G, D width of a head, F = heads * D.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+
+ATTENTION_NAME = "lushan_packed"
+
+_GROUP_GROWTH = 1.5
+_GROUP_SLACK_TOKENS = 16
+_FLASH_FROM_TOKENS = 512
+
+
+class _Pad(torch.autograd.Function):
+    """Put rows into their slots of a zeroed table; each slot is used once, so no sums are needed."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_TF: Tensor, slots_T: Tensor, num_slots: int) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(slots_T)
+        return rows_TF.new_zeros(num_slots, rows_TF.shape[1]).index_copy_(0, slots_T, rows_TF)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        (slots_T,) = ctx.saved_tensors
+        return gradients[0].index_select(0, slots_T), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """Take rows out of their slots: the inverse of `_Pad`."""
+
+    @staticmethod
+    def forward(ctx: Any, table_SF: Tensor, slots_T: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(slots_T)
+        ctx.num_slots = table_SF.shape[0]
+        return table_SF.index_select(0, slots_T)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (slots_T,) = ctx.saved_tensors
+        gradient_TF = gradients[0]
+        table_SF = gradient_TF.new_zeros(ctx.num_slots, gradient_TF.shape[1])
+        return table_SF.index_copy_(0, slots_T, gradient_TF), None
+
+
+@dataclass(slots=True)
+class Group:
+    """Documents of similar length: tokens [start, end) of the flat row."""
+
+    start: int
+    end: int
+    lengths: list[int]
+    slots_T: Tensor | None
+    """Slot of each token in the padded (N * L) table; None if all lengths are equal."""
+    masks: dict[tuple[bool, int | None], Tensor | None] = field(default_factory=dict)
+    """Masks by causality and window, made once and used by every layer."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return self.lengths[-1]
+
+    def pad(self, rows_TF: Tensor) -> Tensor:
+        """(T, F) of this group to (N, L, F)."""
+        rows_TF = rows_TF[self.start : self.end]
+        size = len(self.lengths) * self.longest
+        table_SF = rows_TF if self.slots_T is None else _Pad.apply(rows_TF, self.slots_T, size)
+        return table_SF.reshape(len(self.lengths), self.longest, -1)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def unpad(self, table_NLF: Tensor) -> Tensor:
+        """(N, L, F) back to (T, F)."""
+        table_SF = table_NLF.reshape(len(self.lengths) * self.longest, -1)
+        return table_SF if self.slots_T is None else _Unpad.apply(table_SF, self.slots_T)  # pyright: ignore[reportReturnType]
+
+
+@dataclass(slots=True)
+class Prefix:
+    """Keys and values of a prompt that all documents share, computed once; by layer."""
+
+    num_tokens: int
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    """Layer to (G, P, D)."""
+    values: dict[int, Tensor] = field(default_factory=dict)
+    """Layer to (G, P, D)."""
+
+
+@dataclass(slots=True)
+class Packing:
+    """Where the documents of a batch are, and what they share."""
+
+    groups: list[Group]
+    prefix: Prefix | None = None
+    record: Prefix | None = None
+    """Filled with the keys and values of this pass, to be the prefix of later ones."""
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens of the shared prefix."""
+        return self.prefix.num_tokens if self.prefix else 0
+
+
+def plan_packing(lengths: Sequence[int], *, device: torch.device | str = "cpu") -> Packing:
+    """Group documents of similar length.
+
+    Args:
+        lengths: Tokens of each document, ascending, in the order of the flat row.
+        device: Where the index tensors go.
+    """
+    groups: list[Group] = []
+    start = 0
+    position = 0
+    while position < len(lengths):
+        limit = lengths[position] * _GROUP_GROWTH + _GROUP_SLACK_TOKENS
+        stop = position
+        while stop < len(lengths) and lengths[stop] <= limit:
+            stop += 1
+        members = list(lengths[position:stop])
+        end = start + sum(members)
+        groups.append(Group(start, end, members, _slots(members, device)))
+        start, position = end, stop
+    return Packing(groups)
+
+
+def _slots(lengths: list[int], device: torch.device | str) -> Tensor | None:
+    longest = lengths[-1]
+    if lengths[0] == longest:
+        return None
+    lengths_N = torch.tensor(lengths)
+    offsets_N = torch.arange(len(lengths)) * longest
+    starts_N = lengths_N.cumsum(0) - lengths_N
+    slots_T = torch.arange(int(lengths_N.sum())) + (offsets_N - starts_N).repeat_interleave(
+        lengths_N
+    )
+    return slots_T.to(device)
+
+
+def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' interface
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001 - the mask follows from the packing
+    **options: Any,  # noqa: ANN401
+) -> tuple[Tensor, None]:
+    """Attend inside each document.
+
+    Args:
+        module: The calling attention layer; tells its number and whether it is causal.
+        query: (1, H, T, D).
+        key: (1, G, T, D).
+        value: (1, G, T, D).
+        attention_mask: Not used.
+        options: `packing` (required), `scaling`, `dropout`, `sliding_window`, `is_causal`.
+
+    Returns:
+        (1, T, H, D), and no weights.
+    """
+    packing: Packing = options["packing"]
+    is_causal = options.get("is_causal")
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    layer = getattr(module, "layer_idx", None)
+    if packing.record is not None:
+        packing.record.keys[layer] = key[0].detach()  # pyright: ignore[reportArgumentType]
+        packing.record.values[layer] = value[0].detach()  # pyright: ignore[reportArgumentType]
+
+    heads, tokens, width = query.shape[1:]
+    query_TF, key_TF, value_TF = (
+        each[0].transpose(0, 1).reshape(tokens, -1) for each in (query, key, value)
+    )
+    scaling = options.get("scaling") or width**-0.5
+    outputs: list[Tensor] = []
+    for group in packing.groups:
+        query_NHLD, key_NGKD, value_NGKD = (
+            each.unflatten(2, (-1, width)).transpose(1, 2)
+            for each in (group.pad(query_TF), group.pad(key_TF), group.pad(value_TF))
+        )
+        if packing.prefix is not None:
+            key_NGKD = _with_prefix(packing.prefix.keys[layer], key_NGKD)  # pyright: ignore[reportArgumentType]
+            value_NGKD = _with_prefix(packing.prefix.values[layer], value_NGKD)  # pyright: ignore[reportArgumentType]
+        window = options.get("sliding_window")
+        mask_NLK = _mask(group, packing.num_prefix_tokens, causal=causal, window=window, like=query)
+        attended_NHLD = _attend(
+            query_NHLD,
+            key_NGKD,
+            value_NGKD,
+            mask_NLK=mask_NLK,
+            scaling=scaling,
+            dropout=options.get("dropout") or 0.0,
+        )
+        outputs.append(group.unpad(attended_NHLD.transpose(1, 2).flatten(2)))
+    attended_TF = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return attended_TF.reshape(1, tokens, heads, width), None
+
+
+def _with_prefix(prefix_GPD: Tensor, own_NGLD: Tensor) -> Tensor:
+    return torch.cat([prefix_GPD.expand(own_NGLD.shape[0], -1, -1, -1), own_NGLD], dim=2)
+
+
+def _mask(
+    group: Group, num_prefix_tokens: int, *, causal: bool, window: int | None, like: Tensor
+) -> Tensor | None:
+    """What is added to the scores: 0 where a query may look, -inf elsewhere; (1 or N, L, K), or None."""
+    place = (causal, window)
+    if place not in group.masks:
+        group.masks[place] = _build_mask(
+            group, num_prefix_tokens, causal=causal, window=window, like=like
+        )
+    return group.masks[place]
+
+
+def _build_mask(
+    group: Group, num_prefix_tokens: int, *, causal: bool, window: int | None, like: Tensor
+) -> Tensor | None:
+    longest = group.longest
+    keys_K = torch.arange(num_prefix_tokens + longest, device=like.device)
+    distance_LK = keys_K[num_prefix_tokens:, None] - keys_K
+    allowed_NLK = (distance_LK >= 0 if causal else torch.ones_like(distance_LK, dtype=torch.bool))[
+        None
+    ]
+    if window is not None:
+        allowed_NLK = allowed_NLK & (distance_LK.abs() < window)
+    if not causal and group.slots_T is not None:
+        # A causal query never reaches the padding, which stands behind its document.
+        ends_N = torch.tensor(group.lengths, device=like.device) + num_prefix_tokens
+        allowed_NLK = allowed_NLK & (keys_K < ends_N[:, None])[:, None, :]
+    if bool(allowed_NLK.all()):
+        return None
+    # A padding query may be left without any key; the lowest finite number keeps its softmax finite.
+    lowest = torch.finfo(like.dtype).min
+    return torch.zeros_like(allowed_NLK, dtype=like.dtype).masked_fill_(~allowed_NLK, lowest)
+
+
+def _attend(
+    query_NHLD: Tensor,
+    key_NGKD: Tensor,
+    value_NGKD: Tensor,
+    *,
+    mask_NLK: Tensor | None,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    num_documents, heads, longest, width = query_NHLD.shape
+    shared = heads // key_NGKD.shape[1]
+    if longest >= _FLASH_FROM_TOKENS:
+        return functional.scaled_dot_product_attention(
+            query_NHLD,
+            key_NGKD,
+            value_NGKD,
+            attn_mask=None if mask_NLK is None else mask_NLK[:, None],
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=shared > 1,
+        )
+    # Below some hundred tokens plain products beat the flash kernel, whose backward pass is slow on CPUs.
+    # Query heads that share a key head are stacked, so that keys are never copied.
+    stacked_NGSD = (query_NHLD * scaling).reshape(num_documents, -1, shared * longest, width)
+    scores_NGSK = stacked_NGSD @ key_NGKD.transpose(-1, -2)
+    if mask_NLK is not None:
+        scores_NGRLK = scores_NGSK.unflatten(2, (shared, longest)) + mask_NLK[:, None, None]
+        scores_NGSK = scores_NGRLK.flatten(2, 3)
+    weights_NGSK = scores_NGSK.softmax(dim=-1)
+    if dropout:
+        weights_NGSK = functional.dropout(weights_NGSK, dropout)
+    return (weights_NGSK @ value_NGKD).reshape(num_documents, heads, longest, width)
+
+
+def block_mask(lengths: Sequence[int], *, dtype: torch.dtype, causal: bool) -> Tensor:
+    """The same as an explicit mask, for models that only take one; (1, 1, T, T), additive."""
+    documents_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    allowed_TT = documents_T[:, None] == documents_T
+    if causal:
+        allowed_TT = allowed_TT.tril()
+    lowest = torch.finfo(dtype).min
+    return torch.zeros(allowed_TT.shape, dtype=dtype).masked_fill_(~allowed_TT, lowest)[None, None]
+
+
+def _no_mask(*_: object, **__: object) -> None:
+    """Stand in for the masks that `transformers` would build."""
+
+
+def register() -> None:
+    """Make the attention known to `transformers` under `ATTENTION_NAME`."""
+    attention: Callable[..., tuple[Tensor, None]] = packed_attention
+    AttentionInterface.register(ATTENTION_NAME, attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)

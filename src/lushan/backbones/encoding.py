@@ -1,0 +1,134 @@
+"""From a rendered text to token ids: the one way, for training, evaluation, prediction and HTTP.
+
+What is supervised is found through character offsets of one joint tokenisation, never by searching
+token ids: a prompt that ends in a space is not a token prefix of prompt + answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lushan.backbones.tokenizer import Encoded, Tokenizer
+from lushan.errors import DataError
+from lushan.records import Rendered
+
+LengthPolicy = Literal["error", "truncate", "window"]
+
+
+@dataclass(frozen=True, slots=True)
+class LengthLimit:
+    """How long a document may be, and what happens to a longer one."""
+
+    max_tokens: int
+    policy: LengthPolicy = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Token ids of one document, or of one part of a document that was too long."""
+
+    token_ids: tuple[int, ...]
+    targets_from: int
+    """Index of the first supervised token; -1 where nothing in the text is supervised."""
+    num_cut_tokens: int = 0
+
+
+def encode_rendered(
+    rendered: Sequence[Rendered],
+    tokenizer: Tokenizer,
+    *,
+    limit: LengthLimit,
+    places: Sequence[str],
+) -> list[list[Window]]:
+    """Tokenise rendered texts; several windows for a text that is too long under the `window` policy.
+
+    Args:
+        rendered: What to encode.
+        tokenizer: The model's tokenizer.
+        limit: Longest document, and the policy for longer ones.
+        places: Where each text came from, for messages.
+
+    Raises:
+        DataError: If a text is too long under the `error` policy, or what may not be cut is too
+            long by itself, or a text has no token at all.
+    """
+    encoded = tokenizer.encode([each.text for each in rendered])
+    return [
+        _windows(one, text, tokenizer, limit=limit, place=place)
+        for one, text, place in zip(encoded, rendered, places, strict=True)
+    ]
+
+
+def _windows(
+    encoded: Encoded, rendered: Rendered, tokenizer: Tokenizer, *, limit: LengthLimit, place: str
+) -> list[Window]:
+    ids = list(encoded.ids)
+    first, last = _token_range(encoded, rendered.cuttable)
+    supervised = _first_supervised(encoded, rendered)
+    if rendered.ends_with_stop:
+        if tokenizer.stop_id is None:
+            raise DataError("This model's tokenizer has no stop token, so it cannot learn to stop.")
+        ids.append(tokenizer.stop_id)
+    if not ids:
+        raise DataError(f"{place}: the text has no token that this model knows.")
+    excess = len(ids) - limit.max_tokens
+    if excess <= 0:
+        return [Window(tuple(ids), supervised)]
+    room = limit.max_tokens - (len(ids) - (last - first))
+    if limit.policy == "error" or room < 1:
+        what_to_do = (
+            "Choose `--set data.over_length=truncate` or `window`, or raise `model.max_length`."
+            if room >= 1
+            else "What surrounds the text is too long by itself: raise `model.max_length`."
+        )
+        raise DataError(
+            f"{place}: {len(ids)} tokens, but at most {limit.max_tokens} fit. {what_to_do}"
+        )
+    starts = range(first, last, room) if limit.policy == "window" else [first]
+    return [
+        _cut(
+            ids,
+            supervised,
+            keep=(start, min(start + room, last)),
+            of=(first, last),
+            policy=limit.policy,
+        )
+        for start in starts
+    ]
+
+
+def _cut(
+    ids: list[int],
+    supervised: int,
+    *,
+    keep: tuple[int, int],
+    of: tuple[int, int],
+    policy: LengthPolicy,
+) -> Window:
+    kept = ids[: of[0]] + ids[keep[0] : keep[1]] + ids[of[1] :]
+    num_removed = len(ids) - len(kept)
+    return Window(
+        tuple(kept),
+        supervised - num_removed if supervised >= 0 else -1,
+        num_removed if policy == "truncate" else 0,
+    )
+
+
+def _token_range(encoded: Encoded, characters: tuple[int, int]) -> tuple[int, int]:
+    """Tokens that lie inside a character range; special tokens (empty offsets) never do."""
+    inside = [
+        index
+        for index, (start, end) in enumerate(encoded.offsets)
+        if end > start and start >= characters[0] and end <= characters[1]
+    ]
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+def _first_supervised(encoded: Encoded, rendered: Rendered) -> int:
+    if not rendered.supervised:
+        return -1
+    start = rendered.supervised[0][0]
+    for index, (_, end) in enumerate(encoded.offsets):
+        if end > start:
+            return index
+    return len(encoded.ids)

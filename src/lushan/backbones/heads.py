@@ -1,0 +1,84 @@
+"""From hidden states to answers: the class layer of each architecture, and the vocabulary.
+
+The layers are those of `transformers`' own sequence-classification models, so that what is saved
+loads there unchanged. Only the pooling is ours: by explicit index, never by looking for padding.
+
+Shapes: T tokens, N documents, D width, C classes, K chosen positions, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lushan.errors import ModelError
+from lushan.records import Batch
+
+
+def class_logits(
+    model: nn.Module, hidden_TD: Tensor, batch: Batch, *, dropout: float = 0.0
+) -> Tensor:
+    """Score every class for every document; (N, C), float32.
+
+    Decoders are read at their last token, which has seen the whole text; encoders as their own
+    class layer was made: at the first token, or at the mean of all.
+
+    Raises:
+        ModelError: If the architecture's class layer is not known here.
+    """
+    head: Any = model
+    if hasattr(head, "score"):
+        pooled_ND = hidden_TD[batch.last_N]
+        return _linear(head.score, functional.dropout(pooled_ND, dropout, training=model.training))
+    pooled_ND = _encoder_pooled(head, hidden_TD, batch)
+    pooled_ND = functional.dropout(pooled_ND, dropout, training=model.training)
+    return _linear(head.classifier, pooled_ND)
+
+
+def _linear(layer: nn.Module, pooled_ND: Tensor) -> Tensor:
+    # Class layers stay in float32: in bf16 two classes would often tie.
+    weight = next(layer.parameters())
+    return layer(pooled_ND.to(weight.dtype)).float()
+
+
+def _encoder_pooled(model: Any, hidden_TD: Tensor, batch: Batch) -> Tensor:  # noqa: ANN401
+    core = model.base_model
+    if getattr(core, "pooler", None) is not None:  # bert
+        return model.dropout(core.pooler(hidden_TD[batch.first_N][:, None]))
+    if hasattr(model, "head") and hasattr(model, "drop"):  # modernbert
+        if model.config.classifier_pooling == "cls":
+            pooled_ND = hidden_TD[batch.first_N]
+        else:
+            pooled_ND = mean_over_tokens(hidden_TD, batch)
+        return model.drop(model.head(pooled_ND))
+    raise ModelError(
+        f"The class layer of `{model.config.model_type}` is not supported. "
+        "Use a decoder, bert or modernbert model."
+    )
+
+
+def mean_over_tokens(hidden_TD: Tensor, batch: Batch) -> Tensor:
+    """Average the hidden states of each document; (N, D)."""
+    lengths_N = (batch.last_N - batch.first_N + 1).to(hidden_TD.dtype)
+    sums_ND = hidden_TD.new_zeros(len(lengths_N), hidden_TD.shape[1])
+    sums_ND = sums_ND.index_add(0, batch.document_ids_1T[0], hidden_TD)
+    return sums_ND / lengths_N[:, None]
+
+
+def vocabulary_logits(model: nn.Module, hidden_KD: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Score the vocabulary, or only some of its tokens, at chosen positions; (K, V or len(tokens)), float32.
+
+    Args:
+        model: A causal language model of `transformers`.
+        hidden_KD: Hidden states of the positions that are needed, and no others.
+        tokens: Token ids to score; None scores all.
+    """
+    layer: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    weight_VD, bias_V = layer.weight, layer.bias
+    if tokens is not None:
+        weight_VD = weight_VD[tokens]
+        bias_V = None if bias_V is None else bias_V[tokens]
+    logits = functional.linear(hidden_KD, weight_VD, bias_V).float()
+    softcap = getattr(model.config, "final_logit_softcapping", None)  # pyright: ignore[reportAttributeAccessIssue]
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -1,0 +1,275 @@
+"""Load a pretrained model with the layer that its answers need, and prove on a probe that packing is exact.
+
+Shapes: T tokens, D width.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from lushan.backbones import attention
+from lushan.backbones.attention import Packing, Prefix, block_mask, plan_packing
+from lushan.backbones.inspect import ModelFacts, describe
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.errors import ModelError
+from lushan.records import Batch
+
+Purpose = Literal["classify", "language", "embed"]
+PackingMode = Literal["packed", "masked", "alone"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+_CLASSES: dict[Purpose, Any] = {
+    "classify": AutoModelForSequenceClassification,
+    "language": AutoModelForCausalLM,
+    "embed": AutoModel,
+}
+_HEAD_NAMES = ("score", "classifier", "pooler", "head")
+_PROBE_LENGTHS = (7, 12, 19)
+
+
+@dataclass(slots=True)
+class Backbone:
+    """A pretrained model with its tokenizer."""
+
+    model: Any
+    """A `PreTrainedModel`, or a `PeftModel` around one."""
+    tokenizer: Tokenizer
+    facts: ModelFacts
+    packing_mode: PackingMode
+    """`packed`: own attention. `masked`: an explicit mask keeps documents apart. `alone`: one by one."""
+
+    @property
+    def plain_model(self) -> Any:  # noqa: ANN401 - transformers' classes share no useful type
+        """The `transformers` model, inside its adapter if there is one."""
+        return (
+            self.model if isinstance(self.model, PreTrainedModel) else self.model.get_base_model()
+        )
+
+    @property
+    def core(self) -> Any:  # noqa: ANN401
+        """The layers that make hidden states."""
+        return self.plain_model.base_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def hidden_states(
+        self, batch: Batch, *, prefix: Prefix | None = None, record: Prefix | None = None
+    ) -> Tensor:
+        """Run the documents of a batch, none of which sees another; (T, D), after the last norm.
+
+        Args:
+            batch: Packed documents.
+            prefix: Keys and values that every document continues; only in `packed` mode.
+            record: Filled with this pass's keys and values; only in `packed` mode.
+        """
+        lengths = [len(each.token_ids) for each in batch.features]
+        if self.packing_mode == "packed":
+            packing = plan_packing(lengths, device=batch.token_ids_1T.device)
+            packing.prefix, packing.record = prefix, record
+            return self._run(batch.token_ids_1T, batch.position_ids_1T, packing=packing)
+        if self.packing_mode == "masked":
+            mask = block_mask(lengths, dtype=self.core.dtype, causal=self.facts.family == "decoder")
+            return self._run(batch.token_ids_1T, batch.position_ids_1T, attention_mask=mask)
+        pieces = zip(
+            batch.token_ids_1T.split(lengths, dim=1),
+            batch.position_ids_1T.split(lengths, dim=1),
+            strict=True,
+        )
+        return torch.cat([self._run(token_ids, positions) for token_ids, positions in pieces])
+
+    def _run(
+        self,
+        token_ids_1T: Tensor,
+        position_ids_1T: Tensor,
+        *,
+        packing: Packing | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        options: dict[str, Any] = {"packing": packing} if packing else {}
+        if attention_mask is not None:
+            options["attention_mask"] = attention_mask
+        if self.facts.family == "decoder":
+            options["use_cache"] = False
+        outputs = self.core(input_ids=token_ids_1T, position_ids=position_ids_1T, **options)
+        return outputs.last_hidden_state[0]
+
+
+def load_backbone(
+    folder: Path,
+    *,
+    purpose: Purpose,
+    labels: Sequence[str] = (),
+    multi_label: bool = False,
+    precision: Literal["bf16", "fp32"] = "fp32",
+    seed: int = 0,
+) -> Backbone:
+    """Load a model folder.
+
+    Args:
+        folder: A Hugging Face model folder; nothing is fetched.
+        purpose: `classify` adds a class layer, `language` the vocabulary, `embed` nothing.
+        labels: Class names, in the order of their numbers.
+        multi_label: Whether a text may have several labels.
+        precision: Arithmetic of everything but the class layer, which stays in float32.
+        seed: Seed of a class layer that the folder does not have.
+
+    Raises:
+        ModelError: If the folder cannot be used for this purpose; says why.
+    """
+    facts = describe(folder)
+    if purpose == "language" and facts.family == "encoder":
+        raise ModelError(
+            f"`{folder.name}` is an encoder: it fills gaps and cannot write. Use `--answer head`."
+        )
+    tokenizer = Tokenizer.load(folder)
+    options: dict[str, Any] = {}
+    if purpose == "classify":
+        options = {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: number for number, label in enumerate(labels)},
+            "problem_type": "multi_label_classification"
+            if multi_label
+            else "single_label_classification",
+        }
+    attention.register()
+    torch.manual_seed(seed)
+    model = _from_pretrained(folder, _CLASSES[purpose], options)
+    model.config.pad_token_id = _padding_id(model, tokenizer)
+    backbone = Backbone(model.eval(), tokenizer, facts, "packed")
+    backbone.packing_mode = _find_packing_mode(backbone)
+    cast_weights(model, DTYPES[precision])
+    return backbone
+
+
+def _from_pretrained(folder: Path, model_class: Any, options: dict[str, Any]) -> Any:  # noqa: ANN401
+    try:
+        model, info = _load(folder, model_class, attention.ATTENTION_NAME, options)
+    except ValueError as error:
+        # Some architectures (gpt_neo) have a fixed table of attention classes.
+        if attention.ATTENTION_NAME not in str(error):
+            raise ModelError(f"`{folder}` cannot be loaded: {error}") from None
+        model, info = _load(folder, model_class, "eager", options)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ModelError(f"`{folder}` cannot be loaded: {error}") from None
+    _check_keys(folder, info)
+    return model
+
+
+def _load(folder: Path, model_class: Any, attention_name: str, options: dict[str, Any]) -> Any:  # noqa: ANN401
+    with quiet_transformers():
+        return model_class.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation=attention_name,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+
+
+def _check_keys(folder: Path, info: dict[str, Any]) -> None:
+    missing = [
+        name
+        for name in info["missing_keys"]
+        if not any(part in _HEAD_NAMES for part in name.split("."))
+    ]
+    if missing or info["mismatched_keys"]:
+        names = ", ".join([*missing, *(str(each) for each in info["mismatched_keys"])][:5])
+        raise ModelError(
+            f"`{folder}`: the weights do not fit the configuration. Missing or of another shape: {names}."
+        )
+
+
+def _padding_id(model: Any, tokenizer: Tokenizer) -> int | None:  # noqa: ANN401
+    # transformers' own class models look for the last token that is not padding. Lushan never pads,
+    # but whoever loads the saved folder there will.
+    known = model.config.pad_token_id
+    if known is not None and 0 <= known < tokenizer.vocabulary_size:
+        return known
+    return tokenizer.stop_id
+
+
+def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Set the precision of all weights but those of a class layer; buffers (rotary angles) stay exact."""
+    for name, parameter in model.named_parameters():
+        if not is_head(name):
+            parameter.data = parameter.data.to(dtype)
+
+
+def is_head(parameter_name: str) -> bool:
+    """Whether a weight belongs to the class layer."""
+    return any(part in ("score", "classifier") for part in parameter_name.split("."))
+
+
+def _find_packing_mode(backbone: Backbone) -> PackingMode:
+    """Take the fastest way of keeping documents apart that agrees with running them alone."""
+    generator = torch.Generator().manual_seed(0)
+    top = min(backbone.facts.vocabulary_size, backbone.tokenizer.vocabulary_size)
+    ids = [torch.randint(top, (length,), generator=generator) for length in _PROBE_LENGTHS]
+    with torch.inference_mode():
+        alone = torch.cat([_probe_alone(backbone, each) for each in ids])
+        modes: tuple[PackingMode, ...] = ("packed", "masked")
+        return next((mode for mode in modes if _is_exact(backbone, mode, ids, alone)), "alone")
+
+
+def _is_exact(backbone: Backbone, mode: PackingMode, ids: list[Tensor], alone: Tensor) -> bool:
+    backbone.packing_mode = mode
+    try:
+        return torch.allclose(_probe_packed(backbone, ids), alone, rtol=1e-3, atol=1e-3)
+    except (TypeError, ValueError, KeyError, RuntimeError):
+        return False  # the architecture does not take the mask or the extra argument
+
+
+def _probe_alone(backbone: Backbone, ids: Tensor) -> Tensor:
+    """One document through the model's own eager attention, without any code of ours."""
+    config = backbone.core.config
+    ours = config._attn_implementation
+    config._attn_implementation = "eager"
+    try:
+        return backbone.core(input_ids=ids[None]).last_hidden_state[0]
+    finally:
+        config._attn_implementation = ours
+
+
+def _probe_packed(backbone: Backbone, ids: list[Tensor]) -> Tensor:
+    lengths = [len(each) for each in ids]
+    token_ids_1T = torch.cat(ids)[None]
+    position_ids_1T = torch.cat([torch.arange(length) for length in lengths])[None]
+    if backbone.packing_mode == "packed":
+        return backbone._run(token_ids_1T, position_ids_1T, packing=plan_packing(lengths))
+    mask = block_mask(lengths, dtype=backbone.core.dtype, causal=backbone.facts.family == "decoder")
+    return backbone._run(token_ids_1T, position_ids_1T, attention_mask=mask)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the library's bars and warnings off the terminal; what matters is checked by us."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()

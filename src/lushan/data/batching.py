@@ -1,0 +1,134 @@
+"""Packed batches in a deterministic order that can be left and taken up again at any step."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lushan.records import Batch, Features
+
+MAX_BATCH_TOKENS = 4096
+"""Tokens that run through the model at once; bounds memory, changes no result."""
+
+
+def pack(
+    features: Sequence[Features], *, first_position: int = 0, device: str | torch.device = "cpu"
+) -> Batch:
+    """Put documents on one token axis, sorted by length.
+
+    Args:
+        features: At least one document.
+        first_position: Position of each document's first token (the length of a shared prefix).
+        device: Where the tensors go.
+    """
+    ordered = sorted(features, key=lambda each: len(each.token_ids))
+    lengths_N = torch.tensor([len(each.token_ids) for each in ordered])
+    ends_N = lengths_N.cumsum(0)
+    starts_N = ends_N - lengths_N
+    document_ids_T = torch.arange(len(ordered)).repeat_interleave(lengths_N)
+    positions_T = torch.arange(int(ends_N[-1])) - starts_N[document_ids_T] + first_position
+    token_ids_T = torch.tensor([token for each in ordered for token in each.token_ids])
+    return Batch(
+        token_ids_1T=token_ids_T[None].to(device),
+        position_ids_1T=positions_T[None].to(device),
+        document_ids_1T=document_ids_T[None].to(device),
+        first_N=starts_N.to(device),
+        last_N=(ends_N - 1).to(device),
+        features=tuple(ordered),
+    )
+
+
+def split_by_tokens(features: Sequence[Features], max_tokens: int) -> list[list[Features]]:
+    """Cut a list of documents into parts of at most `max_tokens`; a longer document stands alone."""
+    parts: list[list[Features]] = []
+    size = 0
+    for each in features:
+        length = len(each.token_ids)
+        if not parts or size + length > max_tokens:
+            parts.append([])
+            size = 0
+        parts[-1].append(each)
+        size += length
+    return parts
+
+
+class Step(NamedTuple):
+    """What one optimizer step sees."""
+
+    micro_batches: list[Batch]
+    """This process's share, in parts that fit the memory."""
+    count: float
+    """What is supervised in the whole step, over all processes; the loss is divided by it once."""
+    num_tokens: int
+    """Tokens of the whole step, over all processes."""
+
+
+class PackedSource:
+    """Steps of `rows_per_step` rows, shuffled anew in every epoch.
+
+    The order depends on the seed and the epoch alone, so two numbers (`state_dict`) are enough to go on
+    exactly where a killed run stopped.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Features],
+        *,
+        rows_per_step: int,
+        seed: int,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+        process: tuple[int, int] = (0, 1),
+    ) -> None:
+        """Group documents by row.
+
+        Args:
+            features: All documents; those of one row (windows, candidates) stay together.
+            rows_per_step: Rows per optimizer step, over all processes.
+            seed: Seed of the order.
+            max_batch_tokens: Tokens of a micro-batch.
+            process: This process's number, and how many there are.
+        """
+        rows: dict[int, list[Features]] = {}
+        for each in features:
+            rows.setdefault(each.example_index, []).append(each)
+        self._rows = list(rows.values())
+        self._rows_per_step = rows_per_step
+        self._seed = seed
+        self._max_batch_tokens = max_batch_tokens
+        self._rank, self._num_processes = process
+        self.epoch = 0
+        self.step_in_epoch = 0
+
+    @property
+    def num_steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass; the last may be short."""
+        return -(-len(self._rows) // self._rows_per_step)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next step begins."""
+        return {"epoch": self.epoch, "step_in_epoch": self.step_in_epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to where `state_dict` was taken."""
+        self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
+
+    def rest_of_epoch(self) -> Iterator[Step]:
+        """Yield the steps that are left of this epoch, then move to the next."""
+        order = np.random.default_rng([self._seed, self.epoch]).permutation(len(self._rows))
+        while self.step_in_epoch < self.num_steps_per_epoch:
+            start = self.step_in_epoch * self._rows_per_step
+            self.step_in_epoch += 1
+            yield self._step([
+                self._rows[row] for row in order[start : start + self._rows_per_step]
+            ])
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+
+    def _step(self, rows: list[list[Features]]) -> Step:
+        everything = [each for row in rows for each in row]
+        own = [each for row in rows[self._rank :: self._num_processes] for each in row]
+        return Step(
+            [pack(part) for part in split_by_tokens(own, self._max_batch_tokens)],
+            count=sum(each.weight * each.num_supervised for each in everything),
+            num_tokens=sum(len(each.token_ids) for each in everything),
+        )

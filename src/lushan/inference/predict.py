@@ -1,0 +1,99 @@
+"""From examples to predictions, for any task and either way of answering.
+
+Documents run packed, longest last, and what all prompts share at their start is computed once.
+
+Shapes: N documents of a batch, F all documents, C classes or candidate answers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.load import Backbone
+from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_by_tokens
+from lushan.inference.constrained import score_candidates
+from lushan.records import AnswerMode, Example, Features, Prediction, TaskState
+from lushan.tasks import Task
+
+Advance = Callable[[int], None]
+
+
+def _ignore(_: int) -> None:
+    """Tell nobody about progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """A model, and the task and state that it answers for."""
+
+    backbone: Backbone
+    task: Task
+    state: TaskState
+    answer: AnswerMode
+    limit: LengthLimit
+    version: str = ""
+
+    def predict(
+        self,
+        examples: Sequence[Example],
+        *,
+        shots: Sequence[Example] = (),
+        advance: Advance = _ignore,
+    ) -> list[Prediction]:
+        """Answer every example, in order.
+
+        Args:
+            examples: What is asked; their targets are not looked at.
+            shots: Worked examples put before every prompt; only for `generate`.
+            advance: Called with the number of documents that were answered since the last call.
+
+        Raises:
+            DataError: If a text is too long and the policy is `error`.
+        """
+        if not examples:
+            return []
+        features = self.task.encode(
+            examples,
+            self.state,
+            self.backbone.tokenizer,
+            answer=self.answer,
+            limit=self.limit,
+            with_target=False,
+            shots=shots,
+        )
+        outputs = self._outputs(features, advance)
+        predictions = self.task.decode(outputs, features, examples, self.state, answer=self.answer)
+        return [
+            Prediction(each.id, each.answer, each.probabilities, each.log_likelihood, self.version)
+            for each in predictions
+        ]
+
+    def _outputs(self, features: Sequence[Features], advance: Advance) -> np.ndarray:
+        was_training = self.backbone.model.training
+        self.backbone.model.eval()
+        try:
+            with torch.inference_mode():
+                if self.answer == "generate":
+                    candidates = self.task.candidates(self.state)
+                    return score_candidates(self.backbone, features, candidates, advance=advance)
+                return head_outputs(self.task, self.backbone, features, advance)
+        finally:
+            self.backbone.model.train(was_training)
+
+
+def head_outputs(
+    task: Task, backbone: Backbone, features: Sequence[Features], advance: Advance = _ignore
+) -> np.ndarray:
+    """Run every document through the model and its head; (F, C), in the order of `features`."""
+    order = sorted(range(len(features)), key=lambda index: len(features[index].token_ids))
+    positions = iter(order)
+    rows: list[np.ndarray] = [np.empty(0)] * len(features)
+    for part in split_by_tokens([features[index] for index in order], MAX_BATCH_TOKENS):
+        outputs_NC = task.outputs(backbone, pack(part, device=backbone.device))
+        for row_C in outputs_NC:
+            rows[next(positions)] = row_C
+        advance(len(part))
+    return np.stack(rows)

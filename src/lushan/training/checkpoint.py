@@ -1,0 +1,130 @@
+"""Checkpoints that survive `kill -9`: written beside, then renamed; the last one is always whole.
+
+Tensors are safetensors, everything else is JSON. A checkpoint holds the masters and moments of what is trained, the
+position in the data, every random generator in use, and the best weights so far.
+"""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lushan.errors import RunError
+
+_SPENT_FRACTION = 0.05
+"""Checkpoints may cost at most this share of the training time."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands, besides its weights."""
+
+    source: dict[str, int] = field(default_factory=dict[str, int])
+    validation: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    """One entry per evaluation: epoch, step, score, loss."""
+    best_step: int = -1
+    num_stale: int = 0
+    """Evaluations since the best one."""
+    num_tokens: int = 0
+    seconds: float = 0.0
+    """Training time so far, without evaluations."""
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use `folder`, which is made when the first checkpoint is written."""
+        self._folder = folder
+        self._last_write_seconds = 0.0
+        self._last_written_at = time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether enough time has passed that writing another costs little."""
+        waited = time.monotonic() - self._last_written_at
+        return waited > max(10.0, self._last_write_seconds / _SPENT_FRACTION)
+
+    def save(self, step: int, tensors: dict[str, Tensor], progress: Progress) -> None:
+        """Write a checkpoint, then remove the older ones."""
+        started = time.monotonic()
+        state = {
+            "source": progress.source,
+            "validation": progress.validation,
+            "best_step": progress.best_step,
+            "num_stale": progress.num_stale,
+            "num_tokens": progress.num_tokens,
+            "seconds": progress.seconds,
+        }
+        everything = {**tensors, "random/torch": torch.get_rng_state()}
+        self._write(f"step-{step:08d}", everything, state)
+        self._remove_all_but("step-", f"step-{step:08d}")
+        self._remove_all_but("best-", f"best-{progress.best_step:08d}")
+        self._last_write_seconds = time.monotonic() - started
+        self._last_written_at = time.monotonic()
+
+    def save_best(self, step: int, weights: dict[str, Tensor]) -> None:
+        """Keep the best weights; the older best stays until a checkpoint that knows the new one is written."""
+        self._write(f"best-{step:08d}", weights, {})
+
+    def load_best(self, step: int) -> dict[str, Tensor]:
+        """Read the best weights."""
+        return load_file(self._folder / f"best-{step:08d}" / "tensors.safetensors")
+
+    def load_last(self) -> tuple[dict[str, Tensor], Progress] | None:
+        """Read the newest whole checkpoint; None if there is none. Sets the random generators.
+
+        Raises:
+            RunError: If the newest checkpoint cannot be read.
+        """
+        found = sorted(self._folder.glob("step-*[0-9]")) if self._folder.is_dir() else []
+        if not found:
+            return None
+        try:
+            tensors = load_file(found[-1] / "tensors.safetensors")
+            state: dict[str, Any] = json.loads((found[-1] / "state.json").read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"Checkpoint `{found[-1]}` is broken: {error}. Remove it, or start again with `--overwrite`."
+            ) from None
+        torch.set_rng_state(tensors.pop("random/torch"))
+        return tensors, Progress(**state)
+
+    def remove(self) -> None:
+        """Remove all checkpoints: the run is complete."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _write(self, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        folder = self._folder / name
+        beside = self._folder / f".{name}"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+        save_file(plain, beside / "tensors.safetensors")
+        (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        for file in beside.iterdir():
+            _flush(file)
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+        _flush(self._folder)
+
+    def _remove_all_but(self, prefix: str, name: str) -> None:
+        for found in self._folder.glob(f"{prefix}*"):
+            if found.name != name:
+                shutil.rmtree(found, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk keep a file or a folder's entries before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

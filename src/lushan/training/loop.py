@@ -1,0 +1,221 @@
+"""The training loop, all of it: it knows steps and weights, and no task.
+
+Pretraining, tuning and alignment go through it: what differs is the batch source, the loss and the evaluation.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from lushan.data.batching import PackedSource, Step
+from lushan.errors import DivergedError, ModelError
+from lushan.records import Batch, LossSum
+from lushan.training.checkpoint import Checkpoints, Progress
+from lushan.training.optimizer import Optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """What a listener hears after every optimizer step."""
+
+    step: int
+    num_steps: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What an evaluation on the validation rows found; `score` is better when higher."""
+
+    score: float
+    loss: float
+
+
+class Listener(Protocol):
+    """Hears of every optimizer step and every evaluation."""
+
+    def on_step(self, done: StepDone) -> None:
+        """Called after every optimizer step."""
+        ...
+
+    def on_evaluation(self, epoch: int, step: int, found: Evaluated) -> None:
+        """Called after every evaluation."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """When to stop, and which weights to end with; see `TrainingSettings` of the recipe."""
+
+    num_epochs: int
+    patience: int | None = None
+    keep: Literal["best", "last"] = "best"
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """How training went; the model holds the best weights."""
+
+    progress: Progress
+    num_steps: int
+
+
+def fit(
+    model: nn.Module,
+    source: PackedSource,
+    *,
+    settings: FitSettings,
+    optimizer: Optimizer,
+    loss: Callable[[Batch], LossSum],
+    evaluate: Callable[[], Evaluated],
+    checkpoints: Checkpoints,
+    listeners: Sequence[Listener] = (),
+) -> Fitted:
+    """Train until the epochs are over or `evaluate` stops improving, then take the best weights (or the last).
+
+    Goes on from the last checkpoint if there is one, bit for bit.
+
+    Raises:
+        DivergedError: If the loss is not finite; names the step and the rows.
+        ModelError: If the loss does not reach a weight that should be trained.
+    """
+    accelerator = Accelerator()
+    progress = _resume(source, optimizer, checkpoints)
+    num_steps = settings.num_epochs * source.num_steps_per_epoch
+    while source.epoch < settings.num_epochs and not _is_stale(progress, settings.patience):
+        model.train()
+        for step in source.rest_of_epoch():
+            done = _train_step(
+                step, loss=loss, optimizer=optimizer, accelerator=accelerator, num_steps=num_steps
+            )
+            progress.num_tokens += done.tokens
+            progress.seconds += done.seconds
+            for listener in listeners:
+                listener.on_step(done)
+            if checkpoints.is_due:
+                progress.source = source.state_dict()
+                checkpoints.save(done.step, optimizer.state_dict(), progress)
+        model.eval()
+        found = evaluate()
+        for listener in listeners:
+            listener.on_evaluation(source.epoch, optimizer.num_steps_done, found)
+        _consider(
+            found, source=source, optimizer=optimizer, checkpoints=checkpoints, progress=progress
+        )
+    if settings.keep == "best":
+        _restore_best(optimizer, checkpoints, progress)
+    model.eval()
+    return Fitted(progress, optimizer.num_steps_done)
+
+
+def _train_step(
+    step: Step,
+    *,
+    loss: Callable[[Batch], LossSum],
+    optimizer: Optimizer,
+    accelerator: Accelerator,
+    num_steps: int,
+) -> StepDone:
+    started = time.perf_counter()
+    total = torch.zeros((), device=accelerator.device)
+    for batch in step.micro_batches:
+        # Every part is divided by the count of the whole step, so that cutting it up changes nothing.
+        part = loss(batch).total / step.count
+        accelerator.backward(part)
+        optimizer.collect()
+        total += part.detach()
+    if accelerator.num_processes > 1:
+        optimizer.sum_gradients(lambda gradient: _summed(accelerator, gradient))
+        total = _summed(accelerator, total)
+    mean_loss = float(total)
+    number = optimizer.num_steps_done + 1
+    if not math.isfinite(mean_loss):
+        raise DivergedError(_divergence_message(number, mean_loss, step.micro_batches))
+    if number == 1 and (unreached := optimizer.names_without_gradient()):
+        raise ModelError(
+            f"The loss does not reach {len(unreached)} weights that should be trained, such as `{unreached[0]}`."
+        )
+    learning_rate = optimizer.learning_rate
+    norm = optimizer.step()
+    if not math.isfinite(norm):
+        raise DivergedError(
+            _divergence_message(number, norm, step.micro_batches, what="gradient norm")
+        )
+    return StepDone(
+        number,
+        num_steps,
+        mean_loss,
+        learning_rate,
+        norm,
+        step.num_tokens,
+        time.perf_counter() - started,
+    )
+
+
+def _summed(accelerator: Accelerator, value: Tensor) -> Tensor:
+    return accelerator.reduce(value, reduction="sum")  # pyright: ignore[reportReturnType]
+
+
+def _divergence_message(
+    number: int, value: float, batches: Sequence[Batch], *, what: str = "loss"
+) -> str:
+    ids = sorted({each.example_id for batch in batches for each in batch.features})
+    return (
+        f"Step {number}: the {what} is {value}. Rows of this step (ids): {', '.join(ids)}. "
+        "Lower `training.learning_rate`, or look at these rows; checkpoints before this step are kept."
+    )
+
+
+def _resume(source: PackedSource, optimizer: Optimizer, checkpoints: Checkpoints) -> Progress:
+    last = checkpoints.load_last()
+    if last is None:
+        return Progress()
+    tensors, progress = last
+    optimizer.load_state_dict(tensors)
+    source.load_state_dict(progress.source)
+    return progress
+
+
+def _is_stale(progress: Progress, patience: int | None) -> bool:
+    return patience is not None and progress.num_stale >= patience
+
+
+def _consider(
+    found: Evaluated,
+    *,
+    source: PackedSource,
+    optimizer: Optimizer,
+    checkpoints: Checkpoints,
+    progress: Progress,
+) -> None:
+    """Note an evaluation, keep the weights if they are the best so far, and write a checkpoint if one is due."""
+    step = optimizer.num_steps_done
+    is_best = found.score > max((each["score"] for each in progress.validation), default=-math.inf)
+    progress.validation.append({
+        "epoch": source.epoch,
+        "step": step,
+        "score": found.score,
+        "loss": found.loss,
+    })
+    progress.num_stale = 0 if is_best else progress.num_stale + 1
+    if is_best:
+        progress.best_step = step
+        checkpoints.save_best(step, optimizer.weights())
+    if checkpoints.is_due:
+        progress.source = source.state_dict()
+        checkpoints.save(step, optimizer.state_dict(), progress)
+
+
+def _restore_best(optimizer: Optimizer, checkpoints: Checkpoints, progress: Progress) -> None:
+    if progress.best_step not in (-1, optimizer.num_steps_done):
+        optimizer.load_weights(checkpoints.load_best(progress.best_step))
