@@ -1,0 +1,237 @@
+"""Which column of a file is which column of a task: named by the user, equal, or guessed and told."""
+
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lushan.errors import DataError
+
+WHOLE_NUMBER = re.compile(r"[+-]?\d+\.0+")
+MISSING_WORDS = frozenset({"nan", "null"})
+LABEL_SEPARATORS = ("|", ";")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a task wants to find in every row. All names are the task's own."""
+
+    required: tuple[str, ...]
+    """Must have a value in every row; the first is what the model reads: a row without it is empty."""
+    optional: tuple[str, ...] = ()
+    """Taken where they are there."""
+    guesses: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """Other names under which a column is often found, such as `text: (review, sentence)`."""
+    labels: tuple[str, ...] = ()
+    """Those that hold class names: stripped, and `1.0` is read as `1`."""
+    lists: tuple[str, ...] = ()
+    """Those labels of which a row may have several: a JSON list, or text cut at `|` or `;`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, required first."""
+        return self.required + self.optional
+
+
+class Notes:
+    """What was noticed while reading one file: each kind once, with how often and where first."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, int] = {}
+
+    def count(self, kind: str, number: int) -> None:
+        """Note one row; `number` is where it stands in the file."""
+        self._counts[kind] += 1
+        self._first.setdefault(kind, number)
+
+    def say(self, message: str) -> None:
+        """Note something about the whole file."""
+        self._counts[message] = 0
+
+    def times(self, kind: str) -> int:
+        """Give how often a kind was noted."""
+        return self._counts[kind]
+
+    def lines(self) -> list[str]:
+        """Give one line a kind, in the order in which they were first seen."""
+        return [f"{self.source}: {self._line(kind, times)}" for kind, times in self._counts.items()]
+
+    def _line(self, kind: str, times: int) -> str:
+        if not times:
+            return kind
+        return f"{kind}: {times:,} (first in row {self._first[kind]})."
+
+
+def find_columns(
+    found: Sequence[str], *, mapping: Mapping[str, str], wanted: Columns, notes: Notes
+) -> dict[str, str]:
+    """Give the file's name of each of the task's columns that the file has.
+
+    Args:
+        found: Column names of the file.
+        mapping: What the user said: the task's name to the file's.
+        wanted: What the task asks for.
+        notes: Is told each guess.
+
+    Raises:
+        DataError: If a required column is not there, or two could be meant.
+    """
+    names: dict[str, str] = {}
+    for name in wanted.names:
+        if name in mapping:
+            names[name] = _named(name, mapping[name], found=found, source=notes.source)
+            continue
+        if name in found:
+            names[name] = name
+            continue
+        guess = _guess(name, found, wanted=wanted, taken={*mapping.values()}, source=notes.source)
+        if guess is not None:
+            names[name] = guess
+            notes.say(f"column `{guess}` is read as `{name}`.")
+    missing = [name for name in wanted.required if name not in names]
+    if missing:
+        raise DataError(
+            f"{notes.source}: no column `{missing[0]}`. Found: {_listed(found)}. Say which it is "
+            f"with `--set data.columns.{missing[0]}=NAME`, or give the file a first line with names."
+        )
+    return names
+
+
+def check_mapping(mapping: Mapping[str, str], wanted: Columns) -> None:
+    """Check that the user named only columns that the task knows.
+
+    Raises:
+        DataError: If not; lists the task's columns.
+    """
+    for name in mapping:
+        if name not in wanted.names:
+            raise DataError(
+                f"`data.columns.{name}`: the task has no column `{name}`. "
+                f"Its columns: {_listed(wanted.names)}."
+            )
+
+
+def _named(name: str, chosen: str, *, found: Sequence[str], source: str) -> str:
+    if chosen in found:
+        return chosen
+    raise DataError(
+        f"{source}: `data.columns.{name}` says `{chosen}`, but there is no such column. "
+        f"Found: {_listed(found)}."
+    )
+
+
+def _guess(
+    name: str, found: Sequence[str], *, wanted: Columns, taken: set[str], source: str
+) -> str | None:
+    free = [each for each in found if each not in taken and each not in wanted.names]
+    for choices in ((name,), wanted.guesses.get(name, ())):
+        likely = [each for each in free if each.strip().casefold() in choices]
+        if len(likely) > 1:
+            raise DataError(
+                f"{source}: both {_listed(likely)} could be the column `{name}`. Say which it is "
+                f"with `--set data.columns.{name}=NAME`."
+            )
+        if likely:
+            return likely[0]
+    return None
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = [f"`{name[:40]}`" for name in names]
+    return ", ".join(listed[:20]) + (" ..." if len(listed) > 20 else "") if listed else "nothing"
+
+
+class Cleaner:
+    """Turns the values of one file's columns into text, lists, or None; tells what it changed."""
+
+    def __init__(self, wanted: Columns, notes: Notes) -> None:
+        self._labels = frozenset(wanted.labels + wanted.lists)
+        self._lists = frozenset(wanted.lists)
+        self._notes = notes
+
+    def clean(self, name: str, value: Any, number: int) -> Any:  # noqa: ANN401 - whatever a file holds
+        """Give the value of the task's column `name`; None where there is none.
+
+        Raises:
+            DataError: If it is text that no file can hold (a lone surrogate), or a wrong label.
+        """
+        value = self._plain(name, value, number)
+        if name in self._labels:
+            return self._clean_label(name, value, number)
+        if isinstance(value, str):
+            self._check_text(name, value, number)
+            return value if value and not value.isspace() else None
+        return value
+
+    def _plain(self, name: str, value: Any, number: int) -> Any:  # noqa: ANN401 - as above
+        if value is None or isinstance(value, str):
+            return value
+        if isinstance(value, float) and math.isnan(value):
+            return None
+        if isinstance(value, bytes):
+            raise DataError(
+                f"{self._place(number)}: `{name}` holds bytes, not text. Store it as text."
+            )
+        if isinstance(value, (list, tuple, Mapping)):
+            return value
+        self._notes.count(f"`{name}` was no text but {type(value).__name__}; read as text", number)
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    def _check_text(self, name: str, text: str, number: int) -> None:
+        if text.isascii():
+            return
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{self._place(number)}: `{name}` has half a character (a lone surrogate) at "
+                f"position {error.start}. Repair the text."
+            ) from None
+        if "\N{REPLACEMENT CHARACTER}" in text:
+            self._notes.count(f"`{name}` has U+FFFD, the mark of a broken character", number)
+
+    def _clean_label(self, name: str, value: Any, number: int) -> str | tuple[str, ...] | None:  # noqa: ANN401
+        if isinstance(value, Mapping):
+            raise DataError(
+                f"{self._place(number)}: `{name}` must be a label or a list of labels, "
+                f"got an object. Give its name as text."
+            )
+        if isinstance(value, str) and name in self._lists:
+            value = self._cut(name, value, number)
+        if isinstance(value, (list, tuple)):
+            labels = [self._label(name, self._plain(name, each, number), number) for each in value]
+            if None in labels:
+                raise DataError(f"{self._place(number)}: `{name}` has an empty label in its list.")
+            return tuple(dict.fromkeys(each for each in labels if each is not None))
+        return self._label(name, value, number)
+
+    def _cut(self, name: str, text: str, number: int) -> Sequence[str]:
+        separator = next((mark for mark in LABEL_SEPARATORS if mark in text), None)
+        if separator is None:
+            return [text] if text.strip() else []
+        self._notes.count(f"`{name}` was cut into several labels at `{separator}`", number)
+        return [part for part in text.split(separator) if part.strip()]
+
+    def _label(self, name: str, value: Any, number: int) -> str | None:  # noqa: ANN401 - as above
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise DataError(f"{self._place(number)}: `{name}` has a list inside its list.")
+        label = value.strip()
+        if not label or label.casefold() in MISSING_WORDS:
+            return None
+        self._check_text(name, label, number)
+        if label != value:
+            self._notes.count(f"`{name}` had spaces around it; taken off", number)
+        if WHOLE_NUMBER.fullmatch(label):
+            self._notes.count(f"`{name}` was a whole number with a point; 1.0 is read as 1", number)
+            label = label.partition(".")[0]
+        return sys.intern(label)
+
+    def _place(self, number: int) -> str:
+        return f"{self._notes.source}, row {number}"

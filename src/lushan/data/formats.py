@@ -1,0 +1,241 @@
+"""The formats of files: csv, tsv, jsonl, json and parquet, each also gzipped; all are streamed."""
+
+import csv
+import gzip
+import itertools
+import json
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow
+from pyarrow import parquet
+
+from lushan.data.columns import Notes
+from lushan.data.json_lists import ListReader
+from lushan.errors import DataError
+
+EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+GZIP_START = b"\x1f\x8b"
+UTF8_MARK = b"\xef\xbb\xbf"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+LONGEST_FIELD_CHARACTERS = 2**31 - 1
+EMPTY_ROWS = "empty rows left out"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as it stands in a file."""
+
+    values: Mapping[str, Any]
+    number: int
+    """Line on which it begins (text formats), or its row number (parquet), from 1."""
+
+
+def format_of(path: Path) -> str | None:
+    """Give the extension that names the format, without `.gz`; None if the format is unknown."""
+    name = path.name.casefold().removesuffix(".gz")
+    return next((extension for extension in EXTENSIONS if name.endswith(extension)), None)
+
+
+def read_records(path: Path, notes: Notes) -> Iterator[Record]:
+    """Stream the records of one file.
+
+    Raises:
+        DataError: If the file is missing, of no known format, or broken; says where.
+    """
+    extension = format_of(path)
+    if extension is None:
+        raise DataError(
+            f"`{path}`: unknown kind of file. Known: {', '.join(EXTENSIONS)}, each also with `.gz`."
+        )
+    if not path.is_file():
+        raise DataError(f"`{path}` is no file. Give a file, or a folder with train.jsonl and such.")
+    match extension:
+        case ".csv" | ".tsv":
+            yield from _read_separated(path, notes)
+        case ".jsonl":
+            yield from _read_json_lines(path, notes)
+        case ".json":
+            yield from _read_json(path, notes)
+        case _:
+            yield from _read_parquet(path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    is_gzip = path.suffix.casefold() == ".gz"
+    try:
+        with gzip.open(path, "rb") if is_gzip else path.open("rb") as file:
+            yield cast("BinaryIO", file)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"{path.name}: the gzip file is broken or cut off ({error}). Make or copy it again."
+        ) from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with _opened(path) as file:
+        offset_bytes = 0
+        for number, line in enumerate(file, start=1):
+            content = line
+            if number == 1:
+                content = line.removeprefix(UTF8_MARK)
+                offset_bytes = len(line) - len(content)
+                _check_start(content, path)
+            yield number, _decoded(content, offset_bytes, place=f"{path.name}, line {number}")
+            offset_bytes += len(content)
+
+
+def _check_start(line: bytes, path: Path) -> None:
+    if line.startswith(UTF16_MARKS):
+        raise DataError(f"{path.name} is UTF-16. Save it as UTF-8.")
+    if line.startswith(GZIP_START):
+        raise DataError(f"{path.name} is a gzip file. Rename it to `{path.name}.gz`.")
+
+
+def _decoded(line: bytes, offset_bytes: int, *, place: str) -> str:
+    if b"\0" in line:
+        at = offset_bytes + line.index(b"\0")
+        raise DataError(f"{place}: a NUL byte at byte {at}; this is no text file, or it is broken.")
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = offset_bytes + error.start
+        raise DataError(
+            f"{place}: not UTF-8: byte 0x{line[error.start]:02x} at byte {at}. "
+            "Save the file as UTF-8, such as with `iconv -f GB18030 -t UTF-8` or `-f CP1252`."
+        ) from None
+
+
+def _read_separated(path: Path, notes: Notes) -> Iterator[Record]:
+    # The default limit of 131,072 characters is made to spot a forgotten quote; strict mode does too.
+    csv.field_size_limit(LONGEST_FIELD_CHARACTERS)
+    separator = "\t" if format_of(path) == ".tsv" else ","
+    reader = csv.reader((line for _, line in _lines(path)), delimiter=separator, strict=True)
+    header: list[str] = []
+    number = 1
+    try:
+        for fields in reader:
+            if not any(fields):
+                notes.count(EMPTY_ROWS, number)
+            elif not header:
+                header = _checked_header(fields, path)
+            else:
+                _check_width(fields, header, place=f"{path.name}, row {number}")
+                yield Record(dict(zip(header, fields, strict=True)), number)
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path.name}, row {number}: the quotes do not fit ({error}). A field that starts with "
+            'a quote must end with one; a quote inside is doubled (""); lines end with \\n or \\r\\n.'
+        ) from None
+
+
+def _checked_header(fields: Sequence[str], path: Path) -> list[str]:
+    twice = next((name for name in fields if name and fields.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path.name}: two columns are called `{twice}`. Rename one.")
+    if len(fields) == 1 and any(mark in fields[0] for mark in ";\t"):
+        raise DataError(
+            f"{path.name}: the columns are not separated by commas: `{fields[0][:80]}`. "
+            "Separate them by commas, or by tabs in a file called `.tsv`."
+        )
+    return [name.strip() for name in fields]
+
+
+def _check_width(fields: Sequence[str], header: Sequence[str], *, place: str) -> None:
+    if len(fields) != len(header):
+        raise DataError(
+            f"{place}: expected {len(header)} fields ({', '.join(header)[:200]}), "
+            f"found {len(fields)}. A text that holds the separator needs quotes around it."
+        )
+
+
+def _read_json_lines(path: Path, notes: Notes) -> Iterator[Record]:
+    for number, line in _lines(path):
+        if not line or line.isspace():
+            notes.count(EMPTY_ROWS, number)
+            continue
+        try:
+            value = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(_not_json(error, path, number)) from None
+        yield _as_record(value, path=path, number=number)
+
+
+def _not_json(error: Exception, path: Path, number: int) -> str:
+    reason = str(error)
+    if isinstance(error, json.JSONDecodeError):
+        reason = f"{error.msg} at column {error.colno}"
+    elif isinstance(error, RecursionError):
+        reason = "nested too deeply"
+    return (
+        f"{path.name}, row {number}: not JSON: {reason}. A .jsonl file has one "
+        "object on every line; a .json file one list of objects."
+    )
+
+
+def _as_record(value: object, *, path: Path, number: int) -> Record:
+    if not isinstance(value, dict):
+        hint = " A list of objects belongs into a .json file." if isinstance(value, list) else ""
+        raise DataError(
+            f"{path.name}, row {number}: expected an object like "
+            f'{{"text": ..., "label": ...}}, found {type(value).__name__}.{hint}'
+        )
+    return Record(value, number)
+
+
+def _read_json(path: Path, notes: Notes) -> Iterator[Record]:
+    first = next((line.lstrip() for _, line in _lines(path) if not line.isspace()), "")
+    if first.startswith("["):
+        yield from _read_json_list(path)
+        return
+    notes.say("it is no list but holds one object a line; read as JSON Lines.")
+    yield from _read_json_lines(path, notes)
+
+
+def _read_json_list(path: Path) -> Iterator[Record]:
+    reader, number = ListReader(), 0
+    for number, line in _lines(path):
+        try:
+            values = list(reader.feed(line))
+        except ValueError as error:
+            raise DataError(_not_json(error, path, number)) from None
+        yield from (_as_record(value, path=path, number=number) for value in values)
+    if not reader.is_complete:
+        raise DataError(f"{path.name}: the list is cut off at row {number}: `]` is missing.")
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    try:
+        with _seekable(path) as file:
+            batches = parquet.ParquetFile(file).iter_batches(batch_size=1024)
+            values = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+            yield from itertools.starmap(_numbered, enumerate(values, start=1))
+    except pyarrow.ArrowException as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{path.name}: not a Parquet file, or broken: {reason}.") from None
+
+
+def _numbered(number: int, values: Mapping[str, Any]) -> Record:
+    return Record(values, number)
+
+
+@contextmanager
+def _seekable(path: Path) -> Iterator[BinaryIO]:
+    if path.suffix.casefold() != ".gz":
+        with path.open("rb") as file:
+            yield file
+        return
+    # Parquet is read from its end, which gzip can only reach by unpacking all of it.
+    with tempfile.TemporaryFile() as unpacked:
+        with _opened(path) as packed:
+            shutil.copyfileobj(packed, unpacked)
+        unpacked.seek(0)
+        yield unpacked

@@ -1,0 +1,69 @@
+"""Reads a JSON list value by value, so that a long list needs the memory of its longest value."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+DECODER = json.JSONDecoder()
+NOTHING = object()
+
+
+class ListReader:
+    """Takes the text of one list in pieces, cut only where JSON allows space (such as at lines)."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._at = 0
+        self._expected = "["
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the closing bracket was read."""
+        return self._expected == ""
+
+    def feed(self, text: str) -> Iterator[Any]:
+        """Give the values that are complete with this piece of text.
+
+        Raises:
+            ValueError: If the text is no list; says why.
+        """
+        self._text, self._at = self._text[self._at :] + text, 0
+        while (value := self._next()) is not NOTHING:
+            yield value
+
+    def _next(self) -> Any:  # noqa: ANN401 - any JSON value
+        while (mark := self._mark()) != "":
+            if self._expected == "value" and mark != "]":
+                return self._value()
+            self._step(mark)
+        return NOTHING
+
+    def _mark(self) -> str:
+        while self._text[self._at : self._at + 1] in {" ", "\t", "\r", "\n"}:
+            self._at += 1
+        return self._text[self._at : self._at + 1]
+
+    def _value(self) -> Any:  # noqa: ANN401 - any JSON value
+        try:
+            value, self._at = DECODER.raw_decode(self._text, self._at)
+        except json.JSONDecodeError as error:
+            # An error at the very end of the text means that the value goes on in the next piece.
+            if len(self._text[error.pos :].strip()) <= 1:
+                return NOTHING
+            raise
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        self._expected = ",]"
+        return value
+
+    def _step(self, mark: str) -> None:
+        after = {
+            ("[", "["): "value",
+            (",]", ","): "value",
+            (",]", "]"): "",
+            ("value", "]"): "",
+        }.get((self._expected, mark))
+        if after is None:
+            raise ValueError(f"found `{mark}` where the list needs {self._expected or 'its end'}")
+        self._expected = after
+        self._at += 1

@@ -1,0 +1,201 @@
+"""When two texts are the same, and when nearly: exact by a plain form, near by shared pieces.
+
+Near means: the sets of character pieces (five letters; two characters where most are Chinese,
+Japanese or Korean) have a Jaccard similarity of at least `NEAR`. Candidates are found by prefix filtering,
+which misses none: sort each set from rare to common; two sets that are so similar must share a piece
+among the first few (Bayardo, Ma, Srikant: Scaling up all pairs similarity search, WWW 2007).
+Every candidate is then measured, so what is reported is near by definition, not by chance.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+NEAR = 0.85
+PIECE_CHARACTERS = 5
+WIDE_PIECE_CHARACTERS = 2
+FEWEST_PIECES = 12
+"""Shorter texts are near only when nothing but case, space and punctuation differs."""
+
+NOT_WORD = re.compile(r"[\W_]+")
+WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
+
+# A piece is one number of 64 bits: 12 its text in the chunk, 8 how common it is, 44 its hash. One
+# sort of such numbers puts each text's pieces together, from rare to common.
+TEXTS_PER_CHUNK = 2**12
+CHARACTERS_PER_CHUNK = 2**22
+HASH_BITS = 44
+TEXT_SHIFT = np.uint64(52)
+NUM_BUCKETS = 2**20
+MOST_CANDIDATES_PER_PIECE = 256
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+Numbers = NDArray[np.uint64]
+Positions = NDArray[np.int64]
+
+
+def plain(text: str) -> str:
+    """Give the form in which equal texts are equal: NFKC, no case, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def bare(text: str) -> str:
+    """Give the plain form without punctuation; empty where a text has no letter and no digit."""
+    return NOT_WORD.sub(" ", plain(text)).strip()
+
+
+def find_near(queries: Iterable[str], base: Iterable[str]) -> dict[str, list[str]]:
+    """Find the queries that equal, or nearly equal, texts of the base.
+
+    Args:
+        queries: Bare texts; repeats and empty ones do not matter.
+        base: Bare texts.
+
+    Returns:
+        Query text to base texts, the most similar first.
+    """
+    wanted, known = dict.fromkeys(queries), dict.fromkeys(base)
+    found = {text: [text] for text in wanted if text and text in known}
+    long = [text for text in wanted if _is_long(text)]
+    texts = [text for text in known if _is_long(text)]
+    if not long or not texts:
+        return found
+    index = _Index(texts)
+    for start, end in _chunks(long):
+        for query, matches in index.match(long[start:end]).items():
+            found[long[start + query]] = [texts[match] for match in matches]
+    return found
+
+
+def _width(text: str) -> int:
+    return WIDE_PIECE_CHARACTERS if len(WIDE.findall(text)) * 2 > len(text) else PIECE_CHARACTERS
+
+
+def _is_long(text: str) -> bool:
+    return len(text) >= FEWEST_PIECES + _width(text) - 1
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Cut a list of texts where a chunk is full; gives [start, end)."""
+    start, num_characters = 0, 0
+    for index, text in enumerate(texts):
+        num_characters += len(text)
+        if index + 1 - start == TEXTS_PER_CHUNK or num_characters > CHARACTERS_PER_CHUNK:
+            yield start, index + 1
+            start, num_characters = index + 1, 0
+    if start < len(texts):
+        yield start, len(texts)
+
+
+def _hashes(texts: Sequence[str]) -> tuple[Numbers, Numbers]:
+    """Give the hash of every piece of every text, and the index of its text, in order.
+
+    Texts are padded, so that a letter at an end is in as many pieces as one in the middle.
+    """
+    text_widths = [_width(text) for text in texts]
+    pads = [" " * (width - 1) for width in text_widths]
+    padded = [f"{pad}{text}{pad}" for pad, text in zip(pads, texts, strict=True)]
+    characters = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    lengths = np.array([len(text) for text in padded])
+    widths = np.repeat(text_widths, lengths)
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(characters))
+    hashes = np.zeros(len(characters), dtype=np.uint64)
+    for offset in range(PIECE_CHARACTERS):
+        is_in = (offset < widths) & (offset < left)
+        is_in &= np.arange(len(characters)) + offset < len(characters)
+        (places,) = np.nonzero(is_in)
+        hashes[places] = (hashes[places] + characters[places + offset] + np.uint64(1)) * MULTIPLIER
+        hashes[places] ^= hashes[places] >> np.uint64(29)
+    is_whole = left >= widths
+    owners = np.repeat(np.arange(len(texts), dtype=np.uint64), lengths)
+    return hashes[is_whole] >> np.uint64(64 - HASH_BITS), owners[is_whole]
+
+
+def _buckets(hashes: Numbers) -> Positions:
+    return (hashes % np.uint64(NUM_BUCKETS)).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """The distinct pieces of a list of texts, each text's from rare to common."""
+
+    values: Numbers
+    """How common, and the hash; all texts one after another."""
+    starts: Positions
+    """Where each text's pieces begin; one more entry at the end."""
+
+    def of(self, text: int) -> frozenset[int]:
+        """Give the pieces of one text."""
+        return frozenset(self.values[self.starts[text] : self.starts[text + 1]].tolist())
+
+    def counts(self) -> Positions:
+        """Give how many distinct pieces each text has."""
+        return np.diff(self.starts)
+
+    def prefixes(self) -> tuple[Numbers, Positions]:
+        """Give the pieces of which two near texts share at least one, and whose they are."""
+        counts = self.counts()
+        owners = np.repeat(np.arange(len(counts)), counts)
+        ranks = np.arange(len(self.values)) - self.starts[owners]
+        is_first = ranks <= counts[owners] - np.ceil(NEAR * counts[owners])
+        return self.values[is_first], owners[is_first]
+
+
+class _Index:
+    """The pieces of the base texts, to be asked for near texts."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        counts = np.zeros(NUM_BUCKETS)
+        for start, end in _chunks(texts):
+            hashes, _ = _hashes(texts[start:end])
+            counts += np.bincount(_buckets(hashes), minlength=NUM_BUCKETS)
+        self._common = np.minimum(np.log2(counts + 1) * 10, 255).astype(np.uint64)
+        parts = [self._pieces(texts[start:end]) for start, end in _chunks(texts)]
+        sizes = np.concatenate([part.counts() for part in parts])
+        self._base = _Pieces(
+            np.concatenate([part.values for part in parts]),
+            starts=np.concatenate([[0], np.cumsum(sizes)]),
+        )
+        self._sizes = sizes
+        values, owners = self._base.prefixes()
+        order = np.argsort(values, kind="stable")
+        self._values, self._owners = values[order], owners[order]
+
+    def match(self, texts: Sequence[str]) -> dict[int, list[int]]:
+        """Give the near base texts of each text that has some, best first; takes one chunk."""
+        pieces = self._pieces(texts)
+        found: dict[int, list[tuple[float, int]]] = {}
+        for query, base in self._candidates(pieces):
+            one, other = pieces.of(query), self._base.of(base)
+            num_shared = len(one & other)
+            similarity = num_shared / (len(one) + len(other) - num_shared)
+            if similarity >= NEAR:
+                found.setdefault(query, []).append((-similarity, base))
+        return {query: [base for _, base in sorted(found[query])] for query in found}
+
+    def _pieces(self, texts: Sequence[str]) -> _Pieces:
+        hashes, owners = _hashes(texts)
+        common = self._common[_buckets(hashes)] << np.uint64(HASH_BITS)
+        keys = np.unique((owners << TEXT_SHIFT) | common | hashes)
+        sizes = np.bincount((keys >> TEXT_SHIFT).astype(np.int64), minlength=len(texts))
+        values = keys & ((np.uint64(1) << TEXT_SHIFT) - np.uint64(1))
+        return _Pieces(values, starts=np.concatenate([[0], np.cumsum(sizes)]))
+
+    def _candidates(self, pieces: _Pieces) -> list[tuple[int, int]]:
+        """Give the pairs that share a piece of their prefixes and are of like size."""
+        values, queries = pieces.prefixes()
+        first = np.searchsorted(self._values, values, side="left")
+        last = np.searchsorted(self._values, values, side="right")
+        num_hits = np.minimum(last - first, MOST_CANDIDATES_PER_PIECE)
+        begins = np.cumsum(num_hits) - num_hits
+        hits = np.repeat(first - begins, num_hits) + np.arange(num_hits.sum())
+        pairs = np.repeat(queries, num_hits) * len(self._sizes) + self._owners[hits]
+        query, base = np.divmod(np.unique(pairs), len(self._sizes))
+        one, other = pieces.counts()[query], self._sizes[base]
+        is_alike = np.minimum(one, other) >= math.nextafter(NEAR, 0) * np.maximum(one, other)
+        return list(zip(query[is_alike].tolist(), base[is_alike].tolist(), strict=True))

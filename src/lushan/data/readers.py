@@ -1,0 +1,192 @@
+"""From files to rows: one file or a folder with splits, streamed, checked, and told what was changed."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from lushan.data.columns import Cleaner, Columns, Notes, check_mapping, find_columns
+from lushan.data.formats import EMPTY_ROWS, EXTENSIONS, Record, format_of, read_records
+from lushan.errors import DataError
+from lushan.records import SPLIT_NAMES, Row, SplitName
+
+__all__ = ["Columns", "Dataset", "find_files", "read_dataset", "read_rows"]
+
+Item = TypeVar("Item")
+
+ALIASES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+NUM_ROWS_FOR_NAMES = 100
+NUM_PLACES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset(Generic[Item]):
+    """What was read."""
+
+    splits: dict[SplitName, list[Item]]
+    """Only the splits that there are; a single file is `train`."""
+    num_empty: dict[SplitName, int]
+    """Empty rows that were left out."""
+    notes: list[str]
+    """What was guessed, changed or left out, one line each."""
+    fingerprint: str
+    """Hash of the content of the files and of which split each is."""
+
+
+def read_dataset(
+    path: Path, *, columns: Mapping[str, str], wanted: Columns, read: Callable[[Row], Item]
+) -> Dataset[Item]:
+    """Read all splits; each row goes through `read` at once, so that only its result is kept.
+
+    Args:
+        path: A file, or a folder with train, validation and test files.
+        columns: The task's column name to the file's, where the user said so.
+        wanted: What the task asks for.
+        read: Makes an item of a row, such as `task.read`.
+
+    Raises:
+        DataError: If something does not fit; says where and what to do.
+    """
+    check_mapping(columns, wanted)
+    files, notes = find_files(path)
+    digest = hashlib.sha256()
+    splits: dict[SplitName, list[Item]] = {}
+    num_empty: dict[SplitName, int] = {}
+    for name, file in files.items():
+        found = Notes(file.name)
+        rows = read_rows(file, columns=columns, wanted=wanted, notes=found)
+        splits[name] = [read(row) for row in rows]
+        num_empty[name] = found.times(EMPTY_ROWS)
+        notes += found.lines()
+        with file.open("rb") as content:
+            digest.update(name.encode() + hashlib.file_digest(content, "sha256").digest())
+    return Dataset(splits, num_empty=num_empty, notes=notes, fingerprint=digest.hexdigest()[:16])
+
+
+def read_rows(
+    path: Path, *, columns: Mapping[str, str], wanted: Columns, notes: Notes
+) -> Iterator[Row]:
+    """Stream the rows of one file; memory does not grow with it.
+
+    Rows without any text are left out and counted in `notes`. Rows in which another required value is
+    missing are collected, and refused together after the last row.
+
+    Raises:
+        DataError: If the file or a row does not fit; says where.
+    """
+    records = read_records(path, notes)
+    head = list(itertools.islice(records, NUM_ROWS_FOR_NAMES))
+    found = list(dict.fromkeys(name for record in head for name in record.values))
+    if not head:
+        raise DataError(f"{path.name} has no rows.")
+    names = find_columns(found, mapping=columns, wanted=wanted, notes=notes)
+    cleaner = Cleaner(wanted, notes)
+    gaps = _Gaps()
+    num_rows = 0
+    for record in itertools.chain(head, records):
+        row = _row(record, names=names, cleaner=cleaner, source=path.name)
+        if row.values.get(wanted.required[0]) is None:
+            notes.count(EMPTY_ROWS, record.number)
+        elif (gap := _first_gap(row, wanted)) is not None:
+            gaps.add(gap, record.number)
+        else:
+            num_rows += 1
+            yield row
+    gaps.refuse(path.name)
+    if not num_rows:
+        raise DataError(f"{path.name} has no row with a `{wanted.required[0]}`.")
+
+
+def _row(record: Record, *, names: Mapping[str, str], cleaner: Cleaner, source: str) -> Row:
+    values = {
+        name: cleaner.clean(name, record.values.get(column), record.number)
+        for name, column in names.items()
+    }
+    return Row(values, source=source, number=record.number)
+
+
+def _first_gap(row: Row, wanted: Columns) -> str | None:
+    return next((name for name in wanted.required if row.values.get(name) is None), None)
+
+
+class _Gaps:
+    """Rows that lack a required value."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._places: list[int] = []
+        self._times = 0
+
+    def add(self, name: str, number: int) -> None:
+        self._name = self._name or name
+        self._times += 1
+        if len(self._places) < NUM_PLACES:
+            self._places.append(number)
+
+    def refuse(self, source: str) -> None:
+        if not self._times:
+            return
+        places = ", ".join(map(str, self._places)) + (" ..." if self._times > NUM_PLACES else "")
+        raise DataError(
+            f"{source}: {self._times:,} row(s) have no `{self._name}` (empty, null or NaN): "
+            f"row {places}. Fill it in, or take these rows out."
+        )
+
+
+def find_files(path: Path) -> tuple[dict[SplitName, Path], list[str]]:
+    """Find the file of each split, in the order train, validation, test; and what was guessed.
+
+    Raises:
+        DataError: If the path does not exist, holds no train file, or two files for one split.
+    """
+    if path.is_file():
+        return {"train": path}, []
+    if not path.is_dir():
+        raise DataError(
+            f"`{path}` does not exist. Give a file ({', '.join(EXTENSIONS)}, each also with `.gz`) "
+            "or a folder with train, validation and test files."
+        )
+    files: dict[SplitName, Path] = {}
+    notes: list[str] = []
+    for file in sorted(path.iterdir()):
+        split = _split_of(file)
+        if split is None:
+            continue
+        if split in files:
+            raise DataError(
+                f"`{path}` has two files for {split}: `{files[split].name}` and `{file.name}`. "
+                "Take one away."
+            )
+        files[split] = file
+        if _stem(file) != split:
+            notes.append(f"{file.name} is read as {split}.")
+    if not files:
+        raise DataError(
+            f"`{path}` has no train, validation or test file ({', '.join(EXTENSIONS)}, each also with "
+            f"`.gz`). Found: {_content(path)}."
+        )
+    return {name: files[name] for name in SPLIT_NAMES if name in files}, notes
+
+
+def _split_of(file: Path) -> SplitName | None:
+    return ALIASES.get(_stem(file)) if format_of(file) and file.is_file() else None
+
+
+def _stem(file: Path) -> str:
+    return file.name.casefold().partition(".")[0]
+
+
+def _content(folder: Path) -> str:
+    names = sorted(each.name for each in folder.iterdir())
+    return (", ".join(names[:10]) + (" ..." if len(names) > 10 else "")) or "nothing"
