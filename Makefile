@@ -26,9 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 		echo "The venv module has no pip of its own; borrowing that of $(PYTHON)."; \
 		$(PYTHON) -m venv --without-pip --clear $(VENV) && \
-		$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+		$(PYTHON) -m pip --python $(BIN)/python install -qq pip; }
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(MAKE) --no-print-directory torch
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install -qq -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # PyPI's torch for Linux brings gigabytes of CUDA libraries, so a machine without a GPU takes the
@@ -36,20 +36,20 @@ $(STAMP): pyproject.toml constraints.txt
 .PHONY: torch
 torch:
 	@if [ "$$(uname -s)" != Linux ]; then \
-		$(PIP) install --quiet -c constraints.txt torch; \
+		$(PIP) install -qq -c constraints.txt torch; \
 	elif ! nvidia-smi -L 2>/dev/null | grep -q GPU && \
-		$(PIP) install --quiet -c constraints.txt 'torch==$(TORCH)+cpu' 2>/dev/null; then \
+		$(PIP) install -qq -c constraints.txt 'torch==$(TORCH)+cpu' 2>/dev/null; then \
 		echo "Installed torch $(TORCH) for the CPU."; \
 	else \
-		$(PIP) install --quiet -c constraints.txt uv && \
-		$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt \
+		$(PIP) install -qq -c constraints.txt uv && \
+		$(BIN)/uv pip install -qq --python $(BIN)/python -c constraints.txt \
 			--torch-backend=auto 'torch==$(TORCH)' || { \
 		echo "No torch for this machine in PyTorch's package index; taking PyPI's, which is larger."; \
-		$(PIP) install --quiet -c constraints.txt torch; }; \
+		$(PIP) install -qq -c constraints.txt torch; }; \
 	fi
 
 format: install
-	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff check --fix-only -qq .
 	$(BIN)/ruff format .
 
 check: install
