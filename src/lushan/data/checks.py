@@ -9,7 +9,7 @@ from lushan.data.near import plain
 from lushan.data.overlap import OverlapCounts, OverlapPolicy, find_overlap, remove_overlap
 from lushan.data.splits import Parts, count_labels, labels_of
 from lushan.errors import DataError
-from lushan.records import Example, SplitName
+from lushan.records import Example
 
 __all__ = [
     "Findings",
@@ -29,7 +29,7 @@ LARGEST_IMBALANCE = 20
 class Contradiction:
     """One text that stands in a split with different labels."""
 
-    split: SplitName
+    split: str
     text: str
     labels: tuple[str, ...]
     places: tuple[str, ...]
@@ -132,7 +132,7 @@ def _by_text(part: Sequence[Example]) -> dict[str, list[Example]]:
     return by_text
 
 
-def _contradictions(name: SplitName, by_text: dict[str, list[Example]]) -> list[Contradiction]:
+def _contradictions(name: str, by_text: dict[str, list[Example]]) -> list[Contradiction]:
     return [
         Contradiction(
             name,

@@ -148,7 +148,7 @@ def find_files(path: Path) -> tuple[dict[SplitName, Path], list[str]]:
     """Find the file of each split, in the order train, validation, test; and what was guessed.
 
     Raises:
-        DataError: If the path does not exist, holds no train file, or two files for one split.
+        DataError: If the path does not exist, holds no such file, or two files for one split.
     """
     if path.is_file():
         return {"train": path}, []

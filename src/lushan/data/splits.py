@@ -45,7 +45,7 @@ def split(
     groups = _groups(examples)
     home: dict[str, str] = {}
     for members in _strata(examples, groups, num_needed=len(wanted) + 1):
-        ordered = sorted(members, key=lambda key: (len(groups[key]), _rank(seed, key)))
+        ordered = sorted(members, key=lambda key: _rank(seed, key))
         home |= _deal({key: len(groups[key]) for key in ordered}, wanted)
     part_of = {place: home[key] for key, places in groups.items() for place in places}
     parts: dict[str, list[Example]] = {name: [] for name in SPLIT_NAMES}
@@ -123,25 +123,26 @@ def _named(labels: Sequence[str]) -> str:
 
 
 def _deal(sizes: Mapping[str, int], fractions: Mapping[str, float]) -> dict[str, str]:
-    """Give each group of one label a part.
+    """Give each group of one label a part; no part stays empty where there are enough groups.
 
     Args:
-        sizes: Group to its number of rows, small groups first, else in random order.
+        sizes: Group to its number of rows, in random order.
         fractions: Part to its share of the rows; the rest is for training.
     """
-    keys = list(sizes)
-    if len(keys) <= len(fractions):
-        return dict.fromkeys(keys, "train")
-    # One small group for each part and the largest for training: no part of a label is empty.
-    home = dict(zip(keys, fractions, strict=False)) | {keys[-1]: "train"}
+    if len(sizes) <= len(fractions):
+        return dict.fromkeys(sizes, "train")
     num_rows = sum(sizes.values())
     room = {name: max(1, round(fraction * num_rows)) for name, fraction in fractions.items()}
-    for key, name in zip(keys, fractions, strict=False):
-        room[name] -= sizes[key]
-    for key in keys[len(fractions) : -1]:
-        home[key] = next((name for name in fractions if room[name] >= sizes[key]), "train")
+    home: dict[str, str] = {}
+    for key, size in sizes.items():
+        home[key] = next((name for name in fractions if room[name] >= size), "train")
         if home[key] != "train":
-            room[home[key]] -= sizes[key]
+            room[home[key]] -= size
+    for name in (*fractions, "train"):
+        held = Counter(home.values())
+        if name not in held:
+            richest = max(held, key=held.__getitem__)
+            home[min((key for key in home if home[key] == richest), key=sizes.__getitem__)] = name
     return home
 
 

@@ -1,0 +1,168 @@
+"""The first step of every run: files to checked examples in three parts, with a ledger of the rows."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from lushan.data.checks import Findings, OverlapCounts, check_parts, remove_overlap
+from lushan.data.columns import Columns, Notes
+from lushan.data.ledger import Ledger, count_rows
+from lushan.data.readers import find_files, read_dataset, read_rows
+from lushan.data.splits import Parts, split, subsample
+from lushan.errors import DataError
+from lushan.records import Example, SplitName
+from lushan.tasks import Task
+from lushan.workflows.recipe import DataSettings, TuneRecipe
+
+EMPTY = "empty"
+OVERLAP = "in a later split"
+SAMPLED = "not drawn"
+NUM_PEEKED_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The data of a run, checked."""
+
+    parts: Parts
+    multi_label: bool
+    """Whether targets are tuples of labels."""
+    ledger: Ledger
+    """Rows so far; tokens are counted once there is a tokenizer."""
+    findings: Findings
+    overlap: OverlapCounts
+    notes: list[str]
+    """What was guessed, changed, taken out or is worth a look, for a person."""
+    fingerprint: str
+    """Hash of the files' content."""
+
+
+def prepare(path: Path, *, task: Task, recipe: TuneRecipe) -> Prepared:
+    """Read, split where needed, take out overlap, draw, and check.
+
+    Args:
+        path: A file, or a folder with train, validation and test files.
+        task: What gives the rows their meaning.
+        recipe: `data`, `task_settings.multi_label` and `seed` count here.
+
+    Raises:
+        DataError: If the data does not fit; says where and what to do.
+    """
+    data, seed = recipe.data, recipe.seed
+    multi_label = recipe.task_settings.multi_label
+    if multi_label is None:
+        multi_label = holds_lists(path, task=task, columns=data.columns)
+    dataset = read_dataset(
+        path,
+        columns=data.columns,
+        wanted=columns_for(task, multi_label=multi_label),
+        read=partial(task.read, multi_label=multi_label),
+    )
+    notes = list(dataset.notes)
+    if multi_label:
+        notes.append("A text can have several labels (`task_settings.multi_label`).")
+    parts, split_notes = _complete(dataset.splits, data, seed=seed)
+    read = parts
+    parts, overlap = remove_overlap(parts, data.overlap, are_given="test" in dataset.splits)
+    notes += split_notes + overlap.lines()
+    findings = check_parts(parts)
+    notes += findings.warnings
+    dropped: dict[SplitName, dict[str, int]] = {
+        name: {EMPTY: dataset.num_empty.get(name, 0), OVERLAP: len(read.of(name)) - len(part)}
+        for name, part in parts.as_dict().items()
+    }
+    prepared = Prepared(
+        parts,
+        multi_label=multi_label,
+        ledger=count_rows(parts, dropped),
+        findings=findings,
+        overlap=overlap,
+        notes=notes,
+        fingerprint=dataset.fingerprint,
+    )
+    if data.max_train_rows is None:
+        return prepared
+    return draw(prepared, data.max_train_rows, seed=seed, why="`data.max_train_rows`")
+
+
+def draw(prepared: Prepared, num_rows: int, *, seed: int, why: str) -> Prepared:
+    """Keep at most `num_rows` training rows, drawn per label; told and counted.
+
+    Raises:
+        DataError: If the rows that are left have one label only.
+    """
+    train = subsample(prepared.parts.train, num_rows, seed=seed)
+    num_gone = len(prepared.parts.train) - len(train)
+    if not num_gone:
+        return prepared
+    parts = replace(prepared.parts, train=train)
+    check_parts(parts)
+    dropped: dict[SplitName, dict[str, int]] = {
+        name: dict(each.num_dropped) for name, each in prepared.ledger.splits.items()
+    }
+    dropped["train"][SAMPLED] = dropped["train"].get(SAMPLED, 0) + num_gone
+    note = f"{len(train):,} of {len(train) + num_gone:,} training rows were drawn ({why})."
+    return replace(
+        prepared,
+        parts=parts,
+        ledger=count_rows(parts, dropped),
+        notes=[*prepared.notes, note],
+    )
+
+
+def columns_for(task: Task, *, multi_label: bool) -> Columns:
+    """Give the columns of a task, whose labels are lists where a text can have several."""
+    return replace(task.columns, lists=task.columns.lists if multi_label else ())
+
+
+def holds_lists(path: Path, *, task: Task, columns: Mapping[str, str]) -> bool:
+    """Say whether the first rows have lists of labels.
+
+    Raises:
+        DataError: If they cannot be read.
+    """
+    file = next(iter(find_files(path)[0].values()))
+    wanted = columns_for(task, multi_label=False)
+    rows = read_rows(file, columns=columns, wanted=wanted, notes=Notes(file.name))
+    return task.is_multi_label(list(itertools.islice(rows, NUM_PEEKED_ROWS)))
+
+
+def _complete(
+    splits: Mapping[SplitName, list[Example]], data: DataSettings, *, seed: int
+) -> tuple[Parts, list[str]]:
+    """Cut what is missing off the training rows.
+
+    Raises:
+        DataError: If there are no training rows, or too few.
+    """
+    if "train" not in splits:
+        raise DataError(
+            f"There is no train file, only {', '.join(splits)}. Call the file with the training rows "
+            "`train`, or give one file, which is then split."
+        )
+    fractions: dict[SplitName, float] = {
+        "validation": data.validation_fraction,
+        "test": data.test_fraction,
+    }
+    missing: list[SplitName] = [name for name in fractions if name not in splits]
+    if not missing:
+        return Parts(splits["train"], splits["validation"], splits["test"]), []
+    cut = split(
+        splits["train"],
+        validation_fraction=fractions["validation"] if "validation" in missing else 0.0,
+        test_fraction=fractions["test"] if "test" in missing else 0.0,
+        seed=seed,
+    )
+    parts = Parts(
+        cut.train,
+        validation=splits.get("validation", cut.validation),
+        test=splits.get("test", cut.test),
+    )
+    notes = [
+        f"No {name} split: {len(parts.of(name)):,} of {len(splits['train']):,} rows were cut off for it "
+        f"(`data.{name}_fraction={fractions[name]:g}`), per label, equal texts together."
+        for name in missing
+    ]
+    return parts, notes
