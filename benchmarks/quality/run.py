@@ -34,6 +34,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--rival-python", default=sys.executable, help="its environment's python")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--validation", action="store_true", help="the Trainer also predicts validation"
+    )
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     parser.add_argument("--document", type=Path, help="put the table between this file's markers")
     options = parser.parse_args()
@@ -128,10 +131,12 @@ def run_trainer(
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(options.threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    command = [options.rival_python, str(script), *words]
+    splits = ["validation", "test"] if options.validation else ["test"]
+    command = [options.rival_python, str(script), *words, "--predict", *splits]
     subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
 
 
