@@ -1,0 +1,231 @@
+"""Turns a GGUF file into a clean Hugging Face folder.
+
+`transformers` maps names and dequantises; everything around it is made anew: a model loaded from GGUF can be neither
+saved nor trained, its configuration carries ids that do not exist, and its tokenizer is only nearly right.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFReader
+from tokenizers import Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from lushan.backbones.gguf_tokenizer import GgufVocabulary, build_tokenizer
+from lushan.backbones.quiet import quiet_transformers
+from lushan.backbones.tokenizer import PROBES
+from lushan.errors import ModelError
+
+_ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+_TIED_ERROR_FRACTION = 0.05
+"""Two quantisations of one matrix differ by less than this (relative Frobenius norm)."""
+
+
+def convert_gguf(
+    gguf_file: Path,
+    folder: Path,
+    *,
+    retie: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[str]:
+    """Write `gguf_file` as a Hugging Face folder and give what was decided, one sentence each.
+
+    Args:
+        gguf_file: One GGUF file of a causal language model.
+        folder: An existing empty folder; files are written into it.
+        retie: Use the embedding as output matrix where the file holds two quantisations of one matrix.
+        dtype: How the weights are stored; bfloat16 moves the perplexity of a 4-bit model by less than 0.1 %.
+        tell: Hears what is going on.
+
+    Raises:
+        ModelError: If the file cannot be converted.
+    """
+    tell("Reading the vocabulary")
+    vocabulary = read_vocabulary(gguf_file)
+    tokenizer = build_tokenizer(vocabulary)
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    _write_tokenizer_settings(vocabulary, folder)
+    tell("Restoring the weights from their quantised form")
+    notes = _write_model(gguf_file, folder, vocabulary, retie=retie, dtype=dtype)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # `save_pretrained` leaves weights that only the owner can read
+    check_same_ids(tokenizer, folder)
+    return notes
+
+
+def read_vocabulary(gguf_file: Path) -> GgufVocabulary:
+    """Read the tokenizer part of a GGUF file.
+
+    Raises:
+        ModelError: If the file is not GGUF, or has no vocabulary.
+    """
+    fields = _open(gguf_file).fields
+
+    def value(name: str, default: object = None) -> Any:  # noqa: ANN401 - GGUF values have many types
+        full_name = f"tokenizer.{name}"
+        return fields[full_name].contents() if full_name in fields else default
+
+    tokens = value("ggml.tokens")
+    if not tokens:
+        raise ModelError(f"`{gguf_file}` holds no vocabulary; expected `tokenizer.ggml.tokens`.")
+    kind = value("ggml.model")
+    return GgufVocabulary(
+        kind=kind,
+        pre=value("ggml.pre", "default"),
+        tokens=tokens,
+        token_types=value("ggml.token_type", [1] * len(tokens)),
+        scores=value("ggml.scores", []),
+        merges=value("ggml.merges", []),
+        special_ids={
+            role: number
+            for name, role in _ROLES.items()
+            if (number := value(f"ggml.{name}_token_id")) is not None and number < len(tokens)
+        },
+        add_bos=value("ggml.add_bos_token", kind == "llama"),
+        add_space_prefix=value("ggml.add_space_prefix", kind == "llama"),
+        chat_template=value("chat_template"),
+    )
+
+
+def _open(gguf_file: Path) -> GGUFReader:
+    try:
+        return GGUFReader(gguf_file)
+    except (ValueError, OSError, IndexError) as error:
+        raise ModelError(f"`{gguf_file}` cannot be read as GGUF: {error}.") from None
+
+
+def _write_tokenizer_settings(vocabulary: GgufVocabulary, folder: Path) -> None:
+    settings: dict[str, Any] = {
+        # Any other class name makes transformers rebuild the tokenizer by that class's own rules.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 10**30,
+    }
+    for role, number in vocabulary.special_ids.items():
+        settings[f"{role}_token"] = vocabulary.tokens[number]
+    if vocabulary.chat_template:
+        (folder / "chat_template.jinja").write_text(vocabulary.chat_template, encoding="utf-8")
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_model(
+    gguf_file: Path,
+    folder: Path,
+    vocabulary: GgufVocabulary,
+    *,
+    retie: bool,
+    dtype: torch.dtype,
+) -> list[str]:
+    with quiet_transformers():
+        loaded = _load(gguf_file)
+        clean = _clean_config(loaded.config, vocabulary)
+        state = loaded.state_dict()
+        notes = _settle_output_matrix(state, clean, loaded, retie=retie)
+        with torch.device("meta"):
+            model = type(loaded)(clean)
+        model.load_state_dict(state, strict=False, assign=True)
+        model.tie_weights()
+        model.to(dtype=dtype)  # pyright: ignore[reportCallIssue] - a decorator hides the method
+        model.generation_config = _generation_config(vocabulary)
+        model.save_pretrained(folder)
+    return notes
+
+
+def _load(gguf_file: Path) -> PreTrainedModel:
+    place: dict[str, Any] = {
+        "pretrained_model_name_or_path": gguf_file.parent,
+        "gguf_file": gguf_file.name,
+    }
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # its bar knows no switch
+            config = AutoConfig.from_pretrained(**place)
+            both: Any = AutoModelForCausalLM.from_pretrained(
+                **place, config=config, dtype=torch.float32, output_loading_info=True
+            )
+    except (KeyError, OSError, ValueError) as error:
+        raise ModelError(f"`{gguf_file.name}` cannot be converted: {error}") from None
+    loaded, info = both  # the library's types know only the model
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(f"`{gguf_file.name}` lacks weights: {', '.join(missing[:5])}.")
+    return loaded
+
+
+def _clean_config(config: PretrainedConfig, vocabulary: GgufVocabulary) -> PretrainedConfig:
+    values = config.to_dict()
+    for name in ("_name_or_path", "_model_name_or_path", "quantization_config", "unk_token_id"):
+        values.pop(name, None)
+    for role in ("bos", "eos", "pad"):
+        values[f"{role}_token_id"] = vocabulary.special_ids.get(role)
+    # GGUF keeps float32: 1e-5 comes back as 9.999999747378752e-06.
+    values = {
+        name: float(str(np.float32(value))) if isinstance(value, float) else value
+        for name, value in values.items()
+    }
+    return type(config)(**values)
+
+
+def _settle_output_matrix(
+    state: dict[str, torch.Tensor],
+    config: PretrainedConfig,
+    loaded: PreTrainedModel,
+    *,
+    retie: bool,
+) -> list[str]:
+    """Decide whether input and output share one matrix; changes `config` and `state`."""
+    if config.tie_word_embeddings:
+        return []
+    output_name = next((name for name in state if name.endswith("lm_head.weight")), None)
+    inputs: Any = loaded.get_input_embeddings().weight
+    if output_name is None or state[output_name].shape != inputs.shape:
+        return []
+    outputs = state[output_name]
+    difference = float((outputs - inputs).norm() / inputs.norm())
+    if difference > _TIED_ERROR_FRACTION:
+        return []
+    if difference > 0 and not retie:
+        return [
+            f"The file holds its embedding twice, quantised differently (they differ by {difference:.1%}); both are "
+            f"kept, which adds {outputs.numel():,} weights. Ask for `--retie` to share one matrix."
+        ]
+    config.tie_word_embeddings = True
+    del state[output_name]
+    return [f"Input and output share one matrix (the file's two differed by {difference:.1%})."]
+
+
+def _generation_config(vocabulary: GgufVocabulary) -> GenerationConfig:
+    ids = vocabulary.special_ids
+    return GenerationConfig(
+        bos_token_id=ids.get("bos"), eos_token_id=ids.get("eos"), pad_token_id=ids.get("pad")
+    )
+
+
+def check_same_ids(tokenizer: Tokenizer, folder: Path) -> None:
+    """Compare a tokenizer with its saved file and with what `AutoTokenizer` makes of the folder.
+
+    Raises:
+        ModelError: If one text gets other ids; names the text.
+    """
+    saved = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    automatic = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for text in PROBES:
+        expected = tokenizer.encode(text).ids
+        if saved.encode(text).ids != expected:
+            raise ModelError(f"The saved tokenizer reads {text!r} differently.")
+        if automatic(text)["input_ids"] != expected:
+            raise ModelError(f"`AutoTokenizer` reads {text!r} differently from `tokenizer.json`.")

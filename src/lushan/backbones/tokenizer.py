@@ -1,0 +1,319 @@
+"""Text to token ids and back, by the raw `tokenizer.json` of a model folder.
+
+The raw file is the truth. In transformers 5 the class named in `tokenizer_config.json` may rebuild the tokenizer by its
+own rules (huggingface/transformers#45812, #45920, #48219), so the two are compared and differences are told.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import tokenizers
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lushan.backbones.inspect import ENCODERS, read_json
+from lushan.backbones.sources import cache_folder
+from lushan.errors import DataError, ModelError
+
+PROBES = (
+    "The sun was setting behind the hills, and the children ran home.",
+    "It cost 1,234.50 on 2024-11-03; that's 3x more!",
+    "a  b   c    d\n\n\ne\t\tf        g\n ",
+    "def f(x):\n    return x ** 2\n\n\n        # done",
+    "\u5e90\u5c71\u771f\u9762\u76ee\uff0c\u53ea\u7f18\u8eab\u5728\u6b64\u5c71\u4e2d\u3002",
+    "caf\u00e9 cafe\u0301 \ufb01ne \u2126 \U0001f600",
+    " leading and trailing ",
+    "",
+)
+"""Texts on which tokenizers are known to differ: digits, runs of spaces, composed and decomposed letters, no text."""
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+_ALWAYS_BOS = ("gemma", "gemma2", "gemma3_text")
+
+
+class Encoded(NamedTuple):
+    """One text as tokens."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    """Characters [start, end) of the text per token; (0, 0) for tokens that were put around it.
+
+    Byte-level tokenizers count the space before a word to the word's token.
+    """
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Which tokens stand around every document; part of the fingerprint."""
+
+    prefix: tuple[int, ...]
+    """Ids before the text, such as `<bos>` or `[CLS]`."""
+    suffix: tuple[int, ...]
+    """Ids after the text, such as `[SEP]`; a decoder has none, its stop token belongs to the answer."""
+    bos_id: int | None
+    stop_id: int | None
+
+
+class Tokenizer:
+    """A model's tokenizer. Make it with `Tokenizer.load`."""
+
+    def __init__(
+        self,
+        raw: tokenizers.Tokenizer,
+        special: SpecialTokens,
+        *,
+        folder: Path,
+        notes: Sequence[str],
+    ) -> None:
+        self._raw = raw
+        self._special = special
+        self._folder = folder
+        self.notes = tuple(notes)
+        """What a user should know: differences to `AutoTokenizer`, rules that were left out."""
+        self.fingerprint = _fingerprint(folder, special)
+        """SHA-256 of the raw file and the special-token rule: equal fingerprints, equal ids."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Load the tokenizer of a model folder; compares it once with `AutoTokenizer` and remembers the outcome.
+
+        Raises:
+            ModelError: If there is no `tokenizer.json`, or it is broken; says what to do.
+        """
+        raw = _read_raw(folder)
+        special, notes = _find_special_tokens(folder, raw)
+        tokenizer = cls(raw, special, folder=folder, notes=notes)
+        tokenizer.notes += tuple(_compared(tokenizer, folder))
+        return tokenizer
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the token that starts a document, if the model has one."""
+        return self._special.bos_id
+
+    @property
+    def stop_id(self) -> int | None:
+        """Id of the token that ends an answer, if the model has one."""
+        return self._special.stop_id
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens, special ones included; the model's matrix may have more rows."""
+        return self._raw.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """Turn texts into ids, exactly one leading `<bos>` where the model wants one; nothing is ever cut.
+
+        Raises:
+            DataError: If a text holds half a character (a lone surrogate).
+        """
+        try:
+            encodings = self._raw.encode_batch(list(texts), add_special_tokens=False)
+        except TypeError:
+            raise DataError(_explain_unreadable(texts)) from None
+        return [self._surrounded(each.ids, each.offsets) for each in encodings]
+
+    def _surrounded(self, ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
+        prefix, suffix = self._special.prefix, self._special.suffix
+        # A chat template writes <bos> itself.
+        if prefix and tuple(ids[: len(prefix)]) == prefix:
+            prefix = ()
+        none = (0, 0)
+        return Encoded(
+            [*prefix, *ids, *suffix], [none] * len(prefix) + offsets + [none] * len(suffix)
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn ids into text, without special tokens."""
+        return self._raw.decode(list(ids), skip_special_tokens=True)
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """Write messages (`role`, `content`) as the model's chat template does.
+
+        Raises:
+            ModelError: If the model has no chat template, or its template refuses the messages.
+        """
+        source = read_chat_template(self._folder)
+        if source is None:
+            raise ModelError(f"`{self._folder.name}` has no chat template; it is a base model.")
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.globals["raise_exception"] = _refuse
+        try:
+            return environment.from_string(source).render(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                bos_token=self._token(self.bos_id),
+                eos_token=self._token(self.stop_id),
+            )
+        except TemplateError as error:
+            raise ModelError(f"The chat template of `{self._folder.name}`: {error}.") from None
+
+    def _token(self, token_id: int | None) -> str:
+        return "" if token_id is None else self._raw.id_to_token(token_id) or ""
+
+    def save(self, folder: Path) -> None:
+        """Copy the tokenizer's files, byte for byte, into an existing folder."""
+        for name in _FILES:
+            source, target = self._folder / name, folder / name
+            if source.is_file() and source.resolve() != target.resolve():
+                shutil.copyfile(source, target)
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """Give the chat template of a model folder, wherever its generation of the library keeps it."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    stored = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(stored, list):  # several named templates
+        stored = next((each["template"] for each in stored if each["name"] == "default"), None)
+    return stored
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _read_raw(folder: Path) -> tokenizers.Tokenizer:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise ModelError(
+            f"`{folder}` has no `tokenizer.json`. Make it once with transformers: "
+            f"`AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})`."
+        )
+    try:
+        raw = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+        raise ModelError(f"`{file}` is broken: {error}.") from None
+    # Some files (sentence-transformers) cut at 128 tokens and pad, silently.
+    raw.no_truncation()
+    raw.no_padding()
+    return raw
+
+
+def _find_special_tokens(
+    folder: Path, raw: tokenizers.Tokenizer
+) -> tuple[SpecialTokens, list[str]]:
+    settings = read_json(folder / "special_tokens_map.json")
+    settings |= read_json(folder / "tokenizer_config.json")
+    config = read_json(folder / "generation_config.json")
+    config = read_json(folder / "config.json") | {
+        name: value for name, value in config.items() if value is not None
+    }
+    bos_id = _special_id("bos", settings, config, raw)
+    stop_id = _special_id("eos", settings, config, raw)
+    prefix, suffix = _template_of(raw)
+    notes: list[str] = []
+    is_encoder = config.get("model_type") in ENCODERS
+    if suffix and not is_encoder:
+        notes.append("The stop token that this tokenizer adds to every text is left to the answer.")
+        suffix = ()
+    wants_bos = settings.get("add_bos_token") or config.get("model_type") in _ALWAYS_BOS
+    if wants_bos and bos_id is not None and not prefix:
+        notes.append("`<bos>` is put before every text; `tokenizer.json` forgets it.")
+        prefix = (bos_id,)
+    return SpecialTokens(prefix, suffix, bos_id, stop_id), notes
+
+
+def _special_id(
+    role: str, settings: Mapping[str, Any], config: Mapping[str, Any], raw: tokenizers.Tokenizer
+) -> int | None:
+    token = settings.get(f"{role}_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    if token is not None and (token_id := raw.token_to_id(token)) is not None:
+        return token_id
+    ids = config.get(f"{role}_token_id")
+    token_id = ids[0] if isinstance(ids, list) and ids else ids
+    # 4294967295 and -1 are how some files write "there is none".
+    if isinstance(token_id, int) and 0 <= token_id < raw.get_vocab_size(with_added_tokens=True):
+        return token_id
+    return None
+
+
+def _template_of(raw: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Find what the raw tokenizer puts around a text, by asking it."""
+    plain = raw.encode("a", add_special_tokens=False).ids
+    whole = raw.encode("a").ids
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start]), tuple(whole[start + len(plain) :])
+    return (), ()
+
+
+def _fingerprint(folder: Path, special: SpecialTokens) -> str:
+    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes())
+    digest.update(json.dumps([special.prefix, special.suffix, special.stop_id]).encode())
+    return digest.hexdigest()
+
+
+def _explain_unreadable(texts: Sequence[str]) -> str:
+    for number, text in enumerate(texts):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return f"Text {number + 1} holds half a character at position {error.start}: {text[:60]!r}."
+    return "A text is no text."
+
+
+def _compared(tokenizer: Tokenizer, folder: Path) -> list[str]:
+    """Compare with `AutoTokenizer`, or recall what an earlier comparison found."""
+    settings = folder / "tokenizer_config.json"
+    digest = hashlib.sha256(tokenizer.fingerprint.encode())
+    digest.update(settings.read_bytes() if settings.is_file() else b"")
+    digest.update(json.dumps(read_json(folder / "config.json").get("model_type")).encode())
+    verdict = cache_folder() / "tokenizers" / f"{digest.hexdigest()[:32]}.json"
+    if verdict.is_file():
+        return read_json(verdict)["notes"]
+    notes = compare_with_transformers(tokenizer, folder)
+    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+        verdict.parent.mkdir(parents=True, exist_ok=True)
+        partial = verdict.with_suffix(f".{os.getpid()}.part")
+        partial.write_text(json.dumps({"notes": notes}), encoding="utf-8")
+        partial.replace(verdict)
+    return notes
+
+
+def compare_with_transformers(tokenizer: Tokenizer, folder: Path) -> list[str]:
+    """Tell where `AutoTokenizer` gives other ids than the raw file; an empty list where they agree."""
+    from transformers import AutoTokenizer  # slow to import, and needed once per tokenizer
+
+    from lushan.backbones.quiet import quiet_transformers
+
+    with quiet_transformers():
+        try:
+            automatic = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            found = [automatic(text)["input_ids"] for text in PROBES]
+        except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return [
+                f"`AutoTokenizer` cannot load this folder ({reason}); `tokenizer.json` is used."
+            ]
+    ours = [encoded.ids for encoded in tokenizer.encode(PROBES)]
+    different = [
+        text for text, mine, theirs in zip(PROBES, ours, found, strict=True) if mine != theirs
+    ]
+    if not different:
+        return []
+    return [
+        f"`AutoTokenizer` reads {len(different)} of {len(PROBES)} test texts differently (first: {different[0]!r}); "
+        "`tokenizer.json` is used everywhere."
+    ]
