@@ -5,7 +5,9 @@ import platform
 import shutil
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from lushan.cli.console import JsonOption, SeedOption, emit_json, show_table
 
@@ -13,22 +15,30 @@ GIBIBYTE = 1 << 30
 PACKAGES = ("lushan", "torch", "transformers", "tokenizers", "peft", "accelerate", "scikit-learn")
 
 
-def command(*, as_json: JsonOption = False, seed: SeedOption = 0) -> None:
+def command(
+    *,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure anew; the machine was busy the last time.")
+    ] = False,
+    as_json: JsonOption = False,
+    seed: SeedOption = 0,
+) -> None:
     """Tell what this machine can do, what will be used, and why."""
     del seed  # every command takes it; nothing here is random
-    findings = _examine()
+    findings = _examine(again=again)
     if as_json:
         emit_json(findings)
     else:
         _show(findings)
 
 
-def _examine() -> dict[str, Any]:
+def _examine(*, again: bool) -> dict[str, Any]:
     from lushan.backbones import hardware
     from lushan.backbones.sources import cache_folder
 
     cache = cache_folder()
     device = hardware.choose_device()
+    speed = hardware.measure(device.value, cache=cache, again=again)
     choices = {
         "device": device,
         "threads": hardware.choose_num_threads(),
@@ -36,7 +46,7 @@ def _examine() -> dict[str, Any]:
     }
     return {
         "machine": dataclasses.asdict(hardware.machine()),
-        "speed": dataclasses.asdict(hardware.measure(device.value, cache=cache)),
+        "speed": dataclasses.asdict(speed),
         "choices": [{"name": name, **dataclasses.asdict(made)} for name, made in choices.items()],
         "cache": {"path": str(cache), "free_bytes": shutil.disk_usage(_existing(cache)).free},
         "versions": {"python": platform.python_version()}

@@ -72,6 +72,17 @@ def test_measurement_is_kept_and_used_again(
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["machine.json"]
 
 
+def test_measuring_again_replaces_what_was_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, SPEED)
+    measure("cpu", cache=tmp_path)
+    calm = dataclasses.replace(SPEED, fp32_gflops=200.0)
+    pretend(monkeypatch, calm)
+    assert measure("cpu", cache=tmp_path, again=True) == calm
+    assert measure("cpu", cache=tmp_path) == calm
+
+
 def test_measurement_of_another_processor_is_not_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

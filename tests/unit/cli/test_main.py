@@ -1,9 +1,9 @@
 """The command line as a whole: exit codes, messages, what `--json` promises, how fast help is."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 import types
 from collections.abc import Callable
 
@@ -136,10 +136,12 @@ def test_every_command_file_has_a_command_and_answers_help(
     assert [name for name in codes if f" {name} " not in program_help] == []
 
 
-def test_help_answers_within_half_a_second() -> None:
+def test_help_costs_less_than_half_a_second() -> None:
     def once() -> float:
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "lushan", "--help"], check=True, capture_output=True)
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(once() for _ in range(5)) < 0.5
+    # Processor time: the wall time of a test run depends on what else the machine does.
+    assert min(once() for _ in range(3)) < 0.5

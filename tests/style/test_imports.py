@@ -1,0 +1,68 @@
+"""Importing is cheap and has no effects; what is public is listed."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lushan
+
+HEAVY = ["matplotlib", "numpy", "pandas", "peft", "pydantic", "scipy", "sklearn", "torch"]
+HEAVY += ["transformers"]
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(lushan.__path__, "lushan.")
+    if not module.name.endswith("__main__")
+]
+
+
+def heavy_modules_after(code: str) -> list[str]:
+    """Run code in a fresh process and tell which of `HEAVY` it imported."""
+    program = (
+        f"{code}\nimport sys\nprint('loaded', *(name for name in {HEAVY} if name in sys.modules))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    return ran.stdout.splitlines()[-1].split()[1:]
+
+
+def test_import_lushan_imports_nothing_heavy() -> None:
+    assert heavy_modules_after("import lushan") == []
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert heavy_modules_after("from lushan.cli.main import run; run(['--help'])") == []
+
+
+def test_unknown_option_imports_nothing_heavy() -> None:
+    assert heavy_modules_after("from lushan.cli.main import run; run(['--unknown'])") == []
+
+
+def test_import_lushan_changes_no_environment_and_no_warning_filter() -> None:
+    code = (
+        "import os, warnings; before = dict(os.environ), list(warnings.filters); import lushan; "
+        "assert before == (dict(os.environ), list(warnings.filters))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_can_be_imported(module: str) -> None:
+    importlib.import_module(module)
+
+
+def test_public_names_are_complete_sorted_and_there() -> None:
+    assert list(lushan.__all__) == sorted(lushan.__all__)
+    assert [name for name in lushan.__all__ if not hasattr(lushan, name)] == []
+
+
+def test_every_public_name_that_the_package_defines_is_listed() -> None:
+    tree = ast.parse(Path(lushan.__file__).read_text(encoding="utf-8"))
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    public = {name for name in defined if not name.startswith("_")}
+    assert public <= set(lushan.__all__)
