@@ -19,13 +19,18 @@ FOLDER = Path(__file__).parent
 def public_names() -> dict[str, Any]:
     """Give the public functions, the tasks, the models, and the commands with their options."""
     sources = import_module("lushan.backbones.sources")
-    program = typer.main.get_command(build_app(command_names()))
     return {
         "python": sorted(lushan.__all__),
         "tasks": names_in("lushan.tasks"),
         "models": sorted(sources.CATALOG),
-        "commands": dict(sorted(_options_of(program, prefix=()).items())),
+        "commands": command_options(),
     }
+
+
+def command_options() -> dict[str, list[str]]:
+    """Give the options and arguments of every command, by its words, such as `models get`."""
+    program = typer.main.get_command(build_app(command_names()))
+    return dict(sorted(_options_of(program, prefix=()).items()))
 
 
 def _options_of(command: object, *, prefix: tuple[str, ...]) -> dict[str, list[str]]:
