@@ -1,0 +1,100 @@
+"""Tiny random models of every supported architecture, with tokenizers trained on five sentences."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+TINY_TYPES = (
+    *("llama", "gpt2", "gpt_neo", "gpt_neox", "qwen2", "qwen3", "gemma3_text", "mistral"),
+    *("bert", "modernbert"),
+)
+CORPUS = (
+    "The children ran home along the river and ate soup with fresh bread.",
+    "A brave little fox lived in the forest; it helped all the other animals.",
+    "What a great film! I would watch it again, 10 out of 10.",
+    "The service was slow and the food was cold. Never again...",
+    "def add(a, b):\n    return a + b\n",
+)
+TINY_VOCABULARY = 320
+ENCODER_TYPES = ("bert", "modernbert")
+
+
+def write_tiny(model_type: str, folder: Path) -> None:
+    """Write a model folder: two layers, width 16."""
+    _write_tiny_model(model_type, folder)
+    _write_tiny_tokenizer(model_type, folder)
+
+
+def _write_tiny_model(model_type: str, folder: Path) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **_tiny_settings(model_type))
+    is_encoder = model_type in ENCODER_TYPES
+    model = (AutoModel if is_encoder else AutoModelForCausalLM).from_config(config)
+    model.save_pretrained(folder)
+
+
+def _tiny_settings(model_type: str) -> dict[str, Any]:
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    size: dict[str, Any] = {"vocab_size": TINY_VOCABULARY, **special}
+    if model_type == "gpt2":
+        return {**size, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    if model_type == "gpt_neo":
+        layers = [[["global", "local"], 1]]
+        return {
+            **size,
+            "hidden_size": 16,
+            "num_layers": 2,
+            "num_heads": 2,
+            "max_position_embeddings": 128,
+            "attention_types": layers,
+            "window_size": 8,
+        }
+    size |= {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 128,
+    }
+    if model_type in ("qwen2", "qwen3", "llama", "mistral", "gemma3_text"):
+        size |= {"num_key_value_heads": 1}
+    if model_type in ("qwen3", "gemma3_text"):
+        size |= {"head_dim": 8}
+    if model_type == "gemma3_text":
+        size |= {"sliding_window": 8, "query_pre_attn_scalar": 8}
+    if model_type == "modernbert":
+        size |= {"cls_token_id": 1, "sep_token_id": 2, "local_attention": 8}
+    return size
+
+
+def _write_tiny_tokenizer(model_type: str, folder: Path) -> None:
+    is_encoder = model_type in ENCODER_TYPES
+    first, last = ("[CLS]", "[SEP]") if is_encoder else ("<bos>", "<eos>")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TINY_VOCABULARY,
+        special_tokens=["<pad>", first, last],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    template = {True: f"{first} $A {last}", False: f"{first} $A"}[is_encoder]
+    if is_encoder or model_type == "gemma3_text":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[(first, 1), (last, 2)]
+        )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    roles = ("cls", "sep") if is_encoder else ("bos", "eos")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        f"{roles[0]}_token": first,
+        f"{roles[1]}_token": last,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

@@ -1,0 +1,162 @@
+"""Facts of a model folder, and why a folder cannot be used."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel, AutoModelForCausalLM
+
+from lushan.backbones.inspect import describe, read_shapes
+from lushan.errors import ModelError
+from tests.conftest import MakeTiny
+from tests.tiny import TINY_TYPES
+
+
+def write_config(folder: Path, **values: object) -> Path:
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    return folder
+
+
+def changed_copy(source: Path, target: Path, **values: object) -> Path:
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    return write_config(target, **{**config, **values})
+
+
+@pytest.mark.parametrize("model_type", TINY_TYPES)
+def test_describe_agrees_with_the_loaded_model(model_type: str, tiny_folder: MakeTiny) -> None:
+    facts = describe(tiny_folder(model_type))
+    is_encoder = model_type in ("bert", "modernbert")
+    loader = AutoModel if is_encoder else AutoModelForCausalLM
+    model = loader.from_pretrained(tiny_folder(model_type))
+    assert facts.model_type == model_type
+    assert facts.family == ("encoder" if is_encoder else "decoder")
+    assert (facts.num_layers, facts.width) == (2, 16)
+    assert (facts.vocabulary_size, facts.context_tokens) == (320, 128)
+    assert facts.num_parameters == sum(each.numel() for each in model.parameters())
+
+
+def test_describe_counts_a_shared_matrix_once(tiny_folder: MakeTiny) -> None:
+    assert describe(tiny_folder("gpt2")).tied
+    assert not describe(tiny_folder("gpt_neox")).tied
+
+
+def test_describe_reads_an_architecture_outside_the_tested_list(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = changed_copy(tiny_folder("llama"), tmp_path, model_type="cohere")
+    assert describe(folder).family == "decoder"
+
+
+def test_describe_sees_a_chat_template(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    folder = changed_copy(tiny_folder("llama"), tmp_path)
+    assert not describe(folder).has_chat_template
+    (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    assert describe(folder).has_chat_template
+
+
+def test_describe_reads_split_weights(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"))
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    whole, parts = describe(tiny_folder("llama")), describe(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert parts.num_parameters == whole.num_parameters
+
+
+def test_describe_names_a_missing_part(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"))
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    part = sorted(tmp_path.glob("*.safetensors"))[1]
+    part.unlink()
+    with pytest.raises(ModelError, match=f"incomplete: {part.name}"):
+        describe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"model_type": "t5", "is_encoder_decoder": True}, "encoder-decoder"),
+        ({"model_type": "gemma3", "vision_config": {}}, "pictures or sound"),
+        (
+            {"model_type": "llama", "quantization_config": {"quant_method": "gptq"}},
+            r"quantised \(gptq\)",
+        ),
+        ({"model_type": "mamba"}, "carries a state"),
+        ({"model_type": "secret", "auto_map": {"AutoModel": "x.Y"}}, "Python code from its own"),
+        ({"model_type": "secret"}, "`secret`.* knows no causal language model"),
+        ({"architectures": ["X"]}, "names no `model_type`"),
+    ],
+)
+def test_describe_says_why_a_model_cannot_be_used(
+    values: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=reason):
+        describe(write_config(tmp_path, **values))
+
+
+def test_describe_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nowhere` does not exist"):
+        describe(tmp_path / "nowhere")
+
+
+def test_describe_refuses_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no `config.json`"):
+        describe(tmp_path)
+
+
+def test_describe_names_the_base_of_an_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "big"}')
+    with pytest.raises(ModelError, match="adapter for `big`"):
+        describe(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "folder/model.gguf"])
+def test_describe_tells_how_to_convert_gguf(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    place = file if name == "model.gguf" else file.parent
+    with pytest.raises(ModelError, match=r"models get NAME --source .*model.gguf"):
+        describe(place)
+
+
+def test_describe_refuses_pickled_weights(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    folder = changed_copy(tiny_folder("llama"), tmp_path)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"only as `pytorch_model.bin`.*convert it once"):
+        describe(folder)
+
+
+def test_describe_refuses_a_folder_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no weights; expected `model.safetensors`"):
+        describe(write_config(tmp_path, model_type="llama"))
+
+
+def test_describe_refuses_weights_that_are_cut_off(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    folder = changed_copy(tiny_folder("llama"), tmp_path)
+    weights = folder / "model.safetensors"
+    size = weights.stat().st_size
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=f"cut off: expected {size:,} bytes, got {size - 100:,}"):
+        describe(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 40, b"\x04" + b"\x00" * 7 + b"nope"])
+def test_read_shapes_refuses_what_is_no_safetensors(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=r"header is cut off|no safetensors file"):
+        read_shapes(file)
+
+
+def test_describe_refuses_a_configuration_that_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"config.json` is not valid JSON"):
+        describe(tmp_path)
+
+
+def test_describe_names_a_missing_size(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    folder = changed_copy(tiny_folder("llama"), tmp_path, hidden_size=None)
+    with pytest.raises(ModelError, match="lacks `hidden_size`"):
+        describe(folder)
