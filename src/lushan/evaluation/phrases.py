@@ -1,0 +1,164 @@
+"""Numbers and results in words, the same in the report, the model card and on the terminal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SIGNIFICANT_BELOW = 0.05
+"""A difference is called clear below this p-value."""
+
+_METRICS = {
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "micro_f1": "Micro F1",
+    "f1": "F1",
+    "precision": "Precision",
+    "recall": "Recall",
+}
+_SYSTEMS = {
+    "before": "Untouched model",
+    "after": "Tuned model",
+    "majority": "Most frequent label",
+    "tf_idf": "TF-IDF + logistic regression",
+    "zero_shot": "Zero-shot prompt",
+    "few_shot": "Few-shot prompt",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The result of a run in one sentence, in parts, so that a page can set the number apart."""
+
+    lead: str
+    """`Accuracy rose from 12.3 % to`."""
+    number: str
+    """`94.1 %`."""
+    detail: str
+    """`95 % interval 92.6 to 95.4 %, p < 0.001 (exact McNemar test), 900 test rows.`"""
+    verdict: str
+    """How the tuned model stands against the baselines; empty without baselines."""
+
+    @property
+    def sentence(self) -> str:
+        """The sentence as plain text."""
+        return f"{self.lead} {self.number} ({self.detail})."
+
+
+def headline(results: Mapping[str, Any]) -> Headline:
+    """Say what came out: whether the model got better, how surely, and against what.
+
+    Args:
+        results: The content of `results.json`.
+    """
+    metric = results["main_metric"]
+    after = results["after"][metric]
+    before = results.get("before", {}).get(metric)
+    test = results.get("comparisons", {}).get("before")
+    details = [f"95\u00a0% interval {100 * after['low']:.1f} to {percent(after['high'])}"]
+    if test:
+        details.append(f"{p_text(test['p_value'])}, exact McNemar test")
+    details.append(f"{results['num_examples']['test']:,} test rows")
+    return Headline(
+        _lead(metric_name(metric), before, after, test),
+        percent(after["value"]),
+        "; ".join(details),
+        _verdict(results),
+    )
+
+
+def _lead(
+    name: str,
+    before: Mapping[str, float] | None,
+    after: Mapping[str, float],
+    test: Mapping[str, Any] | None,
+) -> str:
+    if before is None:
+        return f"{name} is"
+    if test is None:
+        return f"{name} went from {percent(before['value'])} to"
+    if test["p_value"] >= SIGNIFICANT_BELOW:
+        return f"{name} did not change clearly: {percent(before['value'])} before, now"
+    verb = "rose" if after["value"] > before["value"] else "fell"
+    return f"{name} {verb} from {percent(before['value'])} to"
+
+
+def _verdict(results: Mapping[str, Any]) -> str:
+    metric, comparisons = results["main_metric"], results.get("comparisons", {})
+    baselines = {
+        name: scores[metric]["value"]
+        for name, scores in results.get("baselines", {}).items()
+        if metric in scores
+    }
+    if not baselines:
+        return ""
+    best = max(baselines, key=baselines.__getitem__)
+    reached = f"{system_name(best)} at {percent(baselines[best])}"
+    unbeaten = [name for name in baselines if not _is_beaten(comparisons.get(name))]
+    if not unbeaten:
+        return f"Every baseline is clearly beaten; the best is {reached}."
+    named = ", ".join(f"{system_name(name)} ({percent(baselines[name])})" for name in unbeaten)
+    return f"Not clearly better than: {named}."
+
+
+def _is_beaten(comparison: Mapping[str, Any] | None) -> bool:
+    return comparison is not None and standing(comparison) == "better"
+
+
+def standing(comparison: Mapping[str, Any]) -> str:
+    """Say how the tuned model stands in one comparison: `better`, `worse` or `no clear difference`."""
+    if comparison.get("p_value_holm", comparison["p_value"]) >= SIGNIFICANT_BELOW:
+        return "no clear difference"
+    return "better" if comparison["wins"] > comparison["losses"] else "worse"
+
+
+def metric_name(metric: str) -> str:
+    """`macro_f1` -> `Macro F1`."""
+    return _METRICS.get(metric, metric.replace("_", " ").capitalize())
+
+
+def inline(name: str) -> str:
+    """`Macro F1` -> `macro F1`: a name inside a sentence; `F1` stays."""
+    return name if name[1:2].isdigit() else name[:1].lower() + name[1:]
+
+
+def system_name(name: str) -> str:
+    """`tf_idf` -> `TF-IDF + logistic regression`."""
+    return _SYSTEMS.get(name, name.replace("_", " ").capitalize())
+
+
+def answer_text(answer: str | Sequence[str]) -> str:
+    """Show one label, several, or none."""
+    return answer if isinstance(answer, str) else ", ".join(answer) or "no label"
+
+
+def percent(fraction: float) -> str:
+    """`0.941` -> `94.1 %`, with a space that does not break."""
+    return f"{100 * fraction:.1f}\u00a0%"
+
+
+def points(fraction: float) -> str:
+    """`0.052` -> `+5.2`: a difference in percentage points, with a true minus sign."""
+    return f"{100 * fraction:+.1f}".replace("-", "\u2212")
+
+
+def p_text(p_value: float) -> str:
+    """`p < 0.001`, or `p = 0.012`."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """`3 min 44 s`, `1 h 2 min` or `0.8 s`."""
+    if seconds < 10:
+        return f"{seconds:.1f}\u00a0s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest}\u00a0s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}\u00a0h {minutes}\u00a0min" if hours else f"{minutes}\u00a0min {rest}\u00a0s"
+
+
+def size(num_bytes: float) -> str:
+    """`2.3 GB`, in decimal units."""
+    return (
+        f"{num_bytes / 1e9:.1f}\u00a0GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f}\u00a0MB"
+    )

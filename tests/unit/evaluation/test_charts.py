@@ -1,0 +1,89 @@
+"""Marks stand where their values are."""
+
+import math
+import re
+
+import pytest
+
+from lushan.evaluation import charts
+
+STEPS = [{"step": step, "loss": 2.0 / step} for step in range(1, 1_001)]
+VALIDATION = [
+    {"epoch": 1, "step": 500, "score": 0.7, "loss": 0.4},
+    {"epoch": 2, "step": 1_000, "score": 0.9, "loss": 0.3},
+]
+
+
+def _points(path: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", path)]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0.83, 0.96, [0.8, 0.85, 0.9, 0.95, 1.0]),
+        (0, 300, [0, 100, 200, 300]),
+        (0, 2.7, [0, 1, 2, 3]),
+    ],
+)
+def test_ticks_are_round_and_cover(low: float, high: float, expected: list[float]) -> None:
+    assert charts.nice_ticks(low, high) == pytest.approx(expected)
+
+
+def test_scale_places_values_in_percent_and_keeps_them_inside() -> None:
+    scale = charts.Scale(0.2, 0.7)
+    assert [scale.place(value) for value in (0.2, 0.45, 0.7, 0.9)] == [0, 50, 100, 100]
+    mark = scale.mark({"value": 0.45, "low": 0.4, "high": 0.5})
+    assert (mark.low, mark.at, mark.high) == (40, 50, 60)
+
+
+def test_score_axis_holds_every_interval_and_stays_a_fraction() -> None:
+    scores = [{"value": 0.97, "low": 0.95, "high": 0.99}, {"value": 0.6, "low": 0.55, "high": 0.64}]
+    scale, ticks = charts.score_scale(scores)
+    assert scale.low <= 0.55
+    assert 0.99 <= scale.high <= 1
+    assert [tick.text for tick in ticks] == ["50", "60", "70", "80", "90", "100"]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_score_axis_of_one_value_has_a_width(value: float) -> None:
+    scale, ticks = charts.score_scale([{"value": value, "low": value, "high": value}])
+    assert 0 <= scale.low < scale.high <= 1
+    assert len(ticks) >= 2
+
+
+def test_loss_falls_from_left_to_right() -> None:
+    panel = charts.loss_panel(STEPS, VALIDATION)
+    assert panel is not None
+    smooth = _points(dict(panel.paths)["smooth"])
+    assert len(smooth) == charts.MAX_POINTS
+    assert smooth[0][1] < smooth[-1][1]  # places run from the top
+    assert smooth[-1][0] > 99
+    assert [dot.x for dot in panel.dots] == [50, 100]
+
+
+def test_smoothing_starts_at_the_first_loss() -> None:
+    panel = charts.loss_panel([{"step": n, "loss": 1.0} for n in range(1, 50)], [])
+    assert panel is not None
+    raw, smooth = (_points(path) for _, path in panel.paths)
+    assert smooth == raw
+
+
+def test_a_loss_that_is_not_finite_is_left_out() -> None:
+    panel = charts.loss_panel([*STEPS, {"step": 1_001, "loss": math.nan}], [])
+    assert panel is not None
+    assert "nan" not in dict(panel.paths)["raw"]
+
+
+def test_no_steps_no_curve() -> None:
+    assert charts.loss_panel([], VALIDATION) is None
+    assert charts.score_panel([], best_epoch=None) is None
+
+
+def test_best_epoch_is_marked() -> None:
+    panel = charts.score_panel(VALIDATION, best_epoch=1, last_step=1_000)
+    assert panel is not None
+    assert panel.best_x == 50
+    assert [(dot.text, dot.is_best) for dot in panel.dots] == [("70.0", True), ("90.0", False)]
+    assert panel.dots[0].y > panel.dots[1].y

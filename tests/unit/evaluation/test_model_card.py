@@ -1,0 +1,58 @@
+"""The model card is valid for hubs and safe to show."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from lushan.evaluation.model_card import write_model_card
+
+Run = Callable[[str], tuple[dict[str, Any], Path]]
+
+
+@pytest.mark.parametrize("kind", ["binary", "intents_151", "chinese", "multi_label", "injection"])
+def test_front_matter_is_what_the_hub_reads(run: Run, kind: str) -> None:
+    results, folder = run(kind)
+    card = ModelCard(write_model_card(results, folder).read_text(encoding="utf-8"))
+    assert isinstance(card.data, ModelCardData)
+    assert card.data.base_model == "SmolLM2-135M-Instruct"
+    found = {each.metric_type: each.metric_value for each in card.data.eval_results or []}
+    expected = {name: round(each["value"], 4) for name, each in results["after"].items()}
+    assert found == expected
+
+
+def test_result_limits_and_labels_are_told(run: Run) -> None:
+    text = write_model_card(*run("binary")).read_text(encoding="utf-8")
+    assert "**Accuracy rose from" in text
+    assert "into 2 labels: negative, positive." in text
+    assert "Weakest labels:" in text
+    assert "14 training rows overlap the test rows" in text
+
+
+def test_user_text_cannot_become_html_or_table_cells(run: Run) -> None:
+    text = write_model_card(*run("injection")).read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert r"a \| b \# c" in text
+
+
+def test_many_labels_are_counted(run: Run) -> None:
+    text = write_model_card(*run("intents_151")).read_text(encoding="utf-8")
+    assert "into 151 labels:" in text
+    assert "and more." in text
+
+
+def test_tables_have_a_cell_for_every_column(run: Run) -> None:
+    text = write_model_card(*run("multi_label")).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines[:7]} == {5}
+    assert {line.count("|") for line in lines[7:]} == {7}
+
+
+def test_licence_and_languages_are_passed_on(run: Run) -> None:
+    results, folder = run("chinese")
+    card = write_model_card({**results, "licence": "apache-2.0", "languages": ["zh"]}, folder)
+    front = yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])
+    assert (front["license"], front["language"]) == ("apache-2.0", ["zh"])

@@ -1,0 +1,133 @@
+"""The report is one whole, safe page for every kind of run."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lushan.errors import RunError
+from lushan.evaluation.report import markdown_text, read_steps, write_report
+
+Run = Callable[[str], tuple[dict[str, Any], Path]]
+KINDS = ["binary", "intents_30", "intents_151", "chinese", "multi_label", "no_gain", "injection"]
+VOID = {"meta", "br", "img", "link", "input", "hr", "path"}
+
+
+class Page(HTMLParser):
+    """Collects the tags, attributes and text of a page, and checks that tags are closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def _page(run: Run, kind: str) -> tuple[str, Page]:
+    html = write_report(*run(kind)).read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_page_is_whole_and_needs_nothing_from_outside(run: Run, kind: str) -> None:
+    html, page = _page(run, kind)
+    assert page.open == []
+    assert {"script", "link", "img", "iframe"} & set(page.tags) == set()
+    assert not any(
+        name in {"src", "srcset"} or name.startswith("on") for name, _ in page.attributes
+    )
+    links = [value for name, value in page.attributes if name == "href"]
+    ids = {value for name, value in page.attributes if name == "id"}
+    assert {link[1:] for link in links if link} <= ids
+    assert not re.search(r"url\(|@import|https?:", html)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_page_says_every_label_and_the_result(run: Run, kind: str) -> None:
+    results, _ = run(kind)
+    page = _page(run, kind)[1]
+    value = results["after"][results["main_metric"]]["value"]
+    assert f"{100 * value:.1f}\u00a0%" in page.text
+    for label in results["labels"]:
+        assert label in page.text
+
+
+def test_html_in_texts_and_labels_is_shown_not_run(run: Run) -> None:
+    html, page = _page(run, "injection")
+    assert "<script" not in html
+    assert 'alert("owned")</script>' in page.text
+    assert not any(
+        value and "onerror" in value for name, value in page.attributes if name == "style"
+    )
+
+
+def test_charts_and_tables_are_told_to_those_who_cannot_see(run: Run) -> None:
+    _, page = _page(run, "intents_30")
+    labels = [value for name, value in page.attributes if name == "aria-label"]
+    assert any(value and value.startswith("Training loss over 300 steps") for value in labels)
+    assert any(value and "best after epoch 4" in value for value in labels)
+    scopes = [value for name, value in page.attributes if name == "scope"]
+    assert {"row", "col"} == set(scopes)
+
+
+def test_binary_matrix_shows_the_counts(run: Run) -> None:
+    results, folder = run("binary")
+    html = write_report(results, folder).read_text(encoding="utf-8")
+    cells = re.findall(r'--mix:\d+%">(\d+)</td>', html)
+    assert [int(cell) for cell in cells] == [n for row in results["confusion"] for n in row]
+
+
+def test_a_run_without_training_baselines_or_files_has_a_report(tmp_path: Path) -> None:
+    results = {
+        "task": "classification", "model": "m", "adapter": "full", "answer": "head",
+        "main_metric": "accuracy", "after": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}},
+        "num_examples": {"test": 20},
+    }  # fmt: skip
+    page = Page(write_report(results, tmp_path).read_text(encoding="utf-8"))
+    assert page.open == []
+    assert "Accuracy is" in page.text
+    assert "How it learned" not in page.text
+
+
+def test_nothing_half_written_is_left(run: Run) -> None:
+    results, folder = run("binary")
+    write_report(results, folder)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"report.html", "steps.jsonl", "ledger.json", "recipe.yaml"}
+
+
+def test_broken_steps_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    path.write_text(json.dumps({"step": 1}) + "\n{'step': 2}\n", encoding="utf-8")
+    with pytest.raises(RunError, match=r"steps\.jsonl`, line 2 is not valid JSON: \"\{'step'"):
+        read_steps(path)
+
+
+def test_broken_ledger_is_named(run: Run) -> None:
+    results, folder = run("binary")
+    (folder / "ledger.json").write_text('{"splits":\n', encoding="utf-8")
+    with pytest.raises(RunError, match=r"ledger\.json` is not valid JSON: line"):
+        write_report(results, folder)
+
+
+def test_markdown_text_is_one_plain_line() -> None:
+    assert markdown_text("a | <b>\n# *c*") == r"a \| &lt;b&gt; \# \*c\*"
