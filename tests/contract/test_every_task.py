@@ -1,0 +1,193 @@
+"""What every task promises, whichever way it answers; a new file in `lushan/tasks` is tested by being there."""
+
+import dataclasses
+import importlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.load import Backbone, Purpose, load_backbone
+from lushan.catalog import load_task, names_in
+from lushan.data.batching import pack
+from lushan.errors import DataError
+from lushan.inference.predict import Predictor
+from lushan.records import AnswerMode, Example, Features, Prediction, Row, TaskState
+from lushan.tasks import Preparation, Task
+from tests.conftest import MakeTiny
+
+LIMIT = LengthLimit(128, "error")
+PURPOSES: dict[AnswerMode, Purpose] = {"head": "classify", "generate": "language"}
+PREDICTION_FIELDS = {"id", "answer", "probabilities", "log_likelihood", "model_version"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One task, answering in one way, with a tiny model and the examples of its sample rows."""
+
+    task: Task
+    answer: AnswerMode
+    backbone: Backbone
+    examples: list[Example]
+    state: TaskState
+
+    def encode(self, *, with_target: bool = True, limit: LengthLimit = LIMIT) -> list[Features]:
+        return self.task.encode(
+            self.examples,
+            self.state,
+            self.backbone.tokenizer,
+            answer=self.answer,
+            limit=limit,
+            with_target=with_target,
+        )
+
+    def predict(self, examples: Sequence[Example]) -> list[Prediction]:
+        predictor = Predictor(self.backbone, self.task, self.state, self.answer, LIMIT, "v1")
+        return predictor.predict(examples)
+
+    def mean_loss(self) -> torch.Tensor:
+        found = self.task.loss(self.backbone, pack(self.encode()), self.state, dropout=0.0)
+        return found.total / found.count
+
+
+@pytest.fixture(params=names_in("lushan.tasks"))
+def task(request: pytest.FixtureRequest) -> Task:
+    return load_task(request.param)
+
+
+@pytest.fixture(params=get_args(AnswerMode))
+def setup(task: Task, request: pytest.FixtureRequest, tiny_folder: MakeTiny) -> Setup:
+    examples = [task.read(row) for row in task.sample_rows()]
+    state = task.prepare(examples, Preparation(), multi_label=False)
+    backbone = load_backbone(
+        tiny_folder("llama"), purpose=PURPOSES[request.param], labels=state.labels
+    )
+    return Setup(task, request.param, backbone, examples, state)
+
+
+def test_docstring_names_the_columns(task: Task) -> None:
+    docstring = importlib.import_module(type(task).__module__).__doc__ or ""
+    assert [column for column in task.columns.required if f"`{column}`" not in docstring] == []
+
+
+def test_sample_rows_are_read_and_have_different_ids(task: Task) -> None:
+    ids = {task.read(row).id for row in task.sample_rows()}
+    assert len(ids) == len(task.sample_rows()) >= 4
+
+
+def test_row_without_a_column_is_refused_by_row_and_column(task: Task) -> None:
+    for column in task.columns.required:
+        complete = task.sample_rows()[0]
+        values = {name: value for name, value in complete.values.items() if name != column}
+        with pytest.raises(DataError, match=rf"reviews\.csv, row 7.*`{column}`"):
+            task.read(Row(values, "reviews.csv", 7))
+
+
+def test_row_without_its_target_can_be_asked(task: Task) -> None:
+    text_column, *others = task.columns.required
+    row = task.sample_rows()[0]
+    values = {name: value for name, value in row.values.items() if name not in others}
+    example = task.read(
+        Row({text_column: row.values[text_column], **values}, "a", 1), needs_target=False
+    )
+    assert example.target is None
+
+
+def test_encoding_is_the_same_every_time_and_keeps_the_limit(setup: Setup) -> None:
+    longest = max(len(each.token_ids) for each in setup.encode())
+    limit = LengthLimit(longest - 3, "truncate")
+    features = setup.encode(limit=limit)
+    assert features == setup.encode(limit=limit)
+    assert max(len(each.token_ids) for each in features) == longest - 3
+    assert max(each.num_cut_tokens for each in features) == 3
+
+
+def test_encoding_without_target_supervises_nothing_and_tells_nothing(setup: Setup) -> None:
+    known = setup.encode(with_target=False)
+    blank = [dataclasses.replace(example, target=None) for example in setup.examples]
+    asked = dataclasses.replace(setup, examples=blank).encode(with_target=False)
+    assert [each.token_ids for each in known] == [each.token_ids for each in asked]
+    assert all(each.target == -1 and each.targets_from == -1 for each in known)
+
+
+def test_every_example_is_supervised(setup: Setup) -> None:
+    features = setup.encode()
+    assert {each.example_index for each in features} == set(range(len(setup.examples)))
+    assert all(each.num_supervised > 0 and each.weight > 0 for each in features)
+
+
+def test_loss_is_a_finite_scalar_with_a_gradient(setup: Setup) -> None:
+    loss = setup.mean_loss()
+    loss.backward()
+    gradients = [
+        weight.grad for weight in setup.backbone.model.parameters() if weight.grad is not None
+    ]
+    assert loss.shape == ()
+    assert math.isfinite(loss.item())
+    assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0
+
+
+def test_30_steps_on_the_samples_lower_the_loss(setup: Setup) -> None:
+    optimizer = torch.optim.AdamW(setup.backbone.model.parameters(), lr=1e-2)
+    before = setup.mean_loss().item()
+    for _ in range(30):
+        optimizer.zero_grad()
+        setup.mean_loss().backward()
+        optimizer.step()
+    assert setup.mean_loss().item() < 0.7 * before
+
+
+def test_there_is_one_prediction_per_example_in_order(setup: Setup) -> None:
+    predictions = setup.predict(setup.examples)
+    assert [each.id for each in predictions] == [each.id for each in setup.examples]
+    assert {each.model_version for each in predictions} == {"v1"}
+    assert all(each.log_likelihood <= 0 for each in predictions)
+
+
+def test_prediction_does_not_depend_on_what_else_is_asked(setup: Setup) -> None:
+    together = setup.predict(setup.examples)
+    alone = [setup.predict([example])[0] for example in setup.examples]
+    assert [each.answer for each in together] == [each.answer for each in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+def test_prediction_does_not_depend_on_the_truth(setup: Setup) -> None:
+    blank = [dataclasses.replace(example, target=None) for example in setup.examples]
+    assert setup.predict(blank) == setup.predict(setup.examples)
+
+
+def test_predictions_survive_json(setup: Setup) -> None:
+    (prediction, *_) = setup.predict(setup.examples)
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(prediction)))
+    assert set(values) >= PREDICTION_FIELDS
+    assert Prediction(**values) == prediction
+
+
+def test_state_survives_json(setup: Setup) -> None:
+    values = json.loads(json.dumps(dataclasses.asdict(setup.state)))
+    assert tuple(values["labels"]) == setup.state.labels
+
+
+def test_perfect_answers_score_the_maximum(setup: Setup) -> None:
+    truth = [dataclasses.replace(each, answer=example.target) for each, example in pairs(setup)]
+    scores = setup.task.score(truth, setup.examples, setup.state)
+    assert scores.metrics[scores.main_metric].value == 1.0
+    assert list(scores.correct) == [True] * len(setup.examples)
+
+
+def test_scores_and_their_intervals_are_in_range(setup: Setup) -> None:
+    predictions = setup.predict(setup.examples)
+    scores = setup.task.score(predictions, setup.examples, setup.state)
+    for interval in scores.metrics.values():
+        assert 0 <= interval.low <= interval.value <= interval.high <= 1
+
+
+def pairs(setup: Setup) -> list[tuple[Any, Example]]:
+    """Give each prediction with its example."""
+    return list(zip(setup.predict(setup.examples), setup.examples, strict=True))
