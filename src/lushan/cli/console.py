@@ -1,17 +1,31 @@
-"""What the commands share: the console on stderr, JSON on stdout, common options, progress bars."""
+"""What the commands share: the console on stderr, JSON on stdout, common options, the training bar."""
+
+from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from lushan.training.loop import Evaluated, StepDone
+
+if TYPE_CHECKING:
+    from lushan.training.loop import Evaluated, StepDone
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 """For people; stdout belongs to results."""
@@ -85,27 +99,108 @@ def _escaped(cell: object) -> str:
     return str(cell).replace("[", r"\[")
 
 
-class ProgressBar:
-    """One bar on stderr with what is done, how fast, and the time left."""
+class TrainingBar:
+    """Listens to training: a bar with loss, speed and time left, and a line for every evaluation.
 
-    def __init__(self, progress: Progress, description: str, num_steps: int | None) -> None:
+    The bar is drawn only where stderr is a terminal.
+    """
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._bar: TaskID | None = None
+        self._num_tokens = 0
+        self._seconds = 0.0
+
+    def on_step(self, done: StepDone) -> None:
+        """Move on by one optimizer step."""
+        self._num_tokens += done.tokens
+        self._seconds += done.seconds
+        speed = self._num_tokens / max(self._seconds, 1e-9)
+        note = f"loss {done.loss:.3f}, {speed:,.0f} tokens/s"
+        if self._bar is None:
+            self._progress.start()
+            self._bar = self._progress.add_task("", note=note)
+        self._progress.update(self._bar, completed=done.step, total=done.num_steps, note=note)
+        if done.step == done.num_steps:
+            self.stop()
+
+    def on_evaluation(self, epoch: int, step: int, found: Evaluated) -> None:
+        """Say how well the validation rows are answered by now."""
+        tell(
+            f"Epoch {epoch}, step {step}: validation score {found.score:.4f}, loss {found.loss:.4f}."
+        )
+
+    def stop(self) -> None:
+        """Leave the bar as it is; nothing happens when it has stopped before."""
+        self._progress.stop()
+
+    def __enter__(self) -> Self:
+        """Use the bar in a `with` block, so that it stops whatever happens."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the bar."""
+        self.stop()
+
+
+class TrainingBar:
+    """Listens to training and shows its loss, speed and time left."""
+
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._bar = progress.add_task(description, total=num_steps, note="")
+        self._bar = progress.add_task("Training", total=None, note="", visible=False)
+        self._tokens = 0
+        self._seconds = 0.0
 
-    def advance(self, num_steps: int = 1, *, note: str = "") -> None:
-        """Move on; `note` stands behind the bar, such as `loss 0.31  412 tokens/s`."""
-        self._progress.update(self._bar, advance=num_steps, note=note)
+    def on_step(self, done: "StepDone") -> None:
+        """Move the bar by one optimizer step."""
+        self._tokens += done.tokens
+        self._seconds += done.seconds
+        note = f"loss {done.loss:.3f}  {self._tokens / self._seconds:,.0f} tokens/s"
+        self._progress.update(
+            self._bar, completed=done.step, total=done.num_steps, note=note, visible=True
+        )
+
+    def on_evaluation(self, epoch: int, step: int, found: "Evaluated") -> None:
+        """Print what the validation rows say."""
+        tell(
+            f"Epoch {epoch}, step {step}: validation score {found.score:.4f}, loss {found.loss:.4f}."
+        )
 
 
 @contextmanager
-def progress_bar(description: str, num_steps: int | None = None) -> Iterator[ProgressBar]:
-    """Show a bar while the block runs; nothing is drawn where stderr is no terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
+def training_progress() -> Iterator[TrainingBar]:
+    """Give a listener for training; only evaluations are printed where stderr is no terminal."""
+    with _progress() as progress:
+        yield TrainingBar(progress)
+
+
+def show_outcome(results: Mapping[str, Any]) -> None:
+    """Print before, after and baselines, and where the report is."""
+    metric = results["main_metric"]
+    compared = results["comparisons"]
+    systems = {"before": results["before"], **results["baselines"], "after": results["after"]}
+    rows = [
+        (
+            name,
+            f"{scores[metric]['value']:.3f}",
+            f"{scores[metric]['low']:.3f} to {scores[metric]['high']:.3f}",
+            f"{compared[name]['p_value']:.2g}" if name in compared else "",
+        )
+        for name, scores in systems.items()
+    ]
+    num_rows = results["num_examples"]["test"]
+    show_table(
+        ("system", metric, "95 % interval", "p (after is different)"),
+        rows,
+        title=f"On the same {num_rows:,} test rows",
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield ProgressBar(progress, description, num_steps)
+    tell(f"Report: {Path(results['run'], 'report.html')}")

@@ -1,14 +1,17 @@
 """What commands print."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from lushan.cli.console import emit_json, progress_bar, show_error, show_table
+from lushan.cli.console import TrainingBar, emit_json, show_error, show_table
 from lushan.records import Interval
+from lushan.training.loop import Evaluated, StepDone
 
 
 def test_emit_json_is_one_line_that_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +50,21 @@ def test_table_goes_to_stderr_with_brackets(capsys: pytest.CaptureFixture[str]) 
     assert "[red]" in output.err
 
 
-def test_progress_bar_draws_nothing_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar("train", 2) as bar:
-        bar.advance(note="loss 0.5")
-    assert capsys.readouterr().err == ""
+def test_training_bar_says_every_evaluation_and_draws_nothing_without_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with TrainingBar() as bar:
+        for step in (1, 2):
+            bar.on_step(StepDone(step, 2, 0.5, 1e-4, gradient_norm=1.0, tokens=100, seconds=0.1))
+        bar.on_evaluation(1, 2, Evaluated(score=0.75, loss=0.5))
+    assert capsys.readouterr().err == "Epoch 1, step 2: validation score 0.7500, loss 0.5000.\n"
+
+
+def test_training_bar_on_a_terminal_shows_loss_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr("lushan.cli.console.console", terminal)
+    with TrainingBar() as bar:
+        bar.on_step(StepDone(1, 2, 0.5, 1e-4, gradient_norm=1.0, tokens=100, seconds=0.1))
+    assert "loss 0.500, 1,000 tokens/s" in screen.getvalue()
+    assert "1/2" in screen.getvalue()
