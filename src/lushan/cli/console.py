@@ -24,9 +24,6 @@ from rich.table import Table
 if TYPE_CHECKING:
     from lushan.training.loop import Evaluated, StepDone
 
-if TYPE_CHECKING:
-    from lushan.training.loop import Evaluated, StepDone
-
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 """For people; stdout belongs to results."""
 
@@ -149,38 +146,6 @@ class TrainingBar:
     def __exit__(self, *_: object) -> None:
         """Stop the bar."""
         self.stop()
-
-
-class TrainingBar:
-    """Listens to training and shows its loss, speed and time left."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._bar = progress.add_task("Training", total=None, note="", visible=False)
-        self._tokens = 0
-        self._seconds = 0.0
-
-    def on_step(self, done: "StepDone") -> None:
-        """Move the bar by one optimizer step."""
-        self._tokens += done.tokens
-        self._seconds += done.seconds
-        note = f"loss {done.loss:.3f}  {self._tokens / self._seconds:,.0f} tokens/s"
-        self._progress.update(
-            self._bar, completed=done.step, total=done.num_steps, note=note, visible=True
-        )
-
-    def on_evaluation(self, epoch: int, step: int, found: "Evaluated") -> None:
-        """Print what the validation rows say."""
-        tell(
-            f"Epoch {epoch}, step {step}: validation score {found.score:.4f}, loss {found.loss:.4f}."
-        )
-
-
-@contextmanager
-def training_progress() -> Iterator[TrainingBar]:
-    """Give a listener for training; only evaluations are printed where stderr is no terminal."""
-    with _progress() as progress:
-        yield TrainingBar(progress)
 
 
 def show_outcome(results: Mapping[str, Any]) -> None:
