@@ -45,7 +45,7 @@ CASES = (
         name="sst2",
         dataset="classification/sst2",
         model="SmolLM2-135M-Instruct",
-        epochs=2,
+        epochs=1,
         learning_rate=1e-4,
     ),
     Case(

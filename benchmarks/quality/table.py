@@ -11,6 +11,7 @@ from typing import Any
 import cases
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, f1_score
 
 MARGIN = 0.02
 """Fixed before the runs: a system that is at most two points of accuracy worse is called not inferior."""
@@ -45,6 +46,19 @@ def read_truth(rows: Path) -> list[str]:
     """Read the labels of a case's test split."""
     lines = (rows / "test.jsonl").read_text(encoding="utf-8").split("\n")
     return [json.loads(line)["label"] for line in lines if line]
+
+
+def score(answers: Mapping[str, str], truth: Sequence[str]) -> dict[str, float]:
+    """Accuracy, and macro F1 over the labels that the truth has.
+
+    Args:
+        answers: Answer by row number, from 0, as text.
+        truth: The label of each row.
+    """
+    given = [answers[str(row)] for row in range(len(truth))]
+    names = sorted(set(truth))
+    macro = f1_score(truth, given, labels=names, average="macro", zero_division=0)
+    return {"accuracy": float(accuracy_score(truth, given)), "macro_f1": float(macro)}
 
 
 def correct(result: Mapping[str, Any], truth: Sequence[str]) -> NDArray[np.bool_]:
