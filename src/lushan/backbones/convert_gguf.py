@@ -5,6 +5,7 @@ saved nor trained, its configuration carries ids that do not exist, and its toke
 """
 
 import contextlib
+import copy
 import io
 import json
 from collections.abc import Callable
@@ -132,8 +133,7 @@ def _write_model(
     dtype: torch.dtype,
 ) -> list[str]:
     with quiet_transformers():
-        loaded = _load(gguf_file)
-        clean = _clean_config(loaded.config, vocabulary)
+        clean, loaded = _load(gguf_file, vocabulary)
         state = loaded.state_dict()
         notes = _settle_output_matrix(state, clean, loaded, retie=retie)
         with torch.device("meta"):
@@ -146,16 +146,20 @@ def _write_model(
     return notes
 
 
-def _load(gguf_file: Path) -> PreTrainedModel:
+def _load(gguf_file: Path, vocabulary: GgufVocabulary) -> tuple[PretrainedConfig, PreTrainedModel]:
     place: dict[str, Any] = {
         "pretrained_model_name_or_path": gguf_file.parent,
         "gguf_file": gguf_file.name,
     }
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its bar knows no switch
-            config = AutoConfig.from_pretrained(**place)
+            config = _clean_config(AutoConfig.from_pretrained(**place), vocabulary)
+            # Loading writes into the configuration that it is given.
             both: Any = AutoModelForCausalLM.from_pretrained(
-                **place, config=config, dtype=torch.float32, output_loading_info=True
+                **place,
+                config=copy.deepcopy(config),
+                dtype=torch.float32,
+                output_loading_info=True,
             )
     except (KeyError, OSError, ValueError) as error:
         raise ModelError(f"`{gguf_file.name}` cannot be converted: {error}") from None
@@ -163,7 +167,7 @@ def _load(gguf_file: Path) -> PreTrainedModel:
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(f"`{gguf_file.name}` lacks weights: {', '.join(missing[:5])}.")
-    return loaded
+    return config, loaded
 
 
 def _clean_config(config: PretrainedConfig, vocabulary: GgufVocabulary) -> PretrainedConfig:
