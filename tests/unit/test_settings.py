@@ -1,0 +1,128 @@
+"""Settings: what is refused, and how the message says it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import Field
+
+from lushan.errors import SettingError
+from lushan.settings import Settings, build, merged, parse_assignments, read_yaml
+
+
+class Inner(Settings):
+    """A part."""
+
+    rate: float = Field(default=0.5, gt=0)
+    """How fast."""
+    epochs: int = 3
+    """How long."""
+
+
+class Outer(Settings):
+    """A recipe."""
+
+    name: str = "a"
+    """What it is called."""
+    inner: Inner = Inner()
+    """The part."""
+
+
+def test_nothing_given_gives_the_defaults() -> None:
+    assert build(Outer, {}, source="a.yaml") == Outer(name="a", inner=Inner(rate=0.5, epochs=3))
+
+
+def test_line_below_a_setting_is_its_description() -> None:
+    assert Inner.model_fields["rate"].description == "How fast."
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nam": "b"}, r"a\.yaml: unknown setting `nam`\. Known there: name, inner\."),
+        ({"inner": {"rat": 1.0}}, r"unknown setting `inner\.rat`\. Known there: rate, epochs\."),
+        ({"inner": {"rate": -1.0}}, r"`inner\.rate` is wrong: .*greater than 0\. Got -1\.0\."),
+        ({"inner": {"epochs": "3"}}, r"`inner\.epochs` is wrong: .*integer\. Got '3'\."),
+        ({"inner": {"epochs": 2.5}}, r"`inner\.epochs` is wrong: .*Got 2\.5\."),
+        ({"inner": {"rate": "1e-3"}}, r"`inner\.rate` is wrong: .*Got '1e-3'\. Write 1\.0e-03"),
+        ({"inner": {"rate": float("inf")}}, r"`inner\.rate` is wrong: .*finite number\. Got inf\."),
+        ({"inner": 3}, r"`inner` is wrong: .*Got 3\."),
+    ],
+)
+def test_wrong_setting_is_refused_with_its_place_and_value(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        build(Outer, values, source="a.yaml")
+
+
+def test_whole_number_is_a_fair_way_to_write_a_float() -> None:
+    assert build(Outer, {"inner": {"rate": 1}}, source="--set").inner.rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        (["name=b"], {"name": "b"}),
+        (["inner.rate=1e-3"], {"inner": {"rate": 0.001}}),
+        (["inner.rate=2", "inner.epochs=4"], {"inner": {"rate": 2, "epochs": 4}}),
+        (["inner.epochs=1", "inner.epochs=2"], {"inner": {"epochs": 2}}),
+        (["name=a=b"], {"name": "a=b"}),
+        (["name="], {"name": None}),
+        (["a=true", "b=[1, 2]"], {"a": True, "b": [1, 2]}),
+    ],
+)
+def test_assignments_become_nested_values(assignments: list[str], expected: dict[str, Any]) -> None:
+    assert parse_assignments(assignments) == expected
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("name", r"`--set name`: expected `part\.name=value`"),
+        ("=3", r"`--set =3`: expected"),
+        ("name=[1", r"`--set name=\[1`: `\[1` is no YAML value"),
+    ],
+)
+def test_assignment_that_is_none_is_refused(assignment: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        parse_assignments([assignment])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1", r"recipe\.yaml` is not valid YAML"),
+        (b"- a\n- b\n", r"recipe\.yaml` must hold `name: value` lines"),
+        (b"a: \xff\xfe", r"recipe\.yaml` is not valid YAML"),
+    ],
+)
+def test_file_that_holds_no_settings_is_refused(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(SettingError, match=message):
+        read_yaml(tmp_path / "recipe.yaml")
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"`.*nowhere\.yaml` does not exist"):
+        read_yaml(tmp_path / "nowhere.yaml")
+
+
+def test_settings_survive_yaml(tmp_path: Path) -> None:
+    made = Outer(name="b", inner=Inner(rate=1e-5, epochs=7))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made.model_dump()), encoding="utf-8")
+    assert build(Outer, read_yaml(tmp_path / "recipe.yaml"), source="recipe.yaml") == made
+
+
+def test_empty_file_gives_nothing(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("", encoding="utf-8")
+    assert read_yaml(tmp_path / "recipe.yaml") == {}
+
+
+def test_merging_keeps_what_is_not_overwritten_and_changes_nothing_in_place() -> None:
+    base = {"inner": {"rate": 1.0, "epochs": 3}}
+    assert merged(base, {"inner": {"epochs": 4}}) == {"inner": {"rate": 1.0, "epochs": 4}}
+    assert base == {"inner": {"rate": 1.0, "epochs": 3}}
