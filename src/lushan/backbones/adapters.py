@@ -4,7 +4,8 @@ from typing import Literal
 
 from torch import nn
 
-from lushan.backbones.load import Backbone, is_head, quiet_transformers
+from lushan.backbones.load import Backbone, is_head
+from lushan.backbones.quiet import quiet_transformers
 from lushan.errors import SettingError
 
 Method = Literal["full", "lora", "head", "top"]

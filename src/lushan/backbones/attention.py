@@ -81,12 +81,12 @@ class Group:
         rows_TF = rows_TF[self.start : self.end]
         size = len(self.lengths) * self.longest
         table_SF = rows_TF if self.slots_T is None else _Pad.apply(rows_TF, self.slots_T, size)
-        return table_SF.reshape(len(self.lengths), self.longest, -1)  # pyright: ignore[reportOptionalMemberAccess]
+        return table_SF.reshape(len(self.lengths), self.longest, -1)
 
     def unpad(self, table_NLF: Tensor) -> Tensor:
         """(N, L, F) back to (T, F)."""
         table_SF = table_NLF.reshape(len(self.lengths) * self.longest, -1)
-        return table_SF if self.slots_T is None else _Unpad.apply(table_SF, self.slots_T)  # pyright: ignore[reportReturnType]
+        return table_SF if self.slots_T is None else _Unpad.apply(table_SF, self.slots_T)
 
 
 @dataclass(slots=True)

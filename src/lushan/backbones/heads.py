@@ -80,5 +80,5 @@ def vocabulary_logits(model: nn.Module, hidden_KD: Tensor, tokens: Tensor | None
         weight_VD = weight_VD[tokens]
         bias_V = None if bias_V is None else bias_V[tokens]
     logits = functional.linear(hidden_KD, weight_VD, bias_V).float()
-    softcap = getattr(model.config, "final_logit_softcapping", None)  # pyright: ignore[reportAttributeAccessIssue]
+    softcap = getattr(model.config, "final_logit_softcapping", None)
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -3,9 +3,7 @@
 Shapes: T tokens, D width.
 """
 
-import contextlib
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +16,11 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from lushan.backbones import attention
 from lushan.backbones.attention import Packing, Prefix, block_mask, plan_packing
 from lushan.backbones.inspect import ModelFacts, describe
+from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import ModelError
 from lushan.records import Batch
@@ -51,6 +49,8 @@ class Backbone:
     facts: ModelFacts
     packing_mode: PackingMode
     """`packed`: own attention. `masked`: an explicit mask keeps documents apart. `alone`: one by one."""
+    fresh_weights: tuple[str, ...] = ()
+    """Weights that the folder does not have and that were drawn anew: the class layer of an untuned model."""
 
     @property
     def plain_model(self) -> Any:  # noqa: ANN401 - transformers' classes share no useful type
@@ -151,15 +151,19 @@ def load_backbone(
         }
     attention.register()
     torch.manual_seed(seed)
-    model = _from_pretrained(folder, _CLASSES[purpose], options)
+    model, fresh_weights = _from_pretrained(folder, _CLASSES[purpose], options)
     model.config.pad_token_id = _padding_id(model, tokenizer)
-    backbone = Backbone(model.eval(), tokenizer, facts, "packed")
+    backbone = Backbone(model.eval(), tokenizer, facts, "packed", fresh_weights)
     backbone.packing_mode = _find_packing_mode(backbone)
     cast_weights(model, DTYPES[precision])
     return backbone
 
 
-def _from_pretrained(folder: Path, model_class: Any, options: dict[str, Any]) -> Any:  # noqa: ANN401
+def _from_pretrained(
+    folder: Path,
+    model_class: Any,  # noqa: ANN401
+    options: dict[str, Any],
+) -> tuple[Any, tuple[str, ...]]:
     try:
         model, info = _load(folder, model_class, attention.ATTENTION_NAME, options)
     except ValueError as error:
@@ -170,7 +174,7 @@ def _from_pretrained(folder: Path, model_class: Any, options: dict[str, Any]) ->
     except (OSError, RuntimeError, KeyError) as error:
         raise ModelError(f"`{folder}` cannot be loaded: {error}") from None
     _check_keys(folder, info)
-    return model
+    return model, tuple(sorted(info["missing_keys"]))
 
 
 def _load(folder: Path, model_class: Any, attention_name: str, options: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -228,7 +232,10 @@ def _find_packing_mode(backbone: Backbone) -> PackingMode:
     with torch.inference_mode():
         alone = torch.cat([_probe_alone(backbone, each) for each in ids])
         modes: tuple[PackingMode, ...] = ("packed", "masked")
-        return next((mode for mode in modes if _is_exact(backbone, mode, ids, alone)), "alone")
+        for mode in modes:
+            if _is_exact(backbone, mode, ids, alone):
+                return mode
+    return "alone"
 
 
 def _is_exact(backbone: Backbone, mode: PackingMode, ids: list[Tensor], alone: Tensor) -> bool:
@@ -258,18 +265,3 @@ def _probe_packed(backbone: Backbone, ids: list[Tensor]) -> Tensor:
         return backbone._run(token_ids_1T, position_ids_1T, packing=plan_packing(lengths))
     mask = block_mask(lengths, dtype=backbone.core.dtype, causal=backbone.facts.family == "decoder")
     return backbone._run(token_ids_1T, position_ids_1T, attention_mask=mask)
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep the library's bars and warnings off the terminal; what matters is checked by us."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()

@@ -58,7 +58,7 @@ class Step(NamedTuple):
 
     micro_batches: list[Batch]
     """This process's share, in parts that fit the memory."""
-    count: float
+    num_supervised: float
     """What is supervised in the whole step, over all processes; the loss is divided by it once."""
     num_tokens: int
     """Tokens of the whole step, over all processes."""
@@ -129,6 +129,6 @@ class PackedSource:
         own = [each for row in rows[self._rank :: self._num_processes] for each in row]
         return Step(
             [pack(part) for part in split_by_tokens(own, self._max_batch_tokens)],
-            count=sum(each.weight * each.num_supervised for each in everything),
+            num_supervised=sum(each.weight * each.num_supervised for each in everything),
             num_tokens=sum(len(each.token_ids) for each in everything),
         )

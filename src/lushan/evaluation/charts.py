@@ -136,12 +136,14 @@ def score_panel(
     ticks = nice_ticks(max(0, min(scores) - padding), min(1, max(scores) + padding), about=4)
     x_scale = _step_scale(last_step, validation)
     y_scale = Scale(ticks[0], ticks[-1])
+    of_best_epoch = [each for each in validation if each["epoch"] == best_epoch]
+    best = max(of_best_epoch, key=lambda each: each["score"], default=None)
     dots = tuple(
         Dot(
             x_scale.place(each["step"]),
             100 - y_scale.place(each["score"]),
             f"{100 * each['score']:.1f}",
-            each["epoch"] == best_epoch,
+            each is best,
         )
         for each in validation
     )

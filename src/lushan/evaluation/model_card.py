@@ -6,8 +6,9 @@ from typing import Any
 
 import yaml
 
+from lushan.atomic import write_text
 from lushan.evaluation import phrases
-from lushan.evaluation.report import environment, markdown_text, replace_file
+from lushan.evaluation.report import environment, markdown_text
 from lushan.evaluation.report_tables import complete, facts, systems
 
 MAX_LABELS = 40
@@ -38,7 +39,7 @@ def write_model_card(results: Mapping[str, Any], folder: Path) -> Path:
         weakest=_weakest(results),
     )
     target = folder / "README.md"
-    replace_file(target, card)
+    write_text(target, card)
     return target
 
 
@@ -48,16 +49,19 @@ def _front_matter(results: Mapping[str, Any]) -> str:
         {"type": name, "name": phrases.metric_name(name), "value": round(score["value"], 4)}
         for name, score in results["after"].items()
     ]
+    # A folder of this machine says nothing to others, and may say too much.
+    model = Path(results["model"])
+    base_model = model.name if model.is_absolute() or len(model.parts) > 2 else results["model"]
     task = {"type": "text-classification"}
     dataset = {"name": results.get("dataset", "own data"), "type": "own", "split": "test"}
     values: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
-        "base_model": results["model"],
+        "base_model": base_model,
         "tags": ["lushan", results["task"], results["adapter"]],
         "model-index": [
             {
-                "name": f"{results['model']}, tuned",
+                "name": f"{base_model}, tuned",
                 "results": [{"task": task, "dataset": dataset, "metrics": metrics}],
             }
         ],

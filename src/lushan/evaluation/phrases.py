@@ -16,12 +16,12 @@ _METRICS = {
     "recall": "Recall",
 }
 _SYSTEMS = {
-    "before": "Untouched model",
+    "before": "Untouched model, zero-shot",
     "after": "Tuned model",
     "majority": "Most frequent label",
     "tf_idf": "TF-IDF + logistic regression",
-    "zero_shot": "Zero-shot prompt",
-    "few_shot": "Few-shot prompt",
+    "zero_shot": "Untouched model, zero-shot",
+    "few_shot": "Untouched model, few-shot",
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from lushan.atomic import write_text
 from lushan.errors import RunError
 from lushan.evaluation import phrases
 from lushan.evaluation import report_tables as tables
@@ -31,7 +32,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     """
     page = environment().get_template("report.html").render(**_view(results, folder))
     target = folder / "report.html"
-    replace_file(target, page)
+    write_text(target, page)
     return target
 
 
@@ -56,13 +57,6 @@ def environment() -> Environment:
         "markdown": markdown_text,
     }
     return found
-
-
-def replace_file(target: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = target.with_name(target.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(target)
 
 
 def markdown_text(text: str) -> str:

@@ -41,6 +41,7 @@ _PHASES = {
 _OPTIONAL: dict[str, Any] = {
     "before": {},
     "baselines": {},
+    "baseline_notes": {},
     "comparisons": {},
     "seconds": {},
     "labels": [],
@@ -60,8 +61,15 @@ _OPTIONAL: dict[str, Any] = {
 
 
 def complete(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Give results in which every part is there, if only empty."""
-    return {**_OPTIONAL, **results}
+    """Give results in which every part is there, if only empty, and nothing is there twice.
+
+    Before tuning, the untouched model is asked without examples: that is the zero-shot baseline.
+    """
+    found = {**_OPTIONAL, **results}
+    if found["before"]:
+        for part in ("baselines", "comparisons"):
+            found[part] = {name: x for name, x in found[part].items() if name != "zero_shot"}
+    return found
 
 
 def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -126,7 +134,7 @@ def learning(
     }
     if not any(panels.values()):
         return None
-    best_score = next((each["score"] for each in validation if each["epoch"] == best), None)
+    best_score = max((each["score"] for each in validation if each["epoch"] == best), default=None)
     return {**panels, "best_epoch": best, "best_score": best_score, "num_steps": last_step}
 
 

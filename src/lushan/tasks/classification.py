@@ -5,6 +5,7 @@ Columns: `text`, `label` (a list, or labels joined by `|` or `;`, where a text c
 Shapes: N documents, T tokens, D width, C classes, K supervised positions, F features (documents).
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +39,8 @@ from lushan.tasks import Preparation
 
 _MOST_LABELS_IN_PROMPT = 20
 _YES_NO = (" yes", " no")
+_TINY = 1e-300
+"""Stands for a probability of zero, whose logarithm is no number."""
 
 
 class Task:
@@ -48,7 +51,6 @@ class Task:
 
     columns = Columns(
         required=("text", "label"),
-        optional=(),
         guesses={
             "text": (
                 "text",
@@ -71,6 +73,8 @@ class Task:
                 "target",
             ),
         },
+        labels=("label",),
+        lists=("label",),
     )
 
     def read(self, row: Row, *, multi_label: bool = False, needs_target: bool = True) -> Example:
@@ -257,6 +261,7 @@ class Task:
             correct=metrics.correct_rows(truth, answers),
             details={
                 "labels": list(state.labels),
+                "log_loss": _log_loss(predictions, examples, state),
                 "per_class": [
                     {
                         "label": each.label,
@@ -412,17 +417,30 @@ def _probabilities(outputs: np.ndarray, state: TaskState, *, answer: AnswerMode)
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
+def _log_loss(
+    predictions: Sequence[Prediction], examples: Sequence[Example], state: TaskState
+) -> float:
+    """Mean negative log-likelihood of the truth; per label where a text can have several."""
+    total = 0.0
+    for prediction, example in zip(predictions, examples, strict=True):
+        truth = set(_labels_of(example))
+        asked = state.labels if state.multi_label else tuple(truth)
+        for label in asked:
+            value = prediction.probabilities.get(label, 0.0)
+            total -= math.log(max(value if label in truth else 1 - value, _TINY)) / len(asked)
+    return total / len(examples)
+
+
 def _prediction(example: Example, probabilities_C: np.ndarray, state: TaskState) -> Prediction:
     by_label = {
         label: float(value) for label, value in zip(state.labels, probabilities_C, strict=True)
     }
-    tiny = float(np.finfo(float).tiny)
     if state.multi_label:
         answer = tuple(label for label, value in by_label.items() if value >= 0.5)
         certain = np.where(probabilities_C >= 0.5, probabilities_C, 1 - probabilities_C)
         return Prediction(
-            example.id, answer, by_label, float(np.log(np.maximum(certain, tiny)).sum())
+            example.id, answer, by_label, float(np.log(np.maximum(certain, _TINY)).sum())
         )
     best = int(np.argmax(probabilities_C))
-    likelihood = float(np.log(max(probabilities_C[best], tiny)))
+    likelihood = float(np.log(max(probabilities_C[best], _TINY)))
     return Prediction(example.id, state.labels[best], by_label, likelihood)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -78,21 +79,26 @@ class Checkpoints:
         """Read the best weights."""
         return load_file(self._folder / f"best-{step:08d}" / "tensors.safetensors")
 
+    def last_step(self) -> int:
+        """Step of the newest whole checkpoint; 0 if there is none."""
+        found = sorted(self._folder.glob("step-*[0-9]")) if self._folder.is_dir() else []
+        return int(found[-1].name.removeprefix("step-")) if found else 0
+
     def load_last(self) -> tuple[dict[str, Tensor], Progress] | None:
         """Read the newest whole checkpoint; None if there is none. Sets the random generators.
 
         Raises:
             RunError: If the newest checkpoint cannot be read.
         """
-        found = sorted(self._folder.glob("step-*[0-9]")) if self._folder.is_dir() else []
-        if not found:
+        if not self.last_step():
             return None
+        folder = self._folder / f"step-{self.last_step():08d}"
         try:
-            tensors = load_file(found[-1] / "tensors.safetensors")
-            state: dict[str, Any] = json.loads((found[-1] / "state.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            tensors = load_file(folder / "tensors.safetensors")
+            state: dict[str, Any] = json.loads((folder / "state.json").read_text("utf-8"))
+        except (OSError, ValueError, SafetensorError) as error:
             raise RunError(
-                f"Checkpoint `{found[-1]}` is broken: {error}. Remove it, or start again with `--overwrite`."
+                f"Checkpoint `{folder}` is broken: {error}. Remove it, or start again with `--overwrite`."
             ) from None
         torch.set_rng_state(tensors.pop("random/torch"))
         return tensors, Progress(**state)

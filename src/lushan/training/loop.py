@@ -130,7 +130,7 @@ def _train_step(
     total = torch.zeros((), device=accelerator.device)
     for batch in step.micro_batches:
         # Every part is divided by the count of the whole step, so that cutting it up changes nothing.
-        part = loss(batch).total / step.count
+        part = loss(batch).total / step.num_supervised
         accelerator.backward(part)
         optimizer.collect()
         total += part.detach()

@@ -134,8 +134,7 @@ class Optimizer:
         for group in self._inner.param_groups:
             group["lr"] = group["peak"] * factor
             if self._settings.optimizer == "sgd" and group["decay"]:
-                with torch.no_grad():
-                    torch._foreach_mul_(group["params"], 1.0 - group["lr"] * group["decay"])
+                _decay(group["params"], 1.0 - group["lr"] * group["decay"])
         self._inner.step()
         self._inner.zero_grad()
         self.publish()
@@ -182,3 +181,9 @@ class Optimizer:
             if moments:
                 self._inner.state[master] = moments
         self.publish()
+
+
+@torch.no_grad()
+def _decay(masters: list[Tensor], factor: float) -> None:
+    for master in masters:
+        master.mul_(factor)

@@ -4,12 +4,16 @@ A recipe states what the user asked for; `resolve` fills in what was left open, 
 model and the machine, and says why. The resolved recipe stands in the run as `recipe.yaml`.
 """
 
-from typing import Literal
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 
+from lushan.errors import SettingError
 from lushan.records import AnswerMode
-from lushan.settings import Settings
+from lushan.settings import Settings, build, merged, parse_assignments, read_yaml
 
 Effort = Literal["quick", "normal", "thorough"]
 OverlapPolicy = Literal["remove", "error", "keep"]
@@ -141,6 +145,9 @@ class TuneRecipe(Settings):
     effort: Effort = "normal"
     """One dial for what is left open: `quick` (at most 6 minutes), `normal`, `thorough`."""
 
+    budget_seconds: float | None = Field(default=None, gt=0)
+    """Wall time that the whole run may take; training rows are sub-sampled to fit, and told."""
+
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the split, the data order, the new layer and dropout."""
 
@@ -161,3 +168,66 @@ class TuneRecipe(Settings):
 
     training: TrainingSettings = TrainingSettings()
     """How long and how hard to train."""
+
+
+def make_recipe(
+    file: Path | None, flags: Mapping[str, Any], assignments: Sequence[str]
+) -> TuneRecipe:
+    """Put a recipe together: the file first, then flags, then `--set`.
+
+    Args:
+        file: A YAML file, or None.
+        flags: Nested values of the command's own options; None stands for an option that was not given.
+        assignments: The values of `--set`.
+
+    Raises:
+        SettingError: If a setting is unknown or has a wrong value.
+    """
+    values = (
+        build(TuneRecipe, read_yaml(file), source=str(file)).model_dump(exclude_unset=True)
+        if file
+        else {}
+    )
+    values = merged(values, _given(flags))
+    return build(
+        TuneRecipe,
+        merged(values, parse_assignments(assignments)),
+        source="--set" if assignments else "recipe",
+    )
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what was not given."""
+    found: dict[str, Any] = {}
+    for name, value in flags.items():
+        inner = _given(value) if isinstance(value, Mapping) else value
+        if inner is not None and inner != {}:
+            found[name] = inner
+    return found
+
+
+def parse_adapter(text: str) -> dict[str, Any]:
+    """Read `full`, `lora`, `head` or `top:N`.
+
+    Raises:
+        SettingError: If it is something else.
+    """
+    if text in ("full", "lora", "head"):
+        return {"method": text}
+    if match := re.fullmatch(r"top:(\d+)", text):
+        return {"method": "top", "layers": int(match[1])}
+    raise SettingError(
+        f"`--adapter {text}`: expected `full`, `lora`, `head` or `top:N`, such as `top:4`."
+    )
+
+
+def parse_budget(text: str) -> float:
+    """Read a wall time such as `90s`, `8m` or `1h`; in seconds.
+
+    Raises:
+        SettingError: If it is something else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match or not float(match[1]):
+        raise SettingError(f"`--budget {text}`: expected a time such as `90s`, `8m` or `1h`.")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]

@@ -1,0 +1,122 @@
+"""`lushan tune`: from a labelled table to a tuned, compared and certified model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lushan.cli.console import (
+    JsonOption,
+    SetOption,
+    TrainingBar,
+    emit_json,
+    show_outcome,
+    tell,
+)
+
+
+def command(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="A folder with train, validation and test files, or one file."
+        ),
+    ],
+    *,
+    task: Annotated[str | None, typer.Option("--task", help="What is to be learned.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A folder, or a name from `lushan models list`.")
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter", metavar="full|lora|head|top:N", help="What of the model is trained."
+        ),
+    ] = None,
+    answer: Annotated[
+        str | None,
+        typer.Option("--answer", metavar="head|generate", help="By a new layer, or by writing."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the rows.")] = None,
+    effort: Annotated[
+        str | None,
+        typer.Option(
+            "--effort", metavar="quick|normal|thorough", help="Decides what is left open."
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="8m", help="Wall time; rows are sub-sampled to fit it."),
+    ] = None,
+    overlap: Annotated[
+        str | None,
+        typer.Option(
+            "--overlap",
+            metavar="remove|error|keep",
+            help="What to do with rows a later split has too.",
+        ),
+    ] = None,
+    no_baselines: Annotated[
+        bool, typer.Option("--no-baselines", help="Compare with the untouched model only.")
+    ] = False,
+    settings: SetOption = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="A YAML file with settings.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="The run folder; else runs/NAME-N.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --out.")
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Start of every random choice.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tune a model on your data, prove that it got better, and write a report."""
+    from lushan.errors import SettingError
+    from lushan.workflows.recipe import make_recipe, parse_adapter, parse_budget
+
+    if resume and (overwrite or out is None):
+        raise SettingError("`--resume` needs `--out RUN`, and does not go with `--overwrite`.")
+    flags: dict[str, Any] = {
+        "task": task,
+        "answer": answer,
+        "effort": effort,
+        "seed": seed,
+        "budget_seconds": parse_budget(budget) if budget else None,
+        "baselines": False if no_baselines else None,
+        "model": {"name": model},
+        "adapter": parse_adapter(adapter) if adapter else {},
+        "data": {"overlap": overlap},
+        "training": {"epochs": epochs},
+    }
+    made = make_recipe(recipe, flags, settings or [])
+    run = out or next_run(data)
+
+    from lushan.workflows.tune import tune
+
+    with TrainingBar() as listener:
+        results = tune(
+            data,
+            made,
+            out=run,
+            resume=resume,
+            overwrite=overwrite,
+            tell=tell,
+            listeners=[listener],
+        )
+    show_outcome(results)
+    if as_json:
+        emit_json(results)
+
+
+def next_run(data: Path) -> Path:
+    """Name a run folder that does not exist yet, after the data."""
+    name = data.resolve().name.split(".")[0] or "run"
+    number = 1
+    while Path("runs", f"{name}-{number}").exists():
+        number += 1
+    return Path("runs", f"{name}-{number}")

@@ -1,0 +1,89 @@
+"""Zero-shot answers of an encoder, which cannot write: the label whose name means most like the text.
+
+Texts and label names become the mean of their hidden states; their cosines, sharpened, become probabilities
+(the recipe of sentence-transformers' zero-shot examples; Reimers and Gurevych 2019, section 3).
+
+Shapes: N documents of a batch, D width, C labels, E examples.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lushan.backbones.encoding import LengthLimit, encode_rendered
+from lushan.backbones.heads import mean_over_tokens
+from lushan.backbones.load import Backbone
+from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_by_tokens
+from lushan.records import Example, Features, Prediction, Rendered, TaskState
+
+_SHARPNESS = 20.0
+"""Cosines of sentence encoders lie close together; 20 is the scale that they are trained with."""
+
+_MULTI_LABEL_FROM_COSINE = 0.3
+
+
+def predict_by_similarity(
+    backbone: Backbone, examples: Sequence[Example], state: TaskState, *, limit: LengthLimit
+) -> list[Prediction]:
+    """Answer every example, in order, with an untuned encoder.
+
+    Args:
+        backbone: An encoder, loaded with the purpose `embed`.
+        examples: What is asked.
+        state: The labels to choose from.
+        limit: Longest text; longer ones are cut here whatever the policy, since only their mean counts.
+    """
+    names = [label.replace("_", " ") for label in state.labels]
+    labels_CD = _embed(backbone, names, limit)
+    texts_ED = _embed(backbone, [each.text for each in examples], limit)
+    cosines_EC = texts_ED @ labels_CD.T
+    return [
+        _prediction(example, row, state) for example, row in zip(examples, cosines_EC, strict=True)
+    ]
+
+
+def _prediction(example: Example, cosines_C: np.ndarray, state: TaskState) -> Prediction:
+    scores_C = _SHARPNESS * cosines_C
+    if state.multi_label:
+        chosen = tuple(
+            label
+            for label, cosine in zip(state.labels, cosines_C, strict=True)
+            if cosine >= _MULTI_LABEL_FROM_COSINE
+        )
+        values_C = 1 / (1 + np.exp(_SHARPNESS * _MULTI_LABEL_FROM_COSINE - scores_C))
+        return Prediction(
+            example.id, chosen, dict(zip(state.labels, values_C.tolist(), strict=True))
+        )
+    values_C = np.exp(scores_C - scores_C.max())
+    values_C /= values_C.sum()
+    best = int(values_C.argmax())
+    return Prediction(
+        example.id,
+        state.labels[best],
+        dict(zip(state.labels, values_C.tolist(), strict=True)),
+        float(np.log(values_C[best])),
+    )
+
+
+def _embed(backbone: Backbone, texts: Sequence[str], limit: LengthLimit) -> np.ndarray:
+    """Unit vectors of texts; (E, D), float32."""
+    windows = encode_rendered(
+        [Rendered(text, cuttable=(0, len(text))) for text in texts],
+        backbone.tokenizer,
+        limit=LengthLimit(limit.max_tokens, "truncate"),
+        places=[text[:40] for text in texts],
+    )
+    documents = [
+        Features(parts[0].token_ids, example_id="", example_index=index)
+        for index, parts in enumerate(windows)
+    ]
+    documents.sort(key=lambda each: len(each.token_ids))
+    vectors_ED = np.empty((len(texts), backbone.facts.width), dtype=np.float32)
+    with torch.inference_mode():
+        for part in split_by_tokens(documents, MAX_BATCH_TOKENS):
+            batch = pack(part, device=backbone.device)
+            mean_ND = mean_over_tokens(backbone.hidden_states(batch).float(), batch)
+            unit_ND = torch.nn.functional.normalize(mean_ND, dim=1)
+            vectors_ED[[each.example_index for each in batch.features]] = unit_ND.cpu().numpy()
+    return vectors_ED

@@ -1,0 +1,121 @@
+"""Proof that a saved model answers like the one that was trained: reloaded in a fresh process, asked the same.
+
+`python -m lushan.model_store.certificate RUN` is that process; it prints its answers as one JSON line.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lushan.atomic import write_json
+from lushan.errors import CertificateError
+from lushan.inference.predict import Predictor
+from lushan.model_store.tuned_model import SCHEMA_VERSION, load_predictor, model_version
+from lushan.records import Example
+
+NUM_PROBES = 32
+TOLERANCE = 1e-5
+"""Largest difference of a probability; on the same machine it is zero."""
+
+_PROBES = "probes.json"
+
+
+def certify(run: Path, predictor: Predictor, examples: Sequence[Example]) -> dict[str, Any]:
+    """Reload the run's model in a fresh process, compare its answers with `predictor`'s, write `certificate.json`.
+
+    Args:
+        run: The run folder, with a whole `model` folder.
+        predictor: The model as it was trained, still in memory.
+        examples: Texts to ask about; the first 32 are used.
+
+    Raises:
+        CertificateError: If labels, token ids or answers differ, or the model cannot be loaded.
+    """
+    probes = list(examples[:NUM_PROBES])
+    write_json(run / "model" / _PROBES, {"texts": [each.text for each in probes]})
+    expected = describe_answers(predictor, probes)
+    found = _answers_of_fresh_process(run)
+    difference = compare(expected, found)
+    certificate = {
+        "schema_version": SCHEMA_VERSION,
+        "model_version": model_version(run / "model"),
+        "form": "adapter" if (run / "model" / "adapter_config.json").is_file() else "whole",
+        "num_probes": len(probes),
+        "largest_difference": difference,
+        "tolerance": TOLERANCE,
+        "labels": list(predictor.state.labels),
+        "stop_token": predictor.backbone.tokenizer.stop_id,
+        "tokenizer_fingerprint": predictor.backbone.tokenizer.fingerprint,
+        "answers": expected,
+    }
+    write_json(run / "certificate.json", certificate)
+    return certificate
+
+
+def describe_answers(predictor: Predictor, probes: Sequence[Example]) -> dict[str, Any]:
+    """Everything that must be equal: token ids, label names, answers and probabilities."""
+    features = predictor.task.encode(
+        probes,
+        predictor.state,
+        predictor.backbone.tokenizer,
+        answer=predictor.answer,
+        limit=predictor.limit,
+        with_target=False,
+    )
+    predictions = predictor.predict(probes)
+    return {
+        "labels": list(predictor.state.labels),
+        "token_ids": [list(each.token_ids) for each in features],
+        "answers": [
+            each.answer if isinstance(each.answer, str) else list(each.answer)
+            for each in predictions
+        ],
+        "probabilities": [list(each.probabilities.values()) for each in predictions],
+    }
+
+
+def compare(expected: dict[str, Any], found: dict[str, Any]) -> float:
+    """Largest difference of a probability.
+
+    Raises:
+        CertificateError: If anything else differs, or the difference is above `TOLERANCE`.
+    """
+    for what in ("labels", "token_ids", "answers"):
+        if expected[what] != found[what]:
+            raise CertificateError(
+                f"The saved model differs from the trained one in its {what.replace('_', ' ')}. It was not certified."
+            )
+    difference = max(
+        abs(ours - theirs)
+        for one, other in zip(expected["probabilities"], found["probabilities"], strict=True)
+        for ours, theirs in zip(one, other, strict=True)
+    )
+    if difference > TOLERANCE:
+        raise CertificateError(
+            f"The saved model's probabilities differ by up to {difference:.2g} from the trained one's "
+            f"(at most {TOLERANCE} is allowed). It was not certified."
+        )
+    return difference
+
+
+def _answers_of_fresh_process(run: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "lushan.model_store.certificate", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own module
+    if done.returncode:
+        raise CertificateError(f"The saved model cannot be loaded again:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Answer the probes of the run named on the command line."""
+    run = Path(sys.argv[1])
+    texts = json.loads((run / "model" / _PROBES).read_text(encoding="utf-8"))["texts"]
+    probes = [Example(str(number), text, None) for number, text in enumerate(texts)]
+    sys.stdout.write(json.dumps(describe_answers(load_predictor(run), probes)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The folder of one run: what is written when, how it is found again, and who may write.
+
+`recipe.yaml` · `run.json` (where the run stands) · `ledger.json` · `steps.jsonl` · `predictions/` (one file per
+system, written when it has answered) · `checkpoints/` · `model/` · `certificate.json` · `results.json` · `report.html`
+· `README.md`.
+"""
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from lushan.atomic import write_json, write_text
+from lushan.errors import RunError
+from lushan.records import Prediction
+
+_RECIPE = "recipe.yaml"
+_MOST_PROBABILITIES = 5
+
+
+class RunFolder:
+    """One run on disk. Make it with `create` or `open`."""
+
+    def __init__(self, path: Path, status: dict[str, Any], lock: TextIO) -> None:
+        self.path = path
+        self._status = status
+        self._lock = lock
+
+    @classmethod
+    def create(
+        cls, path: Path, *, recipe: Mapping[str, Any], status: Mapping[str, Any], overwrite: bool
+    ) -> "RunFolder":
+        """Begin a run. An older run there is removed first if `overwrite`.
+
+        Raises:
+            RunError: If the folder cannot be used.
+        """
+        check_is_free(path, overwrite=overwrite)
+        if overwrite and path.is_dir():
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path, dict(status), _lock(path))
+        run._save_status()
+        # The recipe comes last: a folder with a recipe is a run that can be resumed.
+        text = yaml.safe_dump(dict(recipe), allow_unicode=True, sort_keys=False)
+        write_text(path / _RECIPE, text)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Take up a run that was begun.
+
+        Raises:
+            RunError: If there is none, it is broken, or another process writes to it.
+        """
+        if not (path / _RECIPE).is_file():
+            raise RunError(f"`{path}` holds no run to resume: `{_RECIPE}` is missing.")
+        try:
+            status = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"`{path / 'run.json'}` is broken: {error}. Start again with `--overwrite`."
+            ) from None
+        return cls(path, status, _lock(path))
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go; removed when the model is saved."""
+        return self.path / "checkpoints"
+
+    def recipe(self) -> dict[str, Any]:
+        """Give the resolved recipe as plain values."""
+        return yaml.safe_load((self.path / _RECIPE).read_text(encoding="utf-8"))
+
+    def get(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
+        """Give a value of `run.json`; None where it is not known yet."""
+        return self._status.get(name)
+
+    def note(self, **values: Any) -> None:  # noqa: ANN401 - any JSON values
+        """Put values into `run.json`."""
+        self._status |= values
+        self._save_status()
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Add the seconds of the block to a phase; over all times that the run was resumed."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add_seconds(phase, time.perf_counter() - started)
+
+    def add_seconds(self, phase: str, seconds: float) -> None:
+        """Add seconds to a phase."""
+        all_seconds = dict(self._status.get("seconds", {}))
+        all_seconds[phase] = all_seconds.get(phase, 0.0) + seconds
+        self.note(seconds=all_seconds)
+
+    def save_predictions(self, system: str, predictions: Sequence[Prediction]) -> None:
+        """Keep what a system answered on the test rows."""
+        folder = self.path / "predictions"
+        folder.mkdir(exist_ok=True)
+        lines = [json.dumps(_plain(each), ensure_ascii=False) for each in predictions]
+        write_text(folder / f"{system}.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def predictions(self, system: str) -> list[Prediction] | None:
+        """Give what a system answered; None if it has not yet."""
+        file = self.path / "predictions" / f"{system}.jsonl"
+        if not file.is_file():
+            return None
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return [_prediction(json.loads(line)) for line in lines]
+
+    def _save_status(self) -> None:
+        write_json(self.path / "run.json", self._status)
+
+
+def check_is_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that a new run may not use; changes nothing.
+
+    Raises:
+        RunError: If it holds a run and `overwrite` is not set, or holds something else.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"`--out {path}` is a file. Name a folder.")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not (path / _RECIPE).is_file():
+        raise RunError(
+            f"`--out {path}` holds files that are no run. Name an empty or a new folder."
+        )
+    if not overwrite:
+        raise RunError(
+            f"`--out {path}` holds a run already. Use `--resume` to go on with it, `--overwrite` to replace "
+            "it, or another folder."
+        )
+
+
+def _lock(path: Path) -> TextIO:
+    """Let one process write at a time; the system frees the lock when the process ends, however it ends."""
+    stream = (path / ".lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        raise RunError(
+            f"Another process is writing to `{path}`. Wait for it, or stop it."
+        ) from None
+    return stream
+
+
+def _plain(prediction: Prediction) -> dict[str, Any]:
+    likely = sorted(prediction.probabilities.items(), key=lambda each: -each[1])
+    return {
+        "id": prediction.id,
+        "answer": prediction.answer,
+        "probabilities": dict(likely[:_MOST_PROBABILITIES]),
+        "log_likelihood": prediction.log_likelihood,
+        "model_version": prediction.model_version,
+    }
+
+
+def _prediction(values: dict[str, Any]) -> Prediction:
+    answer = values["answer"]
+    values["answer"] = answer if isinstance(answer, str) else tuple(answer)
+    return Prediction(**values)

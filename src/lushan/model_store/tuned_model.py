@@ -1,0 +1,183 @@
+"""A tuned model on disk: plain Hugging Face or PEFT files, and `lushan.json` with what they do not say.
+
+The labels, the prompt's rules, the length limit and the precision are saved with the model and never
+re-derived, so that it is never asked in another way than it was trained.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.load import Backbone, load_backbone
+from lushan.backbones.quiet import quiet_transformers
+from lushan.backbones.sources import locate
+from lushan.catalog import load_task
+from lushan.errors import ModelError, RunError
+from lushan.inference.predict import Predictor
+from lushan.records import AnswerMode, Example, TaskState
+
+SCHEMA_VERSION = 1
+_FILE = "lushan.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TunedModel:
+    """What a model folder means."""
+
+    task: str
+    answer: AnswerMode
+    state: TaskState
+    limit: LengthLimit
+    precision: Literal["bf16", "fp32"]
+    adapter: str
+    """`full`, `lora`, `head` or `top:N`."""
+    base_model: str
+    """Name or folder of the pretrained model."""
+    base_digest: str
+    """SHA-256 of the base model's weights; an adapter is refused on others."""
+    tokenizer_fingerprint: str
+    schema_version: int = SCHEMA_VERSION
+
+
+def save_model(folder: Path, backbone: Backbone, meaning: TunedModel) -> None:
+    """Write a model folder; beside, then renamed, so that a folder of this name is always whole."""
+    beside = folder.parent / f".{folder.name}"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    with quiet_transformers(), _named_attention(backbone):
+        backbone.model.save_pretrained(beside)
+    backbone.tokenizer.save(beside)
+    meaning_text = json.dumps(dataclasses.asdict(meaning), ensure_ascii=False, indent=1)
+    (beside / _FILE).write_text(meaning_text + "\n", encoding="utf-8")
+    for file in beside.iterdir():
+        file.chmod(0o644)  # transformers leaves weights unreadable for other users
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+
+
+@contextlib.contextmanager
+def _named_attention(backbone: Backbone) -> Any:  # noqa: ANN401
+    """Leave the name of Lushan's attention out of the saved configuration."""
+    config = backbone.core.config
+    ours = config._attn_implementation
+    config._attn_implementation = None
+    try:
+        yield
+    finally:
+        config._attn_implementation = ours
+
+
+def read_meaning(folder: Path) -> TunedModel:
+    """Read what a model folder means.
+
+    Raises:
+        RunError: If it is no tuned model, or was written by a newer version.
+    """
+    file = folder / _FILE
+    if not file.is_file():
+        raise RunError(
+            f"`{folder}` holds no tuned model: `{_FILE}` is missing. Expected the folder that "
+            "`lushan tune --out` wrote."
+        )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        version = values["schema_version"]
+        if version > SCHEMA_VERSION:
+            raise RunError(
+                f"`{file}` has schema version {version}; this Lushan reads up to {SCHEMA_VERSION}. Update Lushan."
+            )
+        values["state"] = _read_state(values["state"])
+        values["limit"] = LengthLimit(**values["limit"])
+        return TunedModel(**values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"`{file}` is broken: {error!r}. Tune again, or restore the file.") from None
+
+
+def _read_state(values: dict[str, Any]) -> TaskState:
+    shots = tuple(
+        Example(
+            each["id"],
+            each["text"],
+            tuple(each["target"]) if isinstance(each["target"], list) else each["target"],
+            each["place"],
+        )
+        for each in values["shots"]
+    )
+    return TaskState(
+        labels=tuple(values["labels"]),
+        multi_label=values["multi_label"],
+        shots=shots,
+        class_weights=tuple(values["class_weights"]),
+        instruction=values["instruction"],
+    )
+
+
+def load_predictor(run: Path) -> Predictor:
+    """Load the tuned model of a run folder, or of its `model` folder.
+
+    Raises:
+        RunError: If there is no whole tuned model.
+        ModelError: If the base of an adapter is missing or is not the one it was trained on.
+    """
+    folder = run / "model" if (run / "model").is_dir() else run
+    meaning = read_meaning(folder)
+    is_adapter = (folder / "adapter_config.json").is_file()
+    base = locate(meaning.base_model) if is_adapter else folder
+    if is_adapter and weights_digest(base) != meaning.base_digest:
+        raise ModelError(
+            f"`{folder}` is an adapter of `{meaning.base_model}`, but the weights in `{base}` are others. "
+            "Restore the model that it was trained on."
+        )
+    backbone = load_backbone(
+        base,
+        purpose="classify" if meaning.answer == "head" else "language",
+        labels=meaning.state.labels,
+        multi_label=meaning.state.multi_label,
+        precision=meaning.precision,
+    )
+    if is_adapter:
+        _load_adapter(backbone, folder)
+    elif meaning.answer == "head" and backbone.fresh_weights:
+        raise RunError(f"`{folder}` lacks weights, such as `{backbone.fresh_weights[0]}`.")
+    if backbone.tokenizer.fingerprint != meaning.tokenizer_fingerprint:
+        raise RunError(f"The tokenizer in `{base}` is not the one that the model was trained with.")
+    return Predictor(
+        backbone,
+        load_task(meaning.task),
+        meaning.state,
+        meaning.answer,
+        meaning.limit,
+        version=model_version(folder),
+    )
+
+
+def _load_adapter(backbone: Backbone, folder: Path) -> None:
+    from peft import PeftModel  # slow to import, rarely needed
+
+    with quiet_transformers():
+        backbone.model = PeftModel.from_pretrained(
+            backbone.model, str(folder), autocast_adapter_dtype=False
+        ).eval()
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of a folder's safetensors files."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def model_version(folder: Path) -> str:
+    """Short digest of a tuned model: its weights and its meaning."""
+    digest = hashlib.sha256(weights_digest(folder).encode())
+    digest.update((folder / _FILE).read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,79 @@
+"""What the tuned model is measured against: the untouched model, and what a user would otherwise pick."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.inspect import describe
+from lushan.backbones.load import load_backbone
+from lushan.evaluation import baselines
+from lushan.evaluation.baselines import Baseline
+from lushan.inference.predict import Predictor
+from lushan.inference.similarity import predict_by_similarity
+from lushan.model_store.run_folder import RunFolder
+from lushan.records import Example, Prediction
+from lushan.workflows.setup import Setup
+
+
+def answer_untuned(
+    setup: Setup, examples: Sequence[Example], *, shots: Sequence[Example] = ()
+) -> list[Prediction]:
+    """Ask the untouched model: a decoder writes one of the labels, an encoder takes the most similar.
+
+    Args:
+        setup: The run.
+        examples: What is asked.
+        shots: Worked examples put before every prompt, for few-shot.
+    """
+    # A prompt is longer than its text: it must not stop a run whose texts fit.
+    limit = LengthLimit(setup.limit.max_tokens, "truncate")
+    precision: Literal["bf16", "fp32"] = (
+        "bf16" if setup.recipe.model.precision == "bf16" else "fp32"
+    )
+    if describe(setup.base).family == "encoder":
+        backbone = load_backbone(setup.base, purpose="embed", precision=precision)
+        return predict_by_similarity(backbone, examples, setup.state, limit=limit)
+    backbone = load_backbone(setup.base, purpose="language", precision=precision)
+    predictor = Predictor(backbone, setup.task, setup.state, "generate", limit)
+    return predictor.predict(examples, shots=shots)
+
+
+def run_baselines(run: RunFolder, setup: Setup, *, tell: Callable[[str], None]) -> None:
+    """Have every baseline answer the test rows, unless it has already; each is described in `run.json`."""
+    told: dict[str, str] = run.get("baselines") or {}
+    makers: dict[str, Callable[[Setup], Baseline]] = {
+        "majority": _majority,
+        "tf_idf": _tf_idf,
+        "few_shot": _few_shot,
+    }
+    if describe(setup.base).family == "encoder":
+        del makers["few_shot"]
+        tell("No few-shot baseline: an encoder cannot be prompted.")
+    for name, make in makers.items():
+        if run.predictions(name) is not None:
+            continue
+        made = make(setup)
+        tell(f"Baseline {name}: {made.description}")
+        run.save_predictions(name, made.predictions)
+        told[name] = made.description
+        run.note(baselines=told)
+
+
+def _majority(setup: Setup) -> Baseline:
+    return baselines.majority(setup.parts.train, setup.parts.test, state=setup.state)
+
+
+def _tf_idf(setup: Setup) -> Baseline:
+    parts = setup.parts
+    metric = "micro_f1" if setup.state.multi_label else "accuracy"
+    return baselines.tf_idf(
+        parts.train, parts.validation, parts.test, state=setup.state, metric=metric
+    )
+
+
+def _few_shot(setup: Setup) -> Baseline:
+    shots = setup.state.shots
+    predictions = answer_untuned(setup, setup.parts.test, shots=shots)
+    return Baseline(
+        predictions, f"The untouched model, prompted with {len(shots)} worked examples."
+    )

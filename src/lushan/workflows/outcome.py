@@ -1,0 +1,129 @@
+"""From what every system answered to `results.json`, the report and the model card."""
+
+import math
+import resource
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lushan.atomic import write_json
+from lushan.evaluation.compare import comparisons
+from lushan.evaluation.model_card import write_model_card
+from lushan.evaluation.report import write_report
+from lushan.model_store.run_folder import RunFolder
+from lushan.records import Example, Interval, Prediction, Scores
+from lushan.workflows.recipe import TuneRecipe
+from lushan.workflows.setup import Setup
+
+_BASELINES = ("majority", "tf_idf", "few_shot")
+_NUM_ERRORS = 25
+
+
+def write_outcome(run: RunFolder, setup: Setup) -> dict[str, Any]:
+    """Score everything on the same test rows, and write results, report and model card.
+
+    Returns:
+        The content of `results.json`.
+    """
+    results = collect_results(run, setup)
+    write_json(run.path / "results.json", results)
+    write_report(results, run.path)
+    write_model_card(results, run.path)
+    return results
+
+
+def collect_results(run: RunFolder, setup: Setup) -> dict[str, Any]:
+    """Give the content of `results.json`."""
+    recipe, examples = setup.recipe, setup.parts.test
+    answers = {
+        name: found
+        for name in ("before", "after", *_BASELINES)
+        if (found := run.predictions(name)) is not None
+    }
+    scores = {
+        name: setup.task.score(found, examples, setup.state, seed=recipe.seed)
+        for name, found in answers.items()
+    }
+    after = scores["after"]
+    others = {name: each.correct for name, each in scores.items() if name != "after"}
+    compared = comparisons(after.correct, others, seed=recipe.seed)
+    found_baselines = {name: plain(scores[name]) for name in _BASELINES if name in scores}
+    if found_baselines:
+        # Before tuning, the untouched model was asked without examples: that is the zero-shot baseline.
+        found_baselines["zero_shot"] = plain(scores["before"])
+        compared["zero_shot"] = compared["before"]
+    training = run.get("training")
+    return {
+        "run": str(run.path),
+        "task": recipe.task,
+        "model": recipe.model.name,
+        "adapter": adapter_name(recipe),
+        "answer": recipe.answer,
+        "main_metric": after.main_metric,
+        "before": plain(scores["before"]),
+        "after": plain(after),
+        "baselines": found_baselines,
+        "baseline_notes": run.get("baselines") or {},
+        "comparisons": compared,
+        "num_train_tokens": training["num_tokens"],
+        "seconds": run.get("seconds"),
+        "train_tokens_per_second": training["num_tokens"] / max(training["seconds"], 1e-9),
+        "peak_rss_bytes": max(peak_rss_bytes(), run.get("peak_rss_bytes") or 0),
+        "num_weights": training["num_weights"],
+        "packing": training["packing"],
+        "labels": after.details["labels"],
+        "per_class": after.details["per_class"],
+        "confusion": after.details["confusion"],
+        "worst_errors": worst_errors(answers["after"], examples, after),
+        "choices": run.get("choices"),
+        "validation": training["validation"],
+        "best_epoch": training["best_epoch"],
+        "num_examples": {name: len(part) for name, part in setup.parts.as_dict().items()},
+        "versions": run.get("versions"),
+        "notes": run.get("notes") or [],
+        "seed": recipe.seed,
+        "model_version": answers["after"][0].model_version,
+    }
+
+
+def plain(scores: Scores) -> dict[str, dict[str, float]]:
+    """Metrics with their intervals, as plain values."""
+    return {name: _plain_interval(each) for name, each in scores.metrics.items()}
+
+
+def _plain_interval(interval: Interval) -> dict[str, float]:
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def adapter_name(recipe: TuneRecipe) -> str:
+    """`full`, `lora`, `head` or `top:N`."""
+    method = recipe.adapter.method
+    return f"top:{recipe.adapter.layers}" if method == "top" else method
+
+
+def worst_errors(
+    predictions: Sequence[Prediction], examples: Sequence[Example], scores: Scores
+) -> list[dict[str, Any]]:
+    """Wrong answers that the model was surest of."""
+    wrong = [
+        (prediction, example)
+        for prediction, example, right in zip(predictions, examples, scores.correct, strict=True)
+        if not right
+    ]
+    wrong.sort(key=lambda each: -each[0].log_likelihood)
+    return [
+        {
+            "id": example.id,
+            "text": example.text,
+            "truth": example.target,
+            "answer": prediction.answer,
+            "probability": math.exp(prediction.log_likelihood),
+        }
+        for prediction, example in wrong[:_NUM_ERRORS]
+    ]
+
+
+def peak_rss_bytes() -> int:
+    """Most memory that this process has held at once."""
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024

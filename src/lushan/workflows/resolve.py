@@ -1,0 +1,158 @@
+"""What was left open in a recipe, decided from the data, the model and the machine, each with its reason."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lushan.backbones.hardware import choose_precision, machine, measure
+from lushan.backbones.inspect import ModelFacts
+from lushan.backbones.sources import cache_folder
+from lushan.errors import SettingError
+from lushan.settings import merged
+from lushan.workflows.recipe import TuneRecipe
+
+_EPOCHS = {"quick": 3, "normal": 3, "thorough": 5}
+_SMALL_ROWS = 1_000
+"""Fewer rows than this get twice the epochs: each pass is short and teaches little."""
+_LEARNING_RATES = {"full": 5e-5, "top": 1e-4, "lora": 3e-4, "head": 1e-3}
+_HEAD_LEARNING_RATES = {"full": 1e-3, "top": 1e-3, "lora": 1e-3, "head": 3e-3}
+_SGD_FACTOR = 100.0
+_PATIENCE = {"quick": None, "normal": None, "thorough": 2}
+
+QUICK_SECONDS = 360.0
+_TRAINING_SHARE = 0.5
+_EFFICIENCY = 0.3
+"""Share of the measured GEMM speed that whole training steps reach; low on purpose, so that promises are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One thing that was chosen for the user."""
+
+    name: str
+    value: Any
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A recipe without anything left open, and what was decided."""
+
+    recipe: TuneRecipe
+    decisions: list[Decision]
+
+
+def resolve(
+    recipe: TuneRecipe,
+    *,
+    facts: ModelFacts,
+    num_train_rows: int,
+    mean_tokens: float,
+    device: str,
+) -> Resolved:
+    """Fill in everything that is None or `auto`.
+
+    Args:
+        recipe: What the user asked for.
+        facts: The model's size and context.
+        num_train_rows: Rows that could be trained on.
+        mean_tokens: Their mean length.
+        device: `cpu` or another device type of torch.
+
+    Raises:
+        SettingError: If a setting that was given has no effect with the others.
+    """
+    refuse_without_effect(recipe)
+    precision = choose_precision(recipe.model.precision, device, cache=cache_folder())
+    max_rows = _max_train_rows(
+        recipe, facts, num_train_rows, mean_tokens, precision=precision.value
+    )
+    num_rows = min(num_train_rows, max_rows.value or num_train_rows)
+    method, effort = recipe.adapter.method, recipe.effort
+    sgd = recipe.training.optimizer == "sgd"
+    factor = _SGD_FACTOR if sgd else 1.0
+    epochs = _EPOCHS[effort] * (2 if num_rows < _SMALL_ROWS else 1)
+    rate_reason = f"default of `{method}` with {recipe.training.optimizer}"
+    found = [
+        Decision("model.precision", precision.value, precision.why),
+        max_rows,
+        Decision("training.epochs", epochs, f"effort `{effort}` with {num_rows} training rows"),
+        Decision("training.learning_rate", _LEARNING_RATES[method] * factor, rate_reason),
+        Decision("training.head_learning_rate", _HEAD_LEARNING_RATES[method] * factor, rate_reason),
+        Decision("training.patience", _PATIENCE[effort], f"effort `{effort}`"),
+        Decision("model.max_length", facts.context_tokens, "the model's context"),
+    ]
+    decisions = [each for each in found if _is_open(recipe, each.name) and each.value is not None]
+    values = recipe.model_dump()
+    for decision in decisions:
+        part, name = decision.name.split(".")
+        values = merged(values, {part: {name: decision.value}})
+    return Resolved(TuneRecipe.model_validate(values), decisions)
+
+
+def _is_open(recipe: TuneRecipe, name: str) -> bool:
+    part, setting = name.split(".")
+    return getattr(getattr(recipe, part), setting) in (None, "auto")
+
+
+def _max_train_rows(
+    recipe: TuneRecipe,
+    facts: ModelFacts,
+    num_train_rows: int,
+    mean_tokens: float,
+    *,
+    precision: str,
+) -> Decision:
+    """Bound the rows so that training fits the budget, by the measured speed of this machine."""
+    budget_seconds = recipe.budget_seconds or (QUICK_SECONDS if recipe.effort == "quick" else None)
+    if budget_seconds is None:
+        return Decision("data.max_train_rows", None, "no budget")
+    tokens_per_second = predict_tokens_per_second(facts, precision=precision)
+    seconds_per_row = mean_tokens / tokens_per_second * _EPOCHS[recipe.effort]
+    fitting = max(1, int(budget_seconds * _TRAINING_SHARE / seconds_per_row))
+    if fitting >= num_train_rows:
+        return Decision("data.max_train_rows", None, "all rows fit the budget")
+    why = (
+        f"{fitting} of {num_train_rows} rows, drawn per class: {budget_seconds:.0f} s in all, about "
+        f"{tokens_per_second:.0f} tokens/s expected on this machine"
+    )
+    return Decision("data.max_train_rows", fitting, why)
+
+
+def predict_tokens_per_second(facts: ModelFacts, *, precision: str) -> float:
+    """Estimate the speed of full tuning from the measured speed of linear layers.
+
+    Six operations per weight and token (Kaplan et al. 2020, section 2.1), embeddings left out.
+    """
+    speed = measure("cpu", cache=cache_folder())
+    gflops = speed.bf16_gflops if precision == "bf16" else speed.fp32_gflops
+    num_weights = max(facts.num_parameters - facts.vocabulary_size * facts.width, 1)
+    return gflops * 1e9 * _EFFICIENCY * machine().num_cores / (6 * num_weights)
+
+
+def refuse_without_effect(recipe: TuneRecipe) -> None:
+    """Stop on a setting that was given but that nothing would read.
+
+    Raises:
+        SettingError: Names the setting and when it has an effect.
+    """
+    method = recipe.adapter.method
+    rules = (
+        ("adapter", ("layers",), method == "top", "`--adapter top:N`"),
+        ("adapter", ("rank", "alpha", "dropout"), method == "lora", "`--adapter lora`"),
+        ("training", ("momentum",), recipe.training.optimizer == "sgd", "`training.optimizer=sgd`"),
+        ("training", ("dropout",), recipe.answer == "head", "`--answer head`"),
+        ("training", ("head_learning_rate",), recipe.answer == "head", "`--answer head`"),
+        ("training", ("learning_rate",), method != "head", "an adapter other than `head`"),
+        ("task_settings", ("num_shots",), recipe.baselines, "baselines (without `--no-baselines`)"),
+    )
+    for part, names, has_effect, needs in rules:
+        given = getattr(recipe, part).model_fields_set
+        for name in names:
+            if name in given and not has_effect:
+                raise SettingError(
+                    f"Setting `{part}.{name}` has no effect here: it needs {needs}. Remove it, or change that."
+                )

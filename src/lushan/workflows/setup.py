@@ -1,0 +1,107 @@
+"""Everything of a run that is known before the first step, made again in the same way when it is resumed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.data.ledger import Ledger, count_tokens, refuse_without_signal
+from lushan.data.splits import Parts
+from lushan.errors import DataError
+from lushan.records import SPLIT_NAMES, Features, SplitName, TaskState
+from lushan.tasks import Preparation, Task
+from lushan.workflows.prepare import Prepared
+from lushan.workflows.recipe import TuneRecipe
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Checked data as tokens, and what the task learned from it."""
+
+    recipe: TuneRecipe
+    task: Task
+    state: TaskState
+    parts: Parts
+    features: dict[SplitName, list[Features]]
+    ledger: Ledger
+    base: Path
+    """Folder of the pretrained model."""
+    limit: LengthLimit
+
+
+def make_setup(
+    prepared: Prepared, recipe: TuneRecipe, *, task: Task, base: Path, tokenizer: Tokenizer
+) -> Setup:
+    """Encode every split, count every token, and refuse what could not learn.
+
+    Args:
+        prepared: Checked rows, already drawn.
+        recipe: Resolved.
+        task: What gives the rows their meaning.
+        base: Folder of the pretrained model.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        DataError: If a text is too long under the `error` policy (says how many are), or nothing would be learned.
+    """
+    max_length = recipe.model.max_length
+    assert max_length is not None, "a resolved recipe has a length limit"  # noqa: S101 - ours
+    limit = LengthLimit(max_length, recipe.data.over_length)
+    preparation = Preparation(
+        class_weights=recipe.task_settings.class_weights,
+        instruction=recipe.task_settings.instruction,
+        num_shots=recipe.task_settings.num_shots,
+        seed=recipe.seed,
+    )
+    parts = prepared.parts
+    state = task.prepare(parts.train, preparation, multi_label=prepared.multi_label)
+    ledger = prepared.ledger
+    features: dict[SplitName, list[Features]] = {}
+    for name in SPLIT_NAMES:
+        features[name] = task.encode(
+            parts.of(name), state, tokenizer, answer=recipe.answer, limit=limit, with_target=True
+        )
+        ledger = count_tokens(
+            ledger,
+            name,
+            examples=parts.of(name),
+            features=features[name],
+            stop_id=tokenizer.stop_id,
+        )
+    refuse_without_signal(ledger)
+    return Setup(recipe, task, state, parts, features, ledger, base, limit)
+
+
+def mean_tokens(prepared: Prepared, tokenizer: Tokenizer, *, num_rows: int = 2_000) -> float:
+    """Mean length of the training texts, from the first rows."""
+    encoded = tokenizer.encode([each.text for each in prepared.parts.train[:num_rows]])
+    return sum(len(each.ids) for each in encoded) / max(1, len(encoded))
+
+
+def check_same_data(setup_fingerprint: str, run_fingerprint: str, data: Path) -> None:
+    """Refuse to resume on other data.
+
+    Raises:
+        DataError: If the files' content changed.
+    """
+    if setup_fingerprint != run_fingerprint:
+        raise DataError(
+            f"`{data}` is not the data that the run began with: its content changed. Restore it, or start "
+            "again with `--overwrite`."
+        )
+
+
+def check_same_recipe(given: TuneRecipe, stored: TuneRecipe) -> list[str]:
+    """Name the settings that were given and differ from those of the run, as `name (run: value)`."""
+    return _differences(given.model_dump(exclude_unset=True), stored.model_dump(), "")
+
+
+def _differences(given: dict[str, object], stored: dict[str, object], place: str) -> list[str]:
+    found: list[str] = []
+    for name, value in given.items():
+        mine = stored.get(name)
+        if isinstance(value, dict) and isinstance(mine, dict):
+            found += _differences(value, mine, f"{place}{name}.")
+        elif value != mine and value not in (None, "auto"):
+            found.append(f"`{place}{name}` (the run has {mine!r}, not {value!r})")
+    return found

@@ -1,0 +1,45 @@
+"""`steps.jsonl`: one line per optimizer step, kept whole over kills and resumes."""
+
+import json
+from pathlib import Path
+
+from lushan.atomic import write_text
+from lushan.training.loop import Evaluated, StepDone
+
+
+class StepsFile:
+    """A listener that appends every step."""
+
+    def __init__(self, path: Path, *, first_step: int) -> None:
+        """Drop the lines from `first_step` on: those steps are taken again."""
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        kept = [line for line in lines if _number(line) < first_step]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+        self._stream = path.open("a", encoding="utf-8", buffering=1)
+
+    def on_step(self, done: StepDone) -> None:
+        """Append one line."""
+        line = {
+            "step": done.step,
+            "loss": done.loss,
+            "learning_rate": done.learning_rate,
+            "gradient_norm": done.gradient_norm,
+            "tokens": done.tokens,
+            "seconds": done.seconds,
+        }
+        self._stream.write(json.dumps(line) + "\n")
+
+    def on_evaluation(self, epoch: int, step: int, found: Evaluated) -> None:
+        """Evaluations stand in `results.json`."""
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._stream.close()
+
+
+def _number(line: str) -> float:
+    """The step of a line; a line that a kill cut off counts as a step yet to come."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")

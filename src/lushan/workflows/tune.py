@@ -1,0 +1,304 @@
+"""Tune one model on one task: the five steps, in order. Read this file first.
+
+Every phase leaves its result in the run folder, so a killed run goes on where it stopped, to the same weights bit
+for bit.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+
+import lushan
+from lushan.atomic import write_json
+from lushan.backbones.adapters import attach, trained_parts
+from lushan.backbones.hardware import choose_device, choose_num_threads
+from lushan.backbones.inspect import describe
+from lushan.backbones.load import Backbone, load_backbone
+from lushan.backbones.sources import locate
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.catalog import load_task
+from lushan.data.batching import PackedSource
+from lushan.errors import CertificateError, SettingError
+from lushan.inference.predict import Predictor
+from lushan.model_store.certificate import certify
+from lushan.model_store.run_folder import RunFolder, check_is_free
+from lushan.model_store.tuned_model import (
+    TunedModel,
+    load_predictor,
+    model_version,
+    save_model,
+    weights_digest,
+)
+from lushan.training.checkpoint import Checkpoints
+from lushan.training.loop import Evaluated, FitSettings, Fitted, Listener, fit
+from lushan.training.optimizer import Optimizer, OptimizerSettings
+from lushan.workflows.comparison import answer_untuned, run_baselines
+from lushan.workflows.outcome import adapter_name, peak_rss_bytes, write_outcome
+from lushan.workflows.prepare import draw, prepare
+from lushan.workflows.recipe import TuneRecipe
+from lushan.workflows.resolve import resolve
+from lushan.workflows.setup import (
+    Setup,
+    check_same_data,
+    check_same_recipe,
+    make_setup,
+    mean_tokens,
+)
+from lushan.workflows.steps_file import StepsFile
+
+Tell = Callable[[str], None]
+
+
+def tune(
+    data: Path,
+    recipe: TuneRecipe,
+    *,
+    out: Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    tell: Tell,
+    listeners: Sequence[Listener] = (),
+) -> dict[str, Any]:
+    """Run a recipe; the run folder `out` then holds the tuned model, its proof and its report.
+
+    Args:
+        data: A file, or a folder with train, validation and test files.
+        recipe: What to do; what it leaves open is decided here, and told.
+        out: The run folder.
+        resume: Go on with the run in `out`.
+        overwrite: Replace the run in `out`.
+        tell: Takes one line for a person.
+        listeners: Hear of steps and evaluations.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        UserError: If the recipe, the data or the model is wrong; nothing is written then.
+    """
+    if resume:
+        run, setup = _reopen(data, recipe, out=out)
+    else:
+        run, setup = _begin(data, recipe, out=out, overwrite=overwrite, tell=tell)
+    torch.set_num_threads(run.get("num_threads"))
+    test = setup.parts.test
+    if run.predictions("before") is None:
+        with run.clock("before_evaluation"):
+            tell(f"Before: asking the untouched model about {len(test):,} test rows.")
+            answers = answer_untuned(setup, test)
+            run.save_predictions("before", answers)
+    predictor = _trained(run, setup, tell=tell, listeners=listeners)
+    if run.predictions("after") is None:
+        with run.clock("after_evaluation"):
+            tell(f"After: asking the tuned model about {len(test):,} test rows.")
+            run.save_predictions("after", predictor.predict(test))
+    if setup.recipe.baselines:
+        with run.clock("baselines"):
+            run_baselines(run, setup, tell=tell)
+    with run.clock("report"):
+        return write_outcome(run, setup)
+
+
+def _begin(
+    data: Path, recipe: TuneRecipe, *, out: Path, overwrite: bool, tell: Tell
+) -> tuple[RunFolder, Setup]:
+    """Check everything and decide what is open; only then is anything written."""
+    started = time.perf_counter()
+    check_is_free(out, overwrite=overwrite)
+    task = load_task(recipe.task)
+    base = locate(recipe.model.name)
+    facts = describe(base)
+    tokenizer = Tokenizer.load(base)
+    prepared = prepare(data, task=task, recipe=recipe)
+    resolved = resolve(
+        recipe,
+        facts=facts,
+        num_train_rows=len(prepared.parts.train),
+        mean_tokens=mean_tokens(prepared, tokenizer),
+        device=choose_device().value,
+    )
+    if resolved.recipe.data.max_train_rows is not None:
+        num_rows = resolved.recipe.data.max_train_rows
+        prepared = draw(prepared, num_rows, seed=recipe.seed, why="`data.max_train_rows`")
+    setup = make_setup(prepared, resolved.recipe, task=task, base=base, tokenizer=tokenizer)
+    threads = choose_num_threads()
+    choices = [each.as_dict() for each in resolved.decisions]
+    choices.append({"name": "threads", "value": int(threads.value), "why": threads.why})
+    notes = [*tokenizer.notes, *prepared.notes]
+    for note in notes:
+        tell(note)
+    for each in choices:
+        tell(f"Chose {each['name']} = {each['value']}: {each['why']}.")
+    status = {
+        "data": str(data.resolve()),
+        "fingerprint": prepared.fingerprint,
+        "base_digest": weights_digest(base),
+        "num_threads": int(threads.value),
+        "choices": choices,
+        "notes": notes,
+        "versions": {
+            "lushan": lushan.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    run = RunFolder.create(
+        out, recipe=resolved.recipe.model_dump(), status=status, overwrite=overwrite
+    )
+    write_json(out / "ledger.json", setup.ledger.as_dict())
+    run.add_seconds("check", time.perf_counter() - started)
+    return run, setup
+
+
+def _reopen(data: Path, given: TuneRecipe, *, out: Path) -> tuple[RunFolder, Setup]:
+    """Take up a run with its own recipe, data and model, or refuse."""
+    run = RunFolder.open(out)
+    recipe = TuneRecipe.model_validate(run.recipe())
+    if differences := check_same_recipe(given, recipe):
+        raise SettingError(
+            f"`--resume`: the run in `{out}` was begun with other settings: {'; '.join(differences)}. "
+            "Leave them out, or start again with `--overwrite`."
+        )
+    task = load_task(recipe.task)
+    base = locate(recipe.model.name)
+    prepared = prepare(data, task=task, recipe=recipe)
+    check_same_data(prepared.fingerprint, run.get("fingerprint"), data)
+    if weights_digest(base) != run.get("base_digest"):
+        raise SettingError(
+            f"`{base}` is not the model that the run began with: its weights changed."
+        )
+    tokenizer = Tokenizer.load(base)
+    return run, make_setup(prepared, recipe, task=task, base=base, tokenizer=tokenizer)
+
+
+def _trained(
+    run: RunFolder, setup: Setup, *, tell: Tell, listeners: Sequence[Listener]
+) -> Predictor:
+    """Give the tuned model: train it, or load it if that is done."""
+    if run.get("training") is not None:
+        return load_predictor(run.path)
+    recipe, adapter = setup.recipe, setup.recipe.adapter
+    precision: Literal["bf16", "fp32"] = "bf16" if recipe.model.precision == "bf16" else "fp32"
+    backbone = load_backbone(
+        setup.base,
+        purpose="classify" if recipe.answer == "head" else "language",
+        labels=setup.state.labels,
+        multi_label=setup.state.multi_label,
+        precision=precision,
+        seed=recipe.seed,
+    )
+    attach(
+        backbone,
+        method=adapter.method,
+        layers=adapter.layers,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        dropout=adapter.dropout,
+    )
+    backbone.model.to(choose_device().value)
+    if backbone.packing_mode != "packed":
+        tell(
+            f"This architecture runs documents `{backbone.packing_mode}`: slower, with the same results."
+        )
+    num_weights = trained_parts(backbone.model)
+    tell(f"Training {num_weights['trained']:,} weights; {num_weights['frozen']:,} stay frozen.")
+    predictor = Predictor(backbone, setup.task, setup.state, recipe.answer, setup.limit)
+    fitted = _fit(run, setup, predictor, listeners)
+    with run.clock("report"):
+        save_model(run.path / "model", backbone, _meaning(setup, backbone, run))
+        certify(run.path, predictor, setup.parts.test)
+        tell("Certified: the saved model, loaded in a fresh process, gives the same answers.")
+    progress = fitted.progress
+    best = max(progress.validation, key=lambda each: each["score"])
+    run.note(
+        training={
+            "num_tokens": progress.num_tokens,
+            "seconds": progress.seconds,
+            "validation": progress.validation,
+            "best_epoch": best["epoch"],
+            "num_weights": num_weights,
+            "packing": backbone.packing_mode,
+        },
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+    run.add_seconds("train", progress.seconds)
+    Checkpoints(run.checkpoints).remove()
+    return replace(predictor, version=model_version(run.path / "model"))
+
+
+def _fit(
+    run: RunFolder, setup: Setup, predictor: Predictor, listeners: Sequence[Listener]
+) -> Fitted:
+    """Train by gradient, watching the validation rows; the model then holds the weights to keep."""
+    recipe, settings = setup.recipe, setup.recipe.training
+    assert settings.epochs and settings.learning_rate and settings.head_learning_rate  # noqa: S101, PT018
+    backbone = predictor.backbone
+    source = PackedSource(
+        setup.features["train"], rows_per_step=settings.rows_per_step, seed=recipe.seed
+    )
+    optimizer = Optimizer(
+        backbone.model,
+        OptimizerSettings(
+            optimizer=settings.optimizer,
+            learning_rate=settings.learning_rate,
+            head_learning_rate=settings.head_learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            warmup_fraction=settings.warmup_fraction,
+            schedule=settings.schedule,
+            max_gradient_norm=settings.max_gradient_norm,
+        ),
+        num_steps=settings.epochs * source.num_steps_per_epoch,
+    )
+    torch.manual_seed(recipe.seed)  # dropout
+    checkpoints = Checkpoints(run.checkpoints)
+    steps = StepsFile(run.path / "steps.jsonl", first_step=checkpoints.last_step() + 1)
+    evaluate = partial(_evaluate, run, setup, predictor)
+    fitted = fit(
+        backbone.model,
+        source,
+        settings=FitSettings(settings.epochs, settings.patience, settings.keep),
+        optimizer=optimizer,
+        loss=lambda batch: setup.task.loss(backbone, batch, setup.state, dropout=settings.dropout),
+        evaluate=evaluate,
+        checkpoints=checkpoints,
+        listeners=[steps, *listeners],
+    )
+    steps.close()
+    if settings.keep == "best":
+        best = max(each["score"] for each in fitted.progress.validation)
+        if (again := evaluate().score) != best:
+            raise CertificateError(
+                f"The best weights scored {best} on the validation rows, but {again} when asked again."
+            )
+    return fitted
+
+
+def _evaluate(run: RunFolder, setup: Setup, predictor: Predictor) -> Evaluated:
+    with run.clock("validation"):
+        examples = setup.parts.validation
+        scores = setup.task.score(predictor.predict(examples), examples, setup.state)
+        return Evaluated(scores.metrics[scores.main_metric].value, scores.details["log_loss"])
+
+
+def _meaning(setup: Setup, backbone: Backbone, run: RunFolder) -> TunedModel:
+    recipe = setup.recipe
+    return TunedModel(
+        task=recipe.task,
+        answer=recipe.answer,
+        state=setup.state,
+        limit=setup.limit,
+        precision="bf16" if recipe.model.precision == "bf16" else "fp32",
+        adapter=adapter_name(recipe),
+        base_model=recipe.model.name,
+        base_digest=run.get("base_digest"),
+        tokenizer_fingerprint=backbone.tokenizer.fingerprint,
+    )
