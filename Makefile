@@ -23,6 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Lushan needs Python 3.11 or newer; '$(PYTHON)' is missing or older."; \
 		echo "Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "Installing into $(VENV); the first time takes a minute or two."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 		echo "The venv module has no pip of its own; borrowing that of $(PYTHON)."; \
 		$(PYTHON) -m venv --without-pip --clear $(VENV) && \
