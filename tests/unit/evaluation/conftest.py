@@ -129,6 +129,10 @@ def sample_results(kind_name: str, seed: int = 0) -> str:
         "before": scores["before"],
         "after": scores["after"],
         "baselines": {name: scores[name] for name in ("majority", "tf_idf", "few_shot")},
+        "baseline_notes": {
+            "majority": "Always `positive`, as 1,012 of 2,000 training rows.",
+            "tf_idf": "TF-IDF of words and word pairs, logistic regression with C = 10.",
+        },
         "comparisons": comparisons(right["after"], others, seed=seed),
         "labels": list(kind.labels),
         "per_class": [asdict(each) for each in detail.per_class],

@@ -87,3 +87,10 @@ def test_best_epoch_is_marked() -> None:
     assert panel.best_x == 50
     assert [(dot.text, dot.is_best) for dot in panel.dots] == [("70.0", True), ("90.0", False)]
     assert panel.dots[0].y > panel.dots[1].y
+
+
+def test_best_of_several_evaluations_in_one_epoch_is_marked() -> None:
+    twice = [*VALIDATION, {"epoch": 2, "step": 1_500, "score": 0.95, "loss": 0.3}]
+    panel = charts.score_panel(twice, best_epoch=2)
+    assert panel is not None
+    assert [dot.is_best for dot in panel.dots] == [False, False, True]

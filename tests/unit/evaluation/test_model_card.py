@@ -56,3 +56,10 @@ def test_licence_and_languages_are_passed_on(run: Run) -> None:
     card = write_model_card({**results, "licence": "apache-2.0", "languages": ["zh"]}, folder)
     front = yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])
     assert (front["license"], front["language"]) == ("apache-2.0", ["zh"])
+
+
+def test_folders_of_this_machine_are_not_told(run: Run) -> None:
+    results, folder = run("binary")
+    card = write_model_card({**results, "model": "/home/me/models/tiny"}, folder)
+    front = yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])
+    assert front["base_model"] == "tiny"

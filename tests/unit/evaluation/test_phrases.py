@@ -98,6 +98,6 @@ def test_names_are_for_people() -> None:
     assert phrases.metric_name("macro_f1") == "Macro F1"
     assert phrases.inline("Macro F1") == "macro F1"
     assert phrases.inline("F1") == "F1"
-    assert phrases.system_name("zero_shot") == "Zero-shot prompt"
+    assert phrases.system_name("zero_shot") == "Untouched model, zero-shot"
     assert phrases.answer_text(()) == "no label"
     assert phrases.answer_text(("a", "b")) == "a, b"

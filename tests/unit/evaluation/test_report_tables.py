@@ -26,6 +26,13 @@ def test_a_system_without_the_main_metric_is_left_out() -> None:
     assert list(tables.systems(results)) == ["after", "before"]
 
 
+def test_the_untouched_model_is_not_shown_twice() -> None:
+    both = {"zero_shot": _score(0.2), "majority": _score(0.1)}
+    results = _results(baselines=both, comparisons={name: {} for name in both})
+    assert list(results["baselines"]) == list(results["comparisons"]) == ["majority"]
+    assert "zero_shot" in _results(baselines=both, before={})["baselines"]
+
+
 def test_dumbbell_starts_at_the_untouched_model() -> None:
     found = tables.standing(_results())
     marks = {row["name"]: row["mark"].at for row in found["rows"]}
