@@ -10,8 +10,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lushan.backbones.self_check import TEXT, measure_perplexity, measure_similarity_gap
+from lushan.backbones.sources import DEFAULT_MODEL, locate, models_folder
+from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import ModelError
 from tests.conftest import MakeTiny
+
+
+def real_model(name: str) -> Path:
+    if not (models_folder() / name).is_dir():
+        pytest.skip(f"{name} is not here")
+    return locate(name)
 
 
 def with_a_broken_weight(source: Path, target: Path) -> Path:
@@ -45,3 +53,27 @@ def test_values_that_are_not_finite_are_refused(
     assert callable(measure)
     with pytest.raises(ModelError, match="`broken` gives values that are not finite"):
         measure(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "perplexity"), [(DEFAULT_MODEL, 16.87), ("gemma-3-270m", 14.94)])
+def test_real_decoder_has_the_measured_perplexity(name: str, perplexity: float) -> None:
+    assert measure_perplexity(real_model(name)) == pytest.approx(perplexity, rel=0.01)
+
+
+@pytest.mark.slow
+def test_gemma_without_its_bos_is_lost() -> None:
+    folder = real_model("gemma-3-270m")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.tensor([Tokenizer.load(folder).encode([TEXT])[0].ids])
+    with torch.inference_mode():
+        whole, cut = (float(model(input_ids=each, labels=each).loss) for each in (ids, ids[:, 1:]))
+    assert ids[0, 0] == 2
+    assert cut > whole + 1
+
+
+@pytest.mark.slow
+def test_real_encoder_gives_the_published_similarities() -> None:
+    assert measure_similarity_gap(real_model("all-MiniLM-L6-v2")) == pytest.approx(
+        0.666 - 0.105, abs=0.002
+    )
