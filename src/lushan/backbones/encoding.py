@@ -115,11 +115,12 @@ def _cut(
 
 
 def _token_range(encoded: Encoded, characters: tuple[int, int]) -> tuple[int, int]:
-    """Tokens that lie inside a character range; special tokens (empty offsets) never do."""
+    """Tokens that end inside a character range; special tokens (empty offsets) never do."""
+    # A first word takes the space before it into its token, which therefore starts too early.
     inside = [
         index
         for index, (start, end) in enumerate(encoded.offsets)
-        if end > start and start >= characters[0] and end <= characters[1]
+        if end > start and characters[0] < end <= characters[1]
     ]
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 

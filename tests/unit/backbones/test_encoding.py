@@ -1,0 +1,115 @@
+"""From rendered text to token ids: limits, windows, and where the supervised tokens start."""
+
+import re
+
+import pytest
+
+from lushan.backbones.encoding import LengthLimit, LengthPolicy, Window, encode_rendered
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.errors import DataError
+from lushan.records import Rendered
+from tests.conftest import MakeTiny
+
+PROMPT, ANSWER = "Text: the fox lived in the forest\nLabel:", " good"
+TEXT = (6, 33)
+ASKED = Rendered(PROMPT, cuttable=TEXT)
+ANSWERED = Rendered(
+    PROMPT + ANSWER,
+    supervised=((len(PROMPT), len(PROMPT) + len(ANSWER)),),
+    cuttable=TEXT,
+    ends_with_stop=True,
+)
+
+
+@pytest.fixture(params=["llama", "gemma3_text", "bert"])
+def tokenizer(request: pytest.FixtureRequest, tiny_folder: MakeTiny) -> Tokenizer:
+    return Tokenizer.load(tiny_folder(request.param))
+
+
+@pytest.fixture
+def plain(tiny_folder: MakeTiny) -> Tokenizer:
+    """Give a tokenizer that adds no special tokens."""
+    return Tokenizer.load(tiny_folder("llama"))
+
+
+def encode(
+    rendered: Rendered, tokenizer: Tokenizer, num_tokens: int, policy: LengthPolicy = "error"
+) -> list[Window]:
+    limit = LengthLimit(num_tokens, policy)
+    (windows,) = encode_rendered([rendered], tokenizer, limit=limit, places=["a.csv, row 3"])
+    return windows
+
+
+def test_text_that_fits_is_encoded_as_the_tokenizer_does(tokenizer: Tokenizer) -> None:
+    (encoded,) = tokenizer.encode([PROMPT])
+    assert encode(ASKED, tokenizer, 1000) == [Window(tuple(encoded.ids), -1, 0)]
+
+
+def test_text_of_exactly_the_limit_is_not_cut(tokenizer: Tokenizer) -> None:
+    num_tokens = len(tokenizer.encode([PROMPT])[0].ids)
+    (window,) = encode(ASKED, tokenizer, num_tokens)
+    assert len(window.token_ids) == num_tokens
+
+
+def test_supervised_tokens_are_the_answer_and_the_stop_token(plain: Tokenizer) -> None:
+    (window,) = encode(ANSWERED, plain, 1000)
+    supervised = window.token_ids[window.targets_from :]
+    assert supervised[-1] == plain.stop_id
+    assert plain.decode(list(supervised[:-1])) == ANSWER
+
+
+def test_token_across_the_border_of_prompt_and_answer_is_supervised(plain: Tokenizer) -> None:
+    text = "the fox"
+    (encoded,) = plain.encode([text])
+    start, end = next(place for place in encoded.offsets if place[1] - place[0] > 1)
+    middle = Rendered(text, supervised=((start + 1, len(text)),))
+    (window,) = encode(middle, plain, 1000)
+    assert encoded.offsets[window.targets_from] == (start, end)
+
+
+def test_too_long_text_is_refused_with_its_place_and_length(plain: Tokenizer) -> None:
+    num_tokens = len(plain.encode([PROMPT])[0].ids)
+    message = f"a.csv, row 3: {num_tokens} tokens, but at most {num_tokens - 1} fit. Choose `--set"
+    with pytest.raises(DataError, match=re.escape(message)):
+        encode(ASKED, plain, num_tokens - 1)
+
+
+def test_truncating_shortens_the_text_and_keeps_what_surrounds_it(tokenizer: Tokenizer) -> None:
+    (whole,) = encode(ASKED, tokenizer, 1000)
+    (window,) = encode(ASKED, tokenizer, len(whole.token_ids) - 3, "truncate")
+    assert len(window.token_ids) == len(whole.token_ids) - 3
+    assert window.num_cut_tokens == 3
+    assert tokenizer.decode(list(window.token_ids)).endswith("\nLabel:")
+    assert window.token_ids[0] == whole.token_ids[0]
+    assert window.token_ids[-1] == whole.token_ids[-1]
+
+
+def test_truncating_keeps_the_answer_supervised(plain: Tokenizer) -> None:
+    (whole,) = encode(ANSWERED, plain, 1000)
+    (window,) = encode(ANSWERED, plain, len(whole.token_ids) - 3, "truncate")
+    assert window.token_ids[window.targets_from :] == whole.token_ids[whole.targets_from :]
+
+
+def test_windows_cover_the_text_once_and_each_keeps_what_surrounds_it(plain: Tokenizer) -> None:
+    (whole,) = encode(ASKED, plain, 1000)
+    windows = encode(ASKED, plain, len(whole.token_ids) - 5, "window")
+    texts = [plain.decode(list(window.token_ids)) for window in windows]
+    assert len(windows) > 1
+    assert all(text.startswith("Text:") and text.endswith("\nLabel:") for text in texts)
+    inside = "".join(text[len("Text:") : -len("\nLabel:")] for text in texts)
+    assert inside.replace(" ", "") == PROMPT[TEXT[0] : TEXT[1]].replace(" ", "")
+    assert [window.num_cut_tokens for window in windows] == [0] * len(windows)
+
+
+@pytest.mark.parametrize("policy", ["truncate", "window"])
+def test_surroundings_that_are_too_long_are_refused(policy: LengthPolicy, plain: Tokenizer) -> None:
+    with pytest.raises(DataError, match=r"row 3: .* at most 5 fit\. What surrounds the text"):
+        encode(ASKED, plain, 5, policy)
+
+
+def test_tokenizer_without_a_stop_token_cannot_learn_to_stop(
+    plain: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "stop_id", None)
+    with pytest.raises(DataError, match="no stop token"):
+        encode(ANSWERED, plain, 1000)
