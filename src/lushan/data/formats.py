@@ -204,10 +204,10 @@ def _read_json_list(path: Path) -> Iterator[Record]:
     reader, number = ListReader(), 0
     for number, line in _lines(path):
         try:
-            values = list(reader.feed(line))
+            for value in reader.feed(line):
+                yield _as_record(value, path=path, number=number)
         except ValueError as error:
             raise DataError(_not_json(error, path, number)) from None
-        yield from (_as_record(value, path=path, number=number) for value in values)
     if not reader.is_complete:
         raise DataError(f"{path.name}: the list is cut off at row {number}: `]` is missing.")
 
