@@ -296,9 +296,13 @@ def get_model(
         raise ModelError(
             f"Unknown model `{name}`. Known: {', '.join(CATALOG)}; a folder or GGUF file of your own: `--source PATH`."
         )
+    if retie and not (isinstance(source, Path) and source.suffix == ".gguf"):
+        raise ModelError("`--retie` only works on a GGUF file: `--source FILE.gguf`.")
     folder = models_folder() / name
     if (folder / RECORD_FILE).is_file():
-        _check_same_source(name, read_json(folder / RECORD_FILE), source)
+        record = read_json(folder / RECORD_FILE)
+        _check_same_source(name, record, source)
+        _check_intact(name, folder, record)
         tell(f"{name} is already in {folder}")
         return folder
     if model is not None and model.needs_terms and not accept_terms:
@@ -309,6 +313,15 @@ def get_model(
     from lushan.backbones.fetch import fetch_model  # imports torch, which looking up must not
 
     return fetch_model(name, model, source=source, retie=retie, tell=tell)
+
+
+def _check_intact(name: str, folder: Path, record: dict[str, Any]) -> None:
+    expected = record.get("weights_sha256")
+    if expected is not None and file_digest(folder / "model.safetensors") != expected:
+        raise ModelError(
+            f"`{name}` is damaged: its weights are not those that were fetched. Remove it, then get it again: "
+            f"`lushan models remove {name}`."
+        )
 
 
 def _check_same_source(name: str, record: dict[str, Any], source: Source) -> None:

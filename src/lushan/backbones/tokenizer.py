@@ -92,12 +92,12 @@ class Tokenizer:
         """Load the tokenizer of a model folder; compares it once with `AutoTokenizer` and remembers the outcome.
 
         Raises:
-            ModelError: If there is no `tokenizer.json`, or it is broken; says what to do.
+            ModelError: If there is no `tokenizer.json`, it is broken, or it knows more tokens than the model.
         """
         raw = _read_raw(folder)
         special, notes = _find_special_tokens(folder, raw)
         tokenizer = cls(raw, special, folder=folder, notes=notes)
-        tokenizer.notes += tuple(_compared(tokenizer, folder))
+        tokenizer.notes += (*_check_fits(folder, raw), *_compared(tokenizer, folder))
         return tokenizer
 
     @property
@@ -231,6 +231,22 @@ def _find_special_tokens(
         notes.append("`<bos>` is put before every text; `tokenizer.json` forgets it.")
         prefix = (bos_id,)
     return SpecialTokens(prefix, suffix, bos_id, stop_id), notes
+
+
+def _check_fits(folder: Path, raw: tokenizers.Tokenizer) -> list[str]:
+    size = raw.get_vocab_size(with_added_tokens=True)
+    rows = read_json(folder / "config.json").get("vocab_size", size)
+    if size <= rows:
+        return []
+    beyond = range(rows, size)
+    if set(beyond) - raw.get_added_tokens_decoder().keys():
+        raise ModelError(
+            f"`{folder}`: the tokenizer knows {size:,} tokens, the model only {rows:,}; they do not belong together."
+        )
+    names = ", ".join(f"`{raw.id_to_token(number)}`" for number in beyond[:5])
+    return [
+        f"The model has no row for {len(beyond)} special token(s): {names}. Texts must not hold them."
+    ]
 
 
 def _special_id(

@@ -246,3 +246,32 @@ def test_own_folder_that_cannot_be_used_keeps_nothing(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no `config.json`"):
         get_model("mine", source=tmp_path)
     assert left_behind() == []
+
+
+def test_hub_is_asked_for_the_catalogued_repository_only(
+    tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(repository: str, *, local_dir: Path, allow_patterns: list[str]) -> None:
+        asked.append((repository, allow_patterns))
+        for file in tiny_folder("llama").iterdir():
+            (local_dir / file.name).write_bytes(file.read_bytes())
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setitem(CATALOG, NAME, catalogued((), "0" * 64, ()))
+    record = json.loads((get_model(NAME, source="hub") / "lushan.json").read_text())
+    assert record["source"] == {"type": "hub", "repository": "nobody/tiny"}
+    assert asked[0][0] == "nobody/tiny"
+    assert not [pattern for pattern in asked[0][1] if pattern.endswith((".bin", ".py"))]
+
+
+def test_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    monkeypatch.setitem(CATALOG, NAME, catalogued((), "0" * 64, ()))
+    with pytest.raises(ModelError, match=r"`nobody/tiny` cannot be fetched.*no route to host"):
+        get_model(NAME, source="hub")
+    assert left_behind() == []

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lushan.backbones.inspect import describe
 from lushan.backbones.self_check import TEXT, measure_perplexity, measure_similarity_gap
-from lushan.backbones.sources import DEFAULT_MODEL, locate, models_folder
+from lushan.backbones.sources import CATALOG, DEFAULT_MODEL, locate, models_folder
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import ModelError
 from tests.conftest import MakeTiny
@@ -77,3 +78,9 @@ def test_real_encoder_gives_the_published_similarities() -> None:
     assert measure_similarity_gap(real_model("all-MiniLM-L6-v2")) == pytest.approx(
         0.666 - 0.105, abs=0.002
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(CATALOG))
+def test_real_model_has_as_many_parameters_as_the_catalogue_says(name: str) -> None:
+    assert describe(real_model(name)).num_parameters == CATALOG[name].num_parameters

@@ -168,6 +168,17 @@ def test_get_refuses_another_source_for_a_taken_name(tiny_folder: MakeTiny, tmp_
         get_model("mine", source=tmp_path)
 
 
+def test_get_refuses_a_cached_model_that_is_damaged(tiny_folder: MakeTiny) -> None:
+    put_into_cache(tiny_folder("llama"), DEFAULT_MODEL, weights_sha256="0" * 64)
+    with pytest.raises(ModelError, match=f"damaged.*lushan models remove {DEFAULT_MODEL}"):
+        get_model(DEFAULT_MODEL)
+
+
+def test_get_refuses_retie_where_it_has_no_effect() -> None:
+    with pytest.raises(ModelError, match="`--retie` only works on a GGUF file"):
+        get_model(DEFAULT_MODEL, retie=True)
+
+
 def test_looking_up_imports_nothing_heavy() -> None:
     code = (
         "import sys, lushan.backbones.sources; print({'torch', 'transformers'} & set(sys.modules))"

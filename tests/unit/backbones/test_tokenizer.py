@@ -244,3 +244,22 @@ def test_chat_template_may_refuse(tiny_folder: MakeTiny, tmp_path: Path) -> None
     folder = change(tiny_folder("llama"), tmp_path / "model", chat_template=template)
     with pytest.raises(ModelError, match="roles must alternate"):
         Tokenizer.load(folder).render_chat(MESSAGES)
+
+
+def set_rows(folder: Path, rows: int) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+
+
+def test_tokenizer_of_another_model_is_refused(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    folder = change(tiny_folder("llama"), tmp_path / "model")
+    set_rows(folder, 300)
+    with pytest.raises(ModelError, match="knows 320 tokens, the model only 300"):
+        Tokenizer.load(folder)
+
+
+def test_special_token_without_a_row_is_told(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    folder, raw = edit_raw(tiny_folder("llama"), tmp_path / "model")
+    raw.add_special_tokens(["<image>"])
+    raw.save(str(folder / "tokenizer.json"))
+    assert any("`<image>`" in note for note in Tokenizer.load(folder).notes)
