@@ -6,6 +6,7 @@ from typing import Literal
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.inspect import describe
 from lushan.backbones.load import load_backbone
+from lushan.backbones.tokenizer import Tokenizer
 from lushan.evaluation import baselines
 from lushan.evaluation.baselines import Baseline
 from lushan.inference.predict import Predictor
@@ -72,8 +73,25 @@ def _tf_idf(setup: Setup) -> Baseline:
 
 
 def _few_shot(setup: Setup) -> Baseline:
-    shots = setup.state.shots
+    shots = shots_that_fit(setup)
     predictions = answer_untuned(setup, setup.parts.test, shots=shots)
     return Baseline(
-        predictions, f"The untouched model, prompted with {len(shots)} worked examples."
+        predictions,
+        f"The untouched model, prompted with {len(shots)} worked examples "
+        f"({len(setup.state.shots)} asked for).",
     )
+
+
+def shots_that_fit(setup: Setup) -> tuple[Example, ...]:
+    """Give as many worked examples as leave half of the longest document to the text that is asked about."""
+    tokenizer = Tokenizer.load(setup.base)
+    blank = Example("", "", None)
+    for num_shots in range(len(setup.state.shots), 0, -1):
+        shots = setup.state.shots[:num_shots]
+        prompts = setup.task.render(
+            blank, setup.state, answer="generate", with_target=False, shots=shots
+        )
+        encoded = tokenizer.encode([prompt.text for prompt in prompts])
+        if max(len(each.ids) for each in encoded) <= setup.limit.max_tokens // 2:
+            return shots
+    return ()
