@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from lushan.data.overlap import PairCounts
 from lushan.data.splits import Parts, labels_of
 from lushan.errors import DataError
 from lushan.records import Example, Features, SplitName
@@ -53,24 +54,33 @@ class SplitLedger:
 class Ledger:
     """The rows and tokens of a run."""
 
-    splits: dict[SplitName, SplitLedger] = field(default_factory=dict[SplitName, SplitLedger])
+    splits: dict[SplitName, SplitLedger]
+    overlap: tuple[PairCounts, ...] = ()
+    """Rows that two splits had in common before any was taken out."""
 
     def as_dict(self) -> dict[str, Any]:
         """Give it as plain values for JSON."""
         return asdict(self)
 
 
-def count_rows(parts: Parts, num_dropped: Mapping[SplitName, Mapping[str, int]]) -> Ledger:
+def count_rows(
+    parts: Parts,
+    num_dropped: Mapping[SplitName, Mapping[str, int]],
+    *,
+    overlap: Sequence[PairCounts] = (),
+) -> Ledger:
     """Start a ledger with what is known before there are tokens.
 
     Args:
         parts: What is left.
         num_dropped: Split to reason to number of rows that were left out.
+        overlap: What was found in two splits.
     """
-    return Ledger({
+    splits = {
         name: _count_split(part, num_dropped.get(name, {}))
         for name, part in parts.as_dict().items()
-    })
+    }
+    return Ledger(splits, overlap=tuple(overlap))
 
 
 def count_tokens(
@@ -106,7 +116,7 @@ def count_tokens(
         per_class=per_class,
         trains_stop_token=_trains_stop_token(features, stop_id),
     )
-    return Ledger({**ledger.splits, split: after})
+    return replace(ledger, splits={**ledger.splits, split: after})
 
 
 def refuse_without_signal(ledger: Ledger) -> None:

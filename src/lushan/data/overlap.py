@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lushan.data.near import bare, find_near, plain
 from lushan.data.splits import Parts
 from lushan.errors import DataError
-from lushan.records import SplitName
+from lushan.records import SPLIT_NAMES, Example, SplitName
 
 OverlapPolicy = Literal["remove", "error", "keep"]
 PAIRS: tuple[tuple[SplitName, SplitName], ...] = (
@@ -16,24 +16,41 @@ PAIRS: tuple[tuple[SplitName, SplitName], ...] = (
     ("validation", "test"),
 )
 MOST_OVERLAP_FRACTION = 0.05
-NUM_SHOWN = 10
+NUM_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Places in one split of rows that another split has too; none is in both lists."""
+
+    exact: tuple[int, ...]
+    """The texts are equal but for case and space."""
+    near: tuple[int, ...]
+    """The texts are nearly equal, as `near.py` defines it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Two rows that overlap, to look at."""
+
+    earlier_place: str
+    earlier_text: str
+    later_place: str
+    later_text: str
 
 
 @dataclass(frozen=True, slots=True)
 class PairOverlap:
-    """What one split shares with a later one. Near rows are not exact ones."""
+    """What one split shares with a later one."""
 
     earlier: SplitName
     later: SplitName
-    exact_rows: tuple[int, ...]
-    """Places in the earlier split of rows whose text is also in the later split."""
-    near_rows: tuple[int, ...]
-    """Places in the earlier split of rows whose text is nearly in the later split."""
-    later_exact_rows: tuple[int, ...]
-    """The same, seen from the later split."""
-    later_near_rows: tuple[int, ...]
-    shown: tuple[tuple[str, str], ...]
-    """Some near pairs, to look at: the text of the earlier and of the later row."""
+    rows: Rows
+    """Of the earlier split."""
+    later_rows: Rows
+    """Of the later split."""
+    shown: tuple[Shown, ...]
+    """Some of them, near ones first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +73,12 @@ class OverlapCounts:
 
     policy: OverlapPolicy
     pairs: tuple[PairCounts, ...]
-    num_removed: dict[SplitName, int]
-    """Rows that were taken out; rows that overlap two later splits count once."""
+    num_exact_removed: dict[SplitName, int]
+    """Rows that were taken out; one that overlaps two later splits counts once."""
+    num_near_removed: dict[SplitName, int]
     num_test_rows: int
     """Rows of the test split that an earlier split has too."""
-    shown: tuple[tuple[str, str], ...] = ()
-    """Some near pairs, to look at."""
-
-    @property
-    def num_overlapping(self) -> int:
-        """Rows of earlier splits that overlap, each counted once for each later split."""
-        return sum(pair.num_exact + pair.num_near for pair in self.pairs)
+    shown: tuple[Shown, ...]
 
     def lines(self) -> list[str]:
         """Say it for a person, one line for each two splits that overlap."""
@@ -85,43 +97,8 @@ class OverlapCounts:
 
 def find_overlap(parts: Parts) -> list[PairOverlap]:
     """Find the rows that two splits share, for each two splits."""
-    forms = {
-        name: _Forms([plain(each.text) for each in part], [bare(each.text) for each in part])
-        for name, part in parts.as_dict().items()
-    }
-    return [_pair_overlap(earlier, later, forms[earlier], forms[later]) for earlier, later in PAIRS]
-
-
-@dataclass(frozen=True, slots=True)
-class _Forms:
-    """The plain and the bare texts of a split."""
-
-    plain: Sequence[str]
-    bare: Sequence[str]
-
-
-def _pair_overlap(
-    earlier: SplitName, later: SplitName, ones: _Forms, others: _Forms
-) -> PairOverlap:
-    matches = find_near(ones.bare, others.bare)
-    matched = {text for texts in matches.values() for text in texts}
-    shared = set(ones.plain) & set(others.plain)
-    shown = [(text, found[0]) for text, found in matches.items() if found[0] != text]
-    return PairOverlap(
-        earlier,
-        later,
-        exact_rows=_places(ones.plain, shared),
-        near_rows=_places(ones.bare, matches, but=set(_places(ones.plain, shared))),
-        later_exact_rows=_places(others.plain, shared),
-        later_near_rows=_places(others.bare, matched, but=set(_places(others.plain, shared))),
-        shown=tuple(shown[:NUM_SHOWN]),
-    )
-
-
-def _places(
-    texts: Sequence[str], wanted: Container[str], *, but: Container[int] = ()
-) -> tuple[int, ...]:
-    return tuple(place for place, text in enumerate(texts) if text in wanted and place not in but)
+    forms = {name: _Forms(part) for name, part in parts.as_dict().items()}
+    return [_compare(earlier, later, forms[earlier], forms[later]) for earlier, later in PAIRS]
 
 
 def remove_overlap(
@@ -138,55 +115,102 @@ def remove_overlap(
         DataError: If rows overlap and the policy is `error`, or if more than 5 % of the test rows do.
     """
     found = find_overlap(parts)
-    counts = _count(found, policy)
-    if policy == "error" and counts.num_overlapping:
+    exact, near = _to_remove(found)
+    test_rows = {
+        place
+        for pair in found
+        if pair.later == "test"
+        for place in pair.later_rows.exact + pair.later_rows.near
+    }
+    counts = OverlapCounts(
+        policy,
+        pairs=tuple(_count(pair) for pair in found),
+        num_exact_removed={name: len(exact[name]) * (policy == "remove") for name in SPLIT_NAMES},
+        num_near_removed={name: len(near[name]) * (policy == "remove") for name in SPLIT_NAMES},
+        num_test_rows=len(test_rows),
+        shown=tuple(shown for pair in found for shown in pair.shown),
+    )
+    if policy == "error" and counts.lines():
+        example = counts.shown[0]
         raise DataError(
-            " ".join(counts.lines()) + " Take them out, or let Lushan do it: `--overlap remove`."
+            f"{' '.join(counts.lines())} Such as {example.earlier_place} and {example.later_place}. "
+            "Take them out, or let Lushan do it with `--overlap remove`."
         )
     if policy != "remove":
         return parts, counts
-    if are_given and counts.num_test_rows > MOST_OVERLAP_FRACTION * len(parts.test):
+    if are_given and len(test_rows) > MOST_OVERLAP_FRACTION * len(parts.test):
         raise DataError(
-            f"{counts.num_test_rows:,} of {len(parts.test):,} test rows are also in train or "
-            f"validation, exactly or nearly; more than {MOST_OVERLAP_FRACTION:.0%} is no fair test. "
-            "Put all rows into one file, which Lushan splits so that equal texts stay together, "
-            "or go on with `--overlap keep`."
+            f"{len(test_rows):,} of {len(parts.test):,} test rows are also in train or validation, "
+            f"exactly or nearly; more than {MOST_OVERLAP_FRACTION:.0%} is no fair test. Such as "
+            f"{counts.shown[-1].earlier_place} and {counts.shown[-1].later_place}. Put all rows into one "
+            "file, which Lushan splits so that equal texts stay together, or use `--overlap keep`."
         )
-    gone = _gone(found)
-    kept = {
-        name: [example for place, example in enumerate(part) if place not in gone[name]]
+    kept: dict[SplitName, list[Example]] = {
+        name: [
+            example
+            for place, example in enumerate(part)
+            if place not in exact[name] and place not in near[name]
+        ]
         for name, part in parts.as_dict().items()
     }
-    return Parts(**kept), counts
+    return Parts(kept["train"], validation=kept["validation"], test=kept["test"]), counts
 
 
-def _gone(found: Sequence[PairOverlap]) -> dict[SplitName, set[int]]:
-    gone: dict[SplitName, set[int]] = {"train": set(), "validation": set(), "test": set()}
+class _Forms:
+    """The plain and the bare texts of a split, beside its examples."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+        self.plain = [plain(each.text) for each in examples]
+        self.bare = [bare(each.text) for each in examples]
+
+    def rows(self, shared: Container[str], matched: Container[str]) -> Rows:
+        """Give the places of exact and of near rows."""
+        places = range(len(self.examples))
+        return Rows(
+            exact=tuple(place for place in places if self.plain[place] in shared),
+            near=tuple(
+                place
+                for place in places
+                if self.bare[place] in matched and self.plain[place] not in shared
+            ),
+        )
+
+
+def _compare(earlier: SplitName, later: SplitName, one: _Forms, other: _Forms) -> PairOverlap:
+    shared = set(one.plain) & set(other.plain)
+    matches = find_near(one.bare, other.bare)
+    rows = one.rows(shared, matches)
+    later_rows = other.rows(shared, {text for texts in matches.values() for text in texts})
+    shown: list[Shown] = []
+    for place in (*rows.near, *rows.exact)[:NUM_SHOWN]:
+        if one.plain[place] in shared:
+            later_place = other.plain.index(one.plain[place])
+        else:
+            later_place = other.bare.index(matches[one.bare[place]][0])
+        first, second = one.examples[place], other.examples[later_place]
+        shown.append(Shown(first.place, first.text, second.place, second.text))
+    return PairOverlap(earlier, later, rows=rows, later_rows=later_rows, shown=tuple(shown))
+
+
+def _to_remove(
+    found: Sequence[PairOverlap],
+) -> tuple[dict[SplitName, set[int]], dict[SplitName, set[int]]]:
+    """Give the places to take out of each split: exact ones, and those that are only near."""
+    exact: dict[SplitName, set[int]] = {name: set() for name in SPLIT_NAMES}
+    near: dict[SplitName, set[int]] = {name: set() for name in SPLIT_NAMES}
     for pair in found:
-        gone[pair.earlier].update(pair.exact_rows, pair.near_rows)
-    return gone
+        exact[pair.earlier].update(pair.rows.exact)
+        near[pair.earlier].update(pair.rows.near)
+    return exact, {name: near[name] - exact[name] for name in SPLIT_NAMES}
 
 
-def _count(found: Sequence[PairOverlap], policy: OverlapPolicy) -> OverlapCounts:
-    in_test = [pair for pair in found if pair.later == "test"]
-    test_rows = {
-        place for pair in in_test for place in (*pair.later_exact_rows, *pair.later_near_rows)
-    }
-    removed: dict[SplitName, int] = {name: len(gone) for name, gone in _gone(found).items()}
-    return OverlapCounts(
-        policy,
-        pairs=tuple(
-            PairCounts(
-                pair.earlier,
-                pair.later,
-                num_exact=len(pair.exact_rows),
-                num_near=len(pair.near_rows),
-                num_later_exact=len(pair.later_exact_rows),
-                num_later_near=len(pair.later_near_rows),
-            )
-            for pair in found
-        ),
-        num_removed=removed if policy == "remove" else dict.fromkeys(removed, 0),
-        num_test_rows=len(test_rows),
-        shown=tuple(pair for each in found for pair in each.shown)[:NUM_SHOWN],
+def _count(pair: PairOverlap) -> PairCounts:
+    return PairCounts(
+        pair.earlier,
+        pair.later,
+        num_exact=len(pair.rows.exact),
+        num_near=len(pair.rows.near),
+        num_later_exact=len(pair.later_rows.exact),
+        num_later_near=len(pair.later_rows.near),
     )

@@ -12,13 +12,15 @@ from lushan.data.ledger import Ledger, count_rows
 from lushan.data.readers import find_files, read_dataset, read_rows
 from lushan.data.splits import Parts, split, subsample
 from lushan.errors import DataError
-from lushan.records import Example, SplitName
+from lushan.records import SPLIT_NAMES, Example, SplitName
 from lushan.tasks import Task
 from lushan.workflows.recipe import DataSettings, TuneRecipe
 
 EMPTY = "empty"
-OVERLAP = "in a later split"
-SAMPLED = "not drawn"
+EXACT = "also in a later split"
+NEAR = "nearly in a later split"
+NOT_DRAWN = "not drawn"
+MULTI_LABEL_SEPARATOR = "|"
 NUM_PEEKED_ROWS = 1000
 
 
@@ -62,21 +64,24 @@ def prepare(path: Path, *, task: Task, recipe: TuneRecipe) -> Prepared:
     )
     notes = list(dataset.notes)
     if multi_label:
-        notes.append("A text can have several labels (`task_settings.multi_label`).")
+        notes.append("A text can have several labels (`task_settings.multi_label=true`).")
     parts, split_notes = _complete(dataset.splits, data, seed=seed)
-    read = parts
     parts, overlap = remove_overlap(parts, data.overlap, are_given="test" in dataset.splits)
     notes += split_notes + overlap.lines()
     findings = check_parts(parts)
     notes += findings.warnings
     dropped: dict[SplitName, dict[str, int]] = {
-        name: {EMPTY: dataset.num_empty.get(name, 0), OVERLAP: len(read.of(name)) - len(part)}
-        for name, part in parts.as_dict().items()
+        name: {
+            EMPTY: dataset.num_empty.get(name, 0),
+            EXACT: overlap.num_exact_removed[name],
+            NEAR: overlap.num_near_removed[name],
+        }
+        for name in SPLIT_NAMES
     }
     prepared = Prepared(
         parts,
         multi_label=multi_label,
-        ledger=count_rows(parts, dropped),
+        ledger=count_rows(parts, dropped, overlap=overlap.pairs),
         findings=findings,
         overlap=overlap,
         notes=notes,
@@ -102,12 +107,12 @@ def draw(prepared: Prepared, num_rows: int, *, seed: int, why: str) -> Prepared:
     dropped: dict[SplitName, dict[str, int]] = {
         name: dict(each.num_dropped) for name, each in prepared.ledger.splits.items()
     }
-    dropped["train"][SAMPLED] = dropped["train"].get(SAMPLED, 0) + num_gone
+    dropped["train"][NOT_DRAWN] = dropped["train"].get(NOT_DRAWN, 0) + num_gone
     note = f"{len(train):,} of {len(train) + num_gone:,} training rows were drawn ({why})."
     return replace(
         prepared,
         parts=parts,
-        ledger=count_rows(parts, dropped),
+        ledger=count_rows(parts, dropped, overlap=prepared.ledger.overlap),
         notes=[*prepared.notes, note],
     )
 
@@ -118,7 +123,7 @@ def columns_for(task: Task, *, multi_label: bool) -> Columns:
 
 
 def holds_lists(path: Path, *, task: Task, columns: Mapping[str, str]) -> bool:
-    """Say whether the first rows have lists of labels.
+    """Say whether the labels of the first rows are lists, or texts cut by `|`.
 
     Raises:
         DataError: If they cannot be read.
@@ -126,7 +131,10 @@ def holds_lists(path: Path, *, task: Task, columns: Mapping[str, str]) -> bool:
     file = next(iter(find_files(path)[0].values()))
     wanted = columns_for(task, multi_label=False)
     rows = read_rows(file, columns=columns, wanted=wanted, notes=Notes(file.name))
-    return task.is_multi_label(list(itertools.islice(rows, NUM_PEEKED_ROWS)))
+    peeked = list(itertools.islice(rows, NUM_PEEKED_ROWS))
+    labels = (row.values.get(name) for row in peeked for name in task.columns.lists)
+    are_cut = any(isinstance(each, str) and MULTI_LABEL_SEPARATOR in each for each in labels)
+    return are_cut or task.is_multi_label(peeked)
 
 
 def _complete(
