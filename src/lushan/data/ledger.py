@@ -76,7 +76,7 @@ def count_rows(
         num_dropped: Split to reason to number of rows that were left out.
         overlap: What was found in two splits.
     """
-    splits = {
+    splits: dict[SplitName, SplitLedger] = {
         name: _count_split(part, num_dropped.get(name, {}))
         for name, part in parts.as_dict().items()
     }

@@ -17,8 +17,8 @@ from lushan.tasks import Task
 from lushan.workflows.recipe import DataSettings, TuneRecipe
 
 EMPTY = "empty"
-EXACT = "also in a later split"
-NEAR = "nearly in a later split"
+EXACT = "exact overlap"
+NEAR = "near overlap"
 NOT_DRAWN = "not drawn"
 MULTI_LABEL_SEPARATOR = "|"
 NUM_PEEKED_ROWS = 1000

@@ -1,0 +1,77 @@
+"""`lushan check`: everything that would block or bend a run, before anything is trained."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lushan.cli.console import JsonOption, SetOption, emit_json, show_table, tell
+
+
+def command(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="A folder with train, validation and test files, or one file."
+        ),
+    ],
+    *,
+    task: Annotated[str | None, typer.Option("--task", help="What is to be learned.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Whose tokens are counted: a folder, or a known name."),
+    ] = None,
+    overlap: Annotated[
+        str | None,
+        typer.Option(
+            "--overlap",
+            metavar="remove|error|keep",
+            help="What to do with rows a later split has too.",
+        ),
+    ] = None,
+    settings: SetOption = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="A YAML file with settings.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Start of every random choice.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check your data: ledger, overlap between splits, labels. Exits 2 if a run would be blocked."""
+    from lushan.workflows.recipe import make_recipe
+
+    flags: dict[str, Any] = {
+        "task": task,
+        "seed": seed,
+        "model": {"name": model},
+        "data": {"overlap": overlap},
+    }
+    made = make_recipe(recipe, flags, settings or [])
+
+    from lushan.workflows.check import check
+
+    findings = check(data, made, tell=tell)
+    show_ledger(findings["ledger"])
+    tell("Nothing blocks a run.")
+    if as_json:
+        emit_json(findings)
+
+
+def show_ledger(ledger: Mapping[str, Any]) -> None:
+    """Print what became of the rows and tokens of each split."""
+    rows = [
+        (
+            name,
+            f"{split['num_read']:,}",
+            ", ".join(f"{times:,} {reason}" for reason, times in split["num_dropped"].items()),
+            f"{split['total']['num_examples']:,}",
+            f"{split['total']['num_tokens']:,}",
+            f"{split['total']['num_cut_tokens']:,}",
+            len(split["per_class"]),
+        )
+        for name, split in ledger["splits"].items()
+    ]
+    columns = ("split", "rows read", "left out", "rows kept", "tokens", "cut", "labels")
+    show_table(columns, rows)
