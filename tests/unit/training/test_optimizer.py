@@ -1,0 +1,178 @@
+"""Optimizers against their formulas and against torch and transformers."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from lushan.training.optimizer import Optimizer, OptimizerSettings, schedule_factor
+
+SETTINGS = OptimizerSettings(
+    optimizer="adamw",
+    learning_rate=1e-2,
+    head_learning_rate=1e-1,
+    momentum=0.9,
+    weight_decay=0.1,
+    warmup_fraction=0.0,
+    schedule="constant",
+    max_gradient_norm=1e9,
+)
+SGD = dataclasses.replace(SETTINGS, optimizer="sgd")
+
+
+class Model(nn.Module):
+    """A weight matrix, a norm, a bias and a class layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 3)
+        self.norm = nn.LayerNorm(3)
+        self.score = nn.Linear(3, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.score(self.norm(self.layer(inputs))).square().sum()
+
+
+def inputs(seed: int) -> Tensor:
+    return torch.randn(5, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def train(model: nn.Module, optimizer: Optimizer, seeds: range) -> None:
+    dtype = next(model.parameters()).dtype
+    for seed in seeds:
+        model(inputs(seed).to(dtype)).backward()
+        optimizer.collect()
+        optimizer.step()
+
+
+def test_sgd_follows_its_formula_with_momentum_and_decoupled_decay() -> None:
+    model, reference = Model(), Model()
+    train(model, Optimizer(model, SGD, num_steps=3), range(3))
+    velocity = {name: torch.zeros_like(weight) for name, weight in reference.named_parameters()}
+    for seed in range(3):
+        reference.zero_grad()
+        reference(inputs(seed)).backward()
+        with torch.no_grad():
+            for name, weight in reference.named_parameters():
+                assert weight.grad is not None
+                eta = 1e-1 if name.startswith("score") else 1e-2
+                decay = 0.1 if weight.ndim == 2 else 0.0
+                velocity[name] = 0.9 * velocity[name] + weight.grad
+                weight.sub_(eta * velocity[name] + eta * decay * weight)
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_moves_like_torchs() -> None:
+    model, reference = Model(), Model()
+    train(model, Optimizer(model, SETTINGS, num_steps=5), range(5))
+    groups = [
+        {
+            "params": [weight],
+            "lr": 1e-1 if name.startswith("score") else 1e-2,
+            "weight_decay": 0.1 if weight.ndim == 2 else 0.0,
+        }
+        for name, weight in reference.named_parameters()
+    ]
+    theirs = torch.optim.AdamW(groups, fused=False)
+    for seed in range(5):
+        theirs.zero_grad()
+        reference(inputs(seed)).backward()
+        theirs.step()
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("num_warmup", [0, 3])
+def test_schedule_is_that_of_transformers(
+    schedule: Literal["linear", "cosine", "constant"], num_warmup: int
+) -> None:
+    settings = dataclasses.replace(SETTINGS, schedule=schedule, warmup_fraction=num_warmup / 10)
+    dummy = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    theirs = get_scheduler(name, dummy, num_warmup_steps=num_warmup, num_training_steps=10)
+    for step in range(10):
+        assert schedule_factor(step, 10, settings) == pytest.approx(theirs.get_last_lr()[0])
+        dummy.step()
+        theirs.step()
+
+
+def test_gradient_is_clipped_to_its_norm_which_is_told() -> None:
+    model = Model()
+    weight = model.layer.weight
+    settings = dataclasses.replace(SGD, max_gradient_norm=0.5, momentum=0.0, weight_decay=0.0)
+    optimizer = Optimizer(model, settings, num_steps=1)
+    before = weight.detach().clone()
+    gradients = torch.autograd.grad(model(inputs(0)), list(model.parameters()))
+    norm = math.sqrt(sum(float(each.square().sum()) for each in gradients))
+    expected = before - 1e-2 * gradients[0] * (0.5 / norm)
+    model(inputs(0)).backward()
+    optimizer.collect()
+    assert optimizer.step() == pytest.approx(norm, rel=1e-5)
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_steps_too_small_for_bf16_add_up() -> None:
+    model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    settings = dataclasses.replace(SGD, learning_rate=1e-4, momentum=0.0, weight_decay=0.0)
+    optimizer = Optimizer(model, settings, num_steps=100)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        optimizer.load_state_dict({**optimizer.state_dict(), "weight/weight": torch.ones(1, 1)})
+    for _ in range(100):
+        model(torch.ones(1, 1, dtype=torch.bfloat16)).sum().backward()
+        optimizer.collect()
+        optimizer.step()
+    assert model.weight.item() == pytest.approx(0.99, abs=0.004)
+
+
+def test_gradients_of_micro_batches_add_up_in_float32() -> None:
+    model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    optimizer = Optimizer(model, dataclasses.replace(SGD, momentum=0.0), num_steps=1)
+    for size in (256.0, 1.0, 1.0):  # in bf16, 256 + 1 is 256
+        model(torch.full((1, 1), size, dtype=torch.bfloat16)).sum().backward()
+        optimizer.collect()
+    assert optimizer.step() == 258.0
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, SGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_going_on_from_a_saved_state_is_equal_bit_for_bit(
+    settings: OptimizerSettings, dtype: torch.dtype
+) -> None:
+    whole = Model().to(dtype)
+    train(whole, Optimizer(whole, settings, num_steps=6), range(6))
+    first, second = Model().to(dtype), Model().to(dtype)
+    left = Optimizer(first, settings, num_steps=6)
+    train(first, left, range(3))
+    taken_up = Optimizer(second, settings, num_steps=6)
+    taken_up.load_state_dict({name: value.clone() for name, value in left.state_dict().items()})
+    train(second, taken_up, range(3, 6))
+    for one, other in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_frozen_weights_are_not_trained() -> None:
+    model = Model()
+    model.layer.requires_grad_(requires_grad=False)
+    before = model.layer.weight.detach().clone()
+    optimizer = Optimizer(model, SETTINGS, num_steps=1)
+    train(model, optimizer, range(1))
+    assert torch.equal(model.layer.weight, before)
+    assert [name for name in optimizer.names if name.startswith("layer")] == []
+
+
+def test_weights_that_the_loss_does_not_reach_are_named() -> None:
+    model = Model()
+    optimizer = Optimizer(model, SETTINGS, num_steps=1)
+    model.layer(inputs(0)).sum().backward()
+    optimizer.collect()
+    assert optimizer.names_without_gradient() == [
+        name for name in optimizer.names if not name.startswith("layer")
+    ]
