@@ -1,18 +1,20 @@
 """The folder of one run: what is written when, how it is found again, and who may write.
 
-`recipe.yaml` · `run.json` (where the run stands) · `ledger.json` · `steps.jsonl` · `predictions/` (one file per
-system, written when it has answered) · `checkpoints/` · `model/` · `certificate.json` · `results.json` · `report.html`
-· `README.md`.
+`recipe.yaml`, `run.json` (where the run stands), `ledger.json`, `steps.jsonl`, `predictions/` (one file per
+system, written when it has answered), `checkpoints/`, `model/`, `certificate.json`, `results.json`, `report.html`,
+`README.md`.
 """
 
 import fcntl
 import json
+import os
 import shutil
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
@@ -27,10 +29,14 @@ _MOST_PROBABILITIES = 5
 class RunFolder:
     """One run on disk. Make it with `create` or `open`."""
 
-    def __init__(self, path: Path, status: dict[str, Any], lock: TextIO) -> None:
+    def __init__(self, path: Path, status: dict[str, Any], lock: int) -> None:
         self.path = path
         self._status = status
-        self._lock = lock
+        self._unlock = weakref.finalize(self, os.close, lock)
+
+    def close(self) -> None:
+        """Let others write to this run; happens by itself when nobody holds this object any more."""
+        self._unlock()
 
     @classmethod
     def create(
@@ -42,7 +48,8 @@ class RunFolder:
             RunError: If the folder cannot be used.
         """
         check_is_free(path, overwrite=overwrite)
-        if overwrite and path.is_dir():
+        if overwrite and (path / _RECIPE).is_file():
+            os.close(_lock(path))  # refuses while the older run is still going
             shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path, dict(status), _lock(path))
@@ -114,8 +121,9 @@ class RunFolder:
         file = self.path / "predictions" / f"{system}.jsonl"
         if not file.is_file():
             return None
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return [_prediction(json.loads(line)) for line in lines]
+        # Not splitlines(): a label may hold one of the other characters that end a line.
+        lines = file.read_text(encoding="utf-8").split("\n")
+        return [_prediction(json.loads(line)) for line in lines if line]
 
     def _save_status(self) -> None:
         write_json(self.path / "run.json", self._status)
@@ -142,17 +150,17 @@ def check_is_free(path: Path, *, overwrite: bool) -> None:
         )
 
 
-def _lock(path: Path) -> TextIO:
+def _lock(path: Path) -> int:
     """Let one process write at a time; the system frees the lock when the process ends, however it ends."""
-    stream = (path / ".lock").open("w", encoding="utf-8")
+    descriptor = os.open(path / ".lock", os.O_WRONLY | os.O_CREAT)
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        stream.close()
+        os.close(descriptor)
         raise RunError(
             f"Another process is writing to `{path}`. Wait for it, or stop it."
         ) from None
-    return stream
+    return descriptor
 
 
 def _plain(prediction: Prediction) -> dict[str, Any]:

@@ -1,0 +1,120 @@
+"""The folder of a run: who may write, what is found again, what is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lushan.errors import RunError
+from lushan.model_store.run_folder import RunFolder, check_is_free
+from lushan.records import Prediction
+
+RECIPE = {"task": "classification", "seed": 3}
+
+
+def create(path: Path, *, overwrite: bool = False) -> RunFolder:
+    return RunFolder.create(path, recipe=RECIPE, status={"data": "a.csv"}, overwrite=overwrite)
+
+
+def reopen(path: Path, run: RunFolder) -> RunFolder:
+    """Open a run as the next process would, after this one has ended."""
+    run.close()
+    return RunFolder.open(path)
+
+
+def test_run_that_was_begun_is_found_again(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    run.note(num_threads=2)
+    found = reopen(tmp_path / "run", run)
+    assert found.recipe() == RECIPE
+    assert (found.get("data"), found.get("num_threads")) == ("a.csv", 2)
+    assert found.get("unknown") is None
+
+
+def test_seconds_of_a_phase_add_up_over_resumes(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    run.add_seconds("train", 1.5)
+    found = reopen(tmp_path / "run", run)
+    found.add_seconds("train", 2.0)
+    assert found.get("seconds") == {"train": 3.5}
+
+
+def test_seconds_of_a_phase_that_fails_are_counted(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    with pytest.raises(RuntimeError), run.clock("train"):
+        raise RuntimeError
+    assert run.get("seconds")["train"] >= 0
+
+
+@pytest.mark.parametrize("answer", ["good", ("a", "b"), "\u5e90\u5c71", "a\u2028b\x85c\nd"])
+def test_predictions_are_read_back(answer: str | tuple[str, ...], tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    predictions = [Prediction(f"id{n}", answer, {"good": 0.75}, -0.25, "v1") for n in range(2)]
+    run.save_predictions("before", predictions)
+    assert run.predictions("before") == predictions
+    assert run.predictions("after") is None
+
+
+def test_run_that_nobody_holds_any_more_can_be_opened(tmp_path: Path) -> None:
+    create(tmp_path / "run")
+    assert RunFolder.open(tmp_path / "run").recipe() == RECIPE
+
+
+def test_folder_with_a_run_is_refused_without_overwrite(tmp_path: Path) -> None:
+    create(tmp_path / "run")
+    with pytest.raises(RunError, match=r"run` holds a run already\. Use `--resume`"):
+        check_is_free(tmp_path / "run", overwrite=False)
+
+
+def test_overwriting_removes_what_the_older_run_left(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    run.save_predictions("before", [Prediction("id", "good")])
+    run.close()
+    assert create(tmp_path / "run", overwrite=True).predictions("before") is None
+
+
+def test_run_that_is_still_going_is_not_overwritten(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    with pytest.raises(RunError, match="Another process is writing to"):
+        create(tmp_path / "run", overwrite=True)
+    assert run.recipe() == RECIPE
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folder_with_other_files_is_never_used(overwrite: bool, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(RunError, match="holds files that are no run"):
+        create(tmp_path, overwrite=overwrite)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("", encoding="utf-8")
+    with pytest.raises(RunError, match=r"run` is a file\. Name a folder"):
+        create(tmp_path / "run")
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"holds no run to resume: `recipe\.yaml` is missing"):
+        RunFolder.open(tmp_path)
+
+
+def test_broken_status_is_said_with_what_to_do(tmp_path: Path) -> None:
+    create(tmp_path / "run").close()
+    (tmp_path / "run" / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RunError, match=r"run\.json` is broken: .*`--overwrite`"):
+        RunFolder.open(tmp_path / "run")
+
+
+def test_two_processes_cannot_write_to_one_run(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    code = (
+        "import sys; from pathlib import Path; from lushan.model_store.run_folder import RunFolder\n"
+        "RunFolder.open(Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(run.path)]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert "Another process is writing to" in refused.stderr
+    run.close()
+    assert subprocess.run(command, capture_output=True).returncode == 0

@@ -1,0 +1,60 @@
+"""Files that are either the old or the new."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lushan.atomic import write_json, write_text
+
+
+def test_written_text_is_read_back_and_nothing_else_is_left(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "\u5e90\u5c71\n")
+    write_text(tmp_path / "a.txt", "new\n")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "new\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_full_disk_leaves_the_old_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "a.txt", "old")
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_text_that_cannot_be_written_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a.txt", "new \ud800")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old"
+
+
+def test_number_that_json_does_not_have_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"loss": 1.0})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n "loss": 1.0\n}\n'
+
+
+def test_reader_never_sees_half_a_file_whenever_the_writer_is_killed(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from lushan.atomic import write_text\n"
+        "import itertools\n"
+        "for n in itertools.count(): write_text(Path('a.txt'), str(n % 10) * 1_000_000)"
+    )
+    for wait_seconds in (0.4, 0.45, 0.5):
+        with pytest.raises(subprocess.TimeoutExpired):  # which kills the writer
+            subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=wait_seconds)
+        text = (tmp_path / "a.txt").read_text("utf-8") if (tmp_path / "a.txt").exists() else "0"
+        assert len(set(text)) == 1
+        assert len(text) in {1, 1_000_000}

@@ -1,0 +1,76 @@
+"""A recipe from a file, flags and `--set`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lushan.errors import SettingError
+from lushan.workflows.recipe import TuneRecipe, make_recipe, parse_adapter, parse_budget
+
+
+def test_nothing_given_is_the_default_recipe() -> None:
+    assert make_recipe(None, {"task": None, "model": {"name": None}}, []) == TuneRecipe()
+
+
+def test_flags_win_over_the_file_and_set_wins_over_flags(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("seed: 1\neffort: quick\ntraining: {epochs: 1, momentum: 0.5}\n", "utf-8")
+    made = make_recipe(file, {"seed": 2, "training": {"epochs": 2}}, ["training.epochs=3"])
+    assert (made.effort, made.seed) == ("quick", 2)
+    assert (made.training.epochs, made.training.momentum) == (3, 0.5)
+
+
+def test_saved_recipe_gives_the_same_recipe(tmp_path: Path) -> None:
+    made = make_recipe(None, {"adapter": {"method": "lora"}}, ["data.columns.text=body"])
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made.model_dump()), encoding="utf-8")
+    assert make_recipe(tmp_path / "recipe.yaml", {}, []) == made
+
+
+def test_unknown_setting_in_a_file_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("training: {epoch: 3}\n", encoding="utf-8")
+    with pytest.raises(SettingError, match=r"mine\.yaml: unknown setting `training\.epoch`"):
+        make_recipe(tmp_path / "mine.yaml", {}, [])
+
+
+def test_unknown_setting_on_the_command_line_names_set() -> None:
+    with pytest.raises(SettingError, match=r"--set: unknown setting `training\.epoch`.*epochs"):
+        make_recipe(None, {}, ["training.epoch=3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("full", {"method": "full"}),
+        ("lora", {"method": "lora"}),
+        ("head", {"method": "head"}),
+        ("top:4", {"method": "top", "layers": 4}),
+    ],
+)
+def test_adapter_is_read(text: str, expected: dict[str, Any]) -> None:
+    assert parse_adapter(text) == expected
+
+
+@pytest.mark.parametrize("text", ["top", "top:", "top:-1", "LoRA", "", "top:2.5"])
+def test_adapter_that_is_none_is_refused_with_what_there_is(text: str) -> None:
+    with pytest.raises(SettingError, match=rf"`--adapter {text}`: expected `full`, `lora`"):
+        parse_adapter(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90.0), ("8m", 480.0), ("1h", 3600.0), ("1.5h", 5400.0)]
+)
+def test_budget_is_read_in_seconds(text: str, seconds: float) -> None:
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["8", "0m", "-1m", "8 m", "8min", "", "m"])
+def test_budget_that_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(SettingError, match=rf"`--budget {text}`: expected a time such as `90s`"):
+        parse_budget(text)
+
+
+def test_layers_of_top_must_be_positive() -> None:
+    with pytest.raises(SettingError, match=r"`adapter\.layers` is wrong: .*Got 0\."):
+        make_recipe(None, {"adapter": parse_adapter("top:0")}, [])
