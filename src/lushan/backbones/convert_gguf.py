@@ -172,7 +172,7 @@ def _load(gguf_file: Path, vocabulary: GgufVocabulary) -> tuple[PretrainedConfig
 
 def _clean_config(config: PretrainedConfig, vocabulary: GgufVocabulary) -> PretrainedConfig:
     values = config.to_dict()
-    for name in ("_name_or_path", "_model_name_or_path", "quantization_config", "unk_token_id"):
+    for name in ("_name_or_path", "_model_name_or_path", "unk_token_id"):
         values.pop(name, None)
     for role in ("bos", "eos", "pad"):
         values[f"{role}_token_id"] = vocabulary.special_ids.get(role)

@@ -16,6 +16,8 @@ from lushan.backbones.tokenizer import PROBES
 from lushan.errors import ModelError
 from tests.unit.backbones.gguf_files import CONTROL, SPACE, USER, sentencepiece_vocabulary
 
+RIVALS = ["tho", "ine", "ran home", "hethe", "ineho", "thoran"]
+"""Neighbours that compete for a letter: only the scores tell which pair merges."""
 RUNS = [" " * length for length in range(1, 24)] + ["\n" * length for length in range(1, 24)]
 AROUND = [f"a{run}b" for run in RUNS] + [f"the{run}fox 2024{run}" for run in RUNS]
 ALPHABET = [
@@ -40,7 +42,7 @@ def random_texts(count: int) -> list[str]:
     return ["".join(dice.choices(ALPHABET, k=dice.randint(1, 25))) for _ in range(count)]
 
 
-TEXTS = [*PROBES, *RUNS, *AROUND, *random_texts(200)]
+TEXTS = [*PROBES, *RIVALS, *RUNS, *AROUND, *random_texts(200)]
 
 
 def sentencepiece(*, add_space_prefix: bool = False, add_bos: bool = False) -> GgufVocabulary:

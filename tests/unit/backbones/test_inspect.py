@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from lushan.backbones.inspect import describe, read_shapes
@@ -40,6 +42,24 @@ def test_describe_agrees_with_the_loaded_model(model_type: str, tiny_folder: Mak
 def test_describe_counts_a_shared_matrix_once(tiny_folder: MakeTiny) -> None:
     assert describe(tiny_folder("gpt2")).tied
     assert not describe(tiny_folder("gpt_neox")).tied
+
+
+def test_describe_counts_a_matrix_that_is_stored_twice_once(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = changed_copy(tiny_folder("gpt2"), tmp_path)
+    state = load_file(folder / "model.safetensors")
+    state["lm_head.weight"] = state["transformer.wte.weight"].clone()
+    save_file(state, folder / "model.safetensors")
+    assert describe(folder).num_parameters == describe(tiny_folder("gpt2")).num_parameters
+
+
+def test_describe_leaves_stored_constants_out(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    folder = changed_copy(tiny_folder("gpt2"), tmp_path)
+    state = load_file(folder / "model.safetensors")
+    state["transformer.h.0.attn.bias"] = torch.ones(1, 1, 128, 128)
+    save_file(state, folder / "model.safetensors")
+    assert describe(folder).num_parameters == describe(tiny_folder("gpt2")).num_parameters
 
 
 def test_describe_reads_an_architecture_outside_the_tested_list(

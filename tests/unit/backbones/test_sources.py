@@ -26,7 +26,10 @@ from tests.conftest import MakeTiny
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(socket, "socket")
+    def refuse(*_: object) -> None:
+        raise AssertionError("looking up must not touch the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 def put_into_cache(model: Path, name: str, **record: object) -> Path:

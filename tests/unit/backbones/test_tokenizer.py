@@ -214,10 +214,15 @@ def test_broken_raw_file_is_named(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
-CHAT = (
-    "{% for m in messages %}<{{ m['role'] }}>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
-)
+CHAT = """{% for m in messages %}
+    {% if m['role'] == 'user' %}
+<{{ m['role'] }}>
+{{ m['content'] }}{{ eos_token }}
+    {% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+<assistant>
+{% endif %}"""
 MESSAGES = [{"role": "user", "content": "Who are you?"}]
 
 
