@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from lushan.errors import DataError
 
@@ -154,7 +153,7 @@ class Cleaner:
         self._lists = frozenset(wanted.lists)
         self._notes = notes
 
-    def clean(self, name: str, value: Any, number: int) -> Any:  # noqa: ANN401 - whatever a file holds
+    def clean(self, name: str, value: object, number: int) -> object:
         """Give the value of the task's column `name`; None where there is none.
 
         Raises:
@@ -168,7 +167,7 @@ class Cleaner:
             return value if value and not value.isspace() else None
         return value
 
-    def _plain(self, name: str, value: Any, number: int) -> Any:  # noqa: ANN401 - as above
+    def _plain(self, name: str, value: object, number: int) -> object:
         if value is None or isinstance(value, str):
             return value
         if isinstance(value, float) and math.isnan(value):
@@ -195,7 +194,7 @@ class Cleaner:
         if "\N{REPLACEMENT CHARACTER}" in text:
             self._notes.count(f"`{name}` has U+FFFD, the mark of a broken character", number)
 
-    def _clean_label(self, name: str, value: Any, number: int) -> str | tuple[str, ...] | None:  # noqa: ANN401
+    def _clean_label(self, name: str, value: object, number: int) -> str | tuple[str, ...] | None:
         if isinstance(value, Mapping):
             raise DataError(
                 f"{self._place(number)}: `{name}` must be a label or a list of labels, "
@@ -212,12 +211,15 @@ class Cleaner:
 
     def _cut(self, name: str, text: str, number: int) -> Sequence[str]:
         separator = next((mark for mark in LABEL_SEPARATORS if mark in text), None)
+        if not text.strip():
+            self._notes.count(f"`{name}` is empty; read as no label", number)
+            return []
         if separator is None:
-            return [text] if text.strip() else []
+            return [text]
         self._notes.count(f"`{name}` was cut into several labels at `{separator}`", number)
         return [part for part in text.split(separator) if part.strip()]
 
-    def _label(self, name: str, value: Any, number: int) -> str | None:  # noqa: ANN401 - as above
+    def _label(self, name: str, value: object, number: int) -> str | None:
         if value is None:
             return None
         if not isinstance(value, str):

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 DECODER = json.JSONDecoder()
 NOTHING = object()
@@ -21,7 +20,7 @@ class ListReader:
         """Whether the closing bracket was read."""
         return self._expected == ""
 
-    def feed(self, text: str) -> Iterator[Any]:
+    def feed(self, text: str) -> Iterator[object]:
         """Give the values that are complete with this piece of text.
 
         Raises:
@@ -31,7 +30,7 @@ class ListReader:
         while (value := self._next()) is not NOTHING:
             yield value
 
-    def _next(self) -> Any:  # noqa: ANN401 - any JSON value
+    def _next(self) -> object:
         while (mark := self._mark()) != "":
             if self._expected == "value" and mark != "]":
                 return self._value()
@@ -43,7 +42,7 @@ class ListReader:
             self._at += 1
         return self._text[self._at : self._at + 1]
 
-    def _value(self) -> Any:  # noqa: ANN401 - any JSON value
+    def _value(self) -> object:
         try:
             value, self._at = DECODER.raw_decode(self._text, self._at)
         except json.JSONDecodeError as error:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-NEAR = 0.8
+NEAR = 0.75
 PIECE_CHARACTERS = 5
 WIDE_PIECE_CHARACTERS = 2
 FEWEST_PIECES = 12

@@ -1,0 +1,149 @@
+"""Finding columns, and turning their values into text and labels."""
+
+import math
+
+import pytest
+
+from lushan.data.columns import Cleaner, Columns, Notes, check_mapping, find_columns
+from lushan.errors import DataError
+
+WANTED = Columns(
+    required=("text", "label"),
+    optional=("note",),
+    guesses={"text": ("review", "body"), "label": ("category",)},
+    labels=("label",),
+)
+SEVERAL = Columns(required=("text", "label"), labels=("label",), lists=("label",))
+
+
+def find(*found: str, **mapping: str) -> tuple[dict[str, str], list[str]]:
+    notes = Notes("data.csv")
+    return find_columns(found, mapping=mapping, wanted=WANTED, notes=notes), notes.lines()
+
+
+def clean(name: str, value: object, wanted: Columns = WANTED) -> tuple[object, list[str]]:
+    notes = Notes("data.csv")
+    return Cleaner(wanted, notes).clean(name, value, 7), notes.lines()
+
+
+def test_equal_names_are_taken_without_a_word() -> None:
+    assert find("label", "other", "text") == ({"text": "text", "label": "label"}, [])
+
+
+def test_guessed_names_are_told() -> None:
+    names, notes = find("Review", "category")
+    assert names == {"text": "Review", "label": "category"}
+    assert notes == [
+        "data.csv: column `Review` is read as `text`.",
+        "data.csv: column `category` is read as `label`.",
+    ]
+
+
+def test_an_equal_name_wins_over_a_guess() -> None:
+    assert find("review", "text", "label") == ({"text": "text", "label": "label"}, [])
+
+
+def test_a_mapped_column_is_not_guessed_for_another() -> None:
+    names, _ = find("review", "body", "category", text="body")
+    assert names == {"text": "body", "label": "category"}
+
+
+def test_an_optional_column_is_taken_where_it_is_there() -> None:
+    assert find("text", "label", "note")[0]["note"] == "note"
+
+
+def test_a_missing_column_lists_what_was_found() -> None:
+    with pytest.raises(DataError, match=r"data\.csv: no column `label`\. Found: `text`, `stars`\."):
+        find("text", "stars")
+
+
+def test_an_unknown_name_in_the_mapping_lists_the_columns_of_the_task() -> None:
+    with pytest.raises(DataError, match=r"no column `lable`.*`text`, `label`, `note`"):
+        check_mapping({"lable": "stars"}, WANTED)
+
+
+@pytest.mark.parametrize("value", [None, math.nan, "", " \t", "\u3000"])
+def test_nothing_and_blanks_are_no_text(value: object) -> None:
+    assert clean("text", value) == (None, [])
+
+
+@pytest.mark.parametrize("value", [None, math.nan, "", " ", "NaN", "null"])
+def test_nothing_and_words_for_nothing_are_no_label(value: object) -> None:
+    assert clean("label", value) == (None, [])
+
+
+def test_the_text_nan_is_a_text() -> None:
+    assert clean("text", "nan") == ("nan", [])
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [(3, "3"), (True, "true"), (2.0, "2"), (2.5, "2.5"), ("1.00", "1")]
+)
+def test_numbers_and_truth_values_become_labels_and_are_told(value: object, label: str) -> None:
+    cleaned, notes = clean("label", value)
+    assert cleaned == label
+    assert "(first in row 7)" in notes[0]
+
+
+def test_spaces_around_a_label_are_taken_off_and_told() -> None:
+    cleaned, notes = clean("label", " good ")
+    assert cleaned == "good"
+    assert notes == ["data.csv: `label` had spaces around it; taken off: 1 (first in row 7)."]
+
+
+def test_spaces_around_a_text_stay() -> None:
+    assert clean("text", " good ") == (" good ", [])
+
+
+def test_a_number_for_a_text_is_read_as_text_and_told() -> None:
+    cleaned, notes = clean("text", 12)
+    assert cleaned == "12"
+    assert notes == ["data.csv: `text` was no text but int; read as text: 1 (first in row 7)."]
+
+
+def test_a_broken_character_is_told_and_kept() -> None:
+    cleaned, notes = clean("text", "caf\ufffd")
+    assert cleaned == "caf\ufffd"
+    assert "U+FFFD" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "labels"),
+    [
+        (["a", " b ", "a"], ("a", "b")),
+        ([], ()),
+        ("a|b", ("a", "b")),
+        ("a; b;", ("a", "b")),
+        ("a;b|c", ("a;b", "c")),
+        ("a", ("a",)),
+        ("", ()),
+    ],
+)
+def test_several_labels_are_a_list_or_text_with_a_separator(
+    value: object, labels: tuple[str, ...]
+) -> None:
+    assert clean("label", value, SEVERAL)[0] == labels
+
+
+def test_cutting_a_label_at_a_separator_is_told() -> None:
+    assert "cut into several labels at `|`" in clean("label", "a|b", SEVERAL)[1][0]
+
+
+def test_no_value_is_not_the_same_as_no_label() -> None:
+    assert clean("label", None, SEVERAL) == (None, [])
+
+
+def test_one_label_is_not_cut_where_a_text_has_one() -> None:
+    assert clean("label", "rock|pop") == ("rock|pop", [])
+
+
+def test_notes_count_each_kind_once_and_keep_the_first_place() -> None:
+    notes = Notes("data.csv")
+    notes.count("empty rows left out", 4)
+    notes.count("empty rows left out", 9)
+    notes.say("read as JSON Lines.")
+    assert notes.lines() == [
+        "data.csv: empty rows left out: 2 (first in row 4).",
+        "data.csv: read as JSON Lines.",
+    ]
+    assert notes.times("empty rows left out") == 2

@@ -1,0 +1,132 @@
+"""Every format, plain and gzipped, against the libraries that wrote the files."""
+
+import csv
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from lushan.data.columns import Notes
+from lushan.data.formats import EMPTY_ROWS, format_of, read_records
+from lushan.errors import DataError
+
+ROWS = [
+    {"text": 'He said "no", twice.', "label": "a"},
+    {"text": "two\nlines", "label": "b"},
+    {"text": "日本語 and café", "label": "a"},
+    {"text": "x" * 300_000, "label": "b"},
+]
+
+
+def write(file: Path, rows: Sequence[dict[str, str]]) -> Path:
+    """Write with the standard library, or with pyarrow."""
+    name = file.name.removesuffix(".gz")
+    plain = file.with_name(name)
+    if name.endswith((".csv", ".tsv")):
+        with plain.open("w", encoding="utf-8", newline="") as content:
+            writer = csv.DictWriter(
+                content, ["text", "label"], delimiter="\t" if name.endswith("tsv") else ","
+            )
+            writer.writeheader()
+            writer.writerows(rows)
+    elif name.endswith(".parquet"):
+        parquet.write_table(pa.Table.from_pylist(list(rows)), plain)
+    elif name.endswith(".jsonl"):
+        plain.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        plain.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    if file != plain:
+        file.write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+    return file
+
+
+def read(file: Path) -> list[dict[str, object]]:
+    return [dict(record.values) for record in read_records(file, Notes(file.name))]
+
+
+def numbers(file: Path) -> list[int]:
+    return [record.number for record in read_records(file, Notes(file.name))]
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("extension", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
+def test_what_was_written_is_read(extension: str, ending: str, tmp_path: Path) -> None:
+    assert read(write(tmp_path / f"data{extension}{ending}", ROWS)) == ROWS
+
+
+def test_numbers_are_lines_in_text_and_rows_in_parquet(tmp_path: Path) -> None:
+    assert numbers(write(tmp_path / "data.csv", ROWS)) == [2, 3, 5, 6]
+    assert numbers(write(tmp_path / "data.jsonl", ROWS)) == [1, 2, 3, 4]
+    assert numbers(write(tmp_path / "data.parquet", ROWS)) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_byte_order_mark_and_line_ends_do_not_matter(
+    mark: str, line_end: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "data.csv"
+    content = mark + line_end.join(["text,label", "fine,good", "", ",", "wet,bad"])
+    file.write_bytes(content.encode())
+    notes = Notes(file.name)
+    found = [dict(record.values) for record in read_records(file, notes)]
+    assert found == [{"text": "fine", "label": "good"}, {"text": "wet", "label": "bad"}]
+    assert notes.lines() == [f"data.csv: {EMPTY_ROWS}: 2 (first in row 3)."]
+
+
+def test_empty_lines_of_json_lines_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('\n{"text": "a"}\n  \n{"text": "b"}', encoding="utf-8")
+    notes = Notes(file.name)
+    assert [record.number for record in read_records(file, notes)] == [2, 4]
+    assert notes.times(EMPTY_ROWS) == 2
+
+
+def test_a_line_separator_inside_a_text_ends_no_line(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"text": "a\u2028b\x85c"}\n', encoding="utf-8")
+    assert read(file) == [{"text": "a\u2028b\x85c"}]
+
+
+def test_json_lines_in_a_json_file_are_read_and_told(tmp_path: Path) -> None:
+    file = tmp_path / "data.json"
+    file.write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    notes = Notes(file.name)
+    assert [record.values for record in read_records(file, notes)] == [{"text": "a"}, {"text": "b"}]
+    assert "read as JSON Lines" in notes.lines()[0]
+
+
+def test_the_place_of_a_wrong_byte_counts_the_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": "\xff"}\n')
+    with pytest.raises(DataError, match=r"data\.jsonl, line 2: .* 0xff at byte 19"):
+        read(file)
+
+
+def test_rows_before_a_broken_one_are_streamed(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"text": "a"}\nbroken\n', encoding="utf-8")
+    records = read_records(file, Notes(file.name))
+    assert next(records).values == {"text": "a"}
+    with pytest.raises(DataError, match=r"row 2: not JSON: Expecting value at column 1"):
+        next(records)
+
+
+def test_lines_that_end_with_a_lone_carriage_return_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    file.write_bytes(b"text,label\rfine,good\r")
+    with pytest.raises(DataError, match=r"lines end with \\n"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "extension"),
+    [("a.csv", ".csv"), ("A.JSONL.GZ", ".jsonl"), ("a.b.parquet", ".parquet"), ("csv", None)],
+)
+def test_the_name_tells_the_format(name: str, extension: str | None) -> None:
+    assert format_of(Path(name)) == extension

@@ -1,0 +1,54 @@
+"""Reading a JSON list piece by piece, against the json module."""
+
+import json
+
+import pytest
+
+from lushan.data.json_lists import ListReader
+
+VALUES = [{"a": "x, ]} [", "b": [1, {"c": None}]}, {}, {"text": '日本\n"quoted"\\'}, {"n": -1.5e3}]
+
+
+@pytest.mark.parametrize("indent", [None, 0, 2])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_values_equal_those_of_the_json_module(indent: int | None, end: str) -> None:
+    text = json.dumps(VALUES, indent=indent, ensure_ascii=False) + end
+    reader = ListReader()
+    found = [value for line in text.splitlines(keepends=True) for value in reader.feed(line)]
+    assert found == VALUES
+    assert reader.is_complete
+
+
+def test_values_come_before_the_list_ends() -> None:
+    reader = ListReader()
+    assert list(reader.feed('[{"a": 1}, {"b": 2},\n')) == [{"a": 1}, {"b": 2}]
+    assert not reader.is_complete
+
+
+def test_an_empty_list_is_complete() -> None:
+    reader = ListReader()
+    assert list(reader.feed("[]")) == []
+    assert reader.is_complete
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": 1}', "found `{` where the list needs"),
+        ('[{"a": 1} {"b": 2}]', "found `{` where the list needs ,]"),
+        ('[{"a": 1}] 2', "found `2` where the list needs its end"),
+        ('[{"a": oops}, {"b": 2}]', "Expecting value"),
+        ("[" + "[" * 100_000 + "]" * 100_000 + "]", "nested too deeply"),
+    ],
+)
+def test_what_is_no_list_is_refused_at_once(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason.replace("[", r"\[")):
+        list(ListReader().feed(text))
+
+
+def test_memory_does_not_keep_what_was_read() -> None:
+    reader = ListReader()
+    list(reader.feed("["))
+    for _ in range(100):
+        list(reader.feed('{"a": "' + "x" * 1000 + '"},\n'))
+    assert len(reader._text) < 2100

@@ -1,0 +1,114 @@
+"""Equal and nearly equal texts, against sets compared one by one."""
+
+import random
+
+import pytest
+
+from lushan.data.near import NEAR, bare, find_near, plain
+
+WORDS = [
+    "river",
+    "runs",
+    "over",
+    "old",
+    "stones",
+    "while",
+    "quiet",
+    "birds",
+    "watch",
+    "from",
+    "high",
+]
+SIGNS = "山高水长天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
+
+
+def pieces(text: str, width: int) -> set[str]:
+    pad = " " * (width - 1)
+    padded = f"{pad}{text}{pad}"
+    return {padded[start : start + width] for start in range(len(padded) - width + 1)}
+
+
+def jaccard(one: str, other: str, width: int) -> float:
+    first, second = pieces(one, width), pieces(other, width)
+    return len(first & second) / len(first | second)
+
+
+def variants(texts: list[str], units: str | list[str], generator: random.Random) -> list[str]:
+    """Texts of which a few words or signs were replaced."""
+    found: list[str] = []
+    for text in texts:
+        parts = text.split() if isinstance(units, list) else list(text)
+        for _ in range(generator.randint(0, 3)):
+            parts[generator.randrange(len(parts))] = generator.choice(units)
+        found.append((" " if isinstance(units, list) else "").join(parts))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("  \uff28\uff45llo\tWORLD \n", "hello world"),
+        ("Straße", "strasse"),
+        ("\ufb01ne", "fine"),
+        ("多么\u3000好\uff01", "多么 好!"),
+    ],
+)
+def test_plain_texts_ignore_case_width_and_space(text: str, form: str) -> None:
+    assert plain(text) == form
+
+
+@pytest.mark.parametrize(
+    ("text", "form"), [("No, no -- NO!", "no no no"), (":-)", ""), ("snake_case 7", "snake case 7")]
+)
+def test_bare_texts_have_no_punctuation(text: str, form: str) -> None:
+    assert bare(text) == form
+
+
+@pytest.mark.parametrize(("units", "width", "join"), [(WORDS, 5, " "), (SIGNS, 2, "")])
+def test_near_texts_are_those_of_a_comparison_of_all_with_all(
+    units: str | list[str], width: int, join: str
+) -> None:
+    generator = random.Random(1)
+    base = [join.join(generator.choices(units, k=generator.randint(14, 40))) for _ in range(150)]
+    queries = variants(base, units, generator)
+    expected = {
+        query: {text for text in base if jaccard(query, text, width) >= NEAR} for query in queries
+    }
+    found = {query: set(texts) for query, texts in find_near(queries, base).items()}
+    assert found == {query: texts for query, texts in expected.items() if texts}
+    assert 20 < sum(query not in base for query in found) < 150
+
+
+def test_the_most_similar_text_comes_first() -> None:
+    text = "a long and winding road that leads to your door"
+    base = [text + " again and again", text + "s", "something else altogether, far away"]
+    assert find_near([text], base)[text][0] == text + "s"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("say hi in french", "say hi in spanish"),
+        ("what is the fear of cold", "what is the fear of colour"),
+        ("第一季度的收入", "第二季度的支出"),
+        ("yes", "yet"),
+    ],
+)
+def test_texts_that_differ_in_a_word_that_matters_are_not_near(one: str, other: str) -> None:
+    assert find_near([one], [other]) == {}
+
+
+def test_equal_short_texts_are_near_and_empty_ones_are_not() -> None:
+    assert find_near(["ok", ""], ["ok", ""]) == {"ok": ["ok"]}
+
+
+def test_nothing_is_near_to_nothing() -> None:
+    assert find_near([], ["a text that is long enough"]) == {}
+    assert find_near(["a text that is long enough"], []) == {}
+
+
+def test_more_texts_than_fit_a_chunk_are_all_compared() -> None:
+    base = [f"entry {number:06d} of the long {number % 97} register" for number in range(5000)]
+    found = find_near(base, base)
+    assert set(found) == set(base)
+    assert all(text in matches for text, matches in found.items())

@@ -1,0 +1,115 @@
+"""Rows that two splits share: what is found, and what is taken out."""
+
+import pytest
+
+from lushan.data.overlap import OverlapCounts, OverlapPolicy, remove_overlap
+from lushan.data.splits import Parts
+from lushan.errors import DataError
+from lushan.records import Example
+
+LONG = "The committee will publish its report on the harbour in the first week of {month}."
+
+
+def part(name: str, *texts: str) -> list[Example]:
+    return [
+        Example(f"{name}{number}", text, "a", f"{name}.csv, row {number}")
+        for number, text in enumerate(texts, start=1)
+    ]
+
+
+def fillers(name: str, num_rows: int) -> list[str]:
+    return [f"{name} {word} {number}" for number in range(num_rows // 2) for word in ("x", "yy")]
+
+
+def make_parts() -> Parts:
+    return Parts(
+        train=part(
+            "train",
+            *("alone", "In  Both", "in both", "In both!", LONG.format(month="March"), "of all"),
+        ),
+        validation=part("validation", "of validation", "in both", "of ALL", "in test"),
+        test=part("test", "of all", "in test", LONG.format(month="April"), *fillers("test", 80)),
+    )
+
+
+def removed(parts: Parts, policy: OverlapPolicy = "remove") -> tuple[Parts, OverlapCounts]:
+    return remove_overlap(parts, policy)
+
+
+def test_rows_are_taken_out_of_the_earlier_split_and_test_is_never_touched() -> None:
+    before = make_parts()
+    after, _ = removed(before)
+    assert [each.text for each in after.train] == ["alone"]
+    assert [each.text for each in after.validation] == ["of validation", "in both"]
+    assert after.test == before.test
+
+
+def test_exact_and_near_rows_are_counted_apart_for_each_two_splits() -> None:
+    _, counts = removed(make_parts())
+    found = {
+        (each.earlier, each.later): (each.num_exact, each.num_near, each.num_later_exact)
+        for each in counts.pairs
+    }
+    assert found == {
+        ("train", "validation"): (3, 1, 2),
+        ("train", "test"): (1, 1, 1),
+        ("validation", "test"): (2, 0, 2),
+    }
+
+
+def test_a_row_that_overlaps_twice_is_removed_once() -> None:
+    _, counts = removed(make_parts())
+    assert counts.num_exact_removed == {"train": 3, "validation": 2, "test": 0}
+    assert counts.num_near_removed == {"train": 2, "validation": 0, "test": 0}
+    assert counts.num_test_rows == 3
+
+
+def test_overlap_is_said_and_shown_with_places() -> None:
+    _, counts = removed(make_parts())
+    assert counts.lines()[1] == (
+        "2 row(s) of train are also in test (1 exactly, 1 nearly): taken out."
+    )
+    shown = {(each.earlier_place, each.later_place) for each in counts.shown}
+    assert ("train.csv, row 5", "test.csv, row 3") in shown
+    assert ("train.csv, row 4", "validation.csv, row 2") in shown
+
+
+def test_keep_leaves_the_rows_and_counts_them() -> None:
+    before = make_parts()
+    after, counts = removed(before, "keep")
+    assert after == before
+    assert sum(counts.num_exact_removed.values()) == 0
+    assert "kept, as asked" in counts.lines()[0]
+
+
+def test_error_names_two_rows() -> None:
+    with pytest.raises(DataError, match=r"also in validation.*Such as train\.csv, row 4 and valid"):
+        removed(make_parts(), "error")
+
+
+def test_error_is_silent_without_overlap() -> None:
+    parts = Parts(part("train", "a b c"), part("validation", "d e f"), part("test", "g h i"))
+    assert removed(parts, "error")[0] == parts
+
+
+def overlapping(num_rows: int) -> Parts:
+    test = fillers("test", 100)
+    return Parts(
+        part("train", "alone", *test[:num_rows]), part("validation", "v"), part("test", *test)
+    )
+
+
+def test_five_percent_of_the_test_rows_may_overlap() -> None:
+    after, counts = removed(overlapping(5))
+    assert counts.num_test_rows == 5
+    assert len(after.train) == 1
+
+
+def test_more_than_five_percent_of_the_test_rows_stop() -> None:
+    with pytest.raises(DataError, match=r"6 of 100 test rows are also in train.*more than 5%"):
+        removed(overlapping(6))
+
+
+def test_more_than_five_percent_go_on_where_lushan_made_the_splits() -> None:
+    after, _ = remove_overlap(overlapping(6), "remove", are_given=False)
+    assert len(after.train) == 1
