@@ -1,0 +1,91 @@
+"""What blocks a run, and what is told."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from lushan.data.checks import check_parts
+from lushan.data.splits import Parts
+from lushan.errors import DataError
+from lushan.records import Example
+
+Pairs = Sequence[tuple[str, str | tuple[str, ...]]]
+
+
+def part(name: str, pairs: Pairs) -> list[Example]:
+    return [
+        Example(f"{name}{number}", text, target, f"{name}.csv, row {number}")
+        for number, (text, target) in enumerate(pairs, start=1)
+    ]
+
+
+def parts(train: Pairs, validation: Pairs = (), test: Pairs = ()) -> Parts:
+    fine: Pairs = [("one", "a"), ("two", "b")]
+    return Parts(
+        part("train", train), part("validation", validation or fine), part("test", test or fine)
+    )
+
+
+MANY: Pairs = [(f"text {number}", "ab"[number % 2]) for number in range(20)]
+
+
+def test_good_parts_have_no_warnings_and_their_labels_are_counted() -> None:
+    findings = check_parts(parts(MANY))
+    assert findings.warnings == ()
+    assert findings.labels["train"] == {"a": 10, "b": 10}
+
+
+def test_repeats_are_counted_but_for_the_first() -> None:
+    findings = check_parts(parts([*MANY, ("TEXT  1", "b"), ("text 1", "b")]))
+    assert findings.num_repeats == {"train": 2, "validation": 0, "test": 0}
+    assert findings.warnings == ("train: 2 row(s) repeat a text of the same split; kept.",)
+
+
+def test_one_text_with_two_labels_is_counted_and_shown_with_its_places() -> None:
+    findings = check_parts(parts([*MANY, ("Text 1", "a")]))
+    assert findings.num_contradictions["train"] == 1
+    (shown,) = findings.contradictions
+    assert shown.labels == ("a", "b")
+    assert shown.places == ("train.csv, row 2", "train.csv, row 21")
+
+
+def test_one_label_only_is_refused() -> None:
+    with pytest.raises(DataError, match=r"All 2 training rows have the same label, 'a'"):
+        check_parts(parts([("x", "a"), ("y", "a")]))
+
+
+def test_one_label_that_is_sometimes_absent_can_be_learned() -> None:
+    several = [(f"text {number}", ("a",) if number % 2 else ()) for number in range(20)]
+    check_parts(parts(several, several[:4], several[:4]))
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_labels_that_training_never_sees_are_refused_with_count_and_place(name: str) -> None:
+    unknown: Pairs = [("u", "a"), ("v", "c"), ("w", "c")]
+    with pytest.raises(
+        DataError, match=rf"{name} split has 1 label\(s\).*`c` \(2\); first in {name}\.csv, row 2"
+    ):
+        check_parts(parts(MANY, **{name: unknown}))
+
+
+def test_an_unknown_label_among_several_is_refused() -> None:
+    train: Pairs = [("x", ("a",)), ("y", ("b",))]
+    with pytest.raises(DataError, match=r"`c` \(1\); first in test\.csv, row 1"):
+        check_parts(parts(train, train, [("z", ("a", "c"))]))
+
+
+def test_an_empty_part_is_refused() -> None:
+    empty = Parts(part("train", MANY), part("validation", MANY), [])
+    with pytest.raises(DataError, match="The test split has no rows left"):
+        check_parts(empty)
+
+
+def test_rare_untested_and_unbalanced_labels_are_told() -> None:
+    train: Pairs = [*[(f"text {number}", "a") for number in range(50)], ("x", "b"), ("y", "c")]
+    warnings = check_parts(parts(train)).warnings
+    assert warnings == (
+        "2 label(s) have fewer than 5 training rows: `b`, `c`.",
+        "1 label(s) are in no test row: `c`.",
+        "The most frequent label has 50 training rows, the rarest 1; "
+        "consider `--set task_settings.class_weights=balanced`.",
+    )

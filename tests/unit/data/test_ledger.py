@@ -1,0 +1,118 @@
+"""What the ledger counts, and what it refuses."""
+
+import json
+from typing import Any
+
+import pytest
+
+from lushan.data.ledger import Counts, Ledger, count_rows, count_tokens, refuse_without_signal
+from lushan.data.splits import Parts
+from lushan.errors import DataError
+from lushan.records import Example, Features
+
+STOP = 2
+TRAIN = [Example("1", "x", "a"), Example("2", "y", "b"), Example("3", "z", "b")]
+
+
+def answering(index: int, num_tokens: int, *, targets_from: int, cut: int = 0) -> Features:
+    """A document whose last tokens are supervised and end with the stop token."""
+    ids = (*range(10, 9 + num_tokens), STOP)
+    return Features(ids, str(index), index, targets_from=targets_from, num_cut_tokens=cut)
+
+
+def classed(index: int, num_tokens: int) -> Features:
+    return Features(tuple(range(num_tokens)), str(index), index, target=0)
+
+
+def rows(examples: list[Example] = TRAIN, **num_dropped: int) -> Ledger:
+    parts = Parts(examples, validation=examples[:1], test=examples[:2])
+    return count_rows(parts, {"train": num_dropped})
+
+
+def tokens(features: list[Features], examples: list[Example] = TRAIN) -> Ledger:
+    return count_tokens(rows(examples), "train", examples=examples, features=features, stop_id=STOP)
+
+
+def test_rows_read_are_those_kept_and_those_dropped_with_a_reason() -> None:
+    train = rows(empty=2, overlap=3, never=0).splits["train"]
+    assert train.num_read == 8
+    assert train.num_dropped == {"empty": 2, "overlap": 3}
+    assert train.total.num_examples == 3
+    assert {label: each.num_examples for label, each in train.per_class.items()} == {"a": 1, "b": 2}
+
+
+def test_tokens_of_answers_are_supervised_or_masked() -> None:
+    ledger = tokens([
+        answering(0, 10, targets_from=7),
+        answering(1, 6, targets_from=4, cut=5),
+        answering(2, 4, targets_from=2),
+    ])
+    train = ledger.splits["train"]
+    assert train.total == Counts(
+        num_examples=3,
+        num_cut_examples=1,
+        num_documents=3,
+        num_tokens=20,
+        num_supervised=7,
+        num_masked_tokens=13,
+        num_cut_tokens=5,
+    )
+    assert train.per_class["b"].num_tokens == 10
+    assert train.trains_stop_token is True
+
+
+def test_a_layer_that_answers_supervises_each_document_once_and_masks_nothing() -> None:
+    train = tokens([classed(0, 5), classed(1, 7), classed(1, 3), classed(2, 2)]).splits["train"]
+    assert (train.total.num_documents, train.total.num_supervised) == (4, 4)
+    assert (train.total.num_tokens, train.total.num_masked_tokens) == (17, 0)
+    assert train.per_class["b"].num_documents == 3
+    assert train.trains_stop_token is None
+
+
+def test_an_example_with_several_labels_counts_for_each_and_one_without_for_none() -> None:
+    several = [Example("1", "x", ("a", "b")), Example("2", "y", ())]
+    train = tokens([classed(0, 5), classed(1, 3)], several).splits["train"]
+    assert {label: each.num_tokens for label, each in train.per_class.items()} == {
+        "(none)": 3,
+        "a": 5,
+        "b": 5,
+    }
+    assert train.total.num_tokens == 8
+
+
+def test_other_splits_stay_as_they_are() -> None:
+    assert tokens([classed(0, 5)]).splits["test"] == rows().splits["test"]
+
+
+def test_a_ledger_survives_json() -> None:
+    values: dict[str, Any] = tokens([classed(0, 5)]).as_dict()
+    assert json.loads(json.dumps(values)) == json.loads(json.dumps(values, default=str))
+    assert values["splits"]["train"]["total"]["num_tokens"] == 5
+
+
+def test_a_run_with_signal_is_let_through() -> None:
+    refuse_without_signal(tokens([answering(n, 6, targets_from=4) for n in range(3)]))
+    refuse_without_signal(tokens([classed(n, 4) for n in range(3)]))
+
+
+def test_a_run_without_any_signal_is_refused() -> None:
+    with pytest.raises(DataError, match="of 18 training tokens none is supervised"):
+        refuse_without_signal(tokens([answering(n, 6, targets_from=6) for n in range(3)]))
+
+
+def test_a_label_without_signal_is_refused_by_name() -> None:
+    with pytest.raises(DataError, match="Zero training signal for `a`"):
+        refuse_without_signal(
+            tokens([
+                answering(0, 6, targets_from=6),
+                *(answering(n, 6, targets_from=4) for n in (1, 2)),
+            ])
+        )
+
+
+def test_a_run_that_does_not_train_the_stop_token_is_refused() -> None:
+    without_stop = Features((10, 11, 12), "0", 0, targets_from=1)
+    ledger = tokens([without_stop, *(answering(n, 6, targets_from=4) for n in (1, 2))])
+    assert ledger.splits["train"].trains_stop_token is False
+    with pytest.raises(DataError, match="would not learn to stop"):
+        refuse_without_signal(ledger)

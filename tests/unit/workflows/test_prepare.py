@@ -1,0 +1,118 @@
+"""From files to checked parts with a ledger, for the real task."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lushan.catalog import load_task
+from lushan.data.splits import count_labels
+from lushan.errors import DataError
+from lushan.workflows.prepare import Prepared, columns_for, draw, holds_lists, prepare
+from lushan.workflows.recipe import make_recipe
+from tests.bad_inputs import good_rows, write_lines, write_splits
+
+TASK = load_task("classification")
+
+
+def prepared(data: Path, *settings: str) -> Prepared:
+    return prepare(data, task=TASK, recipe=make_recipe(None, {}, settings))
+
+
+def splits(folder: Path, **changed: list[dict[str, Any]]) -> Path:
+    parts = {
+        name: good_rows(start=start, step=3)
+        for start, name in enumerate(("train", "validation", "test"))
+    }
+    return write_splits(folder, **{**parts, **changed})
+
+
+def test_given_splits_stay_as_they_are(tmp_path: Path) -> None:
+    found = prepared(splits(tmp_path))
+    assert [each.text for each in found.parts.test] == [
+        row["text"] for row in good_rows(start=2, step=3)
+    ]
+    assert found.notes == []
+
+
+def test_one_file_is_cut_into_three_and_told(tmp_path: Path) -> None:
+    found = prepared(write_lines(tmp_path / "data.jsonl", good_rows()))
+    sizes = {name: len(part) for name, part in found.parts.as_dict().items()}
+    assert sizes == {"train": 34, "validation": 4, "test": 10}
+    assert found.notes[0].startswith("No validation split: 4 of 48 rows were cut off for it")
+    assert found.notes[1].startswith("No test split: 10 of 48 rows were cut off for it")
+
+
+def test_only_the_missing_split_is_cut_off(tmp_path: Path) -> None:
+    data = splits(tmp_path)
+    (data / "validation.jsonl").unlink()
+    found = prepared(data)
+    assert len(found.parts.test) == 16
+    assert len(found.parts.train) + len(found.parts.validation) == 16
+
+
+def test_the_seed_and_the_fractions_decide_the_cut(tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "data.jsonl", good_rows())
+    first, again, other = (
+        [each.id for each in prepared(data, f"seed={seed}").parts.test] for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    assert len(prepared(data, "data.test_fraction=0.5").parts.test) == 24
+
+
+def test_dropped_rows_stand_in_the_ledger_with_their_reason(tmp_path: Path) -> None:
+    test = [
+        *good_rows(start=2, step=3),
+        *({"text": f"{n} more", "label": "sea"} for n in range(40)),
+    ]
+    train = [*good_rows(step=3), {"text": " ", "label": "sea"}, test[0], {**test[1]}]
+    train[-1] = {**test[1], "text": test[1]["text"].replace(".", "!")}
+    found = prepared(splits(tmp_path, train=train, test=test))
+    ledger = found.ledger.splits["train"]
+    assert ledger.num_dropped == {"empty": 1, "exact overlap": 1, "near overlap": 1}
+    assert (ledger.num_read, ledger.total.num_examples) == (19, 16)
+    assert sum(each.num_exact for each in found.ledger.overlap) == 1
+
+
+def test_too_many_rows_are_drawn_per_label_told_and_counted(tmp_path: Path) -> None:
+    found = prepared(splits(tmp_path), "data.max_train_rows=6")
+    assert count_labels(found.parts.train) == {"sea": 3, "hill": 3}
+    assert found.ledger.splits["train"].num_dropped == {"not drawn": 10}
+    assert found.notes == ["6 of 16 training rows were drawn (`data.max_train_rows`)."]
+
+
+def test_a_draw_that_leaves_one_label_is_refused(tmp_path: Path) -> None:
+    found = prepared(splits(tmp_path))
+    with pytest.raises(DataError, match="same label"):
+        draw(found, 1, seed=0, why="a test")
+
+
+def test_lists_of_labels_are_seen_and_told(tmp_path: Path) -> None:
+    rows = [{**row, "label": [row["label"], "all"]} for row in good_rows()]
+    found = prepared(write_lines(tmp_path / "data.jsonl", rows))
+    assert found.multi_label
+    assert {each.target for each in found.parts.train} == {("all", "sea"), ("all", "hill")}
+    assert any("several labels" in note for note in found.notes)
+
+
+def test_labels_joined_by_a_bar_are_several_unless_told_otherwise(tmp_path: Path) -> None:
+    rows = [{**row, "label": f"{row['label']}|all"} for row in good_rows()]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    assert prepared(data).parts.train[0].target in {("all", "sea"), ("all", "hill")}
+    assert any("cut into several labels at `|`" in note for note in prepared(data).notes)
+    one = prepared(data, "task_settings.multi_label=false")
+    assert one.parts.train[0].target in {"sea|all", "hill|all"}
+
+
+def test_labels_joined_by_semicolons_are_several_only_when_asked(tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "data.jsonl", [{"text": "a", "label": "x; y"}])
+    assert not holds_lists(data, task=TASK, columns={})
+    assert columns_for(TASK, multi_label=True).lists == ("label",)
+    assert columns_for(TASK, multi_label=False).lists == ()
+
+
+def test_columns_are_mapped_by_a_setting(tmp_path: Path) -> None:
+    rows = [{"body": row["text"], "kind": row["label"]} for row in good_rows()]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    found = prepared(data, "data.columns.text=body", "data.columns.label=kind")
+    assert count_labels(found.parts.test) == {"sea": 5, "hill": 5}
