@@ -128,8 +128,13 @@ class Optimizer:
         return [name for name, master in pairs if master.grad is None]
 
     def step(self) -> float:
-        """Clip, move every weight, forget the gradients; returns the gradient's norm before clipping."""
+        """Clip, move every weight, forget the gradients; returns the gradient's norm before clipping.
+
+        Nothing moves if that norm is not finite.
+        """
         norm = nn.utils.clip_grad_norm_(self._masters, self._settings.max_gradient_norm)
+        if not torch.isfinite(norm):
+            return float(norm)
         factor = schedule_factor(self.num_steps_done, self._num_steps, self._settings)
         for group in self._inner.param_groups:
             group["lr"] = group["peak"] * factor
