@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from lushan.atomic import write_json
 from lushan.errors import SettingError
 
 Precision = Literal["bf16", "fp32"]
@@ -326,6 +327,4 @@ def _read_measurements(cache: Path | None) -> dict[str, Speed]:
 def _write_measurements(cache: Path, measurements: dict[str, Speed]) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     values = {key: dataclasses.asdict(speed) for key, speed in measurements.items()}
-    unfinished = cache / f"machine.json.{os.getpid()}"
-    unfinished.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    unfinished.replace(cache / "machine.json")
+    write_json(cache / "machine.json", values)
