@@ -26,14 +26,39 @@ for name in ("connect", "connect_ex", "sendto"):
 for name in ("getaddrinfo", "gethostbyname", "create_connection"):
     setattr(socket, name, refuse)
 """
+THINGS = [
+    "film",
+    "book",
+    "river",
+    "garden",
+    "engine",
+    "dinner",
+    "hotel",
+    "song",
+    "teacher",
+    "winter",
+    "letter",
+    "bridge",
+]
+MANNERS = [
+    "slowly",
+    "twice",
+    "alone",
+    "again",
+    "early",
+    "loudly",
+    "gladly",
+    "badly",
+    "often",
+    "nearly",
+    "sadly",
+    "once",
+]
+JUDGEMENTS = {"good": ("delight", "love"), "bad": ("bore", "hate")}
 ROWS = [
-    {"text": text, "label": label}
-    for label, words in {
-        "good": ("fine", "great", "lovely"),
-        "bad": ("dull", "poor", "weak"),
-    }.items()
-    for number in range(12)
-    for text in [f"a {words[number % 3]} film, number {number} of its {label} kind"]
+    {"text": f"{first} {thing}, which we {second} {manner}", "label": label}
+    for label, (first, second) in JUDGEMENTS.items()
+    for thing, manner in zip(THINGS, MANNERS, strict=True)
 ]
 
 
