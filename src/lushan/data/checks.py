@@ -65,12 +65,13 @@ def check_parts(parts: Parts) -> Findings:
     labels = {name: count_labels(part) for name, part in parts.as_dict().items()}
     _refuse_one_answer(parts.train)
     _refuse_unknown_labels(parts, labels["train"])
-    texts = {name: _by_text(part) for name, part in parts.as_dict().items()}
-    contradictions = {name: _contradictions(name, by_text) for name, by_text in texts.items()}
-    num_repeats = {
-        str(name): len(part) - len(texts[name]) for name, part in parts.as_dict().items()
-    }
-    num_contradictions = {str(name): len(found) for name, found in contradictions.items()}
+    num_repeats: dict[str, int] = {}
+    contradictions: dict[str, list[Contradiction]] = {}
+    for name, part in parts.as_dict().items():
+        by_text = _by_text(part)
+        num_repeats[name] = len(part) - len(by_text)
+        contradictions[name] = _contradictions(name, by_text)
+    num_contradictions = {name: len(found) for name, found in contradictions.items()}
     return Findings(
         num_repeats=num_repeats,
         num_contradictions=num_contradictions,

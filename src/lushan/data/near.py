@@ -5,8 +5,9 @@ Japanese or Korean) have a Jaccard similarity of at least `NEAR`. Candidates are
 sort each set from rare to common; two sets that are so similar must share a piece among the first
 few (Bayardo, Ma, Srikant: Scaling up all pairs similarity search, WWW 2007). Bit maps of the sets
 sort most out (Sandes, Teodoro, Melo: Bitmap filter, 2018), and what is left is measured, so what is
-reported is near by definition, not by chance. A miss is possible only where all that two texts share
-stands among the first pieces of more than `MOST_TEXTS_PER_PIECE` others.
+reported is near by definition, not by chance. Misses are possible only among texts of which very many
+are alike: a piece is followed to `MOST_TEXTS_PER_PIECE` texts, and a text is measured against the
+`MOST_MEASURED` that look most alike.
 """
 
 import re
@@ -29,7 +30,7 @@ WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 # A piece is one number of 64 bits: 12 its text in the chunk, 8 how common it is, 44 its hash. One
 # sort of such numbers puts each text's pieces together, from rare to common.
 TEXTS_PER_CHUNK = 2**12
-CHARACTERS_PER_CHUNK = 2**22
+CHARACTERS_PER_CHUNK = 2**20
 HASH_BITS = 44
 TEXT_SHIFT = np.uint64(52)
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -37,6 +38,7 @@ MOST_BUCKETS = 2**24
 MOST_TEXTS_PER_PIECE = 128
 BITS_PER_MAP = 512
 PAIRS_PER_BLOCK = 2**18
+MOST_MEASURED = 64
 ROUNDING = 1e-6
 
 Numbers = NDArray[np.uint64]
@@ -53,12 +55,17 @@ def bare(text: str) -> str:
     return NOT_WORD.sub(" ", plain(text)).strip()
 
 
+def comparable(text: str) -> str:
+    """Give the bare form, or the plain one of a text without letters, such as a smile."""
+    return bare(text) or plain(text)
+
+
 def find_near(queries: Iterable[str], base: Iterable[str]) -> dict[str, list[str]]:
     """Find the queries that equal, or nearly equal, texts of the base.
 
     Args:
-        queries: Bare texts; repeats and empty ones do not matter.
-        base: Bare texts.
+        queries: Comparable texts; repeats and empty ones do not matter.
+        base: Comparable texts.
 
     Returns:
         Query text to base texts, the most similar first.
@@ -97,14 +104,18 @@ def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
         yield start, len(texts)
 
 
+def _padded(text: str, width: int) -> str:
+    pad = " " * (width - 1)
+    return f"{pad}{text}{pad}"
+
+
 def _hashes(texts: Sequence[str]) -> tuple[Numbers, Numbers]:
     """Give the hash of every piece of every text, and the index of its text, in order.
 
     Texts are padded, so that a letter at an end is in as many pieces as one in the middle.
     """
     text_widths = [_width(text) for text in texts]
-    pads = [" " * (width - 1) for width in text_widths]
-    padded = [f"{pad}{text}{pad}" for pad, text in zip(pads, texts, strict=True)]
+    padded = [_padded(text, width) for text, width in zip(texts, text_widths, strict=True)]
     characters = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype="<u4")
     lengths = np.array([len(text) for text in padded])
     widths = np.repeat(text_widths, lengths)
@@ -127,6 +138,17 @@ def _distinct(keys: Numbers) -> Numbers:
     return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
 
 
+def _piece_set(text: str) -> set[str]:
+    width = _width(text)
+    padded = _padded(text, width)
+    return {padded[start : start + width] for start in range(len(padded) - width + 1)}
+
+
+def _jaccard(one: set[str], other: set[str]) -> float:
+    num_shared = len(one & other)
+    return num_shared / (len(one) + len(other) - num_shared)
+
+
 @dataclass(frozen=True, slots=True)
 class _Pieces:
     """The distinct pieces of a list of texts, each text's from rare to common."""
@@ -135,10 +157,6 @@ class _Pieces:
     """How common, and the hash; all texts one after another."""
     starts: Positions
     """Where each text's pieces begin; one more entry at the end."""
-
-    def of(self, text: int) -> frozenset[int]:
-        """Give the pieces of one text."""
-        return frozenset(self.values[self.starts[text] : self.starts[text + 1]].tolist())
 
     def counts(self) -> Positions:
         """Give how many distinct pieces each text has."""
@@ -167,32 +185,32 @@ class _Index:
     def __init__(self, texts: Sequence[str]) -> None:
         num_characters = sum(map(len, texts))
         self._num_buckets = min(MOST_BUCKETS, 2 ** (2 * num_characters).bit_length())
-        counts = np.zeros(self._num_buckets, dtype=np.uint32)
+        self._times = np.zeros(self._num_buckets, dtype=np.uint32)
         for start, end in _chunks(texts):
             hashes, _ = _hashes(texts[start:end])
-            np.add.at(counts, self._buckets(hashes), np.uint32(1))
-        self._common = np.minimum(np.log2(counts + np.float32(1)) * 10, 255).astype(np.uint8)
-        parts = [self._pieces(texts[start:end]) for start, end in _chunks(texts)]
-        self._sizes = np.concatenate([part.counts() for part in parts])
-        self._maps = np.concatenate([part.bit_maps() for part in parts])
-        self._base = _Pieces(
-            np.concatenate([part.values for part in parts]),
-            starts=np.concatenate([[0], np.cumsum(self._sizes)]),
-        )
-        values, owners = self._base.prefixes()
-        order = np.argsort(values, kind="stable")
-        self._values, self._owners = values[order], owners[order]
+            np.add.at(self._times, self._buckets(hashes), np.uint32(1))
+        self._texts = texts
+        sizes, maps, values, owners = [], [], [], []
+        for start, end in _chunks(texts):
+            pieces = self._pieces(texts[start:end])
+            sizes.append(pieces.counts())
+            maps.append(pieces.bit_maps())
+            first, whose = pieces.prefixes()
+            values.append(first)
+            owners.append(whose + start)
+        self._sizes, self._maps = np.concatenate(sizes), np.concatenate(maps)
+        order = np.argsort(np.concatenate(values), kind="stable")
+        self._values, self._owners = np.concatenate(values)[order], np.concatenate(owners)[order]
 
     def match(self, texts: Sequence[str]) -> dict[int, list[int]]:
         """Give the near base texts of each text that has some, best first; takes one chunk."""
-        pieces = self._pieces(texts)
         found: dict[int, list[tuple[float, int]]] = {}
-        for query, base in self._candidates(pieces):
-            one, other = pieces.of(query), self._base.of(base)
-            num_shared = len(one & other)
-            similarity = num_shared / (len(one) + len(other) - num_shared)
-            if similarity >= NEAR:
-                found.setdefault(query, []).append((-similarity, base))
+        for query, likely in self._candidates(self._pieces(texts)).items():
+            pieces = _piece_set(texts[query])
+            for base in likely[:MOST_MEASURED]:
+                similarity = _jaccard(pieces, _piece_set(self._texts[base]))
+                if similarity >= NEAR:
+                    found.setdefault(query, []).append((-similarity, base))
         return {query: [base for _, base in sorted(found[query])] for query in found}
 
     def _buckets(self, hashes: Numbers) -> Positions:
@@ -200,31 +218,37 @@ class _Index:
 
     def _pieces(self, texts: Sequence[str]) -> _Pieces:
         hashes, owners = _hashes(texts)
-        common = self._common[self._buckets(hashes)].astype(np.uint64) << np.uint64(HASH_BITS)
-        keys = _distinct((owners << TEXT_SHIFT) | common | hashes)
+        times = self._times[self._buckets(hashes)]
+        common = np.minimum(np.log2(times + 1.0) * 10, 255).astype(np.uint64)
+        keys = _distinct((owners << TEXT_SHIFT) | (common << np.uint64(HASH_BITS)) | hashes)
         sizes = np.bincount((keys >> TEXT_SHIFT).astype(np.int64), minlength=len(texts))
         values = keys & ((np.uint64(1) << TEXT_SHIFT) - np.uint64(1))
         return _Pieces(values, starts=np.concatenate([[0], np.cumsum(sizes)]))
 
-    def _candidates(self, pieces: _Pieces) -> list[tuple[int, int]]:
-        """Give the pairs that share a piece of their prefixes and may be near."""
+    def _candidates(self, pieces: _Pieces) -> dict[int, list[int]]:
+        """Give the base texts that may be near to each text, the most alike first."""
+        pairs = self._sharing_pairs(pieces)
+        sizes, maps = pieces.counts(), pieces.bit_maps()
+        likely: list[Positions] = []
+        for start in range(0, len(pairs), PAIRS_PER_BLOCK):
+            query, base = np.divmod(pairs[start : start + PAIRS_PER_BLOCK], len(self._sizes))
+            # Near sets A and B differ in at most (|A| + |B|) (1 - t) / (1 + t) pieces; their maps in no
+            # more bits. This also sorts out sets of unlike size.
+            most = (sizes[query] + self._sizes[base]) * (1 - NEAR) / (1 + NEAR) + ROUNDING
+            differ = np.bitwise_count(maps[query] ^ self._maps[base]).sum(axis=1, dtype=np.int64)
+            is_likely = (differ <= most) & (np.abs(sizes[query] - self._sizes[base]) <= most)
+            likely.append(np.stack([query, differ, base], axis=1)[is_likely])
+        candidates: dict[int, dict[int, None]] = {}
+        for query, _, base in sorted(np.concatenate(likely).tolist() if likely else []):
+            candidates.setdefault(query, {})[base] = None
+        return {query: list(bases) for query, bases in candidates.items()}
+
+    def _sharing_pairs(self, pieces: _Pieces) -> Positions:
+        """Give text * (number of base texts) + base text, where both share a piece of their prefixes."""
         values, queries = pieces.prefixes()
         first = np.searchsorted(self._values, values, side="left")
         last = np.searchsorted(self._values, values, side="right")
         num_hits = np.minimum(last - first, MOST_TEXTS_PER_PIECE)
         begins = np.cumsum(num_hits) - num_hits
         hits = np.repeat(first - begins, num_hits) + np.arange(num_hits.sum())
-        pairs = np.repeat(queries, num_hits) * len(self._sizes) + self._owners[hits]
-        sizes, maps = pieces.counts(), pieces.bit_maps()
-        likely: list[Positions] = []
-        for start in range(0, len(pairs), PAIRS_PER_BLOCK):
-            block = pairs[start : start + PAIRS_PER_BLOCK]
-            query, base = np.divmod(block, len(self._sizes))
-            # Near sets A and B differ in at most (|A| + |B|) (1 - t) / (1 + t) pieces; their maps in no
-            # more bits. This also sorts out sets of unlike size.
-            most = (sizes[query] + self._sizes[base]) * (1 - NEAR) / (1 + NEAR) + ROUNDING
-            differ = np.bitwise_count(maps[query] ^ self._maps[base]).sum(axis=1, dtype=np.int64)
-            is_likely = (differ <= most) & (np.abs(sizes[query] - self._sizes[base]) <= most)
-            likely.append(block[is_likely])
-        query, base = np.divmod(np.unique(np.concatenate([*likely, pairs[:0]])), len(self._sizes))
-        return list(zip(query.tolist(), base.tolist(), strict=True))
+        return np.repeat(queries, num_hits) * len(self._sizes) + self._owners[hits]

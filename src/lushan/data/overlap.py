@@ -1,10 +1,10 @@
 """Rows of one split that a later split has too: found, counted, and taken out of the earlier one."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lushan.data.near import bare, find_near, plain
+from lushan.data.near import comparable, find_near, plain
 from lushan.data.splits import Parts
 from lushan.errors import DataError
 from lushan.records import SPLIT_NAMES, Example, SplitName
@@ -157,40 +157,43 @@ def remove_overlap(
 
 
 class _Forms:
-    """The plain and the bare texts of a split, beside its examples."""
+    """The examples of a split with the form in which their texts are compared."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples
-        self.plain = [plain(each.text) for each in examples]
-        self.bare = [bare(each.text) for each in examples]
+        self.keys = [comparable(each.text) for each in examples]
 
-    def rows(self, shared: Container[str], matched: Container[str]) -> Rows:
-        """Give the places of exact and of near rows."""
-        places = range(len(self.examples))
-        return Rows(
-            exact=tuple(place for place in places if self.plain[place] in shared),
-            near=tuple(
-                place
-                for place in places
-                if self.bare[place] in matched and self.plain[place] not in shared
-            ),
-        )
+    def places(self, keys: Container[str]) -> list[int]:
+        """Give the places of the rows that have one of these keys."""
+        return [place for place, key in enumerate(self.keys) if key in keys]
+
+    def plain(self, places: Iterable[int]) -> dict[int, str]:
+        """Give the plain texts at some places; all of them would need much memory."""
+        return {place: plain(self.examples[place].text) for place in places}
 
 
 def _compare(earlier: SplitName, later: SplitName, one: _Forms, other: _Forms) -> PairOverlap:
-    shared = set(one.plain) & set(other.plain)
-    matches = find_near(one.bare, other.bare)
-    rows = one.rows(shared, matches)
-    later_rows = other.rows(shared, {text for texts in matches.values() for text in texts})
+    matches = find_near(one.keys, other.keys)
+    matched = {key for found in matches.values() for key in found}
+    ones, others = one.plain(one.places(matches)), other.plain(other.places(matched))
+    shared = set(ones.values()) & set(others.values())
+    rows, later_rows = _rows(ones, shared), _rows(others, shared)
     shown: list[Shown] = []
     for place in (*rows.near, *rows.exact)[:NUM_SHOWN]:
-        if one.plain[place] in shared:
-            later_place = other.plain.index(one.plain[place])
-        else:
-            later_place = other.bare.index(matches[one.bare[place]][0])
+        best = matches[one.keys[place]][0]
+        likely = [each for each in others if other.keys[each] == best]
+        later_place = next((each for each in likely if others[each] == ones[place]), likely[0])
         first, second = one.examples[place], other.examples[later_place]
         shown.append(Shown(first.place, first.text, second.place, second.text))
     return PairOverlap(earlier, later, rows=rows, later_rows=later_rows, shown=tuple(shown))
+
+
+def _rows(plain_texts: Mapping[int, str], shared: Container[str]) -> Rows:
+    """Sort places into exact and near ones."""
+    return Rows(
+        exact=tuple(place for place, text in plain_texts.items() if text in shared),
+        near=tuple(place for place, text in plain_texts.items() if text not in shared),
+    )
 
 
 def _to_remove(

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lushan.data.near import bare, plain
+from lushan.data.near import comparable
 from lushan.errors import DataError
 from lushan.records import SPLIT_NAMES, Example, SplitName
 
@@ -94,7 +94,7 @@ def _groups(examples: Sequence[Example]) -> dict[str, list[int]]:
     """Put the places of texts together that must not be separated."""
     groups: dict[str, list[int]] = defaultdict(list)
     for place, example in enumerate(examples):
-        groups[bare(example.text) or plain(example.text)].append(place)
+        groups[comparable(example.text)].append(place)
     return groups
 
 
