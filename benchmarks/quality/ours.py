@@ -23,7 +23,6 @@ FIXED_SETTINGS = {
     "training.max_gradient_norm": cases.MAX_GRADIENT_NORM,
     "training.optimizer": "adamw",
     "training.schedule": "linear",
-    "training.keep": "last",
     # The rows were made free of overlap for both systems; nothing more is taken out for one of them.
     "data.overlap": "keep",
 }
@@ -46,16 +45,18 @@ def run_lushan(
     few = with_few_test_rows(rows, runs / f"{case.name}-rows")
     settings = {
         **FIXED_SETTINGS,
+        # The Trainer's model is that of its last step.
+        "training.keep": "last" if case.target_accuracy is None else "best",
         "training.epochs": case.epochs,
         "training.learning_rate": case.learning_rate,
         "training.head_learning_rate": case.learning_rate,
     }
-    told = _lushan(
-        ["tune", str(few), "--task", "classification", "--model", model, "--adapter", "full"]
-        + [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-        + ["--seed", str(seed), "--no-baselines", "--out", str(run), "--overwrite"],
-        threads=threads,
-    )
+    if not (run / "results.json").is_file():
+        words = ["tune", str(few), "--task", "classification", "--model", model]
+        words += ["--adapter", "full", "--seed", str(seed), "--no-baselines"]
+        words += [part for name in settings for part in ("--set", f"{name}={settings[name]}")]
+        _lushan([*words, "--out", str(run), "--overwrite"], threads=threads)
+    told = json.loads((run / "results.json").read_text(encoding="utf-8"))
     answers_file = runs / f"{case.name}-{seed}.jsonl"
     _lushan(
         ["predict", str(run), str(rows / "test.jsonl"), "--out", str(answers_file)], threads=threads
@@ -66,9 +67,14 @@ def run_lushan(
         "set": case.name,
         "seed": seed,
         "system": "lushan",
-        "hyper_parameters": settings,
+        "hyper_parameters": {
+            "epochs": case.epochs,
+            "learning_rate": case.learning_rate,
+            "settings": settings,
+        },
         "scores": {"test": table.score(answers, table.read_truth(rows))},
         "answers": {"test": answers},
+        "history": told["validation"],
         "num_train_tokens": told["num_train_tokens"],
         "seconds": {**seconds, "train": seconds["train"] + seconds.get("compile", 0.0)},
         "train_tokens_per_second": told["train_tokens_per_second"],
@@ -92,14 +98,12 @@ def read_answers(file: Path) -> dict[str, str]:
     return {str(row): json.loads(line)["answer"] for row, line in enumerate(lines)}
 
 
-def _lushan(words: Sequence[str], *, threads: int) -> dict[str, Any]:
+def _lushan(words: Sequence[str], *, threads: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lushan", *words, "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        [sys.executable, "-m", "lushan", *words],
+        stdout=sys.stderr,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
         check=False,
     )
     if done.returncode != 0:
-        raise SystemExit(f"`lushan {words[0]}` ended with code {done.returncode}: {done.stdout}")
-    return json.loads(done.stdout.strip().rsplit("\n", 1)[-1])
+        raise SystemExit(f"`lushan {words[0]}` ended with code {done.returncode}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,22 @@ def read_results(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
         json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
     ]
     return {(each["set"], each["system"], each["seed"]): each for each in results}
+
+
+def check_settings(results: Iterable[Mapping[str, Any]]) -> None:
+    """Stop if a result was made with other hyper-parameters than its case now has.
+
+    Raises:
+        SystemExit: Names the result.
+    """
+    for result in results:
+        case, used = cases.case_named(result["set"]), result["hyper_parameters"]
+        if (used["epochs"], used["learning_rate"]) != (case.epochs, case.learning_rate):
+            raise SystemExit(
+                f"{case.name}, {result['system']}, seed {result['seed']} was run with {used['epochs']} epochs at "
+                f"{used['learning_rate']:g}; the case now says {case.epochs} at {case.learning_rate:g}. "
+                "Remove that result and run it again."
+            )
 
 
 def read_truth(rows: Path) -> list[str]:
@@ -116,6 +132,7 @@ def make_table(folder: Path, data: Path) -> str:
         data: Where the folders of `cases.write_rows` are.
     """
     results = read_results(folder)
+    check_settings(results.values())
     compared = [case for case in cases.CASES if case.target_accuracy is None]
     alone = [case for case in cases.CASES if case.target_accuracy is not None]
     lines = [
