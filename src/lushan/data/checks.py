@@ -167,6 +167,10 @@ def _label_warnings(train: Counter[str], test: Counter[str]) -> list[str]:
         warnings.append(
             f"{len(rare)} label(s) have fewer than {FEWEST_ROWS_PER_LABEL} training rows: {_short(rare)}."
         )
+    cases = Counter(label.casefold() for label in train)
+    alike = sorted(label for label in train if cases[label.casefold()] > 1)
+    if alike:
+        warnings.append(f"Labels that differ only in capital letters: {_short(alike)}.")
     untested = sorted(set(train) - set(test))
     if untested:
         warnings.append(f"{len(untested)} label(s) are in no test row: {_short(untested)}.")

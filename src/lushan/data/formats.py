@@ -164,7 +164,7 @@ def _read_json_lines(path: Path, notes: Notes) -> Iterator[Record]:
             continue
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(_not_json(error, path, number)) from None
         yield _as_record(value, path=path, number=number)
 
@@ -218,7 +218,9 @@ def _read_parquet(path: Path) -> Iterator[Record]:
             batches = parquet.ParquetFile(file).iter_batches(batch_size=1024)
             values = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
             yield from itertools.starmap(_numbered, enumerate(values, start=1))
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the operating system's, such as no permission; pyarrow's own have no number
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{path.name}: not a Parquet file, or broken: {reason}.") from None
 

@@ -89,3 +89,9 @@ def test_rare_untested_and_unbalanced_labels_are_told() -> None:
         "The most frequent label has 50 training rows, the rarest 1; "
         "consider `--set task_settings.class_weights=balanced`.",
     )
+
+
+def test_labels_that_differ_only_in_capital_letters_are_told() -> None:
+    train: Pairs = [(f"text {number}", ("a", "b", "A")[number % 3]) for number in range(30)]
+    warnings = check_parts(parts(train, train, train)).warnings
+    assert warnings == ("Labels that differ only in capital letters: `A`, `a`.",)

@@ -124,6 +124,22 @@ def test_lines_that_end_with_a_lone_carriage_return_are_refused(tmp_path: Path) 
         read(file)
 
 
+@pytest.mark.parametrize("damage", [b"\xff" * 40, b""])
+def test_a_parquet_file_with_a_damaged_middle_is_refused(damage: bytes, tmp_path: Path) -> None:
+    file = write(tmp_path / "data.parquet", ROWS[:3])
+    content = file.read_bytes()
+    file.write_bytes(content[:20] + damage + content[60:])
+    with pytest.raises(DataError, match=r"data\.parquet: not a Parquet file, or broken: \S.*\.$"):
+        read(file)
+
+
+def test_a_number_too_long_for_python_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"text": ' + "9" * 5000 + "}", encoding="utf-8")
+    with pytest.raises(DataError, match=r"data\.jsonl, row 1: not JSON: Exceeds the limit"):
+        read(file)
+
+
 @pytest.mark.parametrize(
     ("name", "extension"),
     [("a.csv", ".csv"), ("A.JSONL.GZ", ".jsonl"), ("a.b.parquet", ".parquet"), ("csv", None)],

@@ -27,7 +27,10 @@ def make_parts() -> Parts:
             "train",
             *("alone", "In  Both", "in both", "In both!", LONG.format(month="March"), "of all"),
         ),
-        validation=part("validation", "of validation", "in both", "of ALL", "in test"),
+        validation=part(
+            "validation",
+            *("of validation", "in both", "of ALL", "in test"),
+        ),
         test=part("test", "of all", "in test", LONG.format(month="April"), *fillers("test", 80)),
     )
 
@@ -62,6 +65,14 @@ def test_a_row_that_overlaps_twice_is_removed_once() -> None:
     assert counts.num_exact_removed == {"train": 3, "validation": 2, "test": 0}
     assert counts.num_near_removed == {"train": 2, "validation": 0, "test": 0}
     assert counts.num_test_rows == 3
+
+
+def test_a_row_that_overlaps_exactly_and_nearly_is_counted_as_exact() -> None:
+    march, april = LONG.format(month="March"), LONG.format(month="April")
+    test = part("test", april, *fillers("test", 80))
+    _, counts = removed(Parts(part("train", "alone", march), part("validation", march), test))
+    assert counts.num_exact_removed == {"train": 1, "validation": 0, "test": 0}
+    assert counts.num_near_removed == {"train": 0, "validation": 1, "test": 0}
 
 
 def test_overlap_is_said_and_shown_with_places() -> None:

@@ -51,6 +51,14 @@ def test_only_the_missing_split_is_cut_off(tmp_path: Path) -> None:
     assert len(found.parts.train) + len(found.parts.validation) == 16
 
 
+def test_a_given_validation_split_stays_where_the_test_split_is_missing(tmp_path: Path) -> None:
+    data = splits(tmp_path)
+    (data / "test.jsonl").unlink()
+    found = prepared(data)
+    assert len(found.parts.validation) == 16
+    assert len(found.parts.train) + len(found.parts.test) == 16
+
+
 def test_the_seed_and_the_fractions_decide_the_cut(tmp_path: Path) -> None:
     data = write_lines(tmp_path / "data.jsonl", good_rows())
     first, again, other = (
