@@ -113,3 +113,9 @@ def test_more_texts_than_fit_a_chunk_are_all_compared() -> None:
     base = [" ".join(generator.choices(string.ascii_lowercase, k=40)) for _ in range(5000)]
     queries = [f"{text} z" for text in base]
     assert find_near(queries, base) == {f"{text} z": [text] for text in base}
+
+
+def test_all_that_is_near_is_found() -> None:
+    text = "a long and winding road that leads to your door"
+    base = [f"{text} {letter}" for letter in string.ascii_lowercase]
+    assert set(find_near([text], base)[text]) == set(base)
