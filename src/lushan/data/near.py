@@ -5,9 +5,10 @@ Japanese or Korean) have a Jaccard similarity of at least `NEAR`. Candidates are
 sort each set from rare to common; two sets that are so similar must share a piece among the first
 few (Bayardo, Ma, Srikant: Scaling up all pairs similarity search, WWW 2007). Bit maps of the sets
 sort most out (Sandes, Teodoro, Melo: Bitmap filter, 2018), and what is left is measured, so what is
-reported is near by definition, not by chance. Misses are possible only among texts of which very many
-are alike: a piece is followed to `MOST_TEXTS_PER_PIECE` texts, and a text is measured against the
-`MOST_MEASURED` that look most alike.
+reported is near by definition, not by chance. Of long texts a sample of the pieces finds the candidates
+(one in 4, 16, 64 ... by length), so that a search takes time in proportion to the number of texts.
+A miss is possible where very many texts are alike (see the limits that begin with MOST), or, rarely,
+where a sample is far off.
 """
 
 import re
@@ -32,14 +33,21 @@ WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 TEXTS_PER_CHUNK = 2**12
 CHARACTERS_PER_CHUNK = 2**20
 HASH_BITS = 44
+SAMPLE_SHIFT = 24
 TEXT_SHIFT = np.uint64(52)
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 MOST_BUCKETS = 2**24
-MOST_TEXTS_PER_PIECE = 128
+MOST_FIRST_PIECES = 48
+MOST_TEXTS_PER_PIECE = 64
 BITS_PER_MAP = 512
 PAIRS_PER_BLOCK = 2**18
 MOST_MEASURED = 64
 ROUNDING = 1e-6
+
+SHORT_CHARACTERS = 400
+LEVEL_FACTOR = 4
+SAMPLED_NEAR = 0.6
+"""Pieces of a sample look less alike than all of them, by chance: four standard deviations below `NEAR`."""
 
 Numbers = NDArray[np.uint64]
 Positions = NDArray[np.int64]
@@ -74,14 +82,45 @@ def find_near(queries: Iterable[str], base: Iterable[str]) -> dict[str, list[str
     found = {text: [text] for text in wanted if text and text in known}
     long = [text for text in wanted if _is_long(text)]
     texts = [text for text in known if _is_long(text)]
-    if not long or not texts:
-        return found
-    index = _Index(texts)
-    for start, end in _chunks(long):
-        for query, matches in index.match(long[start:end]).items():
-            text = long[start + query]
-            found[text] = list(dict.fromkeys([*found.get(text, ()), *(texts[i] for i in matches)]))
-    return found
+    for level in _levels([*long, *texts]):
+        chosen = [text for text in texts if level.holds(text)]
+        asked = [text for text in long if level.holds(text)]
+        if not chosen or not asked:
+            continue
+        index = _Index(chosen, level)
+        for start, end in _chunks(asked):
+            for query, matches in index.match(asked[start:end]).items():
+                found.setdefault(asked[start + query], []).extend(chosen[i] for i in matches)
+    return {text: list(dict.fromkeys(matches)) for text, matches in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """Texts of like length, whose pieces are sampled alike. Two near texts are together in one level."""
+
+    number: int
+
+    def holds(self, text: str) -> bool:
+        """Whether the text is short enough, and long enough to be near one that no lower level holds."""
+        longest = SHORT_CHARACTERS * LEVEL_FACTOR**self.number
+        shortest = NEAR * longest / LEVEL_FACTOR if self.number else 0
+        return shortest <= len(text) <= longest
+
+    @property
+    def near(self) -> float:
+        """How similar the sampled pieces of near texts are at least."""
+        return NEAR if self.number == 0 else SAMPLED_NEAR
+
+    def keeps(self, hashes: Numbers) -> NDArray[np.bool_]:
+        """Say which pieces are in the sample; all are at level 0."""
+        return (hashes >> np.uint64(SAMPLE_SHIFT)) % np.uint64(LEVEL_FACTOR**self.number) == 0
+
+
+def _levels(texts: Iterable[str]) -> list[_Level]:
+    longest, number = max(map(len, texts), default=0), 0
+    while SHORT_CHARACTERS * LEVEL_FACTOR**number < longest:
+        number += 1
+    return [_Level(each) for each in range(number + 1)]
 
 
 def _width(text: str) -> int:
@@ -135,7 +174,7 @@ def _hashes(texts: Sequence[str]) -> tuple[Numbers, Numbers]:
 def _distinct(keys: Numbers) -> Numbers:
     """Give the sorted, distinct keys; several times as fast as `np.unique`, which hashes."""
     ordered = np.sort(keys)
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]]
 
 
 def _piece_set(text: str) -> set[str]:
@@ -162,12 +201,13 @@ class _Pieces:
         """Give how many distinct pieces each text has."""
         return np.diff(self.starts)
 
-    def prefixes(self) -> tuple[Numbers, Positions]:
+    def prefixes(self, near: float) -> tuple[Numbers, Positions]:
         """Give the pieces of which two near texts share at least one, and whose they are."""
         counts = self.counts()
         owners = np.repeat(np.arange(len(counts)), counts)
         ranks = np.arange(len(self.values)) - self.starts[owners]
-        is_first = ranks <= counts[owners] - np.ceil(NEAR * counts[owners])
+        most = np.minimum(counts - np.ceil(near * counts), MOST_FIRST_PIECES)
+        is_first = ranks <= most[owners]
         return self.values[is_first], owners[is_first]
 
     def bit_maps(self) -> Numbers:
@@ -182,20 +222,20 @@ class _Pieces:
 class _Index:
     """The pieces of the base texts, to be asked for near texts."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, texts: Sequence[str], level: _Level) -> None:
+        self._texts, self._level = texts, level
         num_characters = sum(map(len, texts))
         self._num_buckets = min(MOST_BUCKETS, 2 ** (2 * num_characters).bit_length())
         self._times = np.zeros(self._num_buckets, dtype=np.uint32)
         for start, end in _chunks(texts):
-            hashes, _ = _hashes(texts[start:end])
+            hashes, _ = self._hashes(texts[start:end])
             np.add.at(self._times, self._buckets(hashes), np.uint32(1))
-        self._texts = texts
         sizes, maps, values, owners = [], [], [], []
         for start, end in _chunks(texts):
             pieces = self._pieces(texts[start:end])
             sizes.append(pieces.counts())
             maps.append(pieces.bit_maps())
-            first, whose = pieces.prefixes()
+            first, whose = pieces.prefixes(self._level.near)
             values.append(first)
             owners.append(whose + start)
         self._sizes, self._maps = np.concatenate(sizes), np.concatenate(maps)
@@ -216,8 +256,13 @@ class _Index:
     def _buckets(self, hashes: Numbers) -> Positions:
         return (hashes % np.uint64(self._num_buckets)).astype(np.int64)
 
-    def _pieces(self, texts: Sequence[str]) -> _Pieces:
+    def _hashes(self, texts: Sequence[str]) -> tuple[Numbers, Numbers]:
         hashes, owners = _hashes(texts)
+        is_kept = self._level.keeps(hashes)
+        return hashes[is_kept], owners[is_kept]
+
+    def _pieces(self, texts: Sequence[str]) -> _Pieces:
+        hashes, owners = self._hashes(texts)
         times = self._times[self._buckets(hashes)]
         common = np.minimum(np.log2(times + 1.0) * 10, 255).astype(np.uint64)
         keys = _distinct((owners << TEXT_SHIFT) | (common << np.uint64(HASH_BITS)) | hashes)
@@ -229,12 +274,13 @@ class _Index:
         """Give the base texts that may be near to each text, the most alike first."""
         pairs = self._sharing_pairs(pieces)
         sizes, maps = pieces.counts(), pieces.bit_maps()
+        share = (1 - self._level.near) / (1 + self._level.near)
         likely: list[Positions] = []
         for start in range(0, len(pairs), PAIRS_PER_BLOCK):
             query, base = np.divmod(pairs[start : start + PAIRS_PER_BLOCK], len(self._sizes))
             # Near sets A and B differ in at most (|A| + |B|) (1 - t) / (1 + t) pieces; their maps in no
             # more bits. This also sorts out sets of unlike size.
-            most = (sizes[query] + self._sizes[base]) * (1 - NEAR) / (1 + NEAR) + ROUNDING
+            most = (sizes[query] + self._sizes[base]) * share + ROUNDING
             differ = np.bitwise_count(maps[query] ^ self._maps[base]).sum(axis=1, dtype=np.int64)
             is_likely = (differ <= most) & (np.abs(sizes[query] - self._sizes[base]) <= most)
             likely.append(np.stack([query, differ, base], axis=1)[is_likely])
@@ -245,7 +291,7 @@ class _Index:
 
     def _sharing_pairs(self, pieces: _Pieces) -> Positions:
         """Give text * (number of base texts) + base text, where both share a piece of their prefixes."""
-        values, queries = pieces.prefixes()
+        values, queries = pieces.prefixes(self._level.near)
         first = np.searchsorted(self._values, values, side="left")
         last = np.searchsorted(self._values, values, side="right")
         num_hits = np.minimum(last - first, MOST_TEXTS_PER_PIECE)

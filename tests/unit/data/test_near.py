@@ -119,3 +119,13 @@ def test_all_that_is_near_is_found() -> None:
     text = "a long and winding road that leads to your door"
     base = [f"{text} {letter}" for letter in string.ascii_lowercase]
     assert set(find_near([text], base)[text]) == set(base)
+
+
+@pytest.mark.parametrize("num_words", [70, 100, 300, 1000])
+def test_long_texts_are_compared_by_samples_across_levels(num_words: int) -> None:
+    generator = random.Random(3)
+    vocabulary = ["".join(generator.choices(string.ascii_lowercase, k=5)) for _ in range(900)]
+    base = [" ".join(generator.choices(vocabulary, k=num_words)) for _ in range(60)]
+    queries = {" ".join([*text.split()[: -num_words // 10], "end"]): text for text in base[:30]}
+    found = find_near([*queries, *base[30:40]], base[:30])
+    assert found == {query: [text] for query, text in queries.items()}
