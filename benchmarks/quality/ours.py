@@ -12,6 +12,7 @@ from typing import Any
 
 import cases
 import table
+import yaml
 
 NUM_TUNE_TEST_ROWS = 50
 """`tune` also judges the untouched model on its test rows. That is no part of this comparison, so it gets
@@ -56,6 +57,7 @@ def run_lushan(
         words += ["--adapter", "full", "--seed", str(seed), "--no-baselines"]
         words += [part for name in settings for part in ("--set", f"{name}={settings[name]}")]
         _lushan([*words, "--out", str(run), "--overwrite"], threads=threads)
+    check_recipe(run, settings, seed=seed)
     told = json.loads((run / "results.json").read_text(encoding="utf-8"))
     answers_file = runs / f"{case.name}-{seed}.jsonl"
     _lushan(
@@ -80,6 +82,23 @@ def run_lushan(
         "train_tokens_per_second": told["train_tokens_per_second"],
         "peak_rss_bytes": told["peak_rss_bytes"],
     }
+
+
+def check_recipe(run: Path, settings: Mapping[str, Any], *, seed: int) -> None:
+    """Make sure that a run, which may be an older one, has the settings of its case.
+
+    Raises:
+        SystemExit: Names the run and the setting.
+    """
+    recipe: dict[str, Any] = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    for name, wanted in {"seed": seed, **settings}.items():
+        used: Any = recipe
+        for part in name.split("."):
+            used = used[part]
+        if used != wanted:
+            raise SystemExit(
+                f"`{run}` has {name} = {used}, the case {wanted}. Remove that run and start again."
+            )
 
 
 def with_few_test_rows(rows: Path, into: Path) -> Path:
