@@ -137,9 +137,8 @@ def make_table(folder: Path, data: Path) -> str:
     alone = [case for case in cases.CASES if case.target_accuracy is not None]
     lines = [
         "| set | model | epochs, learning rate | seeds | Lushan accuracy / macro F1 "
-        "| Trainer accuracy / macro F1 | difference in accuracy [95 %] | wins : losses | verdict "
-        "| training tokens/s, Lushan / Trainer |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| Trainer accuracy / macro F1 | difference in accuracy [95 %] | wins : losses | verdict |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_compared_line(case, results, read_truth(data / case.name)) for case in compared]
     lines += [
@@ -175,7 +174,7 @@ def _compared_line(
     ]
     start = f"| {case.name} | {case.model} | {case.epochs}, {case.learning_rate:g} "
     if not both:
-        return start + "| 0 | - | - | - | - | not run | - |"
+        return start + "| 0 | - | - | - | - | not run |"
     ours = [results[case.name, "lushan", seed] for seed in both]
     theirs = [results[case.name, "trainer", seed] for seed in both]
     found = difference(
@@ -184,7 +183,7 @@ def _compared_line(
     return (
         f"{start}| {len(both)} | {_scores(ours)} | {_scores(theirs)} "
         f"| {100 * found.mean:+.2f} points [{100 * found.low:+.2f}, {100 * found.high:+.2f}] "
-        f"| {found.wins} : {found.losses} | {verdict(found)} | {_speed(ours)} / {_speed(theirs)} |"
+        f"| {found.wins} : {found.losses} | {verdict(found)} |"
     )
 
 
@@ -206,7 +205,3 @@ def _scores(results: Sequence[Mapping[str, Any]]) -> str:
         for name in ("accuracy", "macro_f1")
     ]
     return f"{means[0]:.4f} / {means[1]:.4f}"
-
-
-def _speed(results: Sequence[Mapping[str, Any]]) -> str:
-    return f"{np.mean([each['train_tokens_per_second'] for each in results]):.0f}"
