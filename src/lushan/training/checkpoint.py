@@ -19,7 +19,9 @@ from torch import Tensor
 
 from lushan.errors import RunError
 
-_SPENT_FRACTION = 0.05
+LEAST_INTERVAL_SECONDS = 10.0
+"""Time from one checkpoint to the next, at least."""
+SPENT_FRACTION = 0.05
 """Checkpoints may cost at most this share of the training time."""
 
 
@@ -51,10 +53,14 @@ class Checkpoints:
     def is_due(self) -> bool:
         """Whether enough time has passed that writing another costs little."""
         waited = time.monotonic() - self._last_written_at
-        return waited > max(10.0, self._last_write_seconds / _SPENT_FRACTION)
+        return waited > max(LEAST_INTERVAL_SECONDS, self._last_write_seconds / SPENT_FRACTION)
 
     def save(self, step: int, tensors: dict[str, Tensor], progress: Progress) -> None:
-        """Write a checkpoint, then remove the older ones."""
+        """Write a checkpoint, then remove the older ones.
+
+        Raises:
+            RunError: If it cannot be written; the older ones are still there then.
+        """
         started = time.monotonic()
         state = {
             "source": progress.source,
@@ -113,7 +119,13 @@ class Checkpoints:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
-        save_file(plain, beside / "tensors.safetensors")
+        try:
+            save_file(plain, beside / "tensors.safetensors")
+        except SafetensorError as error:  # a full disk is no OSError there
+            raise RunError(
+                f"Checkpoint `{folder}` cannot be written: {error}. Make room, then go on with `--resume`: "
+                "the checkpoint before it is whole."
+            ) from None
         (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
         for file in beside.iterdir():
             _flush(file)

@@ -102,7 +102,8 @@ def fit(
             progress.seconds += done.seconds
             for listener in listeners:
                 listener.on_step(done)
-            if checkpoints.is_due:
+            # Behind the last step of an epoch comes the evaluation, which writes the checkpoint: one per step.
+            if checkpoints.is_due and source.step_in_epoch < source.num_steps_per_epoch:
                 progress.source = source.state_dict()
                 checkpoints.save(done.step, optimizer.state_dict(), progress)
         model.eval()

@@ -26,14 +26,16 @@ def answer_untuned(
         examples: What is asked.
         shots: Worked examples put before every prompt, for few-shot.
     """
-    # A prompt is longer than its text: it must not stop a run whose texts fit.
-    limit = LengthLimit(setup.limit.max_tokens, "truncate")
     precision: Literal["bf16", "fp32"] = (
         "bf16" if setup.recipe.model.precision == "bf16" else "fp32"
     )
-    if describe(setup.base).family == "encoder":
+    facts = describe(setup.base)
+    if facts.family == "encoder":
+        limit = LengthLimit(setup.limit.max_tokens, "truncate")
         backbone = load_backbone(setup.base, purpose="embed", precision=precision)
         return predict_by_similarity(backbone, examples, setup.state, limit=limit)
+    # A prompt is longer than its text: it must not stop a run whose texts fit.
+    limit = LengthLimit(facts.context_tokens, "truncate")
     backbone = load_backbone(setup.base, purpose="language", precision=precision)
     predictor = Predictor(backbone, setup.task, setup.state, "generate", limit)
     return predictor.predict(examples, shots=shots)
@@ -83,8 +85,9 @@ def _few_shot(setup: Setup) -> Baseline:
 
 
 def shots_that_fit(setup: Setup) -> tuple[Example, ...]:
-    """Give as many worked examples as leave half of the longest document to the text that is asked about."""
+    """Give as many worked examples as leave half of the model's context to the text that is asked about."""
     tokenizer = Tokenizer.load(setup.base)
+    most_tokens = describe(setup.base).context_tokens // 2
     blank = Example("", "", None)
     for num_shots in range(len(setup.state.shots), 0, -1):
         shots = setup.state.shots[:num_shots]
@@ -92,6 +95,6 @@ def shots_that_fit(setup: Setup) -> tuple[Example, ...]:
             blank, setup.state, answer="generate", with_target=False, shots=shots
         )
         encoded = tokenizer.encode([prompt.text for prompt in prompts])
-        if max(len(each.ids) for each in encoded) <= setup.limit.max_tokens // 2:
+        if max(len(each.ids) for each in encoded) <= most_tokens:
             return shots
     return ()

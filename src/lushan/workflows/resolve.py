@@ -1,7 +1,8 @@
 """What was left open in a recipe, decided from the data, the model and the machine, each with its reason."""
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lushan.backbones.hardware import choose_precision, machine, measure
 from lushan.backbones.inspect import ModelFacts
@@ -45,6 +46,15 @@ class Resolved:
     decisions: list[Decision]
 
 
+class _Plan(NamedTuple):
+    """How much is trained."""
+
+    max_train_rows: int | None
+    why_rows: str
+    epochs: int
+    why_epochs: str
+
+
 def resolve(
     recipe: TuneRecipe,
     *,
@@ -59,27 +69,25 @@ def resolve(
         recipe: What the user asked for.
         facts: The model's size and context.
         num_train_rows: Rows that could be trained on.
-        mean_tokens: Their mean length.
+        mean_tokens: What a row takes in a pass, on the mean.
         device: `cpu` or another device type of torch.
 
     Raises:
-        SettingError: If a setting that was given has no effect with the others.
+        SettingError: If a setting that was given has no effect with the others, or does not fit the model.
     """
     refuse_without_effect(recipe)
+    refuse_what_does_not_fit(recipe, facts)
     precision = choose_precision(recipe.model.precision, device, cache=cache_folder())
-    max_rows = _max_train_rows(
-        recipe, facts, num_train_rows, mean_tokens, precision=precision.value
-    )
-    num_rows = min(num_train_rows, max_rows.value or num_train_rows)
+    tokens_per_second = predict_tokens_per_second(facts, precision=precision.value)
+    plan = _plan(recipe, num_train_rows, tokens_per_second / max(mean_tokens, 1.0))
     method, effort = recipe.adapter.method, recipe.effort
     sgd = recipe.training.optimizer == "sgd"
     factor = _SGD_FACTOR if sgd else 1.0
-    epochs = _EPOCHS[effort] * (2 if num_rows < _SMALL_ROWS else 1)
     rate_reason = f"default of `{method}` with {recipe.training.optimizer}"
     found = [
         Decision("model.precision", precision.value, precision.why),
-        max_rows,
-        Decision("training.epochs", epochs, f"effort `{effort}` with {num_rows} training rows"),
+        Decision("data.max_train_rows", plan.max_train_rows, plan.why_rows),
+        Decision("training.epochs", plan.epochs, plan.why_epochs),
         Decision("training.learning_rate", _LEARNING_RATES[method] * factor, rate_reason),
         Decision("training.head_learning_rate", _HEAD_LEARNING_RATES[method] * factor, rate_reason),
         Decision("training.patience", _PATIENCE[effort], f"effort `{effort}`"),
@@ -98,28 +106,24 @@ def _is_open(recipe: TuneRecipe, name: str) -> bool:
     return getattr(getattr(recipe, part), setting) in (None, "auto")
 
 
-def _max_train_rows(
-    recipe: TuneRecipe,
-    facts: ModelFacts,
-    num_train_rows: int,
-    mean_tokens: float,
-    *,
-    precision: str,
-) -> Decision:
-    """Bound the rows so that training fits the budget, by the measured speed of this machine."""
-    budget_seconds = recipe.budget_seconds or (QUICK_SECONDS if recipe.effort == "quick" else None)
-    if budget_seconds is None:
-        return Decision("data.max_train_rows", None, "no budget")
-    tokens_per_second = predict_tokens_per_second(facts, precision=precision)
-    seconds_per_row = mean_tokens / tokens_per_second * _EPOCHS[recipe.effort]
-    fitting = max(1, int(budget_seconds * _TRAINING_SHARE / seconds_per_row))
-    if fitting >= num_train_rows:
-        return Decision("data.max_train_rows", None, "all rows fit the budget")
-    why = (
-        f"{fitting} of {num_train_rows} rows, drawn per class: {budget_seconds:.0f} s in all, about "
-        f"{tokens_per_second:.0f} tokens/s expected on this machine"
-    )
-    return Decision("data.max_train_rows", fitting, why)
+def _plan(recipe: TuneRecipe, num_train_rows: int, rows_per_second: float) -> _Plan:
+    """Choose rows and epochs so that training fits the budget, by the measured speed of this machine."""
+    effort, given_epochs = recipe.effort, recipe.training.epochs
+    budget_seconds = recipe.budget_seconds or (QUICK_SECONDS if effort == "quick" else math.inf)
+    num_passes = budget_seconds * _TRAINING_SHARE * rows_per_second
+    epochs = given_epochs or _EPOCHS[effort]
+    num_rows = num_train_rows
+    why_rows = "all rows fit the budget"
+    if num_train_rows * epochs > num_passes:
+        num_rows = max(1, int(num_passes / epochs))
+        why_rows = (
+            f"{num_rows} of {num_train_rows} rows, drawn per class: {budget_seconds:.0f} s in all, about "
+            f"{rows_per_second:.2g} rows/s expected on this machine, {epochs} times each"
+        )
+    if given_epochs is None and num_rows < _SMALL_ROWS:
+        epochs = max(epochs, int(min(2 * epochs, num_passes / num_rows)))
+    max_rows = num_rows if num_rows < num_train_rows else None
+    return _Plan(max_rows, why_rows, epochs, f"effort `{effort}` with {num_rows} training rows")
 
 
 def predict_tokens_per_second(facts: ModelFacts, *, precision: str) -> float:
@@ -156,3 +160,35 @@ def refuse_without_effect(recipe: TuneRecipe) -> None:
                 raise SettingError(
                     f"Setting `{part}.{name}` has no effect here: it needs {needs}. Remove it, or change that."
                 )
+
+
+def refuse_what_does_not_fit(recipe: TuneRecipe, facts: ModelFacts) -> None:
+    """Stop on what this model cannot do, before anything is written.
+
+    Raises:
+        SettingError: Says what the model lacks.
+    """
+    adapter = recipe.adapter
+    if adapter.method == "top" and adapter.layers > facts.num_layers:
+        raise SettingError(
+            f"`--adapter top:{adapter.layers}`: the model has only {facts.num_layers} layers. "
+            "Choose fewer, or `full`."
+        )
+    max_length = recipe.model.max_length or 0
+    if max_length > facts.context_tokens:
+        raise SettingError(
+            f"Setting `model.max_length` is {max_length}, but the model's context is {facts.context_tokens} "
+            "tokens. Choose at most that, or leave it out."
+        )
+    if recipe.answer == "head":
+        return
+    if facts.family == "encoder":
+        raise SettingError(
+            "`--answer generate`: the model is an encoder: it fills gaps and cannot write. "
+            "Use `--answer head`, or another model."
+        )
+    if adapter.method == "head":
+        raise SettingError(
+            "`--adapter head` has nothing to train with `--answer generate`: the vocabulary layer is the "
+            "pretrained one. Choose `--answer head`, or `--adapter lora`, `top:N` or `full`."
+        )

@@ -47,14 +47,8 @@ def make_setup(
     max_length = recipe.model.max_length
     assert max_length is not None, "a resolved recipe has a length limit"  # noqa: S101 - ours
     limit = LengthLimit(max_length, recipe.data.over_length)
-    preparation = Preparation(
-        class_weights=recipe.task_settings.class_weights,
-        instruction=recipe.task_settings.instruction,
-        num_shots=recipe.task_settings.num_shots,
-        seed=recipe.seed,
-    )
     parts = prepared.parts
-    state = task.prepare(parts.train, preparation, multi_label=prepared.multi_label)
+    state = _learn(prepared, recipe, task)
     ledger = prepared.ledger
     features: dict[SplitName, list[Features]] = {}
     for name in SPLIT_NAMES:
@@ -72,10 +66,33 @@ def make_setup(
     return Setup(recipe, task, state, parts, features, ledger, base, limit)
 
 
-def mean_tokens(prepared: Prepared, tokenizer: Tokenizer, *, num_rows: int = 2_000) -> float:
-    """Mean length of the training texts, from the first rows."""
-    encoded = tokenizer.encode([each.text for each in prepared.parts.train[:num_rows]])
-    return sum(len(each.ids) for each in encoded) / max(1, len(encoded))
+def _learn(prepared: Prepared, recipe: TuneRecipe, task: Task) -> TaskState:
+    preparation = Preparation(
+        class_weights=recipe.task_settings.class_weights,
+        instruction=recipe.task_settings.instruction,
+        num_shots=recipe.task_settings.num_shots,
+        seed=recipe.seed,
+    )
+    return task.prepare(prepared.parts.train, preparation, multi_label=prepared.multi_label)
+
+
+def mean_tokens(
+    prepared: Prepared,
+    recipe: TuneRecipe,
+    *,
+    task: Task,
+    tokenizer: Tokenizer,
+    num_rows: int = 2_000,
+) -> float:
+    """Tokens that a training row takes in a pass, its prompts included: the mean of the first rows."""
+    rows = prepared.parts.train[:num_rows]
+    state = _learn(prepared, recipe, task)
+    rendered = [
+        document.text
+        for each in rows
+        for document in task.render(each, state, answer=recipe.answer, with_target=True)
+    ]
+    return sum(len(each.ids) for each in tokenizer.encode(rendered)) / len(rows)
 
 
 def check_same_data(setup_fingerprint: str, run_fingerprint: str, data: Path) -> None:

@@ -7,6 +7,7 @@ for bit.
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,12 @@ from lushan.workflows.steps_file import StepsFile
 
 Tell = Callable[[str], None]
 
+PHASES = (
+    *("check", "before_evaluation", "compile", "train", "validation", "after_evaluation"),
+    *("baselines", "report"),
+)
+"""What `seconds` in `results.json` tells of; a phase that there was none of took 0."""
+
 
 def tune(
     data: Path,
@@ -87,6 +94,7 @@ def tune(
         run, setup = _reopen(data, recipe, out=out)
     else:
         run, setup = _begin(data, recipe, out=out, overwrite=overwrite, tell=tell)
+    write_json(run.path / "ledger.json", setup.ledger.as_dict())
     torch.set_num_threads(run.get("num_threads"))
     test = setup.parts.test
     if run.predictions("before") is None:
@@ -121,7 +129,7 @@ def _begin(
         recipe,
         facts=facts,
         num_train_rows=len(prepared.parts.train),
-        mean_tokens=mean_tokens(prepared, tokenizer),
+        mean_tokens=mean_tokens(prepared, recipe, task=task, tokenizer=tokenizer),
         device=choose_device().value,
     )
     if resolved.recipe.data.max_train_rows is not None:
@@ -143,6 +151,7 @@ def _begin(
         "num_threads": int(threads.value),
         "choices": choices,
         "notes": notes,
+        "seconds": dict.fromkeys(PHASES, 0.0),
         "versions": {
             "lushan": lushan.__version__,
             "python": platform.python_version(),
@@ -153,7 +162,6 @@ def _begin(
     run = RunFolder.create(
         out, recipe=resolved.recipe.model_dump(), status=status, overwrite=overwrite
     )
-    write_json(out / "ledger.json", setup.ledger.as_dict())
     run.add_seconds("check", time.perf_counter() - started)
     return run, setup
 
@@ -183,7 +191,9 @@ def _trained(
     run: RunFolder, setup: Setup, *, tell: Tell, listeners: Sequence[Listener]
 ) -> Predictor:
     """Give the tuned model: train it, or load it if that is done."""
+    checkpoints = Checkpoints(run.checkpoints)
     if run.get("training") is not None:
+        checkpoints.remove()
         return load_predictor(run.path)
     recipe, adapter = setup.recipe, setup.recipe.adapter
     precision: Literal["bf16", "fp32"] = "bf16" if recipe.model.precision == "bf16" else "fp32"
@@ -211,7 +221,7 @@ def _trained(
     num_weights = trained_parts(backbone.model)
     tell(f"Training {num_weights['trained']:,} weights; {num_weights['frozen']:,} stay frozen.")
     predictor = Predictor(backbone, setup.task, setup.state, recipe.answer, setup.limit)
-    fitted = _fit(run, setup, predictor, listeners)
+    fitted = _fit(run, setup, predictor, checkpoints, listeners=listeners)
     with run.clock("report"):
         save_model(run.path / "model", backbone, _meaning(setup, backbone, run))
         certify(run.path, predictor, setup.parts.test)
@@ -228,14 +238,19 @@ def _trained(
             "packing": backbone.packing_mode,
         },
         peak_rss_bytes=peak_rss_bytes(),
+        seconds={**run.get("seconds"), "train": progress.seconds},
     )
-    run.add_seconds("train", progress.seconds)
-    Checkpoints(run.checkpoints).remove()
+    checkpoints.remove()
     return replace(predictor, version=model_version(run.path / "model"))
 
 
 def _fit(
-    run: RunFolder, setup: Setup, predictor: Predictor, listeners: Sequence[Listener]
+    run: RunFolder,
+    setup: Setup,
+    predictor: Predictor,
+    checkpoints: Checkpoints,
+    *,
+    listeners: Sequence[Listener],
 ) -> Fitted:
     """Train by gradient, watching the validation rows; the model then holds the weights to keep."""
     recipe, settings = setup.recipe, setup.recipe.training
@@ -259,20 +274,21 @@ def _fit(
         num_steps=settings.epochs * source.num_steps_per_epoch,
     )
     torch.manual_seed(recipe.seed)  # dropout
-    checkpoints = Checkpoints(run.checkpoints)
-    steps = StepsFile(run.path / "steps.jsonl", first_step=checkpoints.last_step() + 1)
+    steps_file = StepsFile(run.path / "steps.jsonl", first_step=checkpoints.last_step() + 1)
     evaluate = partial(_evaluate, run, setup, predictor)
-    fitted = fit(
-        backbone.model,
-        source,
-        settings=FitSettings(settings.epochs, settings.patience, settings.keep),
-        optimizer=optimizer,
-        loss=lambda batch: setup.task.loss(backbone, batch, setup.state, dropout=settings.dropout),
-        evaluate=evaluate,
-        checkpoints=checkpoints,
-        listeners=[steps, *listeners],
-    )
-    steps.close()
+    with closing(steps_file) as steps:
+        fitted = fit(
+            backbone.model,
+            source,
+            settings=FitSettings(settings.epochs, settings.patience, settings.keep),
+            optimizer=optimizer,
+            loss=lambda batch: setup.task.loss(
+                backbone, batch, setup.state, dropout=settings.dropout
+            ),
+            evaluate=evaluate,
+            checkpoints=checkpoints,
+            listeners=[steps, *listeners],
+        )
     if settings.keep == "best":
         best = max(each["score"] for each in fitted.progress.validation)
         if (again := evaluate().score) != best:
