@@ -2,15 +2,22 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
     """Put `text` into `path` at once; the folder must exist."""
+    write_parts(path, [text])
+
+
+def write_parts(path: Path, parts: Iterable[str]) -> None:
+    """Put texts into `path` one behind the other as they come; the file appears when the last is written."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with beside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+            for part in parts:
+                stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
         beside.replace(path)

@@ -57,14 +57,7 @@ def certify(run: Path, predictor: Predictor, examples: Sequence[Example]) -> dic
 
 def describe_answers(predictor: Predictor, probes: Sequence[Example]) -> dict[str, Any]:
     """Everything that must be equal: token ids, label names, answers and probabilities."""
-    features = predictor.task.encode(
-        probes,
-        predictor.state,
-        predictor.backbone.tokenizer,
-        answer=predictor.answer,
-        limit=predictor.limit,
-        with_target=False,
-    )
+    features = predictor.encode(probes)
     predictions = predictor.predict(probes)
     return {
         "labels": list(predictor.state.labels),

@@ -109,24 +109,52 @@ class RunFolder:
         all_seconds[phase] = all_seconds.get(phase, 0.0) + seconds
         self.note(seconds=all_seconds)
 
-    def save_predictions(self, system: str, predictions: Sequence[Prediction]) -> None:
-        """Keep what a system answered on the test rows."""
-        folder = self.path / "predictions"
-        folder.mkdir(exist_ok=True)
-        lines = [json.dumps(_plain(each), ensure_ascii=False) for each in predictions]
-        write_text(folder / f"{system}.jsonl", "".join(f"{line}\n" for line in lines))
+    def save_predictions(
+        self, system: str, predictions: Sequence[Prediction], *, correct: Sequence[bool] = ()
+    ) -> None:
+        """Keep what a system answered on the test rows, and what of it was right once that is known."""
+        file = _predictions_file(self.path, system)
+        file.parent.mkdir(exist_ok=True)
+        lines = [_plain(each) for each in predictions]
+        if correct:
+            lines = [
+                {**line, "correct": is_right} for line, is_right in zip(lines, correct, strict=True)
+            ]
+        text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+        write_text(file, text)
 
     def predictions(self, system: str) -> list[Prediction] | None:
         """Give what a system answered; None if it has not yet."""
-        file = self.path / "predictions" / f"{system}.jsonl"
+        file = _predictions_file(self.path, system)
         if not file.is_file():
             return None
-        # Not splitlines(): a label may hold one of the other characters that end a line.
-        lines = file.read_text(encoding="utf-8").split("\n")
-        return [_prediction(json.loads(line)) for line in lines if line]
+        return [_prediction(values) for values in _read_lines(file)]
 
     def _save_status(self) -> None:
         write_json(self.path / "run.json", self._status)
+
+
+def read_correct(run: Path) -> dict[str, bool]:
+    """Tell of every test row of a finished run whether the tuned model was right, by the row's id.
+
+    Raises:
+        RunError: If the run is not finished.
+    """
+    if not (run / "results.json").is_file():
+        raise RunError(
+            f"`{run}` holds no finished run: `results.json` is missing. Finish it with "
+            "`lushan tune ... --resume`, or name rows to ask: `--data DATA`."
+        )
+    return {line["id"]: line["correct"] for line in _read_lines(_predictions_file(run, "after"))}
+
+
+def _predictions_file(run: Path, system: str) -> Path:
+    return run / "predictions" / f"{system}.jsonl"
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    # Not splitlines(): a label may hold one of the other characters that end a line.
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def check_is_free(path: Path, *, overwrite: bool) -> None:
@@ -177,4 +205,5 @@ def _plain(prediction: Prediction) -> dict[str, Any]:
 def _prediction(values: dict[str, Any]) -> Prediction:
     answer = values["answer"]
     values["answer"] = answer if isinstance(answer, str) else tuple(answer)
+    values.pop("correct", None)
     return Prediction(**values)

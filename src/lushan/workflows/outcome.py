@@ -3,7 +3,7 @@
 import math
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lushan.atomic import write_json
@@ -20,30 +20,45 @@ _NUM_ERRORS = 25
 
 
 def write_outcome(run: RunFolder, setup: Setup) -> dict[str, Any]:
-    """Score everything on the same test rows, and write results, report and model card.
+    """Score everything on the same test rows, and write what was right, results, report and model card.
 
     Returns:
         The content of `results.json`.
     """
-    results = collect_results(run, setup)
-    write_json(run.path / "results.json", results)
-    write_report(results, run.path)
-    write_model_card(results, run.path)
-    return results
-
-
-def collect_results(run: RunFolder, setup: Setup) -> dict[str, Any]:
-    """Give the content of `results.json`."""
-    recipe, examples = setup.recipe, setup.parts.test
     answers = {
         name: found
         for name in ("before", "after", *_BASELINES)
         if (found := run.predictions(name)) is not None
     }
     scores = {
-        name: setup.task.score(found, examples, setup.state, seed=recipe.seed)
+        name: setup.task.score(found, setup.parts.test, setup.state, seed=setup.recipe.seed)
         for name, found in answers.items()
     }
+    for name, found in answers.items():
+        run.save_predictions(name, found, correct=scores[name].correct)
+    results = collect_results(run, setup, answers=answers, scores=scores)
+    write_json(run.path / "results.json", results)
+    write_report(results, run.path)
+    write_model_card(results, run.path)
+    return results
+
+
+def collect_results(
+    run: RunFolder,
+    setup: Setup,
+    *,
+    answers: Mapping[str, Sequence[Prediction]],
+    scores: Mapping[str, Scores],
+) -> dict[str, Any]:
+    """Give the content of `results.json`.
+
+    Args:
+        run: Where training is noted.
+        setup: What was tuned.
+        answers: System (`before`, `after`, baselines) to its answers on the test rows.
+        scores: System to how good they are.
+    """
+    recipe, examples = setup.recipe, setup.parts.test
     after = scores["after"]
     others = {name: each.correct for name, each in scores.items() if name != "after"}
     compared = comparisons(after.correct, others, seed=recipe.seed)
@@ -88,10 +103,11 @@ def collect_results(run: RunFolder, setup: Setup) -> dict[str, Any]:
 
 def plain(scores: Scores) -> dict[str, dict[str, float]]:
     """Metrics with their intervals, as plain values."""
-    return {name: _plain_interval(each) for name, each in scores.metrics.items()}
+    return {name: plain_interval(each) for name, each in scores.metrics.items()}
 
 
-def _plain_interval(interval: Interval) -> dict[str, float]:
+def plain_interval(interval: Interval) -> dict[str, float]:
+    """A value and its interval, as plain values."""
     return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
