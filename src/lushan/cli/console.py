@@ -40,6 +40,9 @@ SetOption = Annotated[
         "--set", metavar="PART.NAME=VALUE", help="One setting of the recipe; may be repeated."
     ),
 ]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder that `lushan tune --out` wrote.")
+]
 TaskOption = Annotated[str, typer.Option("--task", help="What is to be learned.")]
 
 
@@ -146,6 +149,39 @@ class TrainingBar:
     def __exit__(self, *_: object) -> None:
         """Stop the bar."""
         self.stop()
+
+
+class AnswerBar:
+    """Shows how many texts are answered; drawn only where stderr is a terminal."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("answering"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._bar: TaskID | None = None
+
+    def begin(self, num_texts: int) -> None:
+        """Start counting."""
+        self._progress.start()
+        self._bar = self._progress.add_task("", total=num_texts)
+
+    def advance(self, num_texts: int) -> None:
+        """Count texts that were answered."""
+        if self._bar is not None:
+            self._progress.advance(self._bar, num_texts)
+
+    def __enter__(self) -> Self:
+        """Use the bar in a `with` block, so that it stops whatever happens."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the bar."""
+        self._progress.stop()
 
 
 def show_outcome(results: Mapping[str, Any]) -> None:

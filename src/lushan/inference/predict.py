@@ -55,7 +55,23 @@ class Predictor:
         """
         if not examples:
             return []
-        features = self.task.encode(
+        features = self.encode(examples, shots=shots)
+        outputs = self._outputs(features, advance)
+        predictions = self.task.decode(outputs, features, examples, self.state, answer=self.answer)
+        return [
+            Prediction(each.id, each.answer, each.probabilities, each.log_likelihood, self.version)
+            for each in predictions
+        ]
+
+    def encode(
+        self, examples: Sequence[Example], *, shots: Sequence[Example] = ()
+    ) -> list[Features]:
+        """Give the tokens that the model reads when it is asked; several windows or candidates per example.
+
+        Raises:
+            DataError: If a text is too long and the policy is `error`.
+        """
+        return self.task.encode(
             examples,
             self.state,
             self.backbone.tokenizer,
@@ -64,12 +80,6 @@ class Predictor:
             with_target=False,
             shots=shots,
         )
-        outputs = self._outputs(features, advance)
-        predictions = self.task.decode(outputs, features, examples, self.state, answer=self.answer)
-        return [
-            Prediction(each.id, each.answer, each.probabilities, each.log_likelihood, self.version)
-            for each in predictions
-        ]
 
     def _outputs(self, features: Sequence[Features], advance: Advance) -> np.ndarray:
         was_training = self.backbone.model.training

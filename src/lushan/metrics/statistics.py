@@ -131,3 +131,16 @@ def accuracy_difference(
     resampled_RP = resample(count_P, seed=seed)
     resampled_R = (resampled_RP[:, 2] - resampled_RP[:, 0]) / len(change_N)
     return difference_interval(float(change_N.mean()), resampled_R)
+
+
+def accuracy(correct: Sequence[bool], *, seed: int) -> Interval:
+    """Give the share of rows that are right, with its 95 % bootstrap interval.
+
+    Raises:
+        ValueError: If there are no rows.
+    """
+    if not correct:
+        raise ValueError("No rows to score.")
+    count_P = np.bincount(np.asarray(correct, dtype=np.int64), minlength=2)
+    resampled_R = resample(count_P, seed=seed)[:, 1] / len(correct)
+    return percentile_interval(float(count_P[1]) / len(correct), resampled_R, num_rows=len(correct))

@@ -1,0 +1,72 @@
+"""`lushan evaluate`: how good a run is on labelled rows."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lushan.cli.console import (
+    AnswerBar,
+    JsonOption,
+    RunArgument,
+    SeedOption,
+    SetOption,
+    emit_json,
+    show_table,
+    tell,
+)
+
+MOST_LABELS = 20
+"""More labels than this are shown with the worst first, and the rest counted."""
+
+
+def command(
+    run: RunArgument,
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="A file of labelled rows, or a folder with a test file."
+        ),
+    ],
+    *,
+    settings: SetOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a run on labelled rows, with 95 % intervals and a table by label."""
+    from lushan.settings import parse_assignments
+    from lushan.workflows.evaluate import evaluate
+
+    with AnswerBar() as bar:
+        result = evaluate(
+            run,
+            data,
+            settings=parse_assignments(settings or []),
+            seed=seed,
+            tell=tell,
+            begin=bar.begin,
+            advance=bar.advance,
+        ).result
+    show_scores(result)
+    if as_json:
+        emit_json(result)
+
+
+def show_scores(result: dict[str, Any]) -> None:
+    """Print the metrics with their intervals, and the labels."""
+    rows = [
+        (name, f"{found['value']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}")
+        for name, found in result["metrics"].items()
+    ]
+    title = f"{result['num_examples']:,} rows of {result['data']}"
+    show_table(("metric", "value", "95 % interval"), rows, title=title)
+    labels = result["per_class"]
+    if len(labels) > MOST_LABELS:
+        labels = sorted(labels, key=lambda each: each["f1"])[:MOST_LABELS]
+        tell(f"The {MOST_LABELS} labels with the lowest F1, of {len(result['per_class'])}:")
+    names = ("precision", "recall", "f1")
+    per_label = [
+        (each["label"], *(f"{each[name]:.3f}" for name in names), f"{each['support']:,}")
+        for each in labels
+    ]
+    show_table(("label", *names, "rows"), per_label)

@@ -1,0 +1,152 @@
+"""Score a tuned model on labelled rows, and hold tuned models against each other on the same rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lushan.errors import DataError
+from lushan.evaluation.compare import compare_runs
+from lushan.inference.predict import Advance, Predictor
+from lushan.metrics.statistics import accuracy
+from lushan.model_store.run_folder import read_correct
+from lushan.records import Example, Scores
+from lushan.workflows.outcome import plain, plain_interval
+from lushan.workflows.predict import Tell, ignore, open_rows, open_run
+
+
+class Evaluation(NamedTuple):
+    """How good a model's answers on labelled rows are."""
+
+    result: dict[str, Any]
+    """What `lushan evaluate --json` prints."""
+    correct: dict[str, bool]
+    """Example id to whether it was answered right."""
+
+
+def evaluate(
+    run: Path,
+    data: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    tell: Tell = ignore,
+    begin: Callable[[int], None] = ignore,
+    advance: Advance = ignore,
+) -> Evaluation:
+    """Score a run on labelled rows: the test split of a folder, or all rows of one file.
+
+    Args:
+        run: The folder that `lushan tune --out` wrote.
+        data: A file, or a folder with a test file.
+        settings: `data.columns` and `data.over_length`, where they differ from those of the run.
+        seed: Of the bootstrap intervals.
+        tell: Takes one line for a person.
+        begin: Called with the number of texts to answer.
+        advance: Called with the number of texts that were answered since the last call.
+
+    Raises:
+        UserError: If the run or the data does not fit.
+    """
+    opened = open_run(run, settings or {})
+    predictor = opened.predictor
+    rows = open_rows(opened, data, needs_target=True)
+    examples = [example for _, example in rows]
+    for note in rows.notes:
+        tell(note)
+    _check_labels(predictor, examples)
+    begin(len(examples))
+    scores = predictor.task.score(
+        predictor.predict(examples, advance=advance), examples, predictor.state, seed=seed
+    )
+    result = {
+        "run": str(run),
+        "data": str(rows.file),
+        "task": opened.task_name,
+        "model_version": predictor.version,
+        "num_examples": len(examples),
+        "main_metric": scores.main_metric,
+        "metrics": plain(scores),
+        **scores.details,
+    }
+    return Evaluation(result, _by_id(examples, scores))
+
+
+def compare(
+    runs: Sequence[Path],
+    *,
+    data: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    tell: Tell = ignore,
+) -> dict[str, Any]:
+    """Hold runs against each other, on the test rows that they were tuned with or on other rows.
+
+    Args:
+        runs: At least two run folders.
+        data: Labelled rows that every run is asked about; None takes what the runs answered when they were tuned.
+        settings: As for `evaluate`; only with `data`.
+        seed: Of the bootstrap intervals.
+        tell: Takes one line for a person.
+
+    Raises:
+        UserError: If there are fewer than two runs, or they were not tested on the same rows.
+    """
+    names = _names(runs)
+    if data is None and settings:
+        raise DataError(
+            f"`{next(iter(settings))}` has no effect without `--data`: the runs' own answers are compared."
+        )
+    correct: dict[str, dict[str, bool]] = {}
+    for name, run in zip(names, runs, strict=True):
+        if data is None:
+            correct[name] = read_correct(run)
+        else:
+            tell(f"Asking {name}.")
+            correct[name] = evaluate(run, data, settings=settings, seed=seed, tell=tell).correct
+    compared = compare_runs(correct, seed=seed)
+    return {
+        "runs": [
+            {
+                "name": name,
+                "path": str(run),
+                "accuracy": plain_interval(accuracy(list(correct[name].values()), seed=seed)),
+            }
+            for name, run in zip(names, runs, strict=True)
+        ],
+        "data": None if data is None else str(data),
+        "num_examples": len(correct[names[0]]),
+        "comparisons": [
+            {"first": each.first, "second": each.second, **each.as_dict()} for each in compared
+        ],
+    }
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """Short names where they differ, whole paths where they do not.
+
+    Raises:
+        DataError: If a run is named twice.
+    """
+    whole = [run.resolve() for run in runs]
+    if len(set(whole)) < len(whole):
+        raise DataError("A run was named twice. Name different runs to compare.")
+    short = [path.name for path in whole]
+    return short if len(set(short)) == len(short) else [str(run) for run in runs]
+
+
+def _check_labels(predictor: Predictor, examples: Sequence[Example]) -> None:
+    """Refuse a truth that the model cannot give, by its row."""
+    known = set(predictor.state.labels)
+    for each in examples:
+        targets = (each.target,) if isinstance(each.target, str) else each.target or ()
+        if strange := [label for label in targets if label not in known]:
+            listed = ", ".join(predictor.state.labels[:20])
+            more = " ..." if len(known) > 20 else ""
+            raise DataError(
+                f"{each.place}: the label `{strange[0]}` is none of the {len(known)} that the model knows: "
+                f"{listed}{more}. Correct it, or tune on rows that have it."
+            )
+
+
+def _by_id(examples: Sequence[Example], scores: Scores) -> dict[str, bool]:
+    return {each.id: is_right for each, is_right in zip(examples, scores.correct, strict=True)}

@@ -1,0 +1,254 @@
+"""Ask a tuned model: about the rows of a file, or about texts in memory."""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lushan.atomic import write_parts
+from lushan.backbones.encoding import LengthLimit
+from lushan.data.columns import Columns, Notes
+from lushan.data.readers import check_mapping, find_files, read_rows
+from lushan.errors import DataError, RunError, SettingError
+from lushan.inference.predict import Advance, Predictor
+from lushan.model_store.tuned_model import load_predictor, read_meaning
+from lushan.records import Example, Prediction, Row
+from lushan.settings import build
+from lushan.workflows.prepare import columns_for
+from lushan.workflows.recipe import DataSettings
+
+Tell = Callable[[str], None]
+
+CHUNK_ROWS = 4096
+"""Rows that are answered together: enough to sort by length, few enough to keep."""
+READ_SETTINGS = ("columns", "over_length")
+"""What of `data` counts when a model is asked."""
+
+
+def ignore(_: object) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A tuned model, and how rows for it are read."""
+
+    predictor: Predictor
+    task_name: str
+    columns: Mapping[str, str]
+    """The task's column name to the file's, as the user said for this call."""
+    run_columns: Mapping[str, str]
+    """The same, as it was said when the model was tuned."""
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """Answer texts, in order.
+
+        Raises:
+            DataError: If one is empty, or too long under the `error` policy; `text 3` is the third.
+        """
+        if isinstance(texts, str):
+            raise DataError(
+                f"Expected a list of texts, got one text. Write `predict([{texts!r}])`."
+            )
+        column = self.predictor.task.columns.required[0]
+        rows = (Row({column: text}, "text", number) for number, text in enumerate(texts, start=1))
+        read = partial(
+            self.predictor.task.read,
+            multi_label=self.predictor.state.multi_label,
+            needs_target=False,
+        )
+        return self.predictor.predict([read(row) for row in rows])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the model can answer, in the order of the class numbers."""
+        return self.predictor.state.labels
+
+    @property
+    def version(self) -> str:
+        """Digest of the weights and their meaning."""
+        return self.predictor.version
+
+
+@dataclass(slots=True)
+class Rows:
+    """The rows of one file, read as often as they are asked for."""
+
+    file: Path
+    read: Callable[[Row], Example]
+    columns: Mapping[str, str]
+    wanted: Columns
+    notes: list[str] = field(default_factory=list[str])
+    """What was guessed or left out, once the rows were read to the end."""
+
+    def __iter__(self) -> Iterator[tuple[int, Example]]:
+        """Stream the rows with their number in the file; memory does not grow with it.
+
+        Raises:
+            DataError: If the file or a row does not fit.
+        """
+        found = Notes(self.file.name)
+        for row in read_rows(self.file, columns=self.columns, wanted=self.wanted, notes=found):
+            yield row.number, self.read(row)
+        self.notes = found.lines()
+
+
+def open_run(run: Path, settings: Mapping[str, Any] | None = None) -> Opened:
+    """Load a tuned model.
+
+    Args:
+        run: The folder that `lushan tune --out` wrote, or its `model` folder.
+        settings: `data.columns` and `data.over_length`, nested; else those of the run.
+
+    Raises:
+        RunError: If there is no whole tuned model.
+        SettingError: If a setting is given that has no effect here.
+    """
+    given = _read_settings(settings or {})
+    task_name = read_meaning(run / "model" if (run / "model").is_dir() else run).task
+    predictor = load_predictor(run)
+    if "over_length" in given.model_fields_set:
+        limit = LengthLimit(predictor.limit.max_tokens, given.over_length)
+        predictor = replace(predictor, limit=limit)
+    recipe_file = run / "recipe.yaml"
+    recipe = yaml.safe_load(recipe_file.read_text("utf-8")) if recipe_file.is_file() else {}
+    run_columns = recipe.get("data", {}).get("columns", {})
+    return Opened(predictor, task_name, given.columns, run_columns)
+
+
+def _read_settings(settings: Mapping[str, Any]) -> DataSettings:
+    known = ", ".join(f"`data.{name}`" for name in READ_SETTINGS)
+    for part, values in settings.items():
+        names = list(values) if isinstance(values, Mapping) else [""]
+        for name in names:
+            if part != "data" or name not in READ_SETTINGS:
+                raise SettingError(
+                    f"Setting `{part}.{name}` has no effect here. What counts: {known}."
+                )
+    return build(DataSettings, settings.get("data", {}), source="--set data")
+
+
+def open_rows(opened: Opened, data: Path, *, needs_target: bool) -> Rows:
+    """Find the rows to ask about: those of a file, or of the test file of a folder.
+
+    Raises:
+        DataError: If there is no such file.
+    """
+    files, notes = find_files(data)
+    if data.is_dir() and "test" not in files:
+        raise DataError(
+            f"`{data}` has no test file, only {', '.join(file.name for file in files.values())}. "
+            "Name the file to read."
+        )
+    file = files["test"] if data.is_dir() else data
+    predictor = opened.predictor
+    wanted = columns_for(predictor.task, multi_label=predictor.state.multi_label)
+    check_mapping(opened.columns, wanted)
+    if not needs_target:
+        wanted = replace(
+            wanted,
+            required=wanted.required[:1],
+            optional=(),
+            labels=(),
+            lists=(),
+        )
+    # A file that is only asked about need not have every column that the run was tuned on.
+    names = {**opened.run_columns, **opened.columns}
+    columns = {name: column for name, column in names.items() if name in wanted.names}
+    read = partial(
+        predictor.task.read, multi_label=predictor.state.multi_label, needs_target=needs_target
+    )
+    return Rows(file, read, columns, wanted, notes)
+
+
+def predict(
+    run: Path,
+    data: Path,
+    *,
+    write: Callable[[Iterable[str]], None],
+    settings: Mapping[str, Any] | None = None,
+    tell: Tell = ignore,
+    begin: Callable[[int], None] = ignore,
+    advance: Advance = ignore,
+) -> dict[str, Any]:
+    """Answer the rows of one file: one JSON line a row, in the order of the file.
+
+    Every row is read and checked before the first is answered.
+
+    Args:
+        run: The folder that `lushan tune --out` wrote.
+        data: A file, or a folder with a test file.
+        write: Takes the lines, each with its line end, while they are made.
+        settings: As for `open_run`.
+        tell: Takes one line for a person.
+        begin: Called with the number of texts to answer.
+        advance: Called with the number of texts that were answered since the last call.
+
+    Returns:
+        What was done: run, data, model version, number of rows, seconds.
+
+    Raises:
+        UserError: If the run or the data does not fit; nothing is written then.
+    """
+    opened = open_run(run, settings)
+    rows = open_rows(opened, data, needs_target=False)
+    for note in rows.notes:
+        tell(note)
+    num_examples = 0
+    for chunk in _chunks(rows):
+        # A text that is too long must be found before any is answered.
+        opened.predictor.encode([example for _, example in chunk])
+        num_examples += len(chunk)
+    for note in rows.notes:
+        tell(note)
+    begin(num_examples)
+    started = time.perf_counter()
+    write(_lines(opened.predictor, rows, advance=advance))
+    return {
+        "run": str(run),
+        "data": str(rows.file),
+        "task": opened.task_name,
+        "model_version": opened.version,
+        "num_examples": num_examples,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _lines(predictor: Predictor, rows: Rows, *, advance: Advance) -> Iterator[str]:
+    for chunk in _chunks(rows):
+        predictions = predictor.predict([example for _, example in chunk], advance=advance)
+        for (number, _), prediction in zip(chunk, predictions, strict=True):
+            line = {"row": number, **asdict(prediction)}
+            yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _chunks(rows: Rows) -> Iterator[list[tuple[int, Example]]]:
+    stream = iter(rows)
+    while chunk := list(itertools.islice(stream, CHUNK_ROWS)):
+        yield chunk
+
+
+def write_file(path: Path, lines: Iterable[str]) -> None:
+    """Put lines into a file, which appears when the last is written; the folder is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_parts(path, lines)
+
+
+def check_output(path: Path | None, *, overwrite: bool) -> None:
+    """Refuse a file that is there already.
+
+    Raises:
+        RunError: If it is, and `overwrite` is not set; or if it is a folder.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise RunError(f"`--out {path}` is a folder. Name a file.")
+    if path.exists() and not overwrite:
+        raise RunError(f"`--out {path}` is there already. Name another file, or add `--overwrite`.")
