@@ -30,7 +30,7 @@ FIXED_SETTINGS = {
 
 
 def run_lushan(
-    case: cases.Case, *, seed: int, model: str, rows: Path, runs: Path, threads: int
+    case: cases.Case, *, seed: int, model: str, rows: Path, runs: Path, precision: str, threads: int
 ) -> dict[str, Any]:
     """Tune, predict the test split, and read the scores.
 
@@ -40,12 +40,14 @@ def run_lushan(
         model: Folder or name of the model.
         rows: The folder that `cases.write_rows` made.
         runs: Where the run folder goes.
+        precision: `bf16` or `fp32`.
         threads: CPU threads.
     """
     run = runs / f"{case.name}-{seed}"
     few = with_few_test_rows(rows, runs / f"{case.name}-rows")
     settings = {
         **FIXED_SETTINGS,
+        "model.precision": precision,
         # The Trainer's model is that of its last step.
         "training.keep": "last" if case.target_accuracy is None else "best",
         "training.epochs": case.epochs,
@@ -61,7 +63,8 @@ def run_lushan(
     told = json.loads((run / "results.json").read_text(encoding="utf-8"))
     answers_file = runs / f"{case.name}-{seed}.jsonl"
     _lushan(
-        ["predict", str(run), str(rows / "test.jsonl"), "--out", str(answers_file)], threads=threads
+        ["predict", str(run), str(rows / "test.jsonl"), "--out", str(answers_file), "--overwrite"],
+        threads=threads,
     )
     answers = read_answers(answers_file)
     seconds: Mapping[str, float] = told["seconds"]

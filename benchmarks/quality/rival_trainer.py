@@ -91,7 +91,7 @@ def arguments_of(options: argparse.Namespace, folder: str) -> TrainingArguments:
     return TrainingArguments(
         output_dir=folder,
         use_cpu=True,
-        bf16=True,
+        bf16=options.precision == "bf16",
         seed=options.seed,
         data_seed=options.seed,
         num_train_epochs=options.epochs,
@@ -188,7 +188,6 @@ def _hyper_parameters(options: argparse.Namespace) -> dict[str, Any]:
         **vars(options),
         "optimizer": "adamw",
         "schedule": "linear",
-        "precision": "bf16 autocast",
     }
     told["model"] = Path(options.model).name
     return {
@@ -208,6 +207,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="result file")
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
+    parser.add_argument(
+        "--precision", choices=["bf16", "fp32"], required=True, help="bf16 is autocast over fp32"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows-per-step", type=int, default=16)
     parser.add_argument("--weight-decay", type=float, default=0.01)

@@ -33,6 +33,11 @@ def parse() -> argparse.Namespace:
         "--model", nargs="+", default=[], metavar="NAME=FOLDER", help="else the cache"
     )
     parser.add_argument("--rival-python", default=sys.executable, help="its environment's python")
+    parser.add_argument(
+        "--precision",
+        choices=["bf16", "fp32"],
+        help="of both systems; else what `lushan doctor` finds faster on this machine",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--validation", action="store_true", help="the Trainer also predicts validation"
@@ -43,6 +48,7 @@ def parse() -> argparse.Namespace:
     if not options.data:
         parser.error("set LUSHAN_DATA or give --data")
     options.data = Path(options.data)
+    options.precision = options.precision or faster_precision()
     return options
 
 
@@ -87,7 +93,13 @@ def run_one(case: cases.Case, *, system: str, seed: int, options: argparse.Names
         runs = options.out / "runs"
         runs.mkdir(exist_ok=True)
         found = ours.run_lushan(
-            case, seed=seed, model=model, rows=rows, runs=runs, threads=options.threads
+            case,
+            seed=seed,
+            model=model,
+            rows=rows,
+            runs=runs,
+            precision=options.precision,
+            threads=options.threads,
         )
         unfinished = result.with_suffix(".tmp")
         unfinished.write_text(
@@ -120,6 +132,7 @@ def run_trainer(
         "epochs": case.epochs,
         "learning-rate": case.learning_rate,
         "seed": seed,
+        "precision": options.precision,
         "rows-per-step": cases.ROWS_PER_STEP,
         "weight-decay": cases.WEIGHT_DECAY,
         "warmup-fraction": cases.WARMUP_FRACTION,
@@ -138,6 +151,14 @@ def run_trainer(
     splits = ["validation", "test"] if options.validation else ["test"]
     command = [options.rival_python, str(script), *words, "--predict", *splits]
     subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
+
+
+def faster_precision() -> str:
+    """Ask `lushan doctor` which arithmetic this machine computes faster."""
+    doctor = [sys.executable, "-m", "lushan", "doctor", "--json"]
+    done = subprocess.run(doctor, stdout=subprocess.PIPE, text=True, check=True)
+    choices = json.loads(done.stdout.strip().rsplit("\n", 1)[-1])["choices"]
+    return next(each["value"] for each in choices if each["name"] == "precision")
 
 
 def model_folder(name: str, given: list[str]) -> str:
