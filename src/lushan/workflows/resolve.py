@@ -78,8 +78,7 @@ def resolve(
     refuse_without_effect(recipe)
     refuse_what_does_not_fit(recipe, facts)
     precision = choose_precision(recipe.model.precision, device, cache=cache_folder())
-    tokens_per_second = predict_tokens_per_second(facts, precision=precision.value)
-    plan = _plan(recipe, num_train_rows, tokens_per_second / max(mean_tokens, 1.0))
+    plan = _plan(recipe, facts, num_train_rows, mean_tokens, precision=precision.value)
     method, effort = recipe.adapter.method, recipe.effort
     sgd = recipe.training.optimizer == "sgd"
     factor = _SGD_FACTOR if sgd else 1.0
@@ -106,21 +105,28 @@ def _is_open(recipe: TuneRecipe, name: str) -> bool:
     return getattr(getattr(recipe, part), setting) in (None, "auto")
 
 
-def _plan(recipe: TuneRecipe, num_train_rows: int, rows_per_second: float) -> _Plan:
+def _plan(
+    recipe: TuneRecipe,
+    facts: ModelFacts,
+    num_train_rows: int,
+    mean_tokens: float,
+    *,
+    precision: str,
+) -> _Plan:
     """Choose rows and epochs so that training fits the budget, by the measured speed of this machine."""
-    effort, given_epochs = recipe.effort, recipe.training.epochs
-    budget_seconds = recipe.budget_seconds or (QUICK_SECONDS if effort == "quick" else math.inf)
-    num_passes = budget_seconds * _TRAINING_SHARE * rows_per_second
-    epochs = given_epochs or _EPOCHS[effort]
-    num_rows = num_train_rows
-    why_rows = "all rows fit the budget"
-    if num_train_rows * epochs > num_passes:
-        num_rows = max(1, int(num_passes / epochs))
+    effort = recipe.effort
+    epochs = recipe.training.epochs or _EPOCHS[effort]
+    num_rows, num_passes, why_rows = num_train_rows, math.inf, "no budget"
+    budget_seconds = recipe.budget_seconds or (QUICK_SECONDS if effort == "quick" else None)
+    if budget_seconds is not None:
+        tokens_per_second = predict_tokens_per_second(facts, precision=precision)
+        num_passes = budget_seconds * _TRAINING_SHARE * tokens_per_second / max(mean_tokens, 1.0)
+        num_rows = min(num_train_rows, max(1, int(num_passes / epochs)))
         why_rows = (
-            f"{num_rows} of {num_train_rows} rows, drawn per class: {budget_seconds:.0f} s in all, about "
-            f"{rows_per_second:.2g} rows/s expected on this machine, {epochs} times each"
+            f"{num_rows} of {num_train_rows} rows, drawn per class, {epochs} times each: "
+            f"{budget_seconds:.0f} s in all, about {tokens_per_second:.0f} tokens/s expected on this machine"
         )
-    if given_epochs is None and num_rows < _SMALL_ROWS:
+    if recipe.training.epochs is None and num_rows < _SMALL_ROWS:
         epochs = max(epochs, int(min(2 * epochs, num_passes / num_rows)))
     max_rows = num_rows if num_rows < num_train_rows else None
     return _Plan(max_rows, why_rows, epochs, f"effort `{effort}` with {num_rows} training rows")
