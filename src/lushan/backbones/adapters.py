@@ -41,7 +41,7 @@ def attach(
     if method == "full":
         return
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_head(name))
+        parameter.requires_grad_(is_head(name) or name in backbone.fresh_weights)
     if method == "top":
         for part in _top_parts(backbone, layers):
             part.requires_grad_(True)
@@ -53,7 +53,7 @@ def attach(
 
 
 def _top_parts(backbone: Backbone, num_layers: int) -> list[nn.Module]:
-    """The last layers and what stands behind them, but never an embedding."""
+    """The last layers and what stands behind them, but never an embedding or the vocabulary."""
     stack = max(
         (each for each in backbone.core.modules() if isinstance(each, nn.ModuleList)), key=len
     )
@@ -67,19 +67,23 @@ def _top_parts(backbone: Backbone, num_layers: int) -> list[nn.Module]:
         for each in backbone.core.children()
         if id(each) not in holders and not any(isinstance(m, nn.Embedding) for m in each.modules())
     ]
-    return [*stack[len(stack) - num_layers :], *behind]
+    dense = getattr(backbone.plain_model, "head", None)  # modernbert's, in front of its class layer
+    return [*stack[len(stack) - num_layers :], *behind, *([dense] if dense is not None else [])]
 
 
 def _attach_lora(backbone: Backbone, *, rank: int, alpha: float, dropout: float) -> None:
     from peft import LoraConfig, TaskType, get_peft_model  # slow to import, rarely needed
 
     classifies = any(is_head(name) for name, _ in backbone.model.named_parameters())
+    fresh = {name.rpartition(".")[0] for name in backbone.fresh_weights if not is_head(name)}
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
         r=rank,
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType] - PEFT takes floats
         lora_dropout=dropout,
         target_modules="all-linear",
+        # An adapter file must hold what its base does not have.
+        modules_to_save=sorted(fresh) or None,
     )
     with quiet_transformers():
         # Adapters keep the precision of the weights beside them; their float32 masters are the optimizer's.

@@ -26,6 +26,8 @@ ATTENTION_NAME = "lushan_packed"
 _GROUP_GROWTH = 1.5
 _GROUP_SLACK_TOKENS = 16
 _FLASH_FROM_TOKENS = 512
+_UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias")
+"""What some architectures add to their attention and this one does not."""
 
 
 class _Pad(torch.autograd.Function):
@@ -170,7 +172,12 @@ def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' 
 
     Returns:
         (1, T, H, D), and no weights.
+
+    Raises:
+        ValueError: If the architecture's attention does more than this one knows.
     """
+    if extra := [name for name in _UNKNOWN_OPTIONS if options.get(name) is not None]:
+        raise ValueError(f"Packed attention does not know `{extra[0]}`.")
     packing: Packing = options["packing"]
     is_causal = options.get("is_causal")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)

@@ -60,10 +60,11 @@ def _encoder_pooled(model: Any, hidden_TD: Tensor, batch: Batch) -> Tensor:  # n
 
 def mean_over_tokens(hidden_TD: Tensor, batch: Batch) -> Tensor:
     """Average the hidden states of each document; (N, D)."""
-    lengths_N = (batch.last_N - batch.first_N + 1).to(hidden_TD.dtype)
-    sums_ND = hidden_TD.new_zeros(len(lengths_N), hidden_TD.shape[1])
-    sums_ND = sums_ND.index_add(0, batch.document_ids_1T[0], hidden_TD)
-    return sums_ND / lengths_N[:, None]
+    lengths_N = (batch.last_N - batch.first_N + 1).float()
+    # In bf16 a sum stops growing after some hundred tokens.
+    sums_ND = torch.zeros(len(lengths_N), hidden_TD.shape[1], device=hidden_TD.device)
+    sums_ND = sums_ND.index_add(0, batch.document_ids_1T[0], hidden_TD.float())
+    return (sums_ND / lengths_N[:, None]).to(hidden_TD.dtype)
 
 
 def vocabulary_logits(model: nn.Module, hidden_KD: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -80,5 +81,7 @@ def vocabulary_logits(model: nn.Module, hidden_KD: Tensor, tokens: Tensor | None
         weight_VD = weight_VD[tokens]
         bias_V = None if bias_V is None else bias_V[tokens]
     logits = functional.linear(hidden_KD, weight_VD, bias_V).float()
-    softcap = getattr(model.config, "final_logit_softcapping", None)
+    config = model.config
+    logits = logits / getattr(config, "logits_scaling", 1.0) * getattr(config, "logit_scale", 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -19,6 +19,7 @@ from transformers import (
 
 from lushan.backbones import attention
 from lushan.backbones.attention import Packing, Prefix, block_mask, plan_packing
+from lushan.backbones.hardware import keep_freed_memory
 from lushan.backbones.inspect import ModelFacts, describe
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.tokenizer import Tokenizer
@@ -37,6 +38,8 @@ _CLASSES: dict[Purpose, Any] = {
 }
 _HEAD_NAMES = ("score", "classifier", "pooler", "head")
 _PROBE_LENGTHS = (7, 12, 19)
+_MASKED_TOKENS = 512
+"""Tokens under one explicit mask, which costs the square of them."""
 
 
 @dataclass(slots=True)
@@ -84,15 +87,31 @@ class Backbone:
             packing = plan_packing(lengths, device=batch.token_ids_1T.device)
             packing.prefix, packing.record = prefix, record
             return self._run(batch.token_ids_1T, batch.position_ids_1T, packing=packing)
-        if self.packing_mode == "masked":
-            mask = block_mask(lengths, dtype=self.core.dtype, causal=self.facts.family == "decoder")
-            return self._run(batch.token_ids_1T, batch.position_ids_1T, attention_mask=mask)
+        parts = _consecutive(lengths, self._most_masked_tokens())
+        sizes = [sum(part) for part in parts]
         pieces = zip(
-            batch.token_ids_1T.split(lengths, dim=1),
-            batch.position_ids_1T.split(lengths, dim=1),
+            parts,
+            batch.token_ids_1T.split(sizes, dim=1),
+            batch.position_ids_1T.split(sizes, dim=1),
             strict=True,
         )
-        return torch.cat([self._run(token_ids, positions) for token_ids, positions in pieces])
+        return torch.cat([self._run_part(*piece) for piece in pieces])
+
+    def _most_masked_tokens(self) -> int:
+        if self.packing_mode == "alone":
+            return 1
+        # An explicit mask replaces a sliding window, which documents of its length do not notice.
+        window = getattr(self.core.config, "sliding_window", None) or _MASKED_TOKENS
+        return min(_MASKED_TOKENS, window, self.facts.context_tokens)
+
+    def _run_part(
+        self, lengths: list[int], token_ids_1T: Tensor, position_ids_1T: Tensor
+    ) -> Tensor:
+        """Without the own attention: one document alone, or several under a mask."""
+        if len(lengths) == 1:
+            return self._run(token_ids_1T, position_ids_1T)
+        mask = block_mask(lengths, dtype=self.core.dtype, causal=self.facts.family == "decoder")
+        return self._run(token_ids_1T, position_ids_1T, attention_mask=mask.to(self.device))
 
     def _run(
         self,
@@ -109,6 +128,16 @@ class Backbone:
             options["use_cache"] = False
         outputs = self.core(input_ids=token_ids_1T, position_ids=position_ids_1T, **options)
         return outputs.last_hidden_state[0]
+
+
+def _consecutive(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
+    """Cut a list of lengths into parts of at most so many tokens; a longer document stands alone."""
+    parts: list[list[int]] = []
+    for length in lengths:
+        if not parts or sum(parts[-1]) + length > most_tokens:
+            parts.append([])
+        parts[-1].append(length)
+    return parts
 
 
 def load_backbone(
@@ -149,6 +178,7 @@ def load_backbone(
             if multi_label
             else "single_label_classification",
         }
+    keep_freed_memory()
     attention.register()
     torch.manual_seed(seed)
     model, fresh_weights = _from_pretrained(folder, _CLASSES[purpose], options)
@@ -165,16 +195,21 @@ def _from_pretrained(
     options: dict[str, Any],
 ) -> tuple[Any, tuple[str, ...]]:
     try:
-        model, info = _load(folder, model_class, attention.ATTENTION_NAME, options)
-    except ValueError as error:
-        # Some architectures (gpt_neo) have a fixed table of attention classes.
-        if attention.ATTENTION_NAME not in str(error):
-            raise ModelError(f"`{folder}` cannot be loaded: {error}") from None
-        model, info = _load(folder, model_class, "eager", options)
-    except (OSError, RuntimeError, KeyError) as error:
+        model, info = _load_in_some_way(folder, model_class, options)
+    except (AssertionError, OSError, RuntimeError, KeyError, ValueError) as error:
         raise ModelError(f"`{folder}` cannot be loaded: {error}") from None
     _check_keys(folder, info)
     return model, tuple(sorted(info["missing_keys"]))
+
+
+def _load_in_some_way(folder: Path, model_class: Any, options: dict[str, Any]) -> Any:  # noqa: ANN401
+    try:
+        return _load(folder, model_class, attention.ATTENTION_NAME, options)
+    except (KeyError, ValueError) as error:
+        # Some architectures (gpt_neo) have a fixed table of attention classes.
+        if attention.ATTENTION_NAME not in str(error):
+            raise
+    return _load(folder, model_class, "eager", options)
 
 
 def _load(folder: Path, model_class: Any, attention_name: str, options: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -186,6 +221,7 @@ def _load(folder: Path, model_class: Any, attention_name: str, options: dict[str
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_check_keys` refuses them, and names them
             **options,
         )
 
@@ -196,8 +232,12 @@ def _check_keys(folder: Path, info: dict[str, Any]) -> None:
         for name in info["missing_keys"]
         if not any(part in _HEAD_NAMES for part in name.split("."))
     ]
-    if missing or info["mismatched_keys"]:
-        names = ", ".join([*missing, *(str(each) for each in info["mismatched_keys"])][:5])
+    other_shapes = [
+        f"{name} {list(found)} (expected {list(expected)})"
+        for name, found, expected in info["mismatched_keys"]
+    ]
+    if missing or other_shapes:
+        names = ", ".join([*sorted(missing), *sorted(other_shapes)][:5])
         raise ModelError(
             f"`{folder}`: the weights do not fit the configuration. Missing or of another shape: {names}."
         )
@@ -229,13 +269,14 @@ def _find_packing_mode(backbone: Backbone) -> PackingMode:
     generator = torch.Generator().manual_seed(0)
     top = min(backbone.facts.vocabulary_size, backbone.tokenizer.vocabulary_size)
     ids = [torch.randint(top, (length,), generator=generator) for length in _PROBE_LENGTHS]
+    config = backbone.core.config
     with torch.inference_mode():
         alone = torch.cat([_probe_alone(backbone, each) for each in ids])
-        modes: tuple[PackingMode, ...] = ("packed", "masked")
-        for mode in modes:
-            if _is_exact(backbone, mode, ids, alone):
-                return mode
-    return "alone"
+        if config._attn_implementation == attention.ATTENTION_NAME:
+            if _is_exact(backbone, "packed", ids, alone):
+                return "packed"
+            config._attn_implementation = "eager"
+        return "masked" if _is_exact(backbone, "masked", ids, alone) else "alone"
 
 
 def _is_exact(backbone: Backbone, mode: PackingMode, ids: list[Tensor], alone: Tensor) -> bool:
@@ -263,5 +304,4 @@ def _probe_packed(backbone: Backbone, ids: list[Tensor]) -> Tensor:
     position_ids_1T = torch.cat([torch.arange(length) for length in lengths])[None]
     if backbone.packing_mode == "packed":
         return backbone._run(token_ids_1T, position_ids_1T, packing=plan_packing(lengths))
-    mask = block_mask(lengths, dtype=backbone.core.dtype, causal=backbone.facts.family == "decoder")
-    return backbone._run(token_ids_1T, position_ids_1T, attention_mask=mask)
+    return backbone._run_part(lengths, token_ids_1T, position_ids_1T)

@@ -85,7 +85,8 @@ def run(arguments: Sequence[str]) -> int:
         result = INTERRUPTED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in OUTSIDE_CAUSES:
-            return _refuse(f"{error.strerror}: `{error.filename}`.", as_json=as_json)
+            where = f": `{error.filename}`" if error.filename else ""
+            return _refuse(f"{error.strerror}{where}.", as_json=as_json)
         if as_json:
             emit_json({"error": f"{type(error).__name__}: {error}"})
         raise

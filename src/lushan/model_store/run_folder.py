@@ -163,9 +163,10 @@ def check_is_free(path: Path, *, overwrite: bool) -> None:
     Raises:
         RunError: If it holds a run and `overwrite` is not set, or holds something else.
     """
-    if path.exists() and not path.is_dir():
-        raise RunError(f"`--out {path}` is a file. Name a folder.")
-    if not path.is_dir() or not any(path.iterdir()):
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise RunError(f"`--out {path}`: `{place}` is a file. Name a folder.")
+    if not path.is_dir() or all(_is_of_beginning(each) for each in path.iterdir()):
         return
     if not (path / _RECIPE).is_file():
         raise RunError(
@@ -176,6 +177,11 @@ def check_is_free(path: Path, *, overwrite: bool) -> None:
             f"`--out {path}` holds a run already. Use `--resume` to go on with it, `--overwrite` to replace "
             "it, or another folder."
         )
+
+
+def _is_of_beginning(file: Path) -> bool:
+    """Whether a run leaves this file when it is killed before its recipe is written."""
+    return file.name in (".lock", "run.json") or file.suffix == ".part"
 
 
 def _lock(path: Path) -> int:

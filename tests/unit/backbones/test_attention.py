@@ -1,0 +1,209 @@
+"""Packed documents get the hidden states, and the gradients, that transformers gives each of them alone."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from lushan.backbones import attention
+from lushan.backbones.attention import Packing, Prefix, block_mask, packed_attention, plan_packing
+from lushan.backbones.load import load_backbone
+from lushan.data.batching import pack
+from lushan.records import Batch, Features
+from tests.conftest import MakeTiny
+from tests.tiny import ENCODER_TYPES, TINY_TYPES
+
+LENGTHS = (30, 1, 60, 2, 13, 33, 9)
+"""In two groups of similar length; longer than the window of 8 that some of the models have."""
+PREFIX_TOKENS = 11
+PACKED_TYPES = tuple(each for each in TINY_TYPES if each != "gpt_neo")
+PACKED_DECODERS = tuple(each for each in PACKED_TYPES if each not in ENCODER_TYPES)
+
+Document = tuple[int, ...]
+
+
+def random_documents(lengths: Sequence[int]) -> list[Document]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        tuple(torch.randint(3, 300, (length,), generator=generator).tolist()) for length in lengths
+    ]
+
+
+def packed(documents: Sequence[Document], *, first_position: int = 0) -> Batch:
+    features = [Features(each, str(number), number) for number, each in enumerate(documents)]
+    return pack(features, first_position=first_position)
+
+
+def run_alone(model: nn.Module, documents: Sequence[Document]) -> Tensor:
+    """Run transformers' own model on one document after the other, shortest first."""
+    ordered = sorted(documents, key=len)
+    return torch.cat([
+        model(input_ids=torch.tensor([each])).last_hidden_state[0] for each in ordered
+    ])
+
+
+def eager(folder: Path) -> nn.Module:
+    return AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def with_settings(source: Path, target: Path, **settings: object) -> Path:
+    """Copy a model folder and change its configuration."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    (target / "config.json").write_text(json.dumps(config | settings), encoding="utf-8")
+    return target
+
+
+@torch.inference_mode()
+def assert_same_as_alone(folder: Path, lengths: Sequence[int] = LENGTHS) -> None:
+    documents = random_documents(lengths)
+    hidden_TD = load_backbone(folder, purpose="embed").hidden_states(packed(documents))
+    torch.testing.assert_close(hidden_TD, run_alone(eager(folder), documents), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", TINY_TYPES)
+def test_packed_documents_are_as_alone_in_transformers(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    assert_same_as_alone(tiny_folder(model_type))
+
+
+@pytest.mark.parametrize("model_type", PACKED_TYPES)
+def test_flash_kernel_gives_the_same(
+    model_type: str, tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_FLASH_FROM_TOKENS", 1)
+    assert_same_as_alone(tiny_folder(model_type))
+
+
+def test_documents_of_more_than_512_tokens_are_as_alone(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = with_settings(tiny_folder("llama"), tmp_path / "a", max_position_embeddings=1024)
+    assert_same_as_alone(folder, (520, 3, 600, 511))
+
+
+def test_window_of_mistral_is_kept(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    folder = with_settings(tiny_folder("mistral"), tmp_path / "a", sliding_window=8)
+    assert_same_as_alone(folder)
+    documents = random_documents(LENGTHS)
+    with torch.inference_mode():
+        windowed, whole = (
+            run_alone(eager(each), documents) for each in (folder, tiny_folder("mistral"))
+        )
+    assert not torch.allclose(windowed, whole, atol=1e-3)
+
+
+@pytest.mark.parametrize("flash_from_tokens", [1, 512])
+@pytest.mark.parametrize("model_type", PACKED_DECODERS)
+@torch.inference_mode()
+def test_documents_that_continue_a_shared_prefix_are_as_whole_ones(
+    model_type: str,
+    flash_from_tokens: int,
+    tiny_folder: MakeTiny,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "_FLASH_FROM_TOKENS", flash_from_tokens)
+    folder = tiny_folder(model_type)
+    start, *documents = random_documents((PREFIX_TOKENS, *LENGTHS))
+    backbone = load_backbone(folder, purpose="embed")
+    prefix = Prefix(PREFIX_TOKENS)
+    backbone.hidden_states(packed([start]), record=prefix)
+    batch = packed(documents, first_position=PREFIX_TOKENS)
+    hidden_TD = backbone.hidden_states(batch, prefix=prefix)
+    model = eager(folder)
+    expected = [
+        run_alone(model, [start + each])[PREFIX_TOKENS:] for each in sorted(documents, key=len)
+    ]
+    torch.testing.assert_close(hidden_TD, torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("flash_from_tokens", [1, 512])
+@pytest.mark.parametrize("model_type", PACKED_TYPES)
+def test_gradients_are_those_of_transformers(
+    model_type: str,
+    flash_from_tokens: int,
+    tiny_folder: MakeTiny,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "_FLASH_FROM_TOKENS", flash_from_tokens)
+    documents = random_documents(LENGTHS)
+    backbone, model = (
+        load_backbone(tiny_folder(model_type), purpose="embed"),
+        eager(tiny_folder(model_type)),
+    )
+    backbone.hidden_states(packed(documents)).pow(2).mean().backward()
+    run_alone(model, documents).pow(2).mean().backward()
+    ours, theirs = (
+        {name: each.grad for name, each in one.named_parameters() if each.grad is not None}
+        for one in (backbone.model, model)
+    )
+    assert ours.keys() == theirs.keys()
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "modernbert"])
+@torch.inference_mode()
+def test_packed_documents_in_bf16_are_as_alone_in_bf16(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    documents = random_documents(LENGTHS)
+    folder = tiny_folder(model_type)
+    backbone = load_backbone(folder, purpose="embed", precision="bf16")
+    expected = run_alone(eager(folder).to(torch.bfloat16), documents)
+    hidden_TD = backbone.hidden_states(packed(documents))
+    torch.testing.assert_close(hidden_TD, expected, rtol=0.05, atol=0.05)
+
+
+def test_documents_are_grouped_until_one_is_half_as_long_again_and_16_tokens_longer() -> None:
+    groups = plan_packing([4, 22, 23, 50, 51]).groups
+    assert [each.lengths for each in groups] == [[4, 22], [23, 50], [51]]
+    assert [(each.start, each.end) for each in groups] == [(0, 26), (26, 99), (99, 150)]
+
+
+def test_documents_of_one_length_are_not_padded() -> None:
+    (group,) = plan_packing([5, 5, 5]).groups
+    assert group.slots_T is None
+
+
+def test_padding_and_its_inverse_keep_every_row() -> None:
+    (group,) = plan_packing([1, 3]).groups
+    rows_TF = torch.arange(1.0, 9.0).reshape(4, 2)
+    table_NLF = group.pad(rows_TF)
+    expected = [[[1, 2], [0, 0], [0, 0]], [[3, 4], [5, 6], [7, 8]]]
+    assert table_NLF.tolist() == expected
+    assert torch.equal(group.unpad(table_NLF), rows_TF)
+
+
+@pytest.mark.parametrize("flash_from_tokens", [1, 512])
+def test_dropout_takes_its_share_of_the_weights_and_scales_the_rest(
+    flash_from_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_FLASH_FROM_TOKENS", flash_from_tokens)
+    torch.manual_seed(0)
+    query = torch.zeros(1, 1, 400, 4)
+    options = {"packing": plan_packing([400]), "is_causal": False, "dropout": 0.25}
+    attended, _ = packed_attention(nn.Module(), query, query, query + 1, None, **options)
+    assert attended.std().item() > 0.01
+    assert attended.mean().item() == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias"])
+def test_attention_that_does_more_is_refused(name: str) -> None:
+    states = torch.zeros(1, 1, 2, 4)
+    options = {"packing": Packing([]), name: 30.0}
+    with pytest.raises(ValueError, match=f"does not know `{name}`"):
+        packed_attention(nn.Module(), states, states, states, None, **options)
+
+
+def test_explicit_mask_keeps_documents_apart() -> None:
+    x = torch.finfo(torch.float32).min
+    both = [[0.0, x, x], [x, 0.0, 0.0], [x, 0.0, 0.0]]
+    causal = [[0.0, x, x], [x, 0.0, x], [x, 0.0, 0.0]]
+    assert block_mask([1, 2], dtype=torch.float32, causal=False).tolist() == [[both]]
+    assert block_mask([1, 2], dtype=torch.float32, causal=True).tolist() == [[causal]]

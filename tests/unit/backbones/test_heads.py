@@ -1,0 +1,225 @@
+"""Answers from hidden states are those of transformers' own classes, whoever shares the batch."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedModel,
+)
+
+from lushan.backbones.heads import class_logits, mean_over_tokens, vocabulary_logits
+from lushan.backbones.load import Backbone, load_backbone
+from lushan.data.batching import pack
+from lushan.errors import ModelError
+from lushan.records import Batch, Features
+from tests.conftest import MakeTiny
+from tests.tiny import TINY_TYPES, TINY_VOCABULARY
+
+LABELS = ("bad", "fine", "good")
+TEXTS = (
+    "A brave little fox",
+    "The service was slow and the food was cold. Never again...",
+    "What a great film!",
+)
+assert_close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+
+Saved = tuple[Path, Any]
+
+
+@pytest.fixture(params=[*TINY_TYPES, "modernbert mean"])
+def saved(request: pytest.FixtureRequest, tiny_folder: MakeTiny, tmp_path: Path) -> Saved:
+    """Give a folder with a class layer, and transformers' own model of it."""
+    model_type, _, pooling = request.param.partition(" ")
+    options = {"classifier_pooling": pooling} if pooling else {}
+    torch.manual_seed(3)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        tiny_folder(model_type), num_labels=len(LABELS), attn_implementation="eager", **options
+    )
+    model.save_pretrained(tmp_path / "saved")
+    backbone = load_backbone(tiny_folder(model_type), purpose="embed")
+    backbone.tokenizer.save(tmp_path / "saved")
+    return tmp_path / "saved", model.eval()
+
+
+def load(folder: Path) -> Backbone:
+    backbone = load_backbone(folder, purpose="classify", labels=LABELS)
+    assert backbone.fresh_weights == ()
+    return backbone
+
+
+def encode(backbone: Backbone, texts: Sequence[str] = TEXTS) -> list[Features]:
+    return [
+        Features(tuple(each.ids), str(number), number)
+        for number, each in enumerate(backbone.tokenizer.encode(texts))
+    ]
+
+
+@torch.inference_mode()
+def logits_in_order(backbone: Backbone, features: Sequence[Features]) -> Tensor:
+    batch = pack(features)
+    logits_NC = class_logits(backbone.plain_model, backbone.hidden_states(batch), batch)
+    places = [each.example_index for each in batch.features]
+    return logits_NC[torch.tensor(places).argsort()]
+
+
+@torch.inference_mode()
+def test_class_scores_are_those_of_transformers_on_one_text(saved: Saved) -> None:
+    folder, model = saved
+    backbone = load(folder)
+    features = encode(backbone)
+    expected = [model(input_ids=torch.tensor([each.token_ids])).logits for each in features]
+    assert_close(logits_in_order(backbone, features), torch.cat(expected))
+
+
+@torch.inference_mode()
+def test_class_scores_are_those_of_a_batch_that_transformers_pads_on_the_right(
+    saved: Saved,
+) -> None:
+    folder, model = saved
+    backbone = load(folder)
+    features = encode(backbone)
+    longest = max(len(each.token_ids) for each in features)
+    rows = [[*each.token_ids, *[0] * (longest - len(each.token_ids))] for each in features]
+    mask = [[int(place < len(each.token_ids)) for place in range(longest)] for each in features]
+    expected = model(input_ids=torch.tensor(rows), attention_mask=torch.tensor(mask)).logits
+    assert_close(logits_in_order(backbone, features), expected)
+
+
+def test_companions_in_the_batch_change_no_class_score(saved: Saved) -> None:
+    backbone = load(saved[0])
+    text, *others = encode(backbone, (TEXTS[0], "a", *TEXTS, TEXTS[1] * 2))
+    alone = logits_in_order(backbone, [text])
+    for companions in ([others[0]], others[1:3], others[-1:], others):
+        together = logits_in_order(backbone, [text, *companions])[:1]
+        assert_close(together, alone)
+
+
+@torch.inference_mode()
+def test_text_that_ends_in_the_padding_token_is_read_at_its_end(tiny_folder: MakeTiny) -> None:
+    backbone = load_backbone(tiny_folder("llama"), purpose="classify", labels=LABELS)
+    ids = (7, 8, 9, 0, 0)
+    model = backbone.plain_model
+    config = backbone.core.config
+    logits_NC = logits_in_order(backbone, [Features(ids, "a", 0), Features((5, 6), "b", 1)])
+    config._attn_implementation = "eager"
+    expected = model.score(backbone.core(input_ids=torch.tensor([ids])).last_hidden_state[:, -1])
+    assert_close(logits_NC[:1], expected)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "bert", "modernbert"])
+def test_class_scores_of_a_bf16_model_are_float32(model_type: str, tiny_folder: MakeTiny) -> None:
+    exact, rounded = (
+        load_backbone(
+            tiny_folder(model_type), purpose="classify", labels=LABELS, precision=precision
+        )
+        for precision in ("fp32", "bf16")
+    )
+    features = encode(exact)
+    logits_NC = logits_in_order(rounded, features)
+    assert logits_NC.dtype == torch.float32
+    torch.testing.assert_close(logits_NC, logits_in_order(exact, features), rtol=0.05, atol=0.05)
+
+
+def one_batch() -> Batch:
+    return pack([Features((5, 6), "a", 0), Features((7, 8, 9), "b", 1)])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "modernbert"])
+def test_dropout_before_the_class_layer_is_for_training_only(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    model = load_backbone(tiny_folder(model_type), purpose="classify", labels=LABELS).plain_model
+    hidden_TD = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    plain = class_logits(model, hidden_TD, one_batch())
+    assert torch.equal(class_logits(model, hidden_TD, one_batch(), dropout=0.5), plain)
+    model.train()
+    assert torch.equal(class_logits(model, hidden_TD, one_batch()), plain)
+    draws = [class_logits(model, hidden_TD, one_batch(), dropout=0.5) for _ in range(2000)]
+    assert not torch.equal(draws[0], plain)
+    torch.testing.assert_close(torch.stack(draws).mean(dim=0), plain, rtol=0.2, atol=0.1)
+
+
+def test_class_layer_that_is_not_known_is_refused() -> None:
+    config = DistilBertConfig(vocab_size=10, dim=16, n_layers=1, n_heads=2, hidden_dim=16)
+    model = DistilBertForSequenceClassification(config)
+    with pytest.raises(ModelError, match=r"`distilbert` is not supported\. Use a decoder, bert or"):
+        class_logits(model, torch.zeros(5, 16), one_batch())
+
+
+def test_mean_is_over_the_tokens_of_each_document() -> None:
+    hidden_TD = torch.tensor([[1.0], [3.0], [10.0], [20.0], [60.0]])
+    assert mean_over_tokens(hidden_TD, one_batch()).tolist() == [[2.0], [30.0]]
+
+
+def test_mean_of_a_long_document_in_bf16_loses_nothing() -> None:
+    batch = pack([Features((5,) * 3000, "a", 0)])
+    ones_TD = torch.ones(3000, 2, dtype=torch.bfloat16)
+    mean_ND = mean_over_tokens(ones_TD, batch)
+    assert mean_ND.dtype == torch.bfloat16
+    assert mean_ND.tolist() == [[1.0, 1.0]]
+
+
+LANGUAGE_MODELS = {
+    "llama": {"tie_word_embeddings": True},
+    "gpt_neox": {"tie_word_embeddings": False},
+    "gemma3_text": {"head_dim": 8, "final_logit_softcapping": 0.5},
+    "granite": {"logits_scaling": 4.0},
+    "cohere": {"logit_scale": 0.0625},
+    "phi": {},  # a bias in its vocabulary layer
+}
+
+
+@pytest.fixture(params=list(LANGUAGE_MODELS))
+def language_model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    torch.manual_seed(0)
+    size = {
+        "vocab_size": TINY_VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+    }
+    config = AutoConfig.for_model(request.param, **size, **LANGUAGE_MODELS[request.param])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    bias = model.get_output_embeddings().bias
+    if bias is not None:
+        torch.nn.init.normal_(bias)
+    return model
+
+
+@torch.inference_mode()
+def test_vocabulary_scores_are_those_of_transformers(language_model: PreTrainedModel) -> None:
+    ids = torch.tensor([[5, 6, 7, 8]])
+    hidden_KD = language_model.base_model(input_ids=ids).last_hidden_state[0, 1:3]
+    expected = language_model(input_ids=ids).logits[0, 1:3]
+    assert_close(vocabulary_logits(language_model, hidden_KD), expected)
+
+
+@torch.inference_mode()
+def test_chosen_tokens_have_the_scores_that_they_have_among_all(
+    language_model: PreTrainedModel,
+) -> None:
+    ids, chosen = torch.tensor([[5, 6, 7, 8]]), torch.tensor([300, 2, 17])
+    hidden_KD = language_model.base_model(input_ids=ids).last_hidden_state[0]
+    expected = language_model(input_ids=ids).logits[0][:, chosen]
+    logits = vocabulary_logits(language_model, hidden_KD, chosen)
+    assert_close(logits, expected)
+
+
+def test_vocabulary_scores_of_a_bf16_model_are_float32(tiny_folder: MakeTiny) -> None:
+    model = load_backbone(tiny_folder("llama"), purpose="language", precision="bf16").plain_model
+    logits_KV = vocabulary_logits(model, torch.ones(2, 16, dtype=torch.bfloat16))
+    assert logits_KV.dtype == torch.float32
+    assert logits_KV.shape == (2, TINY_VOCABULARY)

@@ -1,0 +1,261 @@
+"""Loading: what is refused, what is drawn anew, precision, and the way in which documents are kept apart."""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from lushan.backbones.load import Backbone, PackingMode, cast_weights, is_head, load_backbone
+from lushan.data.batching import pack
+from lushan.errors import ModelError
+from lushan.records import Features
+from tests.conftest import MakeTiny
+from tests.tiny import ENCODER_TYPES, TINY_TYPES, TINY_VOCABULARY
+
+LENGTHS = (1, 2, 9, 13, 30, 60, 70)
+"""Together more than the 128 tokens that the tiny models have positions for."""
+LABELS = ("bad", "fine", "good")
+GEMMA2 = {
+    "vocab_size": TINY_VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "attn_logit_softcapping": 0.05,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Caps the scores of its attention, which the packed attention does not know."""
+
+
+def edit_config(folder: Path, **settings: object) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | settings), encoding="utf-8")
+
+
+@pytest.fixture
+def own_llama(tiny_folder: MakeTiny, tmp_path: Path) -> Path:
+    """Give a folder that a test may spoil."""
+    shutil.copytree(tiny_folder("llama"), tmp_path / "spoilt")
+    return tmp_path / "spoilt"
+
+
+def write_gemma2(tokenizer_of: Path, folder: Path, *, sliding_window: int) -> Path:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gemma2", **GEMMA2, sliding_window=sliding_window)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    shutil.copy(tokenizer_of / "tokenizer.json", folder)
+    shutil.copy(tokenizer_of / "tokenizer_config.json", folder)
+    return folder
+
+
+def random_features(lengths: Sequence[int] = LENGTHS) -> list[Features]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Features(
+            tuple(torch.randint(3, 300, (length,), generator=generator).tolist()), str(index), index
+        )
+        for index, length in enumerate(lengths)
+    ]
+
+
+@torch.inference_mode()
+def run_alone(folder: Path, features: Sequence[Features]) -> Tensor:
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    return torch.cat([
+        model(input_ids=torch.tensor([each.token_ids])).last_hidden_state[0] for each in features
+    ])
+
+
+@torch.inference_mode()
+def assert_same_as_alone(backbone: Backbone, folder: Path) -> None:
+    features = random_features()
+    hidden_TD = backbone.hidden_states(pack(features))
+    torch.testing.assert_close(hidden_TD, run_alone(folder, features), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", TINY_TYPES)
+def test_documents_are_packed_where_the_attention_can_be_replaced(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    modes: dict[str, PackingMode] = {"gpt_neo": "masked"}
+    backbone = load_backbone(tiny_folder(model_type), purpose="embed")
+    assert backbone.packing_mode == modes.get(model_type, "packed")
+    assert not backbone.model.training
+
+
+@pytest.mark.parametrize(("sliding_window", "mode"), [(4096, "masked"), (8, "alone")])
+def test_attention_with_a_cap_is_exact_under_a_mask_or_alone(
+    sliding_window: int, mode: PackingMode, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = write_gemma2(tiny_folder("llama"), tmp_path / "gemma2", sliding_window=sliding_window)
+    backbone = load_backbone(folder, purpose="embed")
+    assert backbone.packing_mode == mode
+    assert_same_as_alone(backbone, folder)
+
+
+def test_window_longer_than_the_probe_is_kept_under_a_mask(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = write_gemma2(tiny_folder("llama"), tmp_path / "gemma2", sliding_window=40)
+    backbone = load_backbone(folder, purpose="embed")
+    assert backbone.packing_mode == "masked"
+    assert_same_as_alone(backbone, folder)
+
+
+@pytest.mark.parametrize("mode", ["masked", "alone"])
+def test_more_documents_than_positions_are_as_alone_in_transformers(
+    mode: PackingMode, tiny_folder: MakeTiny
+) -> None:
+    backbone = load_backbone(tiny_folder("gpt_neo"), purpose="embed")
+    backbone.packing_mode = mode
+    assert_same_as_alone(backbone, tiny_folder("gpt_neo"))
+
+
+@pytest.mark.parametrize("model_type", ENCODER_TYPES)
+def test_encoder_cannot_write(model_type: str, tiny_folder: MakeTiny) -> None:
+    with pytest.raises(ModelError, match=r"is an encoder: .* Use `--answer head`"):
+        load_backbone(tiny_folder(model_type), purpose="language")
+
+
+def test_missing_file_of_weights_is_told(own_llama: Path) -> None:
+    (own_llama / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"spoilt.*(safetensors|weights)"):
+        load_backbone(own_llama, purpose="language")
+
+
+def test_cut_file_of_weights_is_told(own_llama: Path) -> None:
+    file = own_llama / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="spoilt"):
+        load_backbone(own_llama, purpose="language")
+
+
+def test_missing_weight_is_named(own_llama: Path) -> None:
+    file = own_llama / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    message = r"Missing or of another shape: (model\.)?layers\.1\.mlp\.up_proj\.weight"
+    with pytest.raises(ModelError, match=message):
+        load_backbone(own_llama, purpose="classify", labels=LABELS)
+
+
+def test_weight_of_another_shape_is_named_with_both_shapes(own_llama: Path) -> None:
+    file = own_llama / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"] = torch.ones(12)
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"model\.norm\.weight \[12\] \(expected \[16\]\)"):
+        load_backbone(own_llama, purpose="language")
+
+
+def test_class_layer_for_other_labels_is_refused(own_llama: Path, tmp_path: Path) -> None:
+    backbone = load_backbone(own_llama, purpose="classify", labels=LABELS)
+    backbone.model.save_pretrained(tmp_path / "three")
+    backbone.tokenizer.save(tmp_path / "three")
+    with pytest.raises(ModelError, match=r"score\.weight \[3, 16\] \(expected \[2, 16\]\)"):
+        load_backbone(tmp_path / "three", purpose="classify", labels=("yes", "no"))
+
+
+def test_weights_that_the_folder_lacks_are_named_and_drawn_from_the_seed(
+    tiny_folder: MakeTiny,
+) -> None:
+    one, same, other = (
+        load_backbone(tiny_folder("llama"), purpose="classify", labels=LABELS, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    assert one.fresh_weights == ("score.weight",)
+    assert torch.equal(one.model.score.weight, same.model.score.weight)
+    assert not torch.equal(one.model.score.weight, other.model.score.weight)
+    assert one.model.score.weight.shape == (3, 16)
+    assert torch.equal(one.core.norm.weight, other.core.norm.weight)
+
+
+def test_language_model_has_no_fresh_weights(tiny_folder: MakeTiny) -> None:
+    assert load_backbone(tiny_folder("gpt_neo"), purpose="language").fresh_weights == ()
+
+
+@pytest.mark.parametrize(
+    ("multi_label", "problem"),
+    [(False, "single_label_classification"), (True, "multi_label_classification")],
+)
+def test_labels_stand_in_the_configuration(
+    multi_label: bool, problem: str, tiny_folder: MakeTiny
+) -> None:
+    config = load_backbone(
+        tiny_folder("llama"), purpose="classify", labels=LABELS, multi_label=multi_label
+    ).model.config
+    assert config.id2label == {0: "bad", 1: "fine", 2: "good"}
+    assert config.label2id == {"bad": 0, "fine": 1, "good": 2}
+    assert config.problem_type == problem
+
+
+@pytest.mark.parametrize("model_type", ["llama", "bert", "modernbert"])
+def test_bf16_is_for_all_weights_but_the_class_layer_and_for_no_buffer(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    model = load_backbone(
+        tiny_folder(model_type), purpose="classify", labels=LABELS, precision="bf16"
+    ).model
+    dtypes = {name: each.dtype for name, each in model.named_parameters()}
+    exact = {name for name, dtype in dtypes.items() if dtype == torch.float32}
+    assert exact == {name for name in dtypes if re.match(r"(score|classifier)\.", name)}
+    assert set(dtypes.values()) == {torch.float32, torch.bfloat16}
+    assert torch.bfloat16 not in {buffer.dtype for buffer in model.buffers()}
+
+
+def test_casting_back_restores_the_type(tiny_folder: MakeTiny) -> None:
+    model = load_backbone(tiny_folder("llama"), purpose="embed", precision="bf16").model
+    cast_weights(model, torch.float32)
+    assert {each.dtype for each in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("configured", "expected"), [(0, 0), (5, 5), (None, 2), (-1, 2)])
+def test_padding_is_the_configured_token_or_else_the_stop_token(
+    configured: int | None, expected: int, own_llama: Path
+) -> None:
+    edit_config(own_llama, pad_token_id=configured)
+    backbone = load_backbone(own_llama, purpose="classify", labels=LABELS)
+    assert backbone.model.config.pad_token_id == expected
+
+
+def test_padding_token_beyond_the_vocabulary_is_told(own_llama: Path) -> None:
+    edit_config(own_llama, pad_token_id=TINY_VOCABULARY)
+    with pytest.raises(ModelError, match=r"spoilt` cannot be loaded: Padding_idx"):
+        load_backbone(own_llama, purpose="embed")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("score.weight", True),
+        ("base_model.model.classifier.modules_to_save.default.bias", True),
+        ("model.layers.0.scores.weight", False),
+        ("lm_head.weight", False),
+    ],
+)
+def test_class_layer_is_known_by_its_name(name: str, expected: bool) -> None:
+    assert is_head(name) is expected
+
+
+def test_backbone_is_where_its_weights_are(tiny_folder: MakeTiny) -> None:
+    backbone = load_backbone(tiny_folder("llama"), purpose="embed")
+    plain: Any = backbone.plain_model
+    assert backbone.device == torch.device("cpu")
+    assert plain is backbone.model
+    assert backbone.core is plain.base_model
