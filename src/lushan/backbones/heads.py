@@ -82,6 +82,8 @@ def vocabulary_logits(model: nn.Module, hidden_KD: Tensor, tokens: Tensor | None
         bias_V = None if bias_V is None else bias_V[tokens]
     logits = functional.linear(hidden_KD, weight_VD, bias_V).float()
     config = model.config
-    logits = logits / getattr(config, "logits_scaling", 1.0) * getattr(config, "logit_scale", 1.0)
+    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    if scale != 1.0:  # cohere, granite
+        logits = logits * scale
     softcap = getattr(config, "final_logit_softcapping", None)
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
