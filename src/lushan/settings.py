@@ -108,17 +108,21 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise SettingError(f"`--set {assignment}`: `{text}` is no YAML value.") from None
         if isinstance(value, str) and _is_number(value):
-            value = float(
-                value
-            )  # 1e-3 is text in YAML 1.1; on the command line it can only be a number
-        values = merged(values, _nested(name.split("."), value))
+            # 1e-3 is text in YAML 1.1; on the command line it can only be a number.
+            value = float(value)
+        values = merged(values, nested({name: value}))
     return values
 
 
-def _nested(names: list[str], value: object) -> dict[str, Any]:
-    for name in reversed(names):
-        value = {name: value}
-    return value  # pyright: ignore[reportReturnType] - names is never empty
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn `{"training.epochs": 3}` into `{"training": {"epochs": 3}}`."""
+    values: dict[str, Any] = {}
+    for name, value in flat.items():
+        inner = value
+        for part in reversed(name.split(".")):
+            inner = {part: inner}
+        values = merged(values, inner)
+    return values
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`lushan tune`: from a labelled table to a tuned, compared and certified model."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -77,23 +77,23 @@ def command(
 ) -> None:
     """Tune a model on your data, prove that it got better, and write a report."""
     from lushan.errors import SettingError
-    from lushan.workflows.recipe import make_recipe, parse_adapter, parse_budget
+    from lushan.workflows.recipe import TuneOptions, flags_of, make_recipe
 
     if resume and (overwrite or out is None):
         raise SettingError("`--resume` needs `--out RUN`, and does not go with `--overwrite`.")
-    flags: dict[str, Any] = {
-        "task": task,
-        "answer": answer,
-        "effort": effort,
-        "seed": seed,
-        "budget_seconds": parse_budget(budget) if budget else None,
-        "baselines": False if no_baselines else None,
-        "model": {"name": model},
-        "adapter": parse_adapter(adapter) if adapter else {},
-        "data": {"overlap": overlap},
-        "training": {"epochs": epochs},
-    }
-    made = make_recipe(recipe, flags, settings or [])
+    options = TuneOptions(
+        task=task,
+        model=model,
+        adapter=adapter,
+        answer=answer,
+        epochs=epochs,
+        effort=effort,
+        budget=budget,
+        overlap=overlap,
+        baselines=False if no_baselines else None,
+        seed=seed,
+    )
+    made = make_recipe(recipe, flags_of(options), settings or [])
     run = out or next_run(data)
 
     from lushan.workflows.tune import tune

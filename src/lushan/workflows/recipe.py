@@ -7,7 +7,7 @@ model and the machine, and says why. The resolved recipe stands in the run as `r
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from pydantic import Field
 
@@ -70,6 +70,9 @@ class ModelSettings(Settings):
     max_length: int | None = Field(default=None, ge=8)
     """Longest document in tokens; None takes the model's context."""
 
+    head_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the hidden state in front of the head; helps against overfitting on few rows."""
+
 
 class AdapterSettings(Settings):
     """What of the model is trained."""
@@ -122,9 +125,6 @@ class TrainingSettings(Settings):
 
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
-
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the hidden state in front of the head."""
 
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better validation score; None never stops early."""
@@ -204,6 +204,44 @@ def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
         if inner is not None and inner != {}:
             found[name] = inner
     return found
+
+
+class TuneOptions(TypedDict, total=False):
+    """The settings that have an option of their own, as `lushan tune --help` tells them."""
+
+    task: str | None
+    model: str | Path | None
+    adapter: str | None
+    """`full`, `lora`, `head` or `top:N`."""
+    answer: str | None
+    epochs: int | None
+    effort: str | None
+    budget: str | None
+    """Such as `8m`."""
+    overlap: str | None
+    baselines: bool | None
+    seed: int | None
+
+
+def flags_of(options: TuneOptions) -> dict[str, Any]:
+    """Give each option its place in the recipe; None stands for one that was not given.
+
+    Raises:
+        SettingError: If the adapter or the budget cannot be read.
+    """
+    adapter, budget, model = options.get("adapter"), options.get("budget"), options.get("model")
+    return {
+        "task": options.get("task"),
+        "answer": options.get("answer"),
+        "effort": options.get("effort"),
+        "seed": options.get("seed"),
+        "budget_seconds": None if budget is None else parse_budget(budget),
+        "baselines": options.get("baselines"),
+        "model": {"name": None if model is None else str(model)},
+        "adapter": {} if adapter is None else parse_adapter(adapter),
+        "data": {"overlap": options.get("overlap")},
+        "training": {"epochs": options.get("epochs")},
+    }
 
 
 def parse_adapter(text: str) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def refuse_without_effect(recipe: TuneRecipe) -> None:
         ("adapter", ("layers",), method == "top", "`--adapter top:N`"),
         ("adapter", ("rank", "alpha", "dropout"), method == "lora", "`--adapter lora`"),
         ("training", ("momentum",), recipe.training.optimizer == "sgd", "`training.optimizer=sgd`"),
-        ("training", ("dropout",), recipe.answer == "head", "`--answer head`"),
+        ("model", ("head_dropout",), recipe.answer == "head", "`--answer head`"),
         ("training", ("head_learning_rate",), recipe.answer == "head", "`--answer head`"),
         ("training", ("learning_rate",), method != "head", "an adapter other than `head`"),
         ("task_settings", ("num_shots",), recipe.baselines, "baselines (without `--no-baselines`)"),

@@ -283,7 +283,7 @@ def _fit(
             settings=FitSettings(settings.epochs, settings.patience, settings.keep),
             optimizer=optimizer,
             loss=lambda batch: setup.task.loss(
-                backbone, batch, setup.state, dropout=settings.dropout
+                backbone, batch, setup.state, dropout=recipe.model.head_dropout
             ),
             evaluate=evaluate,
             checkpoints=checkpoints,

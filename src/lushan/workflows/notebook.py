@@ -1,0 +1,149 @@
+"""The commands as Python functions, with plain arguments and plain results; they tell what they do to the log."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+from lushan.settings import merged, nested
+from lushan.workflows import check as checking
+from lushan.workflows import evaluate as evaluating
+from lushan.workflows import tune as tuning
+from lushan.workflows.predict import Opened, open_run
+from lushan.workflows.recipe import TuneOptions, TuneRecipe, flags_of, make_recipe
+
+logger = logging.getLogger("lushan")
+
+_NO_SETTINGS: Mapping[str, Any] = {}
+
+
+def tune(
+    data: str | Path,
+    *,
+    out: str | Path,
+    settings: Mapping[str, Any] = _NO_SETTINGS,
+    recipe: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    **options: Unpack[TuneOptions],
+) -> dict[str, Any]:
+    """Tune a model on data, and prove that it got better: `lushan tune`.
+
+    Args:
+        data: A file, or a folder with train, validation and test files.
+        out: The run folder.
+        settings: Settings by their full name, such as `{"training.rows_per_step": 8}`.
+        recipe: A YAML file with settings.
+        resume: Go on with the run in `out`.
+        overwrite: Replace the run in `out`.
+        options: `task`, `model`, `adapter`, `answer`, `epochs`, `effort`, `budget`, `overlap`, `baselines`, `seed`.
+
+    Returns:
+        The content of the run's `results.json`.
+
+    Raises:
+        UserError: If something does not fit; says where and what to do.
+    """
+    return tuning.tune(
+        Path(data),
+        _recipe(recipe, options, settings),
+        out=Path(out),
+        resume=resume,
+        overwrite=overwrite,
+        tell=logger.info,
+    )
+
+
+def check(
+    data: str | Path,
+    *,
+    settings: Mapping[str, Any] = _NO_SETTINGS,
+    recipe: str | Path | None = None,
+    **options: Unpack[TuneOptions],
+) -> dict[str, Any]:
+    """Look at data as `tune` would, without a run: `lushan check`.
+
+    Args:
+        data: A file, or a folder with train, validation and test files.
+        settings: Settings by their full name.
+        recipe: A YAML file with settings.
+        options: As for `tune`.
+
+    Returns:
+        The ledger, overlap, labels and notes.
+
+    Raises:
+        UserError: If something would block a run.
+    """
+    return checking.check(Path(data), _recipe(recipe, options, settings), tell=logger.info)
+
+
+def load(run: str | Path, *, settings: Mapping[str, Any] = _NO_SETTINGS) -> Opened:
+    """Load a tuned model, whose `predict` answers a list of texts.
+
+    Args:
+        run: The folder that `tune` wrote, or its `model` folder.
+        settings: `data.over_length`, where it is to differ from that of the run.
+
+    Raises:
+        UserError: If there is no whole tuned model.
+    """
+    return open_run(Path(run), nested(settings))
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path,
+    *,
+    settings: Mapping[str, Any] = _NO_SETTINGS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score a run on labelled rows: `lushan evaluate`.
+
+    Args:
+        run: The folder that `tune` wrote.
+        data: A file, or a folder with a test file.
+        settings: `data.columns` and `data.over_length`, where they differ from those of the run.
+        seed: Of the bootstrap intervals.
+
+    Raises:
+        UserError: If the run or the data does not fit.
+    """
+    found = evaluating.evaluate(
+        Path(run), Path(data), settings=nested(settings), seed=seed, tell=logger.info
+    )
+    return found.result
+
+
+def compare(
+    runs: Sequence[str | Path],
+    *,
+    data: str | Path | None = None,
+    settings: Mapping[str, Any] = _NO_SETTINGS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Hold runs against each other row by row: `lushan compare`.
+
+    Args:
+        runs: At least two run folders.
+        data: Labelled rows to ask every run about; None takes the test rows of their tuning.
+        settings: As for `evaluate`; only with `data`.
+        seed: Of the bootstrap intervals.
+
+    Raises:
+        UserError: If the runs were not tested on the same rows.
+    """
+    return evaluating.compare(
+        [Path(run) for run in runs],
+        data=None if data is None else Path(data),
+        settings=nested(settings),
+        seed=seed,
+        tell=logger.info,
+    )
+
+
+def _recipe(
+    file: str | Path | None, options: TuneOptions, settings: Mapping[str, Any]
+) -> TuneRecipe:
+    values = merged(flags_of(options), nested(settings))
+    return make_recipe(None if file is None else Path(file), values, [])
