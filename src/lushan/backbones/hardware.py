@@ -41,7 +41,7 @@ WORTHWHILE_SPEEDUP = 1.15
 """bf16 has 8 bits of mantissa; a gain below this is within the noise and not worth them."""
 LARGEST_GRADIENT_ERROR = 0.05
 _M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
+_M_MMAP_THRESHOLD = -3
 """Numbers of the parameters in glibc's malloc.h."""
 
 logger = logging.getLogger(__name__)
@@ -208,14 +208,16 @@ def choose_precision(
 def keep_freed_memory() -> bool:
     """Have this process keep what it frees, for its next training step; says whether that worked.
 
-    glibc gives large blocks back to Linux at once, so every step gets its gradients and activations as fresh
-    pages that the kernel has to zero first: measured, a quarter of the time of a step. Results are the same.
-    Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
+    glibc gives large blocks back to Linux at once, so every step gets its gradients and activations as fresh pages
+    that the kernel has to zero first. Blocks above 32 MiB, the largest that glibc can keep, are still given back,
+    which bounds fragmentation. Results are the same. Source: mallopt(3).
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    )
 
 
 def measure(device: str = "cpu", *, cache: Path | None = None, again: bool = False) -> Speed:
