@@ -53,7 +53,10 @@ def _prediction(example: Example, cosines_C: np.ndarray, state: TaskState) -> Pr
         )
         values_C = 1 / (1 + np.exp(_SHARPNESS * _MULTI_LABEL_FROM_COSINE - scores_C))
         return Prediction(
-            example.id, chosen, dict(zip(state.labels, values_C.tolist(), strict=True))
+            example.id,
+            chosen,
+            dict(zip(state.labels, values_C.tolist(), strict=True)),
+            float(np.log(np.maximum(values_C, 1 - values_C)).sum()),
         )
     values_C = np.exp(scores_C - scores_C.max())
     values_C /= values_C.sum()

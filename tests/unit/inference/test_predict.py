@@ -1,0 +1,230 @@
+"""Predictions of a whole predictor: compared with plain transformers, one text at a time."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from lushan.backbones.encoding import LengthLimit, LengthPolicy
+from lushan.backbones.load import Backbone, load_backbone
+from lushan.catalog import load_task
+from lushan.data.batching import pack
+from lushan.errors import DataError
+from lushan.inference import predict
+from lushan.inference.predict import Predictor, head_outputs
+from lushan.records import AnswerMode, Example, Prediction, TaskState
+from tests.unit.inference.conftest import MakeSharp
+
+STATE = TaskState(labels=("bad", "fine", "good"))
+TEXTS = (
+    "a great film, and the food was warm",
+    "soup",
+    "the children ran home along the river, and again, and again, and never again",
+    "the fox",
+    "cold soup with fresh bread",
+)
+EXAMPLES = [Example(f"id{n}", text, None, f"a.csv, row {n}") for n, text in enumerate(TEXTS)]
+WIDE = LengthLimit(128, "error")
+SHOTS = (Example("s1", "slow service", "bad"), Example("s2", "a brave fox", "good"))
+
+
+@pytest.fixture(scope="module")
+def head_folder(sharp_folder: MakeSharp, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with a llama whose class layer transformers made."""
+    folder = tmp_path_factory.mktemp("head") / "model"
+    shutil.copytree(sharp_folder("llama"), folder)
+    config = AutoConfig.from_pretrained(folder, num_labels=3)
+    torch.manual_seed(3)
+    model = AutoModelForSequenceClassification.from_config(config)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.4)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def head_backbone(head_folder: Path) -> Backbone:
+    return load_backbone(head_folder, purpose="classify", labels=STATE.labels)
+
+
+@pytest.fixture(scope="module")
+def plain_model(head_folder: Path) -> PreTrainedModel:
+    return AutoModelForSequenceClassification.from_pretrained(head_folder).eval()
+
+
+@pytest.fixture(scope="module")
+def writer(sharp_folder: MakeSharp) -> Backbone:
+    return load_backbone(sharp_folder("llama"), purpose="language")
+
+
+def predictor(
+    backbone: Backbone, answer: AnswerMode = "head", limit: LengthLimit = WIDE
+) -> Predictor:
+    return Predictor(backbone, load_task("classification"), STATE, answer, limit, "v7")
+
+
+@torch.inference_mode()
+def probabilities(model: PreTrainedModel, ids: Sequence[int]) -> np.ndarray:
+    logits_C = model(input_ids=torch.tensor([list(ids)])).logits[0]
+    return logits_C.double().softmax(-1).numpy()
+
+
+def values(found: Sequence[Prediction]) -> np.ndarray:
+    return np.array([[each.probabilities[label] for label in STATE.labels] for each in found])
+
+
+def raw_ids(backbone: Backbone, text: str) -> list[int]:
+    return backbone.tokenizer.encode([text])[0].ids
+
+
+def test_probabilities_of_a_head_are_those_of_transformers_in_the_order_of_the_examples(
+    head_backbone: Backbone, plain_model: PreTrainedModel
+) -> None:
+    found = predictor(head_backbone).predict(EXAMPLES)
+    expected = [probabilities(plain_model, raw_ids(head_backbone, text)) for text in TEXTS]
+    assert [each.id for each in found] == [each.id for each in EXAMPLES]
+    np.testing.assert_allclose(values(found), expected, atol=1e-5)
+    answers = [STATE.labels[int(row.argmax())] for row in expected]
+    assert [each.answer for each in found] == answers
+    assert len(set(answers)) > 1
+    assert {each.model_version for each in found} == {"v7"}
+
+
+@pytest.mark.parametrize("answer", ["head", "generate"])
+def test_no_examples_give_no_predictions(
+    answer: AnswerMode, head_backbone: Backbone, writer: Backbone
+) -> None:
+    backbone = head_backbone if answer == "head" else writer
+    assert predictor(backbone, answer).predict([]) == []
+
+
+@pytest.mark.parametrize("answer", ["head", "generate"])
+def test_progress_counts_every_document_once(
+    answer: AnswerMode,
+    head_backbone: Backbone,
+    writer: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(predict, "MAX_BATCH_TOKENS", 20)  # several batches
+    backbone = head_backbone if answer == "head" else writer
+    told: list[int] = []
+    predictor(backbone, answer).predict(EXAMPLES, advance=told.append)
+    assert sum(told) == len(TEXTS)
+    assert answer == "generate" or len(told) > 1
+
+
+def test_size_of_a_batch_changes_no_output(
+    head_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = predictor(head_backbone)
+    whole = asked.predict(EXAMPLES)
+    monkeypatch.setattr(predict, "MAX_BATCH_TOKENS", 20)
+    np.testing.assert_allclose(values(asked.predict(EXAMPLES)), values(whole), atol=1e-6)
+
+
+def test_text_that_is_too_long_is_refused_by_its_place_under_the_policy_error(
+    head_backbone: Backbone,
+) -> None:
+    with pytest.raises(DataError, match=r"a\.csv, row 0: \d+ tokens, but at most 10 fit"):
+        predictor(head_backbone, limit=LengthLimit(10, "error")).predict(EXAMPLES)
+
+
+def test_text_that_is_too_long_is_read_from_its_start_under_the_policy_truncate(
+    head_backbone: Backbone, plain_model: PreTrainedModel
+) -> None:
+    found = predictor(head_backbone, limit=LengthLimit(10, "truncate")).predict(EXAMPLES[2:3])
+    expected = probabilities(plain_model, raw_ids(head_backbone, TEXTS[2])[:10])
+    np.testing.assert_allclose(values(found)[0], expected, atol=1e-5)
+
+
+def test_probabilities_of_a_texts_windows_are_averaged(
+    head_backbone: Backbone, plain_model: PreTrainedModel
+) -> None:
+    ids = raw_ids(head_backbone, TEXTS[2])
+    windows = [ids[start : start + 10] for start in range(0, len(ids), 10)]
+    assert len(windows) > 2
+    expected = np.mean([probabilities(plain_model, window) for window in windows], axis=0)
+    found = predictor(head_backbone, limit=LengthLimit(10, "window")).predict(EXAMPLES)
+    np.testing.assert_allclose(values(found)[2], expected, atol=1e-5)
+    assert [each.id for each in found] == [each.id for each in EXAMPLES]
+
+
+@pytest.mark.parametrize("policy", ["truncate", "window"])
+def test_prompt_that_is_too_long_loses_only_of_its_text(
+    policy: LengthPolicy, writer: Backbone
+) -> None:
+    whole = len(predictor(writer, "generate").encode(EXAMPLES[2:3])[0].token_ids)
+    limit = LengthLimit(whole - 5, policy)
+    found = predictor(writer, "generate", limit).encode(EXAMPLES[2:3])
+    for each in found:
+        text = writer.tokenizer.decode(each.token_ids)
+        assert text.startswith("Classify the text as one of: bad, fine, good.\n\nText:")
+        assert text.endswith("\nLabel:")
+    assert len(found) == (2 if policy == "window" else 1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_model_is_asked_without_dropout_and_then_left_as_it_was(
+    training: bool, head_backbone: Backbone
+) -> None:
+    seen: list[bool] = []
+    handle = head_backbone.core.register_forward_pre_hook(
+        lambda module, _: seen.append(module.training)
+    )
+    head_backbone.model.train(training)
+    try:
+        predictor(head_backbone).predict(EXAMPLES)
+        assert head_backbone.model.training is training
+        assert head_backbone.core.training is training
+    finally:
+        handle.remove()
+        head_backbone.model.eval()
+    assert set(seen) == {False}
+
+
+def test_model_is_left_as_it_was_when_answering_fails(
+    head_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(predict, "head_outputs", fail)
+    head_backbone.model.train()
+    try:
+        with pytest.raises(ValueError, match=r"^$"):
+            predictor(head_backbone).predict(EXAMPLES)
+        assert head_backbone.model.training
+    finally:
+        head_backbone.model.eval()
+
+
+def test_worked_examples_stand_before_every_prompt_in_their_order(writer: Backbone) -> None:
+    for each, example in zip(
+        predictor(writer, "generate").encode(EXAMPLES, shots=SHOTS), EXAMPLES, strict=True
+    ):
+        assert writer.tokenizer.decode(each.token_ids) == (
+            "Classify the text as one of: bad, fine, good.\n\n"
+            "Text: slow service\nLabel: bad\n\nText: a brave fox\nLabel: good\n\n"
+            f"Text: {example.text}\nLabel:"
+        )
+
+
+def test_targets_of_the_examples_are_not_looked_at(writer: Backbone) -> None:
+    told = [dataclasses.replace(each, target="good") for each in EXAMPLES]
+    asked = predictor(writer, "generate")
+    assert asked.predict(told) == asked.predict(EXAMPLES)
+
+
+def test_outputs_of_the_head_stand_in_the_order_of_the_documents(head_backbone: Backbone) -> None:
+    asked = predictor(head_backbone)
+    features = asked.encode(EXAMPLES)
+    with torch.inference_mode():
+        outputs_FC = head_outputs(asked.task, head_backbone, features)
+        alone = [asked.task.outputs(head_backbone, pack([each]))[0] for each in features]
+    np.testing.assert_allclose(outputs_FC, alone, atol=1e-5)
