@@ -23,6 +23,7 @@ from lushan.tasks.classification import Task
 from tests.conftest import MakeTiny
 
 TASK = Task()
+USUAL = Preparation()
 LIMIT = LengthLimit(512, "error")
 TEXTS = ("a warm film", "cold soup", "never again", "fresh bread by the river", "so so", "10 of 10")
 LABELS = ("good", "bad", "bad", "good", "fine", "good")
@@ -41,7 +42,7 @@ SEVERAL = [example(text, labels) for text, labels in zip(TEXTS, MANY, strict=Tru
 
 
 def prepare(
-    examples: Sequence[Example], options: Preparation = Preparation(), *, multi_label: bool = False
+    examples: Sequence[Example], options: Preparation = USUAL, *, multi_label: bool = False
 ) -> TaskState:
     return TASK.prepare(examples, options, multi_label=multi_label)
 
