@@ -1,0 +1,251 @@
+"""What a recipe leaves open is decided and told; what has no effect, or does not fit, is refused."""
+
+from typing import Any
+
+import pytest
+
+from lushan.backbones.hardware import Speed, machine
+from lushan.backbones.inspect import ModelFacts
+from lushan.errors import SettingError
+from lushan.workflows.recipe import TuneRecipe, make_recipe
+from lushan.workflows.resolve import Resolved, predict_tokens_per_second, resolve
+
+FACTS = ModelFacts(
+    architecture="LlamaForCausalLM",
+    family="decoder",
+    num_layers=12,
+    width=100,
+    vocabulary_size=1_000,
+    context_tokens=512,
+    num_parameters=1_100_000,
+    tied=True,
+    has_chat_template=False,
+    model_type="llama",
+    weights_bytes=4_400_000,
+)
+"""A million weights besides the 100,000 of the embeddings."""
+ENCODER = ModelFacts(
+    architecture="BertModel",
+    family="encoder",
+    num_layers=6,
+    width=100,
+    vocabulary_size=1_000,
+    context_tokens=512,
+    num_parameters=1_100_000,
+    tied=True,
+    has_chat_template=False,
+    model_type="bert",
+    weights_bytes=4_400_000,
+)
+
+
+@pytest.fixture(autouse=True)
+def _known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One core of this machine does 2 GFLOP/s in fp32 and 8 in bf16."""
+    speed = Speed(
+        device="cpu", fp32_gflops=2.0, bf16_gflops=8.0, bf16_training_works=True, torch_version=""
+    )
+    for module in ("backbones.hardware", "workflows.resolve"):
+        monkeypatch.setattr(f"lushan.{module}.measure", lambda *_, **__: speed)
+
+
+def recipe_of(**values: object) -> TuneRecipe:
+    return make_recipe(None, values, [])
+
+
+def decide(*, num_train_rows: int = 5_000, facts: ModelFacts = FACTS, **values: object) -> Resolved:
+    return resolve(
+        recipe_of(**values),
+        facts=facts,
+        num_train_rows=num_train_rows,
+        mean_tokens=20.0,
+        device="cpu",
+    )
+
+
+def decided(resolved: Resolved) -> dict[str, Any]:
+    return {each.name: each.value for each in resolved.decisions}
+
+
+def test_everything_left_open_is_decided_with_a_reason() -> None:
+    resolved = decide()
+    assert decided(resolved) == {
+        "model.precision": "bf16",
+        "training.epochs": 3,
+        "training.learning_rate": 5e-5,
+        "training.head_learning_rate": 1e-3,
+        "model.max_length": 512,
+    }
+    assert all(each.why for each in resolved.decisions)
+
+
+def test_decisions_stand_in_the_resolved_recipe() -> None:
+    resolved = decide()
+    assert resolved.recipe.model.precision == "bf16"
+    assert resolved.recipe.model.max_length == 512
+    assert resolved.recipe.training.epochs == 3
+    assert resolved.recipe.training.learning_rate == 5e-5
+    assert resolved.recipe.data.max_train_rows is None
+
+
+def test_what_was_given_is_kept_and_not_told_as_a_choice() -> None:
+    resolved = decide(
+        model={"precision": "fp32", "max_length": 64},
+        training={"epochs": 7, "learning_rate": 0.5, "head_learning_rate": 0.25, "patience": 4},
+    )
+    assert resolved.decisions == []
+    assert resolved.recipe.training.learning_rate == 0.5
+    assert resolved.recipe.model.max_length == 64
+
+
+def test_decision_as_plain_values_has_name_value_and_reason() -> None:
+    found = {each.name: each.as_dict() for each in decide(effort="thorough").decisions}
+    assert found["training.patience"] == {
+        "name": "training.patience",
+        "value": 2,
+        "why": "effort `thorough`",
+    }
+
+
+@pytest.mark.parametrize(
+    ("effort", "num_train_rows", "epochs", "patience"),
+    [
+        ("quick", 5_000, 3, None),
+        ("normal", 5_000, 3, None),
+        ("thorough", 5_000, 5, 2),
+        ("normal", 999, 6, None),
+        ("thorough", 999, 10, 2),
+    ],
+)
+def test_effort_and_number_of_rows_decide_epochs_and_patience(
+    effort: str, num_train_rows: int, *, epochs: int, patience: int | None
+) -> None:
+    resolved = decide(effort=effort, num_train_rows=num_train_rows)
+    assert resolved.recipe.training.epochs == epochs
+    assert resolved.recipe.training.patience == patience
+
+
+@pytest.mark.parametrize(
+    ("method", "rate", "head_rate"),
+    [("full", 5e-5, 1e-3), ("top", 1e-4, 1e-3), ("lora", 3e-4, 1e-3), ("head", 1e-3, 3e-3)],
+)
+def test_learning_rates_are_those_of_the_adapter(
+    method: str, rate: float, head_rate: float
+) -> None:
+    training = decide(adapter={"method": method}).recipe.training
+    assert (training.learning_rate, training.head_learning_rate) == (rate, head_rate)
+
+
+def test_sgd_takes_a_hundred_times_the_learning_rates_of_adamw() -> None:
+    training = decide(training={"optimizer": "sgd"}).recipe.training
+    assert training.learning_rate == pytest.approx(100 * 5e-5)
+    assert training.head_learning_rate == pytest.approx(100 * 1e-3)
+
+
+def test_speed_is_estimated_from_six_operations_per_weight_without_embeddings() -> None:
+    # 30 % of 2e9 operations a second on every core, 6e6 for a token.
+    expected = 0.3 * 2e9 * machine().num_cores / 6e6
+    assert predict_tokens_per_second(FACTS, precision="fp32") == pytest.approx(expected)
+    assert predict_tokens_per_second(FACTS, precision="bf16") == pytest.approx(4 * expected)
+
+
+def test_budget_bounds_the_rows_so_that_half_of_it_trains() -> None:
+    resolved = decide(budget_seconds=60.0, model={"precision": "fp32"}, training={"epochs": 3})
+    tokens = 30.0 * 0.3 * 2e9 * machine().num_cores / 6e6
+    expected = int(tokens / 20 / 3)
+    assert expected < 5_000
+    assert resolved.recipe.data.max_train_rows == expected
+    why = next(each.why for each in resolved.decisions if each.name == "data.max_train_rows")
+    assert f"{expected} of 5000 rows, drawn per class, 3 times each: 60 s in all" in why
+
+
+def test_budget_that_all_rows_fit_draws_none() -> None:
+    resolved = decide(budget_seconds=3600.0, num_train_rows=2_000)
+    assert resolved.recipe.data.max_train_rows is None
+    assert "data.max_train_rows" not in decided(resolved)
+
+
+def test_quick_effort_is_a_budget_of_six_minutes() -> None:
+    resolved = decide(effort="quick", num_train_rows=1_000_000)
+    why = next(each.why for each in resolved.decisions if each.name == "data.max_train_rows")
+    assert ": 360 s in all" in why
+
+
+def test_few_rows_get_more_epochs_only_as_far_as_the_budget_goes() -> None:
+    tokens_per_second = 0.3 * 2e9 * machine().num_cores / 6e6
+    four_passes = 2 * (4.5 * 500 * 20) / tokens_per_second
+    resolved = decide(budget_seconds=four_passes, num_train_rows=500, model={"precision": "fp32"})
+    assert resolved.recipe.training.epochs == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "needs"),
+    [
+        ("adapter.layers", {"adapter": {"layers": 2}}, "top:N"),
+        ("adapter.rank", {"adapter": {"rank": 4}}, "lora"),
+        ("adapter.alpha", {"adapter": {"method": "head", "alpha": 4.0}}, "lora"),
+        ("adapter.dropout", {"adapter": {"dropout": 0.1}}, "lora"),
+        ("training.momentum", {"training": {"momentum": 0.5}}, "training.optimizer=sgd"),
+        (
+            "model.head_dropout",
+            {"answer": "generate", "model": {"head_dropout": 0.1}},
+            "--answer head",
+        ),
+        (
+            "training.head_learning_rate",
+            {"answer": "generate", "training": {"head_learning_rate": 0.1}},
+            "--answer head",
+        ),
+        (
+            "training.learning_rate",
+            {"adapter": {"method": "head"}, "training": {"learning_rate": 0.1}},
+            "an adapter other than `head`",
+        ),
+        (
+            "task_settings.num_shots",
+            {"baselines": False, "task_settings": {"num_shots": 4}},
+            "without `--no-baselines`",
+        ),
+    ],
+)
+def test_setting_without_effect_is_refused_by_name_with_what_it_needs(
+    name: str, values: dict[str, Any], *, needs: str
+) -> None:
+    with pytest.raises(SettingError, match=f"`{name}` has no effect here: it needs .*{needs}"):
+        decide(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"adapter": {"method": "top", "layers": 2}},
+        {"adapter": {"method": "lora", "rank": 4, "alpha": 4.0, "dropout": 0.1}},
+        {"training": {"optimizer": "sgd", "momentum": 0.5}},
+        {"model": {"head_dropout": 0.1}, "training": {"head_learning_rate": 0.1}},
+        {"task_settings": {"num_shots": 4}},
+    ],
+)
+def test_same_settings_are_taken_where_they_have_an_effect(values: dict[str, Any]) -> None:
+    resolved = decide(**values).recipe.model_dump()
+    for part, given in values.items():
+        assert resolved[part].items() >= given.items()
+
+
+@pytest.mark.parametrize(
+    ("facts", "values", "message"),
+    [
+        (FACTS, {"adapter": {"method": "top", "layers": 13}}, "top:13`: .* only 12 layers"),
+        (FACTS, {"model": {"max_length": 513}}, "`model.max_length` is 513, .* 512 tokens"),
+        (ENCODER, {"answer": "generate"}, "an encoder: it fills gaps and cannot write"),
+        (
+            FACTS,
+            {"answer": "generate", "adapter": {"method": "head"}},
+            "`--adapter head` has nothing to train",
+        ),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused(
+    facts: ModelFacts, values: dict[str, Any], *, message: str
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        decide(facts=facts, **values)

@@ -1,0 +1,130 @@
+"""What is known before the first step: tokens in the ledger, and when a run may not be resumed."""
+
+from pathlib import Path
+
+import pytest
+
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.catalog import load_task
+from lushan.errors import DataError
+from lushan.records import SPLIT_NAMES
+from lushan.workflows.prepare import prepare
+from lushan.workflows.recipe import make_recipe
+from lushan.workflows.setup import check_same_data, check_same_recipe, make_setup, mean_tokens
+from tests.bad_inputs import good_rows, write_lines
+from tests.conftest import MakeTiny
+from tests.unit.workflows.conftest import BuildSetup
+
+
+def raw_tokens(base: Path, text: str) -> int:
+    """Count by the library that made the tokenizer's file."""
+    import tokenizers
+
+    return len(tokenizers.Tokenizer.from_file(str(base / "tokenizer.json")).encode(text).ids)
+
+
+def test_every_split_is_encoded_and_its_tokens_are_counted(build_setup: BuildSetup) -> None:
+    setup = build_setup("llama")
+    for name in SPLIT_NAMES:
+        part = setup.parts.of(name)
+        expected = sum(raw_tokens(setup.base, each.text) for each in part)
+        total = setup.ledger.splits[name].total
+        assert total.num_tokens == expected
+        assert total.num_examples == total.num_documents == len(part)
+        assert sum(len(each.token_ids) for each in setup.features[name]) == expected
+
+
+def test_labels_are_learned_from_the_training_rows_in_order(build_setup: BuildSetup) -> None:
+    setup = build_setup("llama", task_settings={"num_shots": 3, "class_weights": "balanced"})
+    assert setup.state.labels == ("hill", "sea")
+    assert len(setup.state.shots) == 3
+    assert all(shot in setup.parts.train for shot in setup.state.shots)
+    assert len(setup.state.class_weights) == 2
+
+
+def test_answers_to_write_are_supervised_and_end_with_the_stop_token(
+    build_setup: BuildSetup,
+) -> None:
+    setup = build_setup("llama", answer="generate")
+    train = setup.ledger.splits["train"]
+    assert train.trains_stop_token is True
+    assert 0 < train.total.num_supervised < train.total.num_tokens
+    assert train.total.num_masked_tokens == train.total.num_tokens - train.total.num_supervised
+
+
+def test_text_longer_than_the_limit_stops_the_run_by_its_row(build_setup: BuildSetup) -> None:
+    rows = [*good_rows(), {"text": "salt and wind " * 90, "label": "sea"}]
+    with pytest.raises(DataError, match=r"data\.jsonl, row 49.*128"):
+        build_setup("llama", rows=rows)
+
+
+def test_text_that_is_cut_is_counted(build_setup: BuildSetup) -> None:
+    rows = [*good_rows(), {"text": "salt and wind " * 90, "label": "sea"}]
+    setup = build_setup("llama", rows=rows, data={"over_length": "truncate"})
+    counts = [setup.ledger.splits[name].total for name in SPLIT_NAMES]
+    assert sum(each.num_cut_examples for each in counts) == 1
+    cut = sum(each.num_cut_tokens for each in counts)
+    assert cut == raw_tokens(setup.base, str(rows[-1]["text"])) - 128
+
+
+def test_setup_made_again_is_the_same(build_setup: BuildSetup) -> None:
+    one, other = build_setup("llama"), build_setup("llama")
+    assert one.features == other.features
+    assert (one.state, one.ledger, one.limit) == (other.state, other.ledger, other.limit)
+
+
+@pytest.mark.parametrize("answer", ["head", "generate"])
+def test_mean_tokens_counts_the_prompt_of_the_answer(
+    answer: str, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    base, task = tiny_folder("llama"), load_task("classification")
+    recipe = make_recipe(None, {"answer": answer, "model": {"max_length": 128}}, [])
+    data = write_lines(tmp_path / "data.jsonl", good_rows())
+    prepared = prepare(data, task=task, recipe=recipe)
+    tokenizer = Tokenizer.load(base)
+    found = mean_tokens(prepared, recipe, task=task, tokenizer=tokenizer)
+    train = make_setup(prepared, recipe, task=task, base=base, tokenizer=tokenizer).ledger
+    total = train.splits["train"].total
+    # The stop token, which training adds to an answer, is not part of the rendered text.
+    stops = total.num_examples if answer == "generate" else 0
+    assert found == pytest.approx((total.num_tokens - stops) / total.num_examples)
+
+
+def test_same_data_may_be_resumed_and_other_data_not(tmp_path: Path) -> None:
+    check_same_data("abc", "abc", tmp_path)
+    with pytest.raises(DataError, match=r"is not the data that the run began with.*`--overwrite`"):
+        check_same_data("abc", "abd", tmp_path)
+
+
+def test_changed_row_is_other_data(tmp_path: Path) -> None:
+    recipe, task = make_recipe(None, {}, []), load_task("classification")
+    data = write_lines(tmp_path / "data.jsonl", good_rows())
+    before = prepare(data, task=task, recipe=recipe).fingerprint
+    rows = good_rows()
+    rows[7]["text"] += " "
+    write_lines(data, rows)
+    assert prepare(data, task=task, recipe=recipe).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, []),
+        ({"training": {"epochs": 2}}, []),
+        ({"model": {"precision": "auto"}}, []),
+        ({"training": {"epochs": 3}}, ["`training.epochs` (the run has 2, not 3)"]),
+        (
+            {"seed": 4, "adapter": {"method": "lora"}},
+            ["`seed` (the run has 0, not 4)", "`adapter.method` (the run has 'full', not 'lora')"],
+        ),
+        ({"data": {"columns": {"text": "body"}}}, ["`data.columns.text` (the run has None"]),
+    ],
+)
+def test_settings_that_differ_from_those_of_the_run_are_named(
+    given: dict[str, object], expected: list[str]
+) -> None:
+    stored = make_recipe(None, {"training": {"epochs": 2}, "model": {"precision": "fp32"}}, [])
+    found = check_same_recipe(make_recipe(None, given, []), stored)
+    assert len(found) == len(expected)
+    for name in expected:
+        assert any(each.startswith(name) for each in found), found
