@@ -54,14 +54,18 @@ class Findings:
         return asdict(self)
 
 
-def check_parts(parts: Parts) -> Findings:
+def check_parts(parts: Parts, *, needs_test: bool = True) -> Findings:
     """Check the labels of a task with a closed list of them.
+
+    Args:
+        parts: The splits.
+        needs_test: Whether there must be test rows.
 
     Raises:
         DataError: If a part is empty, training has one answer only, or a later part knows labels
             that training does not.
     """
-    _refuse_empty(parts)
+    _refuse_empty(parts, needs_test=needs_test)
     labels = {name: count_labels(part) for name, part in parts.as_dict().items()}
     _refuse_one_answer(parts.train)
     _refuse_unknown_labels(parts, labels["train"])
@@ -86,9 +90,9 @@ def check_parts(parts: Parts) -> Findings:
     )
 
 
-def _refuse_empty(parts: Parts) -> None:
+def _refuse_empty(parts: Parts, *, needs_test: bool) -> None:
     for name, part in parts.as_dict().items():
-        if not part:
+        if not part and (needs_test or name != "test"):
             raise DataError(
                 f"The {name} split has no rows left. Give it rows of its own that are not in a "
                 "later split."

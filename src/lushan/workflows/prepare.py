@@ -9,7 +9,7 @@ from pathlib import Path
 from lushan.data.checks import Findings, OverlapCounts, check_parts, remove_overlap
 from lushan.data.columns import Columns, Notes
 from lushan.data.ledger import Ledger, count_rows
-from lushan.data.readers import find_files, read_dataset, read_rows
+from lushan.data.readers import Dataset, find_files, read_dataset, read_rows
 from lushan.data.splits import Parts, split, subsample
 from lushan.errors import DataError
 from lushan.records import SPLIT_NAMES, Example, SplitName
@@ -52,23 +52,44 @@ def prepare(path: Path, *, task: Task, recipe: TuneRecipe) -> Prepared:
     Raises:
         DataError: If the data does not fit; says where and what to do.
     """
-    data, seed = recipe.data, recipe.seed
+    columns = recipe.data.columns
     multi_label = recipe.task_settings.multi_label
     if multi_label is None:
-        multi_label = holds_lists(path, task=task, columns=data.columns)
+        multi_label = holds_lists(path, task=task, columns=columns)
     dataset = read_dataset(
         path,
-        columns=data.columns,
+        columns=columns,
         wanted=columns_for(task, multi_label=multi_label),
         read=partial(task.read, multi_label=multi_label),
     )
+    return arrange(dataset, recipe, multi_label=multi_label)
+
+
+def arrange(
+    dataset: Dataset[Example], recipe: TuneRecipe, *, multi_label: bool, needs_test: bool = True
+) -> Prepared:
+    """Split examples where needed, take out overlap, draw, and check.
+
+    Args:
+        dataset: Examples of one split or more.
+        recipe: `data` and `seed` count here.
+        multi_label: Whether targets are tuples of labels.
+        needs_test: Whether there must be test rows; else none are cut off.
+
+    Raises:
+        DataError: If the data does not fit; says where and what to do.
+    """
+    data, seed = recipe.data, recipe.seed
     notes = list(dataset.notes)
     if multi_label:
         notes.append("A text can have several labels (`task_settings.multi_label=true`).")
-    parts, split_notes = _complete(dataset.splits, data, seed=seed)
-    parts, overlap = remove_overlap(parts, data.overlap, are_given="test" in dataset.splits)
+    splits = dict(dataset.splits)
+    if not needs_test:
+        splits["test"] = []
+    parts, split_notes = _complete(splits, data, seed=seed)
+    parts, overlap = remove_overlap(parts, data.overlap, are_given="test" in splits)
     notes += split_notes + overlap.lines()
-    findings = check_parts(parts)
+    findings = check_parts(parts, needs_test=needs_test)
     notes += findings.warnings
     dropped: dict[SplitName, dict[str, int]] = {
         name: {
@@ -103,7 +124,7 @@ def draw(prepared: Prepared, num_rows: int, *, seed: int, why: str) -> Prepared:
     if not num_gone:
         return prepared
     parts = replace(prepared.parts, train=train)
-    check_parts(parts)
+    check_parts(parts, needs_test=bool(parts.test))
     dropped: dict[SplitName, dict[str, int]] = {
         name: dict(each.num_dropped) for name, each in prepared.ledger.splits.items()
     }

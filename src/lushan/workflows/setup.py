@@ -2,16 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.hardware import choose_device
+from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.ledger import Ledger, count_tokens, refuse_without_signal
 from lushan.data.splits import Parts
 from lushan.errors import DataError
 from lushan.records import SPLIT_NAMES, Features, SplitName, TaskState
 from lushan.tasks import Preparation, Task
-from lushan.workflows.prepare import Prepared
+from lushan.workflows.prepare import Prepared, draw
 from lushan.workflows.recipe import TuneRecipe
+from lushan.workflows.resolve import Decision, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,51 @@ class Setup:
     base: Path
     """Folder of the pretrained model."""
     limit: LengthLimit
+
+
+class Planned(NamedTuple):
+    """A new run before its first step."""
+
+    setup: Setup
+    decisions: list[Decision]
+    notes: list[str]
+    """What is worth a look, for a person."""
+
+
+def plan(
+    prepared: Prepared,
+    recipe: TuneRecipe,
+    *,
+    task: Task,
+    base: Path,
+    facts: ModelFacts,
+    tokenizer: Tokenizer,
+) -> Planned:
+    """Decide what the recipe leaves open, draw the rows that fit, and encode them.
+
+    Args:
+        prepared: Checked rows.
+        recipe: What the user asked for.
+        task: What gives the rows their meaning.
+        base: Folder of the pretrained model.
+        facts: What it is.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        UserError: If the recipe, the rows and the model do not fit together.
+    """
+    resolved = resolve(
+        recipe,
+        facts=facts,
+        num_train_rows=len(prepared.parts.train),
+        mean_tokens=mean_tokens(prepared, recipe, task=task, tokenizer=tokenizer),
+        device=choose_device().value,
+    )
+    num_rows = resolved.recipe.data.max_train_rows
+    if num_rows is not None:
+        prepared = draw(prepared, num_rows, seed=recipe.seed, why="`data.max_train_rows`")
+    setup = make_setup(prepared, resolved.recipe, task=task, base=base, tokenizer=tokenizer)
+    return Planned(setup, resolved.decisions, [*tokenizer.notes, *prepared.notes])
 
 
 def make_setup(

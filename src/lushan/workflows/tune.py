@@ -7,7 +7,7 @@ for bit.
 import platform
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,19 +42,19 @@ from lushan.training.loop import Evaluated, FitSettings, Fitted, Listener, fit
 from lushan.training.optimizer import Optimizer, OptimizerSettings
 from lushan.workflows.comparison import answer_untuned, run_baselines
 from lushan.workflows.outcome import adapter_name, peak_rss_bytes, write_outcome
-from lushan.workflows.prepare import draw, prepare
+from lushan.workflows.prepare import prepare
 from lushan.workflows.recipe import TuneRecipe
-from lushan.workflows.resolve import resolve
 from lushan.workflows.setup import (
     Setup,
     check_same_data,
     check_same_recipe,
     make_setup,
-    mean_tokens,
+    plan,
 )
 from lushan.workflows.steps_file import StepsFile
 
 Tell = Callable[[str], None]
+Clock = Callable[[], AbstractContextManager[object]]
 
 PHASES = (
     *("check", "before_evaluation", "compile", "train", "validation", "after_evaluation"),
@@ -125,21 +125,12 @@ def _begin(
     facts = describe(base)
     tokenizer = Tokenizer.load(base)
     prepared = prepare(data, task=task, recipe=recipe)
-    resolved = resolve(
-        recipe,
-        facts=facts,
-        num_train_rows=len(prepared.parts.train),
-        mean_tokens=mean_tokens(prepared, recipe, task=task, tokenizer=tokenizer),
-        device=choose_device().value,
+    setup, decisions, notes = plan(
+        prepared, recipe, task=task, base=base, facts=facts, tokenizer=tokenizer
     )
-    if resolved.recipe.data.max_train_rows is not None:
-        num_rows = resolved.recipe.data.max_train_rows
-        prepared = draw(prepared, num_rows, seed=recipe.seed, why="`data.max_train_rows`")
-    setup = make_setup(prepared, resolved.recipe, task=task, base=base, tokenizer=tokenizer)
     threads = choose_num_threads()
-    choices = [each.as_dict() for each in resolved.decisions]
+    choices = [each.as_dict() for each in decisions]
     choices.append({"name": "threads", "value": int(threads.value), "why": threads.why})
-    notes = [*tokenizer.notes, *prepared.notes]
     for note in notes:
         tell(note)
     for each in choices:
@@ -160,7 +151,7 @@ def _begin(
         },
     }
     run = RunFolder.create(
-        out, recipe=resolved.recipe.model_dump(), status=status, overwrite=overwrite
+        out, recipe=setup.recipe.model_dump(), status=status, overwrite=overwrite
     )
     run.add_seconds("check", time.perf_counter() - started)
     return run, setup
@@ -195,6 +186,43 @@ def _trained(
     if run.get("training") is not None:
         checkpoints.remove()
         return load_predictor(run.path)
+    predictor = untrained(setup, tell=tell)
+    backbone = predictor.backbone
+    num_weights = trained_parts(backbone.model)
+    steps_file = StepsFile(run.path / "steps.jsonl", first_step=checkpoints.last_step() + 1)
+    with closing(steps_file) as steps:
+        fitted = train(
+            predictor,
+            setup,
+            checkpoints=checkpoints,
+            clock=partial(run.clock, "validation"),
+            listeners=[steps, *listeners],
+        )
+    with run.clock("report"):
+        meaning = meaning_of(setup, backbone, base_digest=run.get("base_digest"))
+        save_model(run.path / "model", backbone, meaning)
+        certify(run.path, predictor, setup.parts.test)
+        tell("Certified: the saved model, loaded in a fresh process, gives the same answers.")
+    progress = fitted.progress
+    best = max(progress.validation, key=lambda each: each["score"])
+    run.note(
+        training={
+            "num_tokens": progress.num_tokens,
+            "seconds": progress.seconds,
+            "validation": progress.validation,
+            "best_epoch": best["epoch"],
+            "num_weights": num_weights,
+            "packing": backbone.packing_mode,
+        },
+        peak_rss_bytes=peak_rss_bytes(),
+        seconds={**run.get("seconds"), "train": progress.seconds},
+    )
+    checkpoints.remove()
+    return replace(predictor, version=model_version(run.path / "model"))
+
+
+def untrained(setup: Setup, *, tell: Tell) -> Predictor:
+    """Load the pretrained model with what is to be trained, ready to train and to answer."""
     recipe, adapter = setup.recipe, setup.recipe.adapter
     precision: Literal["bf16", "fp32"] = "bf16" if recipe.model.precision == "bf16" else "fp32"
     backbone = load_backbone(
@@ -220,39 +248,26 @@ def _trained(
         )
     num_weights = trained_parts(backbone.model)
     tell(f"Training {num_weights['trained']:,} weights; {num_weights['frozen']:,} stay frozen.")
-    predictor = Predictor(backbone, setup.task, setup.state, recipe.answer, setup.limit)
-    fitted = _fit(run, setup, predictor, checkpoints, listeners=listeners)
-    with run.clock("report"):
-        save_model(run.path / "model", backbone, _meaning(setup, backbone, run))
-        certify(run.path, predictor, setup.parts.test)
-        tell("Certified: the saved model, loaded in a fresh process, gives the same answers.")
-    progress = fitted.progress
-    best = max(progress.validation, key=lambda each: each["score"])
-    run.note(
-        training={
-            "num_tokens": progress.num_tokens,
-            "seconds": progress.seconds,
-            "validation": progress.validation,
-            "best_epoch": best["epoch"],
-            "num_weights": num_weights,
-            "packing": backbone.packing_mode,
-        },
-        peak_rss_bytes=peak_rss_bytes(),
-        seconds={**run.get("seconds"), "train": progress.seconds},
-    )
-    checkpoints.remove()
-    return replace(predictor, version=model_version(run.path / "model"))
+    return Predictor(backbone, setup.task, setup.state, recipe.answer, setup.limit)
 
 
-def _fit(
-    run: RunFolder,
-    setup: Setup,
+def train(
     predictor: Predictor,
-    checkpoints: Checkpoints,
+    setup: Setup,
     *,
-    listeners: Sequence[Listener],
+    checkpoints: Checkpoints,
+    clock: Clock = nullcontext,
+    listeners: Sequence[Listener] = (),
 ) -> Fitted:
-    """Train by gradient, watching the validation rows; the model then holds the weights to keep."""
+    """Train by gradient, watching the validation rows; the model then holds the weights to keep.
+
+    Args:
+        predictor: Of `untrained`.
+        setup: What to train on.
+        checkpoints: Goes on from the last, if there is one.
+        clock: Measures the time of asking about the validation rows.
+        listeners: Hear of steps and evaluations.
+    """
     recipe, settings = setup.recipe, setup.recipe.training
     assert settings.epochs and settings.learning_rate and settings.head_learning_rate  # noqa: S101, PT018
     backbone = predictor.backbone
@@ -274,21 +289,19 @@ def _fit(
         num_steps=settings.epochs * source.num_steps_per_epoch,
     )
     torch.manual_seed(recipe.seed)  # dropout
-    steps_file = StepsFile(run.path / "steps.jsonl", first_step=checkpoints.last_step() + 1)
-    evaluate = partial(_evaluate, run, setup, predictor)
-    with closing(steps_file) as steps:
-        fitted = fit(
-            backbone.model,
-            source,
-            settings=FitSettings(settings.epochs, settings.patience, settings.keep),
-            optimizer=optimizer,
-            loss=lambda batch: setup.task.loss(
-                backbone, batch, setup.state, dropout=recipe.model.head_dropout
-            ),
-            evaluate=evaluate,
-            checkpoints=checkpoints,
-            listeners=[steps, *listeners],
-        )
+    evaluate = partial(_evaluate, setup, predictor, clock)
+    fitted = fit(
+        backbone.model,
+        source,
+        settings=FitSettings(settings.epochs, settings.patience, settings.keep),
+        optimizer=optimizer,
+        loss=lambda batch: setup.task.loss(
+            backbone, batch, setup.state, dropout=recipe.model.head_dropout
+        ),
+        evaluate=evaluate,
+        checkpoints=checkpoints,
+        listeners=listeners,
+    )
     if settings.keep == "best":
         best = max(each["score"] for each in fitted.progress.validation)
         if (again := evaluate().score) != best:
@@ -298,14 +311,15 @@ def _fit(
     return fitted
 
 
-def _evaluate(run: RunFolder, setup: Setup, predictor: Predictor) -> Evaluated:
-    with run.clock("validation"):
+def _evaluate(setup: Setup, predictor: Predictor, clock: Clock) -> Evaluated:
+    with clock():
         examples = setup.parts.validation
         scores = setup.task.score(predictor.predict(examples), examples, setup.state)
         return Evaluated(scores.metrics[scores.main_metric].value, scores.details["log_loss"])
 
 
-def _meaning(setup: Setup, backbone: Backbone, run: RunFolder) -> TunedModel:
+def meaning_of(setup: Setup, backbone: Backbone, *, base_digest: str) -> TunedModel:
+    """Say what a model folder needs beside the weights; `base_digest` is that of the pretrained weights."""
     recipe = setup.recipe
     return TunedModel(
         task=recipe.task,
@@ -315,6 +329,6 @@ def _meaning(setup: Setup, backbone: Backbone, run: RunFolder) -> TunedModel:
         precision="bf16" if recipe.model.precision == "bf16" else "fp32",
         adapter=adapter_name(recipe),
         base_model=recipe.model.name,
-        base_digest=run.get("base_digest"),
+        base_digest=base_digest,
         tokenizer_fingerprint=backbone.tokenizer.fingerprint,
     )
