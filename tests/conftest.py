@@ -30,3 +30,20 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> MakeTiny:
         return folder
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: MakeTiny) -> Path:
+    """Give a finished run of a tiny llama, tuned on the column `words` of `reviews.jsonl` beside it."""
+    from lushan.model_store import certificate
+    from tests.bad_inputs import good_rows, write_lines
+    from tests.runs import QUICK, answers_of_this_process, tune
+
+    folder = tmp_path_factory.mktemp("tiny-run")
+    rows = [{"words": row["text"], "label": row["label"]} for row in good_rows()]
+    data = write_lines(folder / "reviews.jsonl", rows)
+    options = ("--model", str(tiny_folder("llama")), "--set", "data.columns.text=words")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certificate, "_answers_of_fresh_process", answers_of_this_process)
+        assert tune(data, folder / "run", *QUICK, *options) == 0
+    return folder / "run"

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lushan.atomic import write_json, write_text
+from lushan.atomic import write_json, write_parts, write_text
 
 
 def test_written_text_is_read_back_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -58,3 +59,16 @@ def test_reader_never_sees_half_a_file_whenever_the_writer_is_killed(tmp_path: P
         text = (tmp_path / "a.txt").read_text("utf-8") if (tmp_path / "a.txt").exists() else "0"
         assert len(set(text)) == 1
         assert len(text) in {1, 1_000_000}
+
+
+def test_parts_that_fail_half_way_leave_the_old_file_whole(tmp_path: Path) -> None:
+    write_parts(tmp_path / "a.txt", ["old ", "and whole"])
+
+    def parts() -> Iterator[str]:
+        yield "new "
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        write_parts(tmp_path / "a.txt", parts())
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old and whole"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]

@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field
 
 from lushan.errors import SettingError
-from lushan.settings import Settings, build, merged, parse_assignments, read_yaml
+from lushan.settings import Settings, build, merged, nested, parse_assignments, read_yaml
 
 
 class Inner(Settings):
@@ -126,3 +126,12 @@ def test_merging_keeps_what_is_not_overwritten_and_changes_nothing_in_place() ->
     base = {"inner": {"rate": 1.0, "epochs": 3}}
     assert merged(base, {"inner": {"epochs": 4}}) == {"inner": {"rate": 1.0, "epochs": 4}}
     assert base == {"inner": {"rate": 1.0, "epochs": 3}}
+
+
+def test_names_with_dots_become_nested_values() -> None:
+    flat = {"training.epochs": 3, "seed": 1, "data.columns.text": "body", "training.patience": 2}
+    assert nested(flat) == {
+        "training": {"epochs": 3, "patience": 2},
+        "seed": 1,
+        "data": {"columns": {"text": "body"}},
+    }

@@ -8,6 +8,7 @@ import typer
 
 from lushan.cli.console import JsonOption, SeedOption, TrainingBar, emit_json, show_outcome, tell
 
+DATA = Path(str(files("lushan"))) / "demo_data"
 DEFAULT_OUT = "lushan-demo"
 SETTINGS: dict[str, Any] = {
     "data": {"overlap": "remove"},
@@ -37,13 +38,7 @@ def command(
 
     recipe = make_recipe(None, {**SETTINGS, "seed": seed}, [])
     with TrainingBar() as listener:
-        results = tune(
-            Path(str(files("lushan"))) / "demo_data",
-            recipe,
-            out=run,
-            tell=tell,
-            listeners=[listener],
-        )
+        results = tune(DATA, recipe, out=run, tell=tell, listeners=[listener])
     show_outcome(results)
     if as_json:
         emit_json(results)

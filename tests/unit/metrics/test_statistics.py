@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from lushan.metrics.statistics import (
+    accuracy,
     accuracy_difference,
     holm,
     mcnemar,
@@ -106,3 +107,16 @@ def test_accuracy_difference_does_not_depend_on_row_order() -> None:
 def test_accuracy_difference_refuses_no_rows() -> None:
     with pytest.raises(ValueError, match="0 rows against 0"):
         accuracy_difference([], [], seed=0)
+
+
+def test_accuracy_is_the_share_of_right_rows_with_an_interval_near_the_normal_one() -> None:
+    interval = accuracy([True] * 300 + [False] * 100, seed=0)
+    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert interval.value == 0.75
+    assert interval.low == pytest.approx(0.75 - half, abs=0.008)
+    assert interval.high == pytest.approx(0.75 + half, abs=0.008)
+
+
+def test_accuracy_of_no_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="No rows"):
+        accuracy([], seed=0)

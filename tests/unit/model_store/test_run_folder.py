@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lushan.errors import RunError
-from lushan.model_store.run_folder import RunFolder, check_is_free
+from lushan.model_store.run_folder import RunFolder, check_is_free, read_correct
 from lushan.records import Prediction
 
 RECIPE = {"task": "classification", "seed": 3}
@@ -54,6 +54,17 @@ def test_predictions_are_read_back(answer: str | tuple[str, ...], tmp_path: Path
     run.save_predictions("before", predictions)
     assert run.predictions("before") == predictions
     assert run.predictions("after") is None
+
+
+def test_what_was_right_is_kept_beside_the_answers(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    predictions = [Prediction(name, "good") for name in ("one", "two")]
+    run.save_predictions("after", predictions, correct=[True, False])
+    with pytest.raises(RunError, match=r"holds no finished run: `results\.json` is missing"):
+        read_correct(run.path)
+    (run.path / "results.json").touch()
+    assert read_correct(run.path) == {"one": True, "two": False}
+    assert run.predictions("after") == predictions
 
 
 def test_run_that_nobody_holds_any_more_can_be_opened(tmp_path: Path) -> None:

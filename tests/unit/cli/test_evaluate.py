@@ -1,0 +1,38 @@
+"""`lushan evaluate` as a command."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lushan.cli.evaluate import MOST_LABELS, show_scores
+from lushan.cli.main import run
+from tests.bad_inputs import good_rows, write_lines
+
+
+def test_scores_are_shown_with_intervals_and_by_label(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_lines(tmp_path / "more.jsonl", good_rows())
+    words = ["evaluate", str(tiny_run), str(data), "--set", "data.columns.text=text", "--json"]
+    assert run(words) == 0
+    output = capsys.readouterr()
+    result = json.loads(output.out)
+    assert f"{result['metrics']['accuracy']['value']:.3f}" in output.err
+    assert "48 rows of" in output.err
+    assert [each["label"] for each in result["per_class"]] == ["hill", "sea"]
+
+
+def test_of_many_labels_the_worst_are_shown_and_the_rest_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels = [
+        {"label": f"label-{n}", "precision": 0.5, "recall": 0.5, "f1": n / 100, "support": 1}
+        for n in range(MOST_LABELS + 5)
+    ]
+    result = {"metrics": {}, "num_examples": 25, "data": "more.jsonl", "per_class": labels[::-1]}
+    show_scores(result)
+    shown = capsys.readouterr().err
+    assert f"of {len(labels)}" in shown
+    assert "label-0" in shown
+    assert f"label-{MOST_LABELS}" not in shown

@@ -1,0 +1,102 @@
+"""Scores of a run on labelled rows, and runs against each other."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from lushan.errors import DataError, RunError
+from lushan.workflows.evaluate import compare, evaluate
+from lushan.workflows.predict import open_run
+from tests.bad_inputs import good_rows, write_lines
+
+WORDS = {"data": {"columns": {"text": "text"}}}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "more.jsonl", good_rows())
+
+
+def test_scores_are_those_of_scikit_learn_on_the_runs_own_answers(
+    tiny_run: Path, data: Path
+) -> None:
+    found = evaluate(tiny_run, data, settings=WORDS)
+    truth = [row["label"] for row in good_rows()]
+    answers = [
+        each.answer for each in open_run(tiny_run).predict([row["text"] for row in good_rows()])
+    ]
+    metrics = found.result["metrics"]
+    assert metrics["accuracy"]["value"] == pytest.approx(accuracy_score(truth, answers))
+    (f1_of_sea,) = f1_score(truth, answers, labels=["sea"], average=None)
+    assert metrics["f1"]["value"] == pytest.approx(f1_of_sea)
+    assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"] <= metrics["accuracy"]["high"]
+    assert found.result["num_examples"] == len(truth) == len(found.correct)
+
+
+def test_of_a_folder_the_test_file_is_scored(tiny_run: Path, tmp_path: Path) -> None:
+    write_lines(tmp_path / "train.jsonl", good_rows())
+    write_lines(tmp_path / "test.jsonl", good_rows()[:6])
+    found = evaluate(tiny_run, tmp_path, settings=WORDS)
+    assert found.result["num_examples"] == 6
+    assert found.result["data"] == str(tmp_path / "test.jsonl")
+
+
+def test_a_label_that_the_model_does_not_know_is_refused_by_its_row(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    rows = [*good_rows()[:2], {"text": "A desert.", "label": "sand"}]
+    data = write_lines(tmp_path / "more.jsonl", rows)
+    with pytest.raises(DataError, match=r"more\.jsonl, row 3: the label `sand` is none of the 2"):
+        evaluate(tiny_run, data, settings=WORDS)
+
+
+def test_rows_without_a_label_are_refused(tiny_run: Path, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "more.jsonl", [{"text": "The boat sailed.", "label": None}])
+    with pytest.raises(DataError, match=r"1 row\(s\) have no `label`"):
+        evaluate(tiny_run, data, settings=WORDS)
+
+
+@pytest.fixture
+def other(tiny_run: Path, tmp_path: Path) -> Path:
+    """Give a copy of the run, which answers the same."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "other"))
+
+
+def test_runs_are_compared_on_the_test_rows_of_their_tuning(tiny_run: Path, other: Path) -> None:
+    found = compare([tiny_run, other])
+    assert [each["name"] for each in found["runs"]] == ["run", "other"]
+    (pair,) = found["comparisons"]
+    assert (pair["first"], pair["second"]) == ("run", "other")
+    assert (pair["wins"], pair["losses"], pair["p_value"]) == (0, 0, 1.0)
+    assert found["num_examples"] == 10
+
+
+def test_runs_are_compared_on_other_rows(tiny_run: Path, other: Path, data: Path) -> None:
+    found = compare([tiny_run, other], data=data, settings=WORDS)
+    accuracy = evaluate(tiny_run, data, settings=WORDS).result["metrics"]["accuracy"]["value"]
+    assert found["num_examples"] == 48
+    assert found["runs"][0]["accuracy"]["value"] == pytest.approx(accuracy)
+
+
+def test_runs_of_one_name_are_called_by_their_paths(tiny_run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    names = [each["name"] for each in compare([tiny_run, copy])["runs"]]
+    assert names == [str(tiny_run), str(copy)]
+
+
+def test_a_run_named_twice_is_refused(tiny_run: Path) -> None:
+    with pytest.raises(DataError, match="A run was named twice"):
+        compare([tiny_run, tiny_run])
+
+
+def test_an_unfinished_run_is_refused(tiny_run: Path, other: Path) -> None:
+    (other / "results.json").unlink()
+    with pytest.raises(RunError, match=r"other` holds no finished run: `results\.json` is missing"):
+        compare([tiny_run, other])
+
+
+def test_settings_without_data_are_refused(tiny_run: Path, other: Path) -> None:
+    with pytest.raises(DataError, match="`data` has no effect without `--data`"):
+        compare([tiny_run, other], settings=WORDS)

@@ -1,0 +1,58 @@
+"""The commands as Python functions."""
+
+from pathlib import Path
+
+import pytest
+
+import lushan
+from lushan.errors import SettingError
+from lushan.model_store import certificate
+from tests.bad_inputs import good_rows, write_lines
+from tests.conftest import MakeTiny
+from tests.runs import answers_of_this_process
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "data.jsonl", good_rows())
+
+
+def test_a_model_is_tuned_loaded_scored_and_compared_by_plain_calls(
+    data: Path, tmp_path: Path, tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate, "_answers_of_fresh_process", answers_of_this_process)
+    runs = [tmp_path / "full", tmp_path / "head"]
+    for run in runs:
+        results = lushan.tune(
+            data,
+            out=run,
+            model=tiny_folder("llama"),
+            adapter=run.name,
+            epochs=1,
+            baselines=False,
+            settings={"model.precision": "fp32", "training.rows_per_step": 8},
+        )
+        assert results["adapter"] == run.name
+        assert results["validation"][-1]["step"] == 5  # 34 training rows, 8 a step
+    (prediction,) = lushan.load(runs[0]).predict(["The boat sailed."])
+    assert isinstance(prediction, lushan.Prediction)
+    assert lushan.evaluate(runs[0], data)["num_examples"] == 48
+    assert len(lushan.compare(runs)["comparisons"]) == 1
+    assert lushan.compare(runs, data=data)["num_examples"] == 48
+
+
+def test_data_is_checked_by_a_plain_call(data: Path, tiny_folder: MakeTiny) -> None:
+    findings = lushan.check(data, model=tiny_folder("llama"), settings={"data.test_fraction": 0.5})
+    assert findings["num_examples"]["test"] == 24
+
+
+def test_a_wrong_option_is_refused_like_on_the_command_line(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="`--adapter tiny`: expected `full`"):
+        lushan.tune(data, out=tmp_path / "run", adapter="tiny")
+    with pytest.raises(SettingError, match=r"unknown setting `training\.epoch`"):
+        lushan.check(data, settings={"training.epoch": 3})
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module `lushan` has no attribute `train`"):
+        lushan.train  # noqa: B018 - the look-up is what is tested

@@ -1,0 +1,143 @@
+"""Asking a tuned model: rows of files, and texts in memory."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lushan.errors import DataError, RunError, SettingError
+from lushan.workflows import predict as module
+from lushan.workflows.predict import check_output, open_rows, open_run, predict, write_file
+from tests.bad_inputs import good_rows, write_lines
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "new.jsonl", [{"words": row["text"]} for row in good_rows()])
+
+
+def ask(run: Path, data: Path, **options: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    lines: list[str] = []
+    predict(run, data, write=lines.extend, **options)
+    return [json.loads(line) for line in lines]
+
+
+def test_rows_are_answered_in_order_by_the_column_that_the_run_was_tuned_on(
+    tiny_run: Path, rows: Path
+) -> None:
+    answers = ask(tiny_run, rows)
+    texts = [row["text"] for row in good_rows()]
+    assert [each["row"] for each in answers] == list(range(1, len(texts) + 1))
+    alone = [open_run(tiny_run).predict([text])[0] for text in texts[:5]]
+    assert [each["answer"] for each in answers[:5]] == [each.answer for each in alone]
+
+
+def test_chunks_change_nothing(tiny_run: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ask(tiny_run, rows)
+    monkeypatch.setattr(module, "CHUNK_ROWS", 7)
+    in_parts = ask(tiny_run, rows)
+    assert [each["answer"] for each in in_parts] == [each["answer"] for each in whole]
+    for one, other in zip(in_parts, whole, strict=True):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-6)
+
+
+def test_a_file_without_labels_but_with_another_column_can_be_named(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    data = write_lines(tmp_path / "new.jsonl", [{"body": "The boat sailed."}])
+    with pytest.raises(DataError, match=r"says `words`, but there is no such column"):
+        ask(tiny_run, data)
+    assert len(ask(tiny_run, data, settings={"data": {"columns": {"text": "body"}}})) == 1
+
+
+def test_empty_rows_are_left_out_and_told_and_the_others_keep_their_number(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    data = write_lines(tmp_path / "new.jsonl", [{"words": "a"}, {"words": " "}, {"words": "b"}])
+    told: list[str] = []
+    assert [each["row"] for each in ask(tiny_run, data, tell=told.append)] == [1, 3]
+    assert any("empty" in line for line in told)
+
+
+def test_a_text_that_is_too_long_is_found_before_any_is_answered(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    texts = ["short", "long " * 200]
+    data = write_lines(tmp_path / "new.jsonl", [{"words": text} for text in texts])
+
+    def never(lines: Iterable[str]) -> None:
+        raise AssertionError(f"answered: {list(lines)}")
+
+    with pytest.raises(DataError, match=r"new\.jsonl, row 2: \d+ tokens, but at most 128 fit"):
+        predict(tiny_run, data, write=never)
+    assert len(ask(tiny_run, data, settings={"data": {"over_length": "window"}})) == 2
+
+
+def test_progress_covers_every_row(tiny_run: Path, rows: Path) -> None:
+    begun: list[int] = []
+    done: list[int] = []
+    ask(tiny_run, rows, begin=begun.append, advance=done.append)
+    assert begun == [48]
+    assert sum(done) == 48
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"training": {"epochs": 3}}, "training.epochs"),
+        ({"data": {"overlap": "keep"}}, "data.overlap"),
+        ({"seed": 3}, "seed."),
+    ],
+)
+def test_a_setting_without_effect_is_refused(
+    settings: dict[str, Any], name: str, tiny_run: Path
+) -> None:
+    with pytest.raises(SettingError, match=f"`{name}` has no effect here.*`data.columns`"):
+        open_run(tiny_run, settings)
+
+
+def test_a_folder_without_a_test_file_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    write_lines(tmp_path / "train.jsonl", [{"words": "a"}])
+    with pytest.raises(DataError, match=r"no test file, only train\.jsonl"):
+        open_rows(open_run(tiny_run), tmp_path, needs_target=False)
+
+
+def test_texts_in_memory_are_answered_with_the_models_version(tiny_run: Path) -> None:
+    model = open_run(tiny_run)
+    (prediction,) = model.predict(["The boat sailed."])
+    assert prediction.answer in model.labels == ("hill", "sea")
+    assert prediction.model_version == model.version != ""
+    assert sum(prediction.probabilities.values()) == pytest.approx(1.0)
+
+
+def test_one_text_in_place_of_a_list_is_refused(tiny_run: Path) -> None:
+    with pytest.raises(DataError, match=r"Write `predict\(\['The boat'\]\)`"):
+        open_run(tiny_run).predict("The boat")
+
+
+def test_an_empty_text_is_refused_by_its_place(tiny_run: Path) -> None:
+    with pytest.raises(DataError, match="text, row 2: column `text` must hold a text"):
+        open_run(tiny_run).predict(["a", ""])
+
+
+def test_output_that_is_there_is_refused_unless_it_may_be_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    check_output(file, overwrite=False)
+    file.touch()
+    with pytest.raises(RunError, match=r"answers\.jsonl` is there already"):
+        check_output(file, overwrite=False)
+    check_output(file, overwrite=True)
+    with pytest.raises(RunError, match="is a folder"):
+        check_output(tmp_path, overwrite=True)
+
+
+def test_a_failure_while_lines_are_made_leaves_no_file(tmp_path: Path) -> None:
+    def lines() -> Iterable[str]:
+        yield "first\n"
+        raise DataError("row 2")
+
+    with pytest.raises(DataError, match="row 2"):
+        write_file(tmp_path / "new" / "answers.jsonl", lines())
+    assert list((tmp_path / "new").iterdir()) == []
