@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError, safe_open
+
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.quiet import quiet_transformers
@@ -24,6 +26,7 @@ from lushan.records import AnswerMode, Example, TaskState
 
 SCHEMA_VERSION = 1
 _FILE = "lushan.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +161,24 @@ def load_predictor(run: Path) -> Predictor:
 
 
 def _load_adapter(backbone: Backbone, folder: Path) -> None:
-    from peft import PeftModel  # slow to import, rarely needed
+    from peft import PeftModel, get_peft_model_state_dict  # slow to import, rarely needed
 
-    with quiet_transformers():
-        backbone.model = PeftModel.from_pretrained(
-            backbone.model, str(folder), autocast_adapter_dtype=False
-        ).eval()
+    try:
+        with quiet_transformers(), safe_open(folder / _ADAPTER_WEIGHTS, "pt") as file:
+            found = set(file.keys())
+            backbone.model = PeftModel.from_pretrained(
+                backbone.model, str(folder), autocast_adapter_dtype=False
+            ).eval()
+    except KeyError as error:
+        raise RunError(
+            f"`{folder}` lacks `{error.args[0]}`, without which its adapter cannot be loaded."
+        ) from None
+    except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        raise RunError(f"The adapter in `{folder}` cannot be loaded: {error}") from None
+    # PEFT leaves what a file lacks as it was drawn anew, and says nothing.
+    expected = get_peft_model_state_dict(backbone.model, save_embedding_layers=False)
+    if missing := sorted(expected.keys() - found):
+        raise RunError(f"`{folder}` lacks weights, such as `{missing[0]}`.")
 
 
 def weights_digest(folder: Path) -> str:

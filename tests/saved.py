@@ -1,0 +1,83 @@
+"""Tuned models in run folders, without the minutes that tuning takes: their trained weights are drawn at random."""
+
+from pathlib import Path
+
+import torch
+
+from lushan.backbones.adapters import Method, attach
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.load import Backbone, load_backbone
+from lushan.catalog import load_task
+from lushan.inference.predict import Predictor
+from lushan.model_store.tuned_model import TunedModel, model_version, save_model, weights_digest
+from lushan.records import AnswerMode, Example, TaskState
+
+LABELS = tuple(sorted(str(number) for number in range(11)))
+"""As text, "10" comes before "2": whoever sorts again as numbers mixes up the classes."""
+STATE = TaskState(labels=LABELS)
+LIMIT = LengthLimit(96, "window")
+TEXTS = (
+    "a great film, 10 out of 10",
+    "the soup was cold",
+    "home along the river",
+    "the fox",
+    "never again, and again, and again",
+)
+EXAMPLES = [Example(f"id{number}", text, None) for number, text in enumerate(TEXTS)]
+
+
+def save_tuned(
+    run: Path,
+    base: Path,
+    *,
+    answer: AnswerMode = "head",
+    method: Method = "full",
+    state: TaskState = STATE,
+) -> Predictor:
+    """Save a model as a run would, and give it as it is in memory."""
+    backbone = load_backbone(
+        base,
+        purpose="classify" if answer == "head" else "language",
+        labels=state.labels,
+        multi_label=state.multi_label,
+        seed=5,
+    )
+    attach(backbone, method=method, layers=1, rank=4)
+    _draw_trained_weights(backbone)
+    run.mkdir(parents=True, exist_ok=True)
+    save_model(run / "model", backbone, meaning_of(backbone, base, answer, state))
+    return Predictor(
+        backbone,
+        load_task("classification"),
+        state,
+        answer,
+        LIMIT,
+        version=model_version(run / "model"),
+    )
+
+
+def meaning_of(
+    backbone: Backbone, base: Path, answer: AnswerMode = "head", state: TaskState = STATE
+) -> TunedModel:
+    """Say what a saved model means."""
+    return TunedModel(
+        task="classification",
+        answer=answer,
+        state=state,
+        limit=LIMIT,
+        precision="fp32",
+        adapter="full",
+        base_model=str(base),
+        base_digest=weights_digest(base),
+        tokenizer_fingerprint=backbone.tokenizer.fingerprint,
+    )
+
+
+def _draw_trained_weights(backbone: Backbone) -> None:
+    """Change whatever is trained so much that answers to different texts differ clearly."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for weight in backbone.model.parameters():
+            if weight.requires_grad and weight.ndim == 2:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.4)
+    backbone.model.eval()
