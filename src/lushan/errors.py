@@ -23,7 +23,7 @@ class UserError(LushanError):
     """The person running Lushan can fix this."""
 
 
-class DataError(UserError):
+class DataError(UserError, ValueError):
     """A file, row, column or label does not fit the task."""
 
 
@@ -31,7 +31,7 @@ class ModelError(UserError):
     """A model is missing or cannot do what was asked."""
 
 
-class SettingError(UserError):
+class SettingError(UserError, ValueError):
     """A setting is unknown, has a wrong value, or would have no effect."""
 
 
