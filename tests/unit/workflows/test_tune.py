@@ -1,0 +1,285 @@
+"""The whole story in this process: which weights a run ends with, when it stops, and how it goes on."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import accuracy_score
+
+from lushan.errors import CertificateError, DataError, RunError, SettingError
+from lushan.settings import merged
+from lushan.training.loop import Evaluated, StepDone
+from lushan.workflows.recipe import make_recipe
+from lushan.workflows.tune import tune
+from tests.bad_inputs import good_rows, write_lines
+from tests.conftest import MakeTiny
+from tests.runs import answers_of_this_process, read, read_steps
+
+NUM_STEPS_PER_EPOCH = 3
+SETTINGS = {
+    "baselines": False,
+    "training": {
+        "epochs": 4,
+        "learning_rate": 0.01,
+        "head_learning_rate": 0.01,
+        "schedule": "constant",
+        "warmup_fraction": 0.0,
+    },
+}
+"""With a constant learning rate, two epochs are the first half of four."""
+
+
+class StoppedError(Exception):
+    """Ends a run from outside."""
+
+
+@dataclass
+class Heard:
+    """A listener that remembers, and may stop the run."""
+
+    stop_after_step: int = -1
+    steps: list[int] = field(default_factory=list[int])
+    scores: list[float] = field(default_factory=list[float])
+
+    def on_step(self, done: StepDone) -> None:
+        self.steps.append(done.step)
+        if done.step == self.stop_after_step:
+            raise StoppedError
+
+    def on_evaluation(self, epoch: int, step: int, found: Evaluated) -> None:
+        self.scores.append(found.score)
+
+
+@dataclass
+class Runs:
+    """Runs of one model on one file, each in its folder."""
+
+    base: Path
+    data: Path
+    folder: Path
+    heard: Heard = field(default_factory=Heard)
+    told: list[str] = field(default_factory=list[str])
+
+    def tune(self, name: str, *, resume: bool = False, **settings: object) -> dict[str, Any]:
+        known = {"model": {"name": str(self.base), "precision": "fp32"}}
+        values = {} if resume else merged(known, SETTINGS)
+        return tune(
+            self.data,
+            make_recipe(None, merged(values, settings), []),
+            out=self.folder / name,
+            resume=resume,
+            tell=self.told.append,
+            listeners=[self.heard],
+        )
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / name / "model" / "model.safetensors")
+
+    def have_equal_weights(self, one: str, other: str) -> bool:
+        left, right = self.weights(one), self.weights(other)
+        return left.keys() == right.keys() and all(
+            torch.equal(left[name], right[name]) for name in left
+        )
+
+
+@pytest.fixture(autouse=True)
+def _without_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "lushan.model_store.certificate._answers_of_fresh_process", answers_of_this_process
+    )
+
+
+@pytest.fixture(autouse=True)
+def _checkpoint_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lushan.training.checkpoint.LEAST_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("lushan.training.checkpoint.SPENT_FRACTION", 1e9)
+
+
+@pytest.fixture
+def runs(tiny_folder: MakeTiny, tmp_path: Path) -> Runs:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_folder("llama"), base)
+    return Runs(base, write_lines(tmp_path / "data.jsonl", good_rows()), tmp_path)
+
+
+@pytest.fixture
+def script_scores(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Give a function that says beforehand what the validation rows will score."""
+
+    def script(*scores: float) -> None:
+        left: Iterator[float] = iter(scores)
+        monkeypatch.setattr(
+            "lushan.workflows.tune._evaluate", lambda *_: Evaluated(next(left), 0.5)
+        )
+
+    return script
+
+
+Script = Callable[..., None]
+
+
+def test_run_ends_with_the_weights_of_its_best_epoch(runs: Runs, script_scores: Script) -> None:
+    script_scores(0.1, 0.9, 0.3, 0.9, 0.9)
+    results = runs.tune("best")
+    script_scores(0.1, 0.2)
+    runs.tune("half", training={"epochs": 2, "keep": "last"})
+    assert results["best_epoch"] == 2
+    assert [each["score"] for each in results["validation"]] == [0.1, 0.9, 0.3, 0.9]
+    assert runs.have_equal_weights("best", "half")
+
+
+def test_keeping_the_last_ends_with_the_weights_of_the_last_epoch(
+    runs: Runs, script_scores: Script
+) -> None:
+    script_scores(0.9, 0.1, 0.1, 0.1)
+    runs.tune("last", training={"keep": "last"})
+    script_scores(0.1, 0.2, 0.3, 0.4, 0.4)
+    runs.tune("best at last")
+    script_scores(0.9, 0.1, 0.1, 0.1, 0.9)
+    runs.tune("best at first")
+    assert runs.have_equal_weights("last", "best at last")
+    assert not runs.have_equal_weights("last", "best at first")
+
+
+def test_best_weights_that_score_otherwise_when_asked_again_are_not_saved(
+    runs: Runs, script_scores: Script
+) -> None:
+    script_scores(0.1, 0.9, 0.3, 0.2, 0.8)
+    with pytest.raises(CertificateError, match=r"scored 0\.9 .* but 0\.8 when asked again"):
+        runs.tune("run")
+    assert not (runs.folder / "run" / "model").exists()
+
+
+def test_patience_stops_after_epochs_that_were_no_better(runs: Runs, script_scores: Script) -> None:
+    script_scores(0.5, 0.4, 0.5, 0.5)
+    results = runs.tune("run", training={"epochs": 9, "patience": 2})
+    assert runs.heard.scores == [0.5, 0.4, 0.5]
+    assert runs.heard.steps == list(range(1, 3 * NUM_STEPS_PER_EPOCH + 1))
+    assert results["best_epoch"] == 1
+
+
+def test_real_scores_are_those_of_the_validation_rows(runs: Runs) -> None:
+    results = runs.tune("run", training={"epochs": 1})
+    score = results["validation"][0]["score"]
+    counts = results["num_examples"]["validation"]
+    assert score * counts == pytest.approx(round(score * counts))
+    assert runs.heard.scores == [score]
+
+
+def test_after_is_what_the_saved_model_answers_on_the_test_rows(runs: Runs) -> None:
+    from lushan.model_store.tuned_model import load_predictor
+    from lushan.records import Example
+
+    results = runs.tune("run")
+    path = runs.folder / "run"
+    texts = read(path / "model" / "probes.json")["texts"]
+    assert len(texts) == results["num_examples"]["test"]
+    labels = {row["text"]: row["label"] for row in good_rows()}
+    found = load_predictor(path).predict([Example("", text, None) for text in texts])
+    expected = accuracy_score(
+        [labels[text] for text in texts], [str(each.answer) for each in found]
+    )
+    assert results["after"]["accuracy"]["value"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_same_seed_gives_the_same_weights_and_another_seed_others(method: str, runs: Runs) -> None:
+    file = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
+    digests: list[bytes] = []
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        torch.manual_seed(len(digests))
+        runs.tune(name, seed=seed, adapter={"method": method}, training={"epochs": 1})
+        digests.append((runs.folder / name / "model" / file).read_bytes())
+    assert digests[0] == digests[1]
+    assert digests[0] != digests[2]
+
+
+def test_resuming_a_finished_run_trains_nothing_and_gives_the_same_results(runs: Runs) -> None:
+    first = runs.tune("run")
+    weights = runs.folder / "run" / "model" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    runs.heard = Heard()
+    again = runs.tune("run", resume=True)
+    for changing in ("seconds", "peak_rss_bytes"):
+        del first[changing], again[changing]
+    assert again == first
+    assert runs.heard.steps == []
+    assert weights.stat().st_mtime_ns == written
+
+
+def test_run_stopped_in_training_goes_on_to_the_same_weights(runs: Runs) -> None:
+    whole = runs.tune("whole")
+    runs.heard = Heard(stop_after_step=5)
+    with pytest.raises(StoppedError):
+        runs.tune("stopped")
+    runs.heard = Heard()
+    resumed = runs.tune("stopped", resume=True)
+    assert runs.heard.steps[0] == 5  # its checkpoint was not written yet
+    assert runs.have_equal_weights("whole", "stopped")
+    assert read_steps(runs.folder / "whole") == read_steps(runs.folder / "stopped")
+    assert resumed["after"] == whole["after"]
+    assert resumed["validation"] == whole["validation"]
+    assert resumed["num_train_tokens"] == whole["num_train_tokens"]
+    assert sum("Before:" in line for line in runs.told) == 2  # once a run
+
+
+def test_run_stopped_while_it_saves_is_saved_when_it_goes_on(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    runs.tune("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("lushan.workflows.tune.certify", stop)
+        with pytest.raises(StoppedError):
+            runs.tune("stopped")
+    assert not (runs.folder / "stopped" / "certificate.json").exists()
+    runs.heard = Heard()
+    runs.tune("stopped", resume=True)
+    assert runs.heard.steps == []
+    assert runs.have_equal_weights("whole", "stopped")
+    assert read(runs.folder / "stopped" / "certificate.json")["largest_difference"] == 0.0
+    assert not (runs.folder / "stopped" / "checkpoints").exists()
+
+
+def test_run_is_not_resumed_on_a_base_whose_weights_changed(runs: Runs) -> None:
+    runs.tune("run", training={"epochs": 1})
+    file = runs.base / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"] += 1e-3
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(SettingError, match="is not the model that the run began with"):
+        runs.tune("run", resume=True)
+
+
+def test_run_is_not_resumed_on_other_data_or_with_other_settings(runs: Runs) -> None:
+    runs.tune("run", training={"epochs": 1})
+    with pytest.raises(SettingError, match=r"`training\.epochs` \(the run has 1, not 2\)"):
+        runs.tune("run", resume=True, training={"epochs": 2})
+    write_lines(runs.data, good_rows()[1:])
+    with pytest.raises(DataError, match="is not the data that the run began with"):
+        runs.tune("run", resume=True)
+
+
+def test_nothing_is_resumed_where_no_run_is(runs: Runs) -> None:
+    with pytest.raises(RunError, match="holds no run to resume"):
+        runs.tune("nowhere", resume=True)
+    assert not (runs.folder / "nowhere").exists()
+
+
+def test_rows_that_a_run_draws_are_drawn_again_when_it_goes_on(runs: Runs) -> None:
+    settings = {"max_train_rows": 20}
+    runs.tune("whole", data=settings)
+    runs.heard = Heard(stop_after_step=3)
+    with pytest.raises(StoppedError):
+        runs.tune("stopped", data=settings)
+    runs.heard = Heard()
+    resumed = runs.tune("stopped", resume=True)
+    assert resumed["num_examples"]["train"] == 20
+    assert runs.have_equal_weights("whole", "stopped")
