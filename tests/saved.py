@@ -1,6 +1,8 @@
 """Tuned models in run folders, without the minutes that tuning takes: their trained weights are drawn at random."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -33,6 +35,7 @@ def save_tuned(
     answer: AnswerMode = "head",
     method: Method = "full",
     state: TaskState = STATE,
+    precision: Literal["bf16", "fp32"] = "fp32",
 ) -> Predictor:
     """Save a model as a run would, and give it as it is in memory."""
     backbone = load_backbone(
@@ -40,12 +43,14 @@ def save_tuned(
         purpose="classify" if answer == "head" else "language",
         labels=state.labels,
         multi_label=state.multi_label,
+        precision=precision,
         seed=5,
     )
     attach(backbone, method=method, layers=1, rank=4)
     _draw_trained_weights(backbone)
     run.mkdir(parents=True, exist_ok=True)
-    save_model(run / "model", backbone, meaning_of(backbone, base, answer, state))
+    meaning = replace(meaning_of(backbone, base, answer, state), precision=precision)
+    save_model(run / "model", backbone, meaning)
     return Predictor(
         backbone,
         load_task("classification"),
@@ -78,6 +83,7 @@ def _draw_trained_weights(backbone: Backbone) -> None:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for weight in backbone.model.parameters():
-            if weight.requires_grad and weight.ndim == 2:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.4)
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.requires_grad:
+                weight.copy_(noise * 0.4 if weight.ndim == 2 else weight + noise * 0.1)
     backbone.model.eval()
