@@ -14,9 +14,10 @@ import cases
 import table
 import yaml
 
-NUM_TUNE_TEST_ROWS = 50
+NUM_FEW_ROWS = 20
 """`tune` also judges the untouched model on its test rows. That is no part of this comparison, so it gets
-only the first few; the answers compared come from `predict` on the whole test split."""
+only the first few; the answers compared come from `predict` on the whole test split. Validation rows are
+also few where nothing is chosen by them: the Trainer gets none."""
 FIXED_SETTINGS = {
     "training.rows_per_step": cases.ROWS_PER_STEP,
     "training.weight_decay": cases.WEIGHT_DECAY,
@@ -44,12 +45,14 @@ def run_lushan(
         threads: CPU threads.
     """
     run = runs / f"{case.name}-{seed}"
-    few = with_few_test_rows(rows, runs / f"{case.name}-rows")
+    has_target = case.target_accuracy is not None
+    shortened = ("test",) if has_target else ("validation", "test")
+    few = with_few_rows(rows, runs / f"{case.name}-rows", splits=shortened)
     settings = {
         **FIXED_SETTINGS,
         "model.precision": precision,
         # The Trainer's model is that of its last step.
-        "training.keep": "last" if case.target_accuracy is None else "best",
+        "training.keep": "best" if has_target else "last",
         "training.epochs": case.epochs,
         "training.learning_rate": case.learning_rate,
         "training.head_learning_rate": case.learning_rate,
@@ -104,12 +107,12 @@ def check_recipe(run: Path, settings: Mapping[str, Any], *, seed: int) -> None:
             )
 
 
-def with_few_test_rows(rows: Path, into: Path) -> Path:
-    """Copy the folder of a case with the first test rows only."""
+def with_few_rows(rows: Path, into: Path, *, splits: Sequence[str]) -> Path:
+    """Copy the folder of a case, of some splits the first rows only."""
     into.mkdir(parents=True, exist_ok=True)
     for split in cases.SPLITS:
         lines = (rows / f"{split}.jsonl").read_text(encoding="utf-8").split("\n")
-        kept = lines[:NUM_TUNE_TEST_ROWS] if split == "test" else lines
+        kept = lines[:NUM_FEW_ROWS] if split in splits else lines
         (into / f"{split}.jsonl").write_text("\n".join(kept), encoding="utf-8")
     return into
 
