@@ -88,6 +88,20 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Read]:
     return seen
 
 
+def note_what_the_certificate_asks(reads: list[Read], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Give how much had been read before and after it asked; empty until then."""
+    asked_again: list[int] = []
+
+    def ask_again(path: Path) -> dict[str, object]:
+        asked_again.append(len(reads))
+        answers = answers_of_this_process(path)
+        asked_again.append(len(reads))
+        return answers
+
+    monkeypatch.setattr(certificate, "_answers_of_fresh_process", ask_again)
+    return asked_again
+
+
 @pytest.mark.parametrize("answer", ["head", "generate"])
 @pytest.mark.parametrize("model_type", BOS)
 def test_training_evaluation_prediction_and_certificate_read_the_same_tokens(
@@ -99,15 +113,7 @@ def test_training_evaluation_prediction_and_certificate_read_the_same_tokens(
     reads: list[Read],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked_again: list[int] = []
-
-    def ask_again(path: Path) -> dict[str, object]:
-        asked_again.append(len(reads))
-        answers = answers_of_this_process(path)
-        asked_again.append(len(reads))
-        return answers
-
-    monkeypatch.setattr(certificate, "_answers_of_fresh_process", ask_again)
+    asked_again = note_what_the_certificate_asks(reads, monkeypatch)
     base = tiny_folder(model_type)
     expected = {split: set(raw_ids(base, prompts(answer, split))) for split in SPLITS}
     assert len(expected["train"]) == len(SPLITS["train"])
