@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 the user's mistake, 130 interrupted, 1 our bug (with a tra
 
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -22,6 +23,9 @@ USER_MISTAKE = 2
 INTERRUPTED = 130
 OUTSIDE_CAUSES = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
 """Failures of the operating system that only the user can mend: no permission, no room, read-only."""
+SPIN_COUNT = "10000"
+"""How often a thread of torch looks whether its fellows are done before it sleeps. libgomp's own number fits a
+processor that nobody shares; with other work on it, threads that look for milliseconds starve those they wait for."""
 
 
 def command_names() -> list[str]:
@@ -126,4 +130,6 @@ def _refuse(message: str, *, as_json: bool) -> int:
 
 def main() -> None:
     """Run the command line of this process and leave with its exit code."""
+    if "OMP_WAIT_POLICY" not in os.environ:  # else the user has chosen
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     sys.exit(run(sys.argv[1:]))

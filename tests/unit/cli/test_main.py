@@ -1,6 +1,7 @@
 """The command line as a whole: exit codes, messages, what `--json` promises, how fast help is."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -145,3 +146,26 @@ def test_help_costs_less_than_half_a_second() -> None:
 
     # Processor time: the wall time of a test run depends on what else the machine does.
     assert min(once() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "5"}, "5"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ],
+    ids=["nothing", "a count", "a policy"],
+)
+def test_threads_stop_looking_early_unless_the_user_has_chosen(
+    given: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is taken away again afterwards
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["lushan", "--version"])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert os.environ.get("GOMP_SPINCOUNT") == found
