@@ -43,7 +43,7 @@ NOT_FOR_TEXTS = {
     "check_n_features_in": "a text has no number of features",
     "check_n_features_in_after_fitting": "a text has no number of features",
     "check_fit2d_predict1d": "a sequence of texts has one dimension",
-    "check_estimators_nan_inf": "texts are not infinite; that NaN is refused is tested below",
+    "check_estimators_nan_inf": "texts are not infinite; that NaN is refused is tested beside it",
     "check_class_weight_classifiers": "`class_weight` is None or `balanced`, not a dict",
 }
 """The checks of scikit-learn that do not apply, and why; the same stands in docs/sklearn.md."""
@@ -102,6 +102,13 @@ def test_scikit_learn_check_passes_with_numbers_written_as_texts(
     estimator: BaseEstimator, check: Callable[[BaseEstimator], None]
 ) -> None:
     check(estimator)
+
+
+def test_docs_list_the_checks_that_do_not_apply() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "sklearn.md").read_text(encoding="utf-8")
+    rows = [line.strip("| \n").split(" | ") for line in page.splitlines() if "`check_" in line]
+    listed = {name.strip("`"): why for name, why in (row for row in rows if len(row) == 2)}
+    assert listed == NOT_FOR_TEXTS
 
 
 def test_tags_are_those_of_the_text_estimators_of_scikit_learn() -> None:
