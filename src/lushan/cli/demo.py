@@ -12,7 +12,7 @@ DATA = Path(str(files("lushan"))) / "demo_data"
 DEFAULT_OUT = "lushan-demo"
 SETTINGS: dict[str, Any] = {
     "data": {"overlap": "remove"},
-    "training": {"epochs": 4, "learning_rate": 1e-4},
+    "training": {"epochs": 2, "learning_rate": 1e-4},
 }
 """Chosen on the validation rows; a run of the defaults is longer."""
 
