@@ -1,6 +1,7 @@
 """Loading: what is refused, what is drawn anew, precision, and the way in which documents are kept apart."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -13,7 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from lushan.backbones.load import Backbone, PackingMode, cast_weights, is_head, load_backbone
+from lushan.backbones.load import (
+    Backbone,
+    PackingMode,
+    Purpose,
+    cast_weights,
+    is_head,
+    load_backbone,
+)
 from lushan.data.batching import pack
 from lushan.errors import ModelError
 from lushan.records import Features
@@ -162,6 +170,20 @@ def test_weight_of_another_shape_is_named_with_both_shapes(own_llama: Path) -> N
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"model\.norm\.weight \[12\] \(expected \[16\]\)"):
         load_backbone(own_llama, purpose="language")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("purpose", ["classify", "language", "embed"])
+def test_weight_that_holds_a_value_that_is_not_finite_is_named(
+    purpose: Purpose, value: float, own_llama: Path
+) -> None:
+    file = own_llama / "model.safetensors"
+    weights = load_file(file)
+    weights["model.embed_tokens.weight"][TINY_VOCABULARY - 1, 3] = value
+    save_file(weights, file, metadata={"format": "pt"})
+    message = r"spoilt`: weights are broken: `(model\.)?embed_tokens\.weight` holds values that are"
+    with pytest.raises(ModelError, match=message):
+        load_backbone(own_llama, purpose=purpose, labels=LABELS)
 
 
 def test_class_layer_for_other_labels_is_refused(own_llama: Path, tmp_path: Path) -> None:
