@@ -123,9 +123,14 @@ class Optimizer:
                 master.grad.copy_(reduce(master.grad))
 
     def names_without_gradient(self) -> list[str]:
-        """Weights that should be trained but that the loss did not reach."""
-        pairs = zip(self.names, self._masters, strict=True)
-        return [name for name, master in pairs if master.grad is None]
+        """Weights that should be trained but that the loss did not reach.
+
+        A gradient of zeros alone is no sign of that (an adapter's first matrix has one before its second moves),
+        but it is one where the whole class layer, or all that is trained below it, has no other.
+        """
+        gradients = [(name, m.grad) for name, m in zip(self.names, self._masters, strict=True)]
+        moved = {is_head(name) for name, each in gradients if each is not None and each.any()}
+        return [name for name, each in gradients if each is None or is_head(name) not in moved]
 
     def step(self) -> float:
         """Clip, move every weight, forget the gradients; returns the gradient's norm before clipping.

@@ -177,3 +177,32 @@ def test_weights_that_the_loss_does_not_reach_are_named() -> None:
     assert optimizer.names_without_gradient() == [
         name for name in optimizer.names if not name.startswith("layer")
     ]
+
+
+@pytest.mark.parametrize(
+    "silent",
+    [("layer.weight", "layer.bias", "norm.weight", "norm.bias"), ("score.weight", "score.bias")],
+)
+def test_part_whose_gradients_are_all_zero_is_not_reached(silent: tuple[str, ...]) -> None:
+    model = Model()
+    optimizer = Optimizer(model, SETTINGS, num_steps=1)
+    model(inputs(0)).backward()
+    for name in silent:
+        model.get_parameter(name).grad = torch.zeros_like(model.get_parameter(name))
+    assert optimizer.names_without_gradient() == list(silent)
+
+
+def test_zero_gradient_beside_others_of_its_part_is_no_sign() -> None:
+    model = Model()
+    optimizer = Optimizer(model, SETTINGS, num_steps=1)
+    model(inputs(0)).backward()
+    for name in ("layer.weight", "score.bias"):
+        model.get_parameter(name).grad = torch.zeros_like(model.get_parameter(name))
+    assert optimizer.names_without_gradient() == []
+
+
+def test_gradient_that_is_not_finite_did_reach_its_weight() -> None:
+    model = Model()
+    optimizer = Optimizer(model, SETTINGS, num_steps=1)
+    (model(inputs(0)) * math.nan).backward()
+    assert optimizer.names_without_gradient() == []
