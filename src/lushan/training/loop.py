@@ -86,7 +86,7 @@ def fit(
     Goes on from the last checkpoint if there is one, bit for bit.
 
     Raises:
-        DivergedError: If the loss is not finite; names the step and the rows.
+        DivergedError: If a loss is not finite; names the step, and its rows if it is theirs.
         ModelError: If the loss does not reach a weight that should be trained.
     """
     accelerator = Accelerator()
@@ -108,6 +108,11 @@ def fit(
                 checkpoints.save(done.step, optimizer.state_dict(), progress)
         model.eval()
         found = evaluate()
+        if not math.isfinite(found.loss):
+            raise DivergedError(
+                f"Step {optimizer.num_steps_done}: the loss on the validation rows is {found.loss}. "
+                "Lower `training.learning_rate`."
+            )
         for listener in listeners:
             listener.on_evaluation(source.epoch, optimizer.num_steps_done, found)
         _consider(

@@ -203,6 +203,36 @@ def test_weight_that_the_loss_does_not_reach_is_named(tmp_path: Path) -> None:
         run(model, tmp_path)
 
 
+def test_loss_that_pulls_at_nothing_is_refused(tmp_path: Path) -> None:
+    model = Model()
+
+    def loss(batch: Batch) -> LossSum:
+        return LossSum(model.loss(batch).total * 0.0, len(batch.features))
+
+    with pytest.raises(
+        ModelError, match=r"does not reach 3 weights .* such as `embedding\.weight`"
+    ):
+        run(model, tmp_path, loss=loss)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_validation_loss_that_is_not_finite_keeps_the_checkpoint_and_is_no_best(
+    value: float, tmp_path: Path
+) -> None:
+    model, found = Model(), iter([Evaluated(0.5, 0.5), Evaluated(0.9, value)])
+    with pytest.raises(DivergedError, match=rf"Step 6: the loss on the validation rows is {value}"):
+        fit(
+            model,
+            source(),
+            settings=FitSettings(NUM_EPOCHS),
+            optimizer=optimizer_of(model),
+            loss=model.loss,
+            evaluate=lambda: next(found),
+            checkpoints=Always(tmp_path),
+        )
+    assert {folder.name for folder in tmp_path.iterdir()} == {"step-00000005", "best-00000003"}
+
+
 def test_patience_stops_the_run_and_the_best_weights_are_taken(tmp_path: Path) -> None:
     model, notes = Model(), Notes()
     fitted = run(model, tmp_path, scores=(0.5, 0.4), notes=notes, patience=1, keep="best")
