@@ -93,6 +93,8 @@ def _attach_lora(backbone: Backbone, *, rank: int, alpha: float, dropout: float)
 def trained_parts(model: nn.Module) -> dict[str, int]:
     """How many weights are trained and how many are frozen."""
     counts = {"trained": 0, "frozen": 0}
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name:
+            continue  # what PEFT keeps of a layer that is trained; nothing reads it
         counts["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
     return counts

@@ -226,3 +226,14 @@ def test_trained_and_frozen_weights_are_counted(
     counts = trained_parts(backbone.model)
     total = sum(weight.numel() for weight in backbone.model.parameters())
     assert counts == {"trained": num_trained, "frozen": total - num_trained}
+
+
+def test_lora_leaves_the_pretrained_weights_frozen_and_counts_none_twice(
+    tiny_folder: MakeTiny,
+) -> None:
+    backbone = load(tiny_folder("llama"))
+    num_pretrained = sum(weight.numel() for weight in backbone.core.parameters())
+    attach(backbone, method="lora")
+    counts = trained_parts(backbone.model)
+    trained, _ = backbone.model.get_nb_trainable_parameters()  # PEFT's own count
+    assert counts == {"trained": trained, "frozen": num_pretrained}
