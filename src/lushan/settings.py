@@ -1,6 +1,7 @@
 """Strict settings: frozen, nothing unknown, nothing of the wrong type, every message in one shape."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,13 +48,17 @@ def _explain(error: ValidationError, settings_class: type[BaseModel], source: st
     name = ".".join(place)
     if first["type"] == "extra_forbidden":
         known = ", ".join(_known_names(settings_class, place[:-1]))
-        return f"{source}: unknown setting `{name}`. Known there: {known}."
-    got = first["input"]
+        nearest = _nearest(name, list(_full_names(settings_class)))
+        hint = f" Did you mean `{nearest}`?" if nearest else ""
+        return f"{source}: unknown setting `{name}`. Known there: {known}.{hint}"
+    got, reason = first["input"], first["msg"]
+    if first["type"] in ("model_type", "dict_type"):
+        reason = f"It holds settings of its own, such as `{name}.NAME=VALUE`"
     hint = ""
     if isinstance(got, str) and _is_number(got):
         # PyYAML follows YAML 1.1, which wants a dot before the exponent.
         hint = f" Write {float(got):.1e} without quotes and with a dot, not {got}."
-    return f"{source}: setting `{name}` is wrong: {first['msg']}. Got {got!r}.{hint}"
+    return f"{source}: setting `{name}` is wrong: {reason}. Got {got!r}.{hint}"
 
 
 def _known_names(settings_class: type[BaseModel], place: tuple[str, ...]) -> list[str]:
@@ -63,6 +68,21 @@ def _known_names(settings_class: type[BaseModel], place: tuple[str, ...]) -> lis
             return []
         settings_class = inner
     return list(settings_class.model_fields)
+
+
+def _full_names(settings_class: type[BaseModel]) -> Iterator[str]:
+    """Give the name of every setting and every part, such as `training` and `training.epochs`."""
+    for name in settings_class.model_fields:
+        yield name
+        yield from (f"{name}.{inner}" for inner in _known_names(settings_class, (name,)))
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
+    """Find what was meant: a name that looks alike, or the same one in another part."""
+    if close := get_close_matches(name, known, n=1):
+        return close[0]
+    last = name.rpartition(".")[2]
+    return next((each for each in known if each.endswith(f".{last}")), None)
 
 
 def _is_number(text: str) -> bool:
@@ -79,17 +99,48 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         SettingError: If it is missing, not YAML, or not a mapping.
     """
+    if path.is_dir():
+        raise SettingError(f"Settings file `{path}` is a folder. Name a YAML file.")
     if not path.is_file():
         raise SettingError(f"Settings file `{path}` does not exist.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = _load(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise SettingError(f"Settings file `{path}` is not valid YAML: {error}.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise SettingError(f"Settings file `{path}` must hold `name: value` lines.")
+        raise SettingError(
+            f"Settings file `{path}` must hold `name: value` lines; got {type(values).__name__}."
+        )
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no name twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [key for key, _ in node.value if names.count(key.value) > 1]:
+            what = f"`{twice[-1].value}` stands there twice"
+            raise yaml.constructor.ConstructorError(None, None, what, twice[-1].start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _load(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds
+    """Read YAML.
+
+    Raises:
+        ValueError: If it is none; says in one line what is wrong and where.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{where}{error.problem or error.context}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -101,11 +152,11 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        if not equals or not name:
+        if not equals or not all(name.split(".")):
             raise SettingError(f"`--set {assignment}`: expected `part.name=value`.")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = _load(text)
+        except ValueError:
             raise SettingError(f"`--set {assignment}`: `{text}` is no YAML value.") from None
         if isinstance(value, str) and _is_number(value):
             # 1e-3 is text in YAML 1.1; on the command line it can only be a number.

@@ -42,12 +42,16 @@ def test_line_below_a_setting_is_its_description() -> None:
     [
         ({"nam": "b"}, r"a\.yaml: unknown setting `nam`\. Known there: name, inner\."),
         ({"inner": {"rat": 1.0}}, r"unknown setting `inner\.rat`\. Known there: rate, epochs\."),
+        ({"inner": {"epoch": 3}}, r"`inner\.epoch`\. .*\. Did you mean `inner\.epochs`\?$"),
+        ({"iner": {"epochs": 3}}, r"`iner`\. .*\. Did you mean `inner`\?$"),
+        ({"epochs": 3}, r"`epochs`\. .*\. Did you mean `inner\.epochs`\?$"),
+        ({"unlike": 3}, r"`unlike`\. Known there: name, inner\.$"),
         ({"inner": {"rate": -1.0}}, r"`inner\.rate` is wrong: .*greater than 0\. Got -1\.0\."),
         ({"inner": {"epochs": "3"}}, r"`inner\.epochs` is wrong: .*integer\. Got '3'\."),
         ({"inner": {"epochs": 2.5}}, r"`inner\.epochs` is wrong: .*Got 2\.5\."),
         ({"inner": {"rate": "1e-3"}}, r"`inner\.rate` is wrong: .*Got '1e-3'\. Write 1\.0e-03"),
         ({"inner": {"rate": float("inf")}}, r"`inner\.rate` is wrong: .*finite number\. Got inf\."),
-        ({"inner": 3}, r"`inner` is wrong: .*Got 3\."),
+        ({"inner": 3}, r"`inner` is wrong: .* such as `inner\.NAME=VALUE`\. Got 3\."),
     ],
 )
 def test_wrong_setting_is_refused_with_its_place_and_value(
@@ -82,6 +86,8 @@ def test_assignments_become_nested_values(assignments: list[str], expected: dict
     [
         ("name", r"`--set name`: expected `part\.name=value`"),
         ("=3", r"`--set =3`: expected"),
+        ("inner..rate=3", r"`--set inner\.\.rate=3`: expected"),
+        ("name=2026-02-31", r"`2026-02-31` is no YAML value"),
         ("name=[1", r"`--set name=\[1`: `\[1` is no YAML value"),
     ],
 )
@@ -93,9 +99,15 @@ def test_assignment_that_is_none_is_refused(assignment: str, message: str) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a: [1", r"recipe\.yaml` is not valid YAML"),
-        (b"- a\n- b\n", r"recipe\.yaml` must hold `name: value` lines"),
+        (
+            b"b: 1\na: [1",
+            r"recipe\.yaml` is not valid YAML: line 2, column 6: expected ',' or ']'.*\.$",
+        ),
+        (b"- a\n- b\n", r"recipe\.yaml` must hold `name: value` lines; got list\.$"),
         (b"a: \xff\xfe", r"recipe\.yaml` is not valid YAML"),
+        (b"a: \x00", r"recipe\.yaml` is not valid YAML: unacceptable character.*\.$"),
+        (b"a: 1\nb: {c: 1, d: 2,\n  c: 1}\n", r"YAML: line 3, column 3: `c` stands there twice\.$"),
+        (b"[" * 5000, r"recipe\.yaml` is not valid YAML: .*recursion.*\.$"),
     ],
 )
 def test_file_that_holds_no_settings_is_refused(
@@ -109,6 +121,8 @@ def test_file_that_holds_no_settings_is_refused(
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"`.*nowhere\.yaml` does not exist"):
         read_yaml(tmp_path / "nowhere.yaml")
+    with pytest.raises(SettingError, match=r"is a folder\. Name a YAML file\."):
+        read_yaml(tmp_path)
 
 
 def test_settings_survive_yaml(tmp_path: Path) -> None:

@@ -189,11 +189,8 @@ def make_recipe(
         else {}
     )
     values = merged(values, _given(flags))
-    return build(
-        TuneRecipe,
-        merged(values, parse_assignments(assignments)),
-        source="--set" if assignments else "recipe",
-    )
+    build(TuneRecipe, values, source="options")  # so that `--set` is blamed for its own alone
+    return build(TuneRecipe, merged(values, parse_assignments(assignments)), source="--set")
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:

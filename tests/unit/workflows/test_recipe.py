@@ -39,6 +39,12 @@ def test_unknown_setting_on_the_command_line_names_set() -> None:
         make_recipe(None, {}, ["training.epoch=3"])
 
 
+def test_wrong_option_is_not_put_down_to_set_or_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("seed: 1\n", encoding="utf-8")
+    with pytest.raises(SettingError, match=r"^options: setting `training\.epochs` is wrong"):
+        make_recipe(tmp_path / "mine.yaml", {"training": {"epochs": 0}}, ["effort=quick"])
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
