@@ -14,6 +14,7 @@ from lushan.records import SPLIT_NAMES
 from lushan.tasks import Task
 from lushan.workflows.prepare import Prepared, prepare
 from lushan.workflows.recipe import TuneRecipe
+from lushan.workflows.resolve import refuse_what_does_not_fit, refuse_without_effect
 from lushan.workflows.setup import make_setup
 
 
@@ -32,6 +33,7 @@ def check(data: Path, recipe: TuneRecipe, *, tell: Callable[[str], None]) -> dic
         UserError: If something would block a run; says where and what to do.
     """
     task: Task = load_task(recipe.task)
+    refuse_without_effect(recipe)
     prepared = prepare(data, task=task, recipe=recipe)
     notes = list(prepared.notes)
     ledger = prepared.ledger
@@ -61,6 +63,7 @@ def check(data: Path, recipe: TuneRecipe, *, tell: Callable[[str], None]) -> dic
 
 def _with_tokens(prepared: Prepared, recipe: TuneRecipe, *, task: Task, base: Path) -> Ledger:
     facts = describe(base)
+    refuse_what_does_not_fit(recipe, facts)
     model = recipe.model.model_copy(
         update={"max_length": recipe.model.max_length or facts.context_tokens}
     )

@@ -80,15 +80,13 @@ def resolve(
     precision = choose_precision(recipe.model.precision, device, cache=cache_folder())
     plan = _plan(recipe, facts, num_train_rows, mean_tokens, precision=precision.value)
     method, effort = recipe.adapter.method, recipe.effort
-    sgd = recipe.training.optimizer == "sgd"
-    factor = _SGD_FACTOR if sgd else 1.0
+    rates = _usual_rates(recipe)
     rate_reason = f"default of `{method}` with {recipe.training.optimizer}"
     found = [
         Decision("model.precision", precision.value, precision.why),
         Decision("data.max_train_rows", plan.max_train_rows, plan.why_rows),
         Decision("training.epochs", plan.epochs, plan.why_epochs),
-        Decision("training.learning_rate", _LEARNING_RATES[method] * factor, rate_reason),
-        Decision("training.head_learning_rate", _HEAD_LEARNING_RATES[method] * factor, rate_reason),
+        *(Decision(f"training.{name}", rate, rate_reason) for name, rate in rates.items()),
         Decision("training.patience", _PATIENCE[effort], f"effort `{effort}`"),
         Decision("model.max_length", facts.context_tokens, "the model's context"),
     ]
@@ -98,6 +96,15 @@ def resolve(
         part, name = decision.name.split(".")
         values = merged(values, {part: {name: decision.value}})
     return Resolved(TuneRecipe.model_validate(values), decisions)
+
+
+def _usual_rates(recipe: TuneRecipe) -> dict[str, float]:
+    method = recipe.adapter.method
+    factor = _SGD_FACTOR if recipe.training.optimizer == "sgd" else 1.0
+    return {
+        "learning_rate": _LEARNING_RATES[method] * factor,
+        "head_learning_rate": _HEAD_LEARNING_RATES[method] * factor,
+    }
 
 
 def _is_open(recipe: TuneRecipe, name: str) -> bool:
@@ -146,6 +153,8 @@ def predict_tokens_per_second(facts: ModelFacts, *, precision: str) -> float:
 def refuse_without_effect(recipe: TuneRecipe) -> None:
     """Stop on a setting that was given but that nothing would read.
 
+    Its usual value is no mistake: the recipe of a run says every setting, and may be given again.
+
     Raises:
         SettingError: Names the setting and when it has an effect.
     """
@@ -159,10 +168,12 @@ def refuse_without_effect(recipe: TuneRecipe) -> None:
         ("training", ("learning_rate",), method != "head", "an adapter other than `head`"),
         ("task_settings", ("num_shots",), recipe.baselines, "baselines (without `--no-baselines`)"),
     )
+    usual_rates = _usual_rates(recipe)
     for part, names, has_effect, needs in rules:
-        given = getattr(recipe, part).model_fields_set
+        settings = getattr(recipe, part)
         for name in names:
-            if name in given and not has_effect:
+            usual = (type(settings).model_fields[name].default, usual_rates.get(name))
+            if not has_effect and getattr(settings, name) not in usual:
                 raise SettingError(
                     f"Setting `{part}.{name}` has no effect here: it needs {needs}. Remove it, or change that."
                 )

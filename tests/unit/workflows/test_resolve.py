@@ -249,3 +249,20 @@ def test_what_the_model_cannot_do_is_refused(
 ) -> None:
     with pytest.raises(SettingError, match=message):
         decide(facts=facts, **values)
+
+
+@pytest.mark.parametrize(
+    ("answer", "method", "baselines"),
+    [
+        ("head", "full", True),
+        ("head", "lora", False),
+        ("head", "head", True),
+        ("generate", "top", True),
+        ("generate", "full", False),
+    ],
+)
+def test_recipe_of_a_run_can_be_given_again(answer: str, method: str, *, baselines: bool) -> None:
+    first = decide(answer=answer, adapter={"method": method}, baselines=baselines)
+    again = decide(**first.recipe.model_dump())
+    assert again.recipe == first.recipe
+    assert again.decisions == []
