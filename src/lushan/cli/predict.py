@@ -37,10 +37,11 @@ def command(
 ) -> None:
     """Answer every row of a file, in its order: one JSON object a line."""
     from lushan.settings import parse_assignments
-    from lushan.workflows.predict import check_output, predict, write_file
+    from lushan.workflows.predict import check_input_stays, check_output, predict, write_file
 
     del seed  # every command takes it; nothing here is random
     check_output(out, overwrite=overwrite)
+    check_input_stays(out, run=run, data=data)
 
     def write(lines: Iterable[str]) -> None:
         if out is None:

@@ -21,6 +21,7 @@ import yaml
 from lushan.atomic import write_json, write_text
 from lushan.errors import RunError
 from lushan.records import Prediction
+from lushan.settings import read_yaml
 
 _RECIPE = "recipe.yaml"
 _MOST_PROBABILITIES = 5
@@ -70,6 +71,8 @@ class RunFolder:
             raise RunError(f"`{path}` holds no run to resume: `{_RECIPE}` is missing.")
         try:
             status = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            if not isinstance(status, dict):
+                raise ValueError(f"it holds a {type(status).__name__}, not an object")
         except (OSError, ValueError) as error:
             raise RunError(
                 f"`{path / 'run.json'}` is broken: {error}. Start again with `--overwrite`."
@@ -82,8 +85,12 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def recipe(self) -> dict[str, Any]:
-        """Give the resolved recipe as plain values."""
-        return yaml.safe_load((self.path / _RECIPE).read_text(encoding="utf-8"))
+        """Give the resolved recipe as plain values.
+
+        Raises:
+            SettingError: If the file is broken.
+        """
+        return read_yaml(self.path / _RECIPE)
 
     def get(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
         """Give a value of `run.json`; None where it is not known yet."""
@@ -138,14 +145,22 @@ def read_correct(run: Path) -> dict[str, bool]:
     """Tell of every test row of a finished run whether the tuned model was right, by the row's id.
 
     Raises:
-        RunError: If the run is not finished.
+        RunError: If there is no run, it is not finished, or its answers are missing or broken.
     """
+    if not run.is_dir():
+        raise RunError(f"`{run}` does not exist. Name a folder that `lushan tune --out` wrote.")
     if not (run / "results.json").is_file():
         raise RunError(
             f"`{run}` holds no finished run: `results.json` is missing. Finish it with "
             "`lushan tune ... --resume`, or name rows to ask: `--data DATA`."
         )
-    return {line["id"]: line["correct"] for line in _read_lines(_predictions_file(run, "after"))}
+    file = _predictions_file(run, "after")
+    try:
+        return {line["id"]: line["correct"] for line in _read_lines(file)}
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"`{file}` is missing or broken: {error}. Restore it, or name rows to ask: `--data DATA`."
+        ) from None
 
 
 def _predictions_file(run: Path, system: str) -> Path:
@@ -163,9 +178,7 @@ def check_is_free(path: Path, *, overwrite: bool) -> None:
     Raises:
         RunError: If it holds a run and `overwrite` is not set, or holds something else.
     """
-    for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            raise RunError(f"`--out {path}`: `{place}` is a file. Name a folder.")
+    check_can_be_folder(path, out=path)
     if not path.is_dir() or all(_is_of_beginning(each) for each in path.iterdir()):
         return
     if not (path / _RECIPE).is_file():
@@ -177,6 +190,30 @@ def check_is_free(path: Path, *, overwrite: bool) -> None:
             f"`--out {path}` holds a run already. Use `--resume` to go on with it, `--overwrite` to replace "
             "it, or another folder."
         )
+
+
+def check_can_be_folder(folder: Path, *, out: Path) -> None:
+    """Refuse a folder that cannot be made, because it or one above it is a file.
+
+    Raises:
+        RunError: If so; names `out`, which needs the folder, and the file.
+    """
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise RunError(f"`--out {out}`: `{place}` is a file. Name a folder.")
+
+
+def check_keeps(path: Path, *, needed: Sequence[Path]) -> None:
+    """Refuse to replace a folder with something in it that the new run reads.
+
+    Raises:
+        RunError: If one of `needed` is the folder or lies in it.
+    """
+    for each in needed:
+        if path.resolve() in (each.resolve(), *each.resolve().parents):
+            raise RunError(
+                f"`--out {path} --overwrite` would delete `{each}`, which the new run needs. Name another folder."
+            )
 
 
 def _is_of_beginning(file: Path) -> bool:

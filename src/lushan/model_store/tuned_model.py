@@ -86,7 +86,7 @@ def read_meaning(folder: Path) -> TunedModel:
     if not file.is_file():
         raise RunError(
             f"`{folder}` holds no tuned model: `{_FILE}` is missing. Expected the folder that "
-            "`lushan tune --out` wrote."
+            "`lushan tune --out` wrote; a run that was stopped goes on with `--resume`."
         )
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

@@ -9,19 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lushan.atomic import write_parts
 from lushan.backbones.encoding import LengthLimit
 from lushan.data.columns import Columns, Notes
 from lushan.data.readers import check_mapping, find_files, read_rows
 from lushan.errors import DataError, RunError, SettingError
 from lushan.inference.predict import Advance, Predictor
+from lushan.model_store.run_folder import check_can_be_folder
 from lushan.model_store.tuned_model import load_predictor, read_meaning
 from lushan.records import Example, Prediction, Row
-from lushan.settings import build
+from lushan.settings import build, read_yaml
 from lushan.workflows.prepare import columns_for
-from lushan.workflows.recipe import DataSettings
+from lushan.workflows.recipe import DataSettings, TuneRecipe
 
 Tell = Callable[[str], None]
 
@@ -117,8 +116,9 @@ def open_run(run: Path, settings: Mapping[str, Any] | None = None) -> Opened:
         limit = LengthLimit(predictor.limit.max_tokens, given.over_length)
         predictor = replace(predictor, limit=limit)
     recipe_file = run / "recipe.yaml"
-    recipe = yaml.safe_load(recipe_file.read_text("utf-8")) if recipe_file.is_file() else {}
-    run_columns = recipe.get("data", {}).get("columns", {})
+    recipe = read_yaml(recipe_file) if recipe_file.is_file() else {}
+    data = recipe.get("data")
+    run_columns = data.get("columns", {}) if isinstance(data, Mapping) else {}
     return Opened(predictor, task_name, given.columns, run_columns)
 
 
@@ -128,10 +128,11 @@ def _read_settings(settings: Mapping[str, Any]) -> DataSettings:
         names = list(values) if isinstance(values, Mapping) else [""]
         for name in names:
             if part != "data" or name not in READ_SETTINGS:
+                full_name = f"{part}.{name}".rstrip(".")
                 raise SettingError(
-                    f"Setting `{part}.{name}` has no effect here. What counts: {known}."
+                    f"Setting `{full_name}` has no effect here. What counts: {known}."
                 )
-    return build(DataSettings, settings.get("data", {}), source="--set data")
+    return build(TuneRecipe, settings, source="--set").data
 
 
 def open_rows(opened: Opened, data: Path, *, needs_target: bool) -> Rows:
@@ -244,11 +245,29 @@ def check_output(path: Path | None, *, overwrite: bool) -> None:
     """Refuse a file that is there already.
 
     Raises:
-        RunError: If it is, and `overwrite` is not set; or if it is a folder.
+        RunError: If it is, and `overwrite` is not set; or if it is a folder, or below a file.
     """
     if path is None:
         return
+    check_can_be_folder(path.parent, out=path)
     if path.is_dir():
         raise RunError(f"`--out {path}` is a folder. Name a file.")
     if path.exists() and not overwrite:
         raise RunError(f"`--out {path}` is there already. Name another file, or add `--overwrite`.")
+
+
+def check_input_stays(path: Path | None, *, run: Path, data: Path) -> None:
+    """Refuse a file to write that is read here, or belongs to the run.
+
+    Raises:
+        RunError: If it would be replaced.
+        DataError: If there is no data.
+    """
+    if path is None or not path.exists():
+        return
+    if any(path.samefile(file) for file in find_files(data)[0].values()):
+        raise RunError(f"`--out {path}` is the input itself. Name another file.")
+    if run.resolve() in path.resolve().parents:
+        raise RunError(
+            f"`--out {path}` is a file of the run in `{run}`. Name one outside of its folder."
+        )

@@ -29,7 +29,7 @@ from lushan.data.batching import PackedSource
 from lushan.errors import CertificateError, SettingError
 from lushan.inference.predict import Predictor
 from lushan.model_store.certificate import certify
-from lushan.model_store.run_folder import RunFolder, check_is_free
+from lushan.model_store.run_folder import RunFolder, check_is_free, check_keeps
 from lushan.model_store.tuned_model import (
     TunedModel,
     load_predictor,
@@ -37,6 +37,7 @@ from lushan.model_store.tuned_model import (
     save_model,
     weights_digest,
 )
+from lushan.settings import build
 from lushan.training.checkpoint import Checkpoints
 from lushan.training.loop import Evaluated, FitSettings, Fitted, Listener, fit
 from lushan.training.optimizer import Optimizer, OptimizerSettings
@@ -122,6 +123,8 @@ def _begin(
     check_is_free(out, overwrite=overwrite)
     task = load_task(recipe.task)
     base = locate(recipe.model.name)
+    if overwrite:
+        check_keeps(out, needed=(data, base))
     facts = describe(base)
     tokenizer = Tokenizer.load(base)
     prepared = prepare(data, task=task, recipe=recipe)
@@ -160,7 +163,7 @@ def _begin(
 def _reopen(data: Path, given: TuneRecipe, *, out: Path) -> tuple[RunFolder, Setup]:
     """Take up a run with its own recipe, data and model, or refuse."""
     run = RunFolder.open(out)
-    recipe = TuneRecipe.model_validate(run.recipe())
+    recipe = build(TuneRecipe, run.recipe(), source=str(out / "recipe.yaml"))
     if differences := check_same_recipe(given, recipe):
         raise SettingError(
             f"`--resume`: the run in `{out}` was begun with other settings: {'; '.join(differences)}. "
@@ -205,12 +208,14 @@ def _trained(
         tell("Certified: the saved model, loaded in a fresh process, gives the same answers.")
     progress = fitted.progress
     best = max(progress.validation, key=lambda each: each["score"])
+    kept = best if setup.recipe.training.keep == "best" else progress.validation[-1]
     run.note(
         training={
             "num_tokens": progress.num_tokens,
             "seconds": progress.seconds,
             "validation": progress.validation,
             "best_epoch": best["epoch"],
+            "kept_epoch": kept["epoch"],
             "num_weights": num_weights,
             "packing": backbone.packing_mode,
         },

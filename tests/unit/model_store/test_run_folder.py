@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lushan.errors import RunError
-from lushan.model_store.run_folder import RunFolder, check_is_free, read_correct
+from lushan.model_store.run_folder import RunFolder, check_is_free, check_keeps, read_correct
 from lushan.records import Prediction
 
 RECIPE = {"task": "classification", "seed": 3}
@@ -67,6 +67,16 @@ def test_what_was_right_is_kept_beside_the_answers(tmp_path: Path) -> None:
     assert run.predictions("after") == predictions
 
 
+@pytest.mark.parametrize("text", [None, '{"id": "one"', '{"id": "one"}', "[1]"])
+def test_missing_or_broken_answers_are_said(text: str | None, tmp_path: Path) -> None:
+    (tmp_path / "results.json").touch()
+    (tmp_path / "predictions").mkdir()
+    if text is not None:
+        (tmp_path / "predictions" / "after.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(RunError, match=r"after\.jsonl` is missing or broken: .*`--data DATA`"):
+        read_correct(tmp_path)
+
+
 def test_run_that_nobody_holds_any_more_can_be_opened(tmp_path: Path) -> None:
     create(tmp_path / "run")
     assert RunFolder.open(tmp_path / "run").recipe() == RECIPE
@@ -100,6 +110,15 @@ def test_folder_with_other_files_is_never_used(overwrite: bool, tmp_path: Path) 
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_what_a_new_run_needs_is_not_overwritten(tmp_path: Path) -> None:
+    run, data = tmp_path / "run", tmp_path / "rows.csv"
+    (tmp_path / "link").symlink_to(run)
+    check_keeps(run, needed=(data, tmp_path / "other" / "model"))
+    for needed in (run / "model", run, tmp_path / "link" / "rows.csv"):
+        with pytest.raises(RunError, match=f"would delete `{needed}`"):
+            check_keeps(run, needed=(data, needed))
+
+
 def test_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("", encoding="utf-8")
     with pytest.raises(RunError, match=r"run` is a file\. Name a folder"):
@@ -115,6 +134,9 @@ def test_broken_status_is_said_with_what_to_do(tmp_path: Path) -> None:
     create(tmp_path / "run").close()
     (tmp_path / "run" / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(RunError, match=r"run\.json` is broken: .*`--overwrite`"):
+        RunFolder.open(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(RunError, match=r"run\.json` is broken: it holds a list, not an object"):
         RunFolder.open(tmp_path / "run")
 
 

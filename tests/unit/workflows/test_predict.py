@@ -9,8 +9,15 @@ import pytest
 
 from lushan.errors import DataError, RunError, SettingError
 from lushan.workflows import predict as module
-from lushan.workflows.predict import check_output, open_rows, open_run, predict, write_file
-from tests.bad_inputs import good_rows, write_lines
+from lushan.workflows.predict import (
+    check_input_stays,
+    check_output,
+    open_rows,
+    open_run,
+    predict,
+    write_file,
+)
+from tests.bad_inputs import good_rows, write_lines, write_splits
 
 
 @pytest.fixture
@@ -88,7 +95,7 @@ def test_progress_covers_every_row(tiny_run: Path, rows: Path) -> None:
     [
         ({"training": {"epochs": 3}}, "training.epochs"),
         ({"data": {"overlap": "keep"}}, "data.overlap"),
-        ({"seed": 3}, "seed."),
+        ({"seed": 3}, "seed"),
     ],
 )
 def test_a_setting_without_effect_is_refused(
@@ -131,6 +138,27 @@ def test_output_that_is_there_is_refused_unless_it_may_be_replaced(tmp_path: Pat
     check_output(file, overwrite=True)
     with pytest.raises(RunError, match="is a folder"):
         check_output(tmp_path, overwrite=True)
+
+
+def test_output_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(RunError, match=r"notes\.txt` is a file\. Name a folder"):
+        check_output(tmp_path / "notes.txt" / "answers.jsonl", overwrite=False)
+
+
+def test_input_and_files_of_the_run_are_not_replaced(tmp_path: Path) -> None:
+    run, data = tmp_path / "run", write_splits(tmp_path, train=[], validation=[], test=[])
+    run.mkdir()
+    for name in ("run/recipe.yaml", "answers.jsonl", "new.jsonl"):
+        (tmp_path / name).touch()
+    (tmp_path / "link.jsonl").symlink_to("new.jsonl")
+    for out, source in (("link.jsonl", tmp_path / "new.jsonl"), ("test.jsonl", data)):
+        with pytest.raises(RunError, match=rf"{out}` is the input itself"):
+            check_input_stays(tmp_path / out, run=run, data=source)
+    with pytest.raises(RunError, match=r"recipe\.yaml` is a file of the run"):
+        check_input_stays(run / "recipe.yaml", run=run, data=data)
+    for out in (None, tmp_path / "answers.jsonl", run / "answers.jsonl"):
+        check_input_stays(out, run=run, data=data)
 
 
 def test_a_failure_while_lines_are_made_leaves_no_file(tmp_path: Path) -> None:
