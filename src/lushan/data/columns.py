@@ -78,7 +78,7 @@ def find_columns(
         notes: Is told each guess.
 
     Raises:
-        DataError: If a required column is not there, or two could be meant.
+        DataError: If a required column is not there, two could be meant, or one is meant twice.
     """
     names: dict[str, str] = {}
     for name in wanted.names:
@@ -97,6 +97,12 @@ def find_columns(
         raise DataError(
             f"{notes.source}: no column `{missing[0]}`. Found: {_listed(found)}. Say which it is "
             f"with `--set data.columns.{missing[0]}=NAME`, or give the file a first line with names."
+        )
+    columns = list(names.values())
+    if twice := [name for name, column in names.items() if columns.count(column) > 1]:
+        raise DataError(
+            f"{notes.source}: {_listed(twice)} would be read from the same column, `{names[twice[0]]}`. Found: "
+            f"{_listed(found)}. Say which is which, such as with `--set data.columns.{twice[0]}=NAME`."
         )
     return names
 
@@ -120,7 +126,7 @@ def _named(name: str, chosen: str, *, found: Sequence[str], source: str) -> str:
         return chosen
     raise DataError(
         f"{source}: `data.columns.{name}` says `{chosen}`, but there is no such column. "
-        f"Found: {_listed(found)}."
+        f"Found: {_listed(found)}. Say which it is with `--set data.columns.{name}=NAME`."
     )
 
 

@@ -11,7 +11,7 @@ from lushan.data.columns import Columns, Notes
 from lushan.data.ledger import Ledger, count_rows
 from lushan.data.readers import Dataset, find_files, read_dataset, read_rows
 from lushan.data.splits import Parts, split, subsample
-from lushan.errors import DataError
+from lushan.errors import DataError, SettingError
 from lushan.records import SPLIT_NAMES, Example, SplitName
 from lushan.tasks import Task
 from lushan.workflows.recipe import DataSettings, TuneRecipe
@@ -165,6 +165,7 @@ def _complete(
 
     Raises:
         DataError: If there are no training rows, or too few.
+        SettingError: If the shares leave none.
     """
     if "train" not in splits:
         raise DataError(
@@ -178,6 +179,11 @@ def _complete(
     missing: list[SplitName] = [name for name in fractions if name not in splits]
     if not missing:
         return Parts(splits["train"], splits["validation"], splits["test"]), []
+    if sum(fractions[name] for name in missing) >= 1:
+        raise SettingError(
+            f"`data.validation_fraction={data.validation_fraction:g}` and `data.test_fraction="
+            f"{data.test_fraction:g}` leave no rows to train on: together they must be below 1. Lower one."
+        )
     cut = split(
         splits["train"],
         validation_fraction=fractions["validation"] if "validation" in missing else 0.0,

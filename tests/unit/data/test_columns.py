@@ -57,6 +57,11 @@ def test_a_missing_column_lists_what_was_found() -> None:
         find("text", "stars")
 
 
+def test_one_column_is_not_read_as_two() -> None:
+    with pytest.raises(DataError, match=r"`text`, `label` would be read from the same .*, `label`"):
+        find("body", "label", text="label")
+
+
 def test_an_unknown_name_in_the_mapping_lists_the_columns_of_the_task() -> None:
     with pytest.raises(DataError, match=r"no column `lable`.*`text`, `label`, `note`"):
         check_mapping({"lable": "stars"}, WANTED)
