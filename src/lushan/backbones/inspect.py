@@ -141,6 +141,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"`{folder}` is a GGUF file. Convert it once: `lushan models get NAME --source {folder}`."
         )
+    if folder.is_file():
+        raise ModelError(
+            f"`{folder}` is a file. Expected a folder with a Hugging Face model, or a name from `lushan models list`."
+        )
     if not folder.is_dir():
         raise ModelError(f"Model folder `{folder}` does not exist.")
     if not (folder / "config.json").is_file():
@@ -159,7 +163,9 @@ def _what_it_is(folder: Path) -> str:
         return (
             f"it holds `{found[0].name}`; convert it: `lushan models get NAME --source {found[0]}`"
         )
-    return "it has no `config.json`"
+    if (folder / "model" / "config.json").is_file():
+        return f"it is a run, whose model is in `{folder / 'model'}`"
+    return "it has no `config.json`; expected a Hugging Face model, or a name from `lushan models list`"
 
 
 def _find_family(folder: Path, config: dict[str, Any]) -> Literal["decoder", "encoder"]:

@@ -3,6 +3,7 @@
 Looking a model up never touches the network; only `get_model` does.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -145,7 +146,7 @@ class ListedModel:
 def cache_folder() -> Path:
     """Give the folder for models and measurements: `LUSHAN_CACHE`, else the platform's cache folder."""
     if named := os.environ.get("LUSHAN_CACHE"):
-        return Path(named).expanduser()
+        return expanded(named)
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":
@@ -153,6 +154,13 @@ def cache_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "lushan"
+
+
+def expanded(path: str) -> Path:
+    """Put the home folder in place of `~`; a name of no user stays as it is."""
+    with contextlib.suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
 
 
 def models_folder() -> Path:
@@ -166,7 +174,7 @@ def locate(name_or_path: str) -> Path:
     Raises:
         ModelError: If there is none; says how to get it, or lists the known names.
     """
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     if path.exists():
         return path
     name = _catalogue_name(name_or_path)

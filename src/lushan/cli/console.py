@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -20,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from typer.core import TyperCommand, TyperOption
 
 if TYPE_CHECKING:
     from lushan.training.loop import Evaluated, StepDone
@@ -44,6 +46,24 @@ RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="The folder that `lushan tune --out` wrote.")
 ]
 TaskOption = Annotated[str, typer.Option("--task", help="What is to be learned.")]
+
+
+class Command(TyperCommand):
+    """Takes no option for the value of another: in `--out --overwrite` the folder was forgotten."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own class
+        """Read the words after the command's name.
+
+        Raises:
+            TyperException: If they do not fit.
+        """
+        options = [each for each in self.get_params(ctx) if isinstance(each, TyperOption)]
+        names = {name for each in options for name in each.opts}
+        with_value = {name for each in options if not each.is_flag for name in each.opts}
+        for name, value in pairwise(args):
+            if name in with_value and value in names:
+                ctx.fail(f"Option '{name}' requires an argument, but the option '{value}' follows")
+        return super().parse_args(ctx, args)
 
 
 def emit_json(value: Mapping[str, Any]) -> None:

@@ -28,15 +28,15 @@ def command(
 ) -> None:
     """Tune the default model on the rows that ship with Lushan, and report; fetches the model if it is missing."""
     from lushan.model_store.run_folder import check_is_free
+    from lushan.workflows.recipe import make_recipe
 
     run = out or _free_folder()
     check_is_free(run, overwrite=False)
+    recipe = make_recipe(None, {**SETTINGS, "seed": seed}, [])
     _get_default_model()
 
-    from lushan.workflows.recipe import make_recipe
     from lushan.workflows.tune import tune
 
-    recipe = make_recipe(None, {**SETTINGS, "seed": seed}, [])
     with TrainingBar() as listener:
         results = tune(DATA, recipe, out=run, tell=tell, listeners=[listener])
     show_outcome(results)

@@ -15,14 +15,17 @@ from typer.exceptions import TyperException
 
 import lushan
 from lushan.catalog import names_in
-from lushan.cli.console import emit_json, show_error, tell
+from lushan.cli.console import Command, emit_json, show_error, tell
 from lushan.errors import SettingError, UserError
 
 NOT_COMMANDS = ("console", "main")
 USER_MISTAKE = 2
 INTERRUPTED = 130
-OUTSIDE_CAUSES = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
-"""Failures of the operating system that only the user can mend: no permission, no room, read-only."""
+OUTSIDE_CAUSES = (
+    *(errno.EACCES, errno.EROFS, errno.EDQUOT, errno.ENOSPC),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+)
+"""Failures of the operating system that only the user can mend: no permission, no room, no such name."""
 SPIN_COUNT = "10000"
 """How often a thread of torch looks whether its fellows are done before it sleeps. libgomp's own number fits a
 processor that nobody shares; with other work on it, threads that look for milliseconds starve those they wait for."""
@@ -38,7 +41,6 @@ def build_app(names: Sequence[str]) -> typer.Typer:
     app = typer.Typer(
         name="lushan",
         help="Adapt a pretrained GPT to your task, and prove that it got better.",
-        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -49,7 +51,7 @@ def build_app(names: Sequence[str]) -> typer.Typer:
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
         else:
-            app.command(name)(module.command)
+            app.command(name, cls=Command)(module.command)
     return app
 
 
@@ -82,7 +84,7 @@ def run(arguments: Sequence[str]) -> int:
         app = build_app(_wanted_commands(arguments))
         result = app(list(arguments) or ["--help"], prog_name="lushan", standalone_mode=False)
     except (UserError, TyperException) as error:
-        return _refuse(_message_of(error), as_json=as_json)
+        return _refuse(_message_of(error, arguments), as_json=as_json)
     except typer.Abort:
         return _refuse("Stopped: the question was not answered with yes.", as_json=as_json)
     except KeyboardInterrupt:
@@ -114,11 +116,25 @@ def _wanted_commands(arguments: Sequence[str]) -> list[str]:
     return [first]
 
 
-def _message_of(error: UserError | TyperException) -> str:
+def _message_of(error: UserError | TyperException, arguments: Sequence[str]) -> str:
     if isinstance(error, TyperException):
-        message = error.format_message().strip().rstrip(".") or "Something is missing"
-        return f"{message}. `lushan --help`, or `--help` behind a command, shows what there is."
+        context = getattr(error, "ctx", None)
+        words = ["lushan", *(word for word in arguments[:1] if not word.startswith("-"))]
+        command = context.command_path if context else " ".join(words)
+        message = error.format_message().strip().rstrip(".")
+        end = "" if message.endswith("?") else "."
+        return f"{message}{end}{_given(error)} `{command} --help` shows what there is."
     return str(error)
+
+
+def _given(error: TyperException) -> str:
+    """Tell the value that could not be read; typer leaves it out."""
+    cause = error.__cause__
+    if cause is None:
+        return ""
+    from pydantic import ValidationError  # slow to import, and then there already
+
+    return f" Got {cause.errors()[0]['input']!r}." if isinstance(cause, ValidationError) else ""
 
 
 def _refuse(message: str, *, as_json: bool) -> int:

