@@ -51,6 +51,7 @@ _OPTIONAL: dict[str, Any] = {
     "choices": [],
     "validation": [],
     "best_epoch": None,
+    "kept_epoch": None,
     "num_train_tokens": None,
     "train_tokens_per_second": None,
     "peak_rss_bytes": None,
@@ -135,7 +136,8 @@ def learning(
     if not any(panels.values()):
         return None
     best_score = max((each["score"] for each in validation if each["epoch"] == best), default=None)
-    return {**panels, "best_epoch": best, "best_score": best_score, "num_steps": last_step}
+    told = {"best_epoch": best, "kept_epoch": results["kept_epoch"], "best_score": best_score}
+    return {**panels, **told, "num_steps": last_step}
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,7 @@ def collect_results(
         "choices": run.get("choices"),
         "validation": training["validation"],
         "best_epoch": training["best_epoch"],
+        "kept_epoch": training["kept_epoch"],
         "num_examples": {name: len(part) for name, part in setup.parts.as_dict().items()},
         "versions": run.get("versions"),
         "notes": run.get("notes") or [],

@@ -71,6 +71,19 @@ def test_page_says_every_label_and_the_result(run: Run, kind: str) -> None:
         assert label in page.text
 
 
+@pytest.mark.parametrize(
+    ("kept_epoch", "says"),
+    [
+        (4, "that model is the one that was tested"),
+        (5, "the model of the last epoch, 5, was tested"),
+    ],
+)
+def test_page_says_which_epoch_was_tested(run: Run, kept_epoch: int, says: str) -> None:
+    results, folder = run("binary")
+    write_report({**results, "kept_epoch": kept_epoch}, folder)
+    assert says in (folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_html_in_texts_and_labels_is_shown_not_run(run: Run) -> None:
     html, page = _page(run, "injection")
     assert "<script" not in html

@@ -27,6 +27,7 @@ TRAINING = {
     "seconds": 3.0,
     "validation": [{"epoch": 1, "step": 3, "score": 0.5, "loss": 0.7}],
     "best_epoch": 1,
+    "kept_epoch": 2,
     "num_weights": {"trained": 10, "frozen": 20},
     "packing": "packed",
 }
@@ -107,7 +108,7 @@ def test_results_tell_of_rows_weights_and_model(setup: Setup, run: RunFolder) ->
     assert results["num_weights"] == {"trained": 10, "frozen": 20}
     assert (results["adapter"], results["answer"]) == ("full", "head")
     assert results["model_version"] == "abc123"
-    assert results["best_epoch"] == 1
+    assert (results["best_epoch"], results["kept_epoch"]) == (1, 2)
 
 
 def test_every_answer_is_kept_with_whether_it_was_right(setup: Setup, run: RunFolder) -> None:

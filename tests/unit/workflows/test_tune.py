@@ -128,7 +128,7 @@ def test_run_ends_with_the_weights_of_its_best_epoch(runs: Runs, script_scores: 
     results = runs.tune("best")
     script_scores(0.1, 0.2)
     runs.tune("half", training={"epochs": 2, "keep": "last"})
-    assert results["best_epoch"] == 2
+    assert results["best_epoch"] == results["kept_epoch"] == 2
     assert [each["score"] for each in results["validation"]] == [0.1, 0.9, 0.3, 0.9]
     assert runs.have_equal_weights("best", "half")
 
@@ -137,7 +137,8 @@ def test_keeping_the_last_ends_with_the_weights_of_the_last_epoch(
     runs: Runs, script_scores: Script
 ) -> None:
     script_scores(0.9, 0.1, 0.1, 0.1)
-    runs.tune("last", training={"keep": "last"})
+    results = runs.tune("last", training={"keep": "last"})
+    assert (results["best_epoch"], results["kept_epoch"]) == (1, results["validation"][-1]["epoch"])
     script_scores(0.1, 0.2, 0.3, 0.4, 0.4)
     runs.tune("best at last")
     script_scores(0.9, 0.1, 0.1, 0.1, 0.9)
