@@ -1,11 +1,9 @@
-"""Nothing depends on how texts are cut into batches, packed or padded: no step, no gradient, no answer.
+"""No step and no gradient depends on how texts are cut into batches, and none on what a text is packed with.
 
 Compared with plain transformers and PEFT: the saved model, one document after the other, without padding, and torch's
 losses over all that a step supervises.
 """
 
-import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,26 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lushan.backbones import attention
 from lushan.backbones.adapters import Method
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import load_backbone
 from lushan.data.batching import PackedSource, pack
-from lushan.inference import constrained, predict
 from lushan.inference.predict import Predictor
 from lushan.model_store import certificate
-from lushan.model_store.tuned_model import load_predictor
 from lushan.records import AnswerMode, Batch, Example, Features, LossSum, TaskState
 from lushan.training.checkpoint import Checkpoints
 from lushan.training.loop import Evaluated, FitSettings, StepDone, fit
@@ -41,7 +32,7 @@ from lushan.workflows import tune as tune_workflow
 from tests.bad_inputs import good_rows, write_splits
 from tests.conftest import MakeTiny
 from tests.runs import QUICK, answers_of_this_process, read_steps, tune
-from tests.saved import EXAMPLES, TEXTS, save_tuned
+from tests.saved import save_tuned
 
 pytestmark = pytest.mark.filterwarnings(  # of PEFT
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -378,6 +369,15 @@ def test_shares_of_two_processes_add_up_to_the_gradient_of_the_step(
         assert_close_gradients(gradients(start.model), gradients(plain))
 
 
+PLAIN_SETTINGS = (
+    *("training.optimizer=sgd", "training.momentum=0", "training.weight_decay=0"),
+    *("training.warmup_fraction=0", "training.schedule=constant", "training.keep=last"),
+    *(f"training.learning_rate={RATE}", "training.max_gradient_norm=1e9", "training.epochs=3"),
+    *("training.rows_per_step=10", "task_settings.class_weights=balanced"),
+    *("data.over_length=window", f"model.max_length={LIMITS['generate'].max_tokens}"),
+)
+
+
 @pytest.mark.parametrize("max_batch_tokens", [150, 100_000])
 def test_command_trains_like_plain_transformers_whatever_its_micro_batches(
     max_batch_tokens: int, tiny_folder: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -390,21 +390,11 @@ def test_command_trains_like_plain_transformers_whatever_its_micro_batches(
     rows = [{"text": text, "label": label} for text, label in LEARNED]
     other = [{"text": row["text"], "label": "fine"} for row in good_rows(step=8)]
     data = write_splits(tmp_path, train=rows, validation=other[:3], test=other[3:])
-    settings = (
-        *("optimizer=sgd", "momentum=0", "weight_decay=0", "warmup_fraction=0"),
-        *("schedule=constant", "max_gradient_norm=1e9", "rows_per_step=10", "keep=last"),
-        *(f"learning_rate={RATE}", "epochs=3"),
+    options = [*(f"--set={each}" for each in PLAIN_SETTINGS), "--model", str(start.run / "model")]
+    assert (
+        tune(data, tmp_path / "run", *QUICK[2:], *options, "--answer=generate", "--adapter=full")
+        == 0
     )
-    options = [f"--set=training.{each}" for each in settings]
-    options += ["--set=data.over_length=window", "--set=task_settings.class_weights=balanced"]
-    options += [
-        "--model",
-        str(start.run / "model"),
-        "--answer=generate",
-        "--adapter=full",
-        "--set=model.max_length=96",
-    ]
-    assert tune(data, tmp_path / "run", *QUICK[2:], *options) == 0
 
     expected = train_plainly(load_plain(start), start, [range(len(ROWS))] * 3)
     told = [(each["loss"], each["gradient_norm"]) for each in read_steps(tmp_path / "run")]
@@ -494,96 +484,3 @@ def test_gradient_of_a_document_reaches_its_own_tokens_and_no_others(
         (gradient_VD,) = torch.autograd.grad(total, weight_VD, retain_graph=True)
         reached = gradient_VD.abs().sum(dim=1).nonzero()[:, 0].tolist()
         assert reached == sorted(document.token_ids)
-
-
-# Padding and company
-
-
-STRANGERS = [
-    Example(f"s{number}", text, None)
-    for number, text in enumerate(("a", "the river " * 12, "soup", TEXTS[0], "again. " * 20))
-]
-ANSWERING = (
-    *(Kind(each, "head") for each in PACKED_TYPES),
-    *(Kind(each, "generate") for each in ("llama", "gpt2", "gemma3_text", MASKED_TYPE)),
-)
-
-
-def ask(predictor: Predictor, examples: Sequence[Example]) -> dict[str, list[float]]:
-    return {each.id: list(each.probabilities.values()) for each in predictor.predict(examples)}
-
-
-@pytest.mark.parametrize("kind", ANSWERING, ids=lambda kind: kind.name)
-def test_answer_does_not_depend_on_order_neighbours_or_batch_size(
-    kind: Kind, tiny_folder: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_tuned(tmp_path, tiny_folder(kind.model_type), answer=kind.answer)
-    predictor = load_predictor(tmp_path)
-    alone = {key: row for each in EXAMPLES for key, row in ask(predictor, [each]).items()}
-    expected = np.array(list(alone.values()))
-    assert np.ptp(expected, axis=0).max() > 0.01  # the texts differ
-    mixed = [*STRANGERS, *EXAMPLES]
-    companies = ((EXAMPLES, 4096), (EXAMPLES[::-1], 4096), (mixed, 4096), (mixed, 60), (mixed, 1))
-    for company, max_batch_tokens in companies:
-        monkeypatch.setattr(predict, "MAX_BATCH_TOKENS", max_batch_tokens)
-        monkeypatch.setattr(constrained, "MAX_BATCH_TOKENS", max_batch_tokens)
-        found = ask(predictor, company)
-        rows = [found[each.id] for each in EXAMPLES]
-        np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-5)
-
-
-def padding_on(side: str, source: Path, target: Path) -> Path:
-    """Copy a model folder whose tokenizer pads to 40 tokens on one side by itself."""
-    shutil.copytree(source, target)
-    changes: dict[str, dict[str, Any]] = {
-        "tokenizer_config.json": {"padding_side": side},
-        "tokenizer.json": {
-            "padding": {
-                "strategy": {"Fixed": 40},
-                "direction": side.title(),
-                "pad_to_multiple_of": None,
-                "pad_id": 0,
-                "pad_type_id": 0,
-                "pad_token": "<pad>",
-            }
-        },
-    }
-    for name, change in changes.items():
-        values = json.loads((target / name).read_text(encoding="utf-8"))
-        (target / name).write_text(json.dumps(values | change), encoding="utf-8")
-    return target
-
-
-@torch.inference_mode()
-def answers_of_padded_batch(model_folder: Path, **padding: Any) -> np.ndarray:  # noqa: ANN401
-    """Ask transformers about all texts at once, padded on the side that the folder names."""
-    model = AutoModelForSequenceClassification.from_pretrained(model_folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    inputs = tokenizer(list(TEXTS), return_tensors="pt", **padding)
-    mask_NL = inputs["attention_mask"]
-    assert bool((mask_NL[:, 0] == 0).any()) is (tokenizer.padding_side == "left")
-    logits_NC = model(
-        input_ids=inputs["input_ids"],
-        attention_mask=mask_NL,
-        position_ids=(mask_NL.cumsum(dim=1) - 1).clamp(min=0),  # gpt2 counts the padding, too
-    ).logits
-    return logits_NC.softmax(dim=1).numpy()
-
-
-@pytest.mark.parametrize(
-    ("model_type", "side"),
-    [  # encoders have their first token in front of them: nobody pads them there
-        *((each, "right") for each in PACKED_TYPES),
-        *((each, "left") for each in ("llama", "gpt2", "gemma3_text")),
-    ],
-)
-def test_head_answers_like_transformers_whichever_side_is_padded(
-    model_type: str, side: str, tiny_folder: MakeTiny, tmp_path: Path
-) -> None:
-    base = padding_on(side, tiny_folder(model_type), tmp_path / "base")
-    save_tuned(tmp_path / "run", base)
-    predictor = load_predictor(tmp_path / "run")
-    found = list(ask(predictor, EXAMPLES).values())
-    for padding in ({"padding": True}, {"padding": "max_length", "max_length": 100}):
-        expected = answers_of_padded_batch(tmp_path / "run" / "model", **padding)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
