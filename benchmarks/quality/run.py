@@ -18,11 +18,19 @@ import cases
 import ours
 import table
 
+RESULTS = Path(__file__).with_name("results")
+"""The results behind the table of the documents; its rows and runs are made again when they are needed."""
+
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of results; resumed")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        help="folder of results; what is there is not run again",
+    )
     parser.add_argument("--data", type=Path, default=os.environ.get("LUSHAN_DATA"))
     parser.add_argument("--case", nargs="+", default=[case.name for case in cases.CASES])
     parser.add_argument("--seed", nargs="+", type=int, default=list(cases.SEEDS))
