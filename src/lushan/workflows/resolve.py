@@ -191,6 +191,11 @@ def refuse_what_does_not_fit(recipe: TuneRecipe, facts: ModelFacts) -> None:
             f"`--adapter top:{adapter.layers}`: the model has only {facts.num_layers} layers. "
             "Choose fewer, or `full`."
         )
+    if adapter.method == "lora" and adapter.rank > facts.width:
+        raise SettingError(
+            f"Setting `adapter.rank` is {adapter.rank}, but the model is only {facts.width} wide, and a rank "
+            "above that is no low one. Choose a smaller rank, or `--adapter full`."
+        )
     max_length = recipe.model.max_length or 0
     if max_length > facts.context_tokens:
         raise SettingError(

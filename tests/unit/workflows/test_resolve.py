@@ -220,6 +220,7 @@ def test_setting_without_effect_is_refused_by_name_with_what_it_needs(
     [
         {"adapter": {"method": "top", "layers": 2}},
         {"adapter": {"method": "lora", "rank": 4, "alpha": 4.0, "dropout": 0.1}},
+        {"adapter": {"method": "lora", "rank": 100}},
         {"training": {"optimizer": "sgd", "momentum": 0.5}},
         {"model": {"head_dropout": 0.1}, "training": {"head_learning_rate": 0.1}},
         {"task_settings": {"num_shots": 4}},
@@ -235,6 +236,7 @@ def test_same_settings_are_taken_where_they_have_an_effect(values: dict[str, Any
     ("facts", "values", "message"),
     [
         (FACTS, {"adapter": {"method": "top", "layers": 13}}, "top:13`: .* only 12 layers"),
+        (FACTS, {"adapter": {"method": "lora", "rank": 101}}, "`adapter.rank` is 101, .* 100 wide"),
         (FACTS, {"model": {"max_length": 513}}, "`model.max_length` is 513, .* 512 tokens"),
         (ENCODER, {"answer": "generate"}, "an encoder: it fills gaps and cannot write"),
         (
