@@ -101,7 +101,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         raise SettingError(f"Settings file `{path}` is a folder. Name a YAML file.")
-    if not path.is_file():
+    if not (path.is_file() or path.is_fifo()):
         raise SettingError(f"Settings file `{path}` does not exist.")
     try:
         values = _load(path.read_text(encoding="utf-8"))

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -137,6 +139,10 @@ CONTRADICTIONS = (
         *("`task_settings.num_shots` has no effect", "`--no-baselines`", "Remove it"),
     ),
     bad(
+        "tune rows.jsonl --model tiny --adapter lora --set adapter.rank=99999999",
+        *("`adapter.rank` is 99999999", "only 16 wide", "a smaller rank, or `--adapter full`"),
+    ),
+    bad(
         "tune rows.jsonl --model tiny --adapter head --answer generate",
         *("`--adapter head`", "nothing to train", "Choose `--answer head`, or `--adapter lora`"),
     ),
@@ -167,6 +173,7 @@ CONTRADICTIONS = (
 
 FILES = (
     bad("tune nowhere.csv --model tiny", "`nowhere.csv` does not exist", "Give a file (.csv"),
+    bad("check pipe.jsonl", "`pipe.jsonl` is a device or a pipe", "Give a file (.csv"),
     bad("check notes.txt", "`notes.txt`: unknown kind of file", ".jsonl"),
     bad("tune rows.jsonl --recipe nowhere.yaml", "`nowhere.yaml` does not exist"),
     bad("tune rows.jsonl --recipe run", "`run` is a folder", "Name a YAML file"),
@@ -209,6 +216,7 @@ FILES = (
     ),
     bad("models get mine --source notes.txt", "notes.txt` is a file", "Expected a folder"),
     bad("models show mine", "`mine` is no model folder", "expected a Hugging Face model"),
+    bad("models get --source tiny", "`--source tiny` needs a name", "`lushan models get NAME"),
     bad("models remove tiny", "no model `tiny`", "nothing was removed", "It holds: nothing"),
     bad("models remove ..", "no model `..`", "nothing was removed"),
 )
@@ -244,6 +252,11 @@ PLACES = (
     ),
     bad(
         "predict run words.jsonl --out mine --overwrite", "`--out mine` is a folder", "Name a file"
+    ),
+    bad(
+        "predict run words.jsonl --out pipe.jsonl --overwrite",
+        "`--out pipe.jsonl` is a device or a pipe",
+        "Name",
     ),
     bad(
         "predict run words.jsonl --out notes.txt/new.jsonl",
@@ -350,6 +363,7 @@ def _write_data(place: Path, tiny_run: Path) -> None:
     write_lines(place / "strange.jsonl", [{"words": "A dune at noon.", "label": "sand"}])
     (place / "trainonly").mkdir()
     write_lines(place / "trainonly" / "train.jsonl", rows)
+    os.mkfifo(place / "pipe.jsonl")
 
 
 def _write_runs(place: Path, tiny_run: Path) -> None:
@@ -462,6 +476,16 @@ def test_family_of_commands_without_one_is_refused(
 )
 def test_command_lines_that_the_wrong_ones_are_made_from_are_right(line: str) -> None:
     assert run(line.split()) == 0
+
+
+@pytest.mark.parametrize("line", ["models list", "models get mine --source tiny", "doctor"])
+def test_cache_that_is_a_file_is_refused(
+    line: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LUSHAN_CACHE", str(place / "notes.txt"))
+    assert run([*line.split(), "--json"]) == 2
+    message = json.loads(capsys.readouterr().out)["error"]
+    assert re.search(r"`LUSHAN_CACHE` says `.*notes\.txt`, which is a file\. Name a", message)
 
 
 def test_every_command_has_wrong_command_lines() -> None:

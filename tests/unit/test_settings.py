@@ -1,5 +1,8 @@
 """Settings: what is refused, and how the message says it."""
 
+import os
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +126,13 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         read_yaml(tmp_path / "nowhere.yaml")
     with pytest.raises(SettingError, match=r"is a folder\. Name a YAML file\."):
         read_yaml(tmp_path)
+
+
+def test_file_may_be_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writing = partial((tmp_path / "pipe").write_text, "a: 1\n", encoding="utf-8")
+    threading.Thread(target=writing, daemon=True).start()
+    assert read_yaml(tmp_path / "pipe") == {"a": 1}
 
 
 def test_settings_survive_yaml(tmp_path: Path) -> None:

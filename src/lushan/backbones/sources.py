@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lushan.backbones.inspect import describe, file_digest, read_json
-from lushan.errors import ModelError
+from lushan.errors import ModelError, SettingError
 
 RECORD_FILE = "lushan.json"
 """Stands in every model folder that Lushan made: source, checksum, licence, self-check."""
@@ -144,9 +144,16 @@ class ListedModel:
 
 
 def cache_folder() -> Path:
-    """Give the folder for models and measurements: `LUSHAN_CACHE`, else the platform's cache folder."""
+    """Give the folder for models and measurements: `LUSHAN_CACHE`, else the platform's cache folder.
+
+    Raises:
+        SettingError: If `LUSHAN_CACHE` is a file.
+    """
     if named := os.environ.get("LUSHAN_CACHE"):
-        return expanded(named)
+        folder = expanded(named)
+        if folder.is_file():
+            raise SettingError(f"`LUSHAN_CACHE` says `{named}`, which is a file. Name a folder.")
+        return folder
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":

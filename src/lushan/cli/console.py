@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -73,8 +72,7 @@ def emit_json(value: Mapping[str, Any]) -> None:
         ValueError: If a number is not finite, which JSON cannot say.
     """
     line = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    print(line, flush=True)
 
 
 def _plain(value: object) -> object:

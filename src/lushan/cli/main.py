@@ -3,8 +3,10 @@
 Exit codes: 0 done, 2 the user's mistake, 130 interrupted, 1 our bug (with a traceback).
 """
 
+import contextlib
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -140,7 +142,8 @@ def _given(error: TyperException) -> str:
 def _refuse(message: str, *, as_json: bool) -> int:
     show_error(message)
     if as_json:
-        emit_json({"error": message})
+        with contextlib.suppress(OSError):  # stdout itself may be what is full
+            emit_json({"error": message})
     return USER_MISTAKE
 
 
@@ -148,4 +151,12 @@ def main() -> None:
     """Run the command line of this process and leave with its exit code."""
     if "OMP_WAIT_POLICY" not in os.environ:  # else the user has chosen
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    sys.exit(run(sys.argv[1:]))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # JSON is UTF-8 whatever the terminal reads; what UTF-8 cannot say becomes an escape of JSON.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    code = run(sys.argv[1:])
+    try:
+        print(end="", flush=True)
+    except OSError:  # told by now; Python would tell it again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

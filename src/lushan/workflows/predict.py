@@ -252,6 +252,11 @@ def check_output(path: Path | None, *, overwrite: bool) -> None:
     check_can_be_folder(path.parent, out=path)
     if path.is_dir():
         raise RunError(f"`--out {path}` is a folder. Name a file.")
+    if path.exists() and not path.is_file():
+        raise RunError(
+            f"`--out {path}` is a device or a pipe, which cannot be replaced. Name a file, or leave `--out` out "
+            "to have the answers on stdout."
+        )
     if path.exists() and not overwrite:
         raise RunError(f"`--out {path}` is there already. Name another file, or add `--overwrite`.")
 

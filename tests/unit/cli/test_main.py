@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer
@@ -137,6 +138,22 @@ def test_every_command_file_has_a_command_and_answers_help(
     assert main.run(["--help"]) == 0
     program_help = capsys.readouterr().out
     assert [name for name in codes if f" {name} " not in program_help] == []
+
+
+def test_json_is_utf_8_whatever_the_terminal_reads_and_the_name_holds() -> None:
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for name in ("海", "\udcff"):
+        command = [sys.executable, "-m", "lushan", name, "--json"]
+        ran = subprocess.run(command, capture_output=True, env=ascii_only)
+        assert ran.returncode == 2
+        assert f"Unknown command `{name}`" in json.loads(ran.stdout.decode("utf-8"))["error"]
+
+
+def test_full_disk_below_stdout_exits_2_with_one_line() -> None:
+    command = [sys.executable, "-m", "lushan", "models", "list", "--json"]
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ran.returncode, ran.stderr) == (2, "Error: No space left on device.\n")
 
 
 def test_help_costs_less_than_half_a_second() -> None:
