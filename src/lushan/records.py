@@ -94,7 +94,8 @@ class Features:
     """Token ids of one document, ready for batching."""
 
     token_ids: tuple[int, ...]
-    example_id: str
+    place: str
+    """Where its example stands: `reviews.csv, row 12`."""
     example_index: int
     """Position of the example in the list that was encoded."""
     target: int | tuple[int, ...] = -1

@@ -214,7 +214,7 @@ def plant(
         dropout: float,
     ) -> LossSum:
         found = original(task, backbone, batch, state, dropout=dropout)
-        rows.append({each.example_id for each in batch.features})
+        rows.append({each.place for each in batch.features})
         is_spoilt = len(rows) == at_step
         return dataclasses.replace(found, total=spoil(found.total)) if is_spoilt else found
 
@@ -272,7 +272,7 @@ def test_step_that_is_not_finite_is_named_with_its_rows_and_leaves_no_model(
     assert re.match(rf"Step {SPOILT_STEP}: the {SPOILINGS[spoil]}\. Rows of this step", message)
     assert len(rows) == SPOILT_STEP
     assert len(rows[-1]) == ROWS_PER_STEP
-    assert set(re.findall("[0-9a-f]{16}", message)) == rows[-1]
+    assert set(re.findall(r"data\.jsonl, row \d+", message)) == rows[-1]
     assert read_steps(tmp_path / "run") == read_steps(whole.path)[: SPOILT_STEP - 1]
     assert_holds_no_model(tmp_path / "run", whole.data)
 

@@ -144,7 +144,7 @@ def _branch_logs(
     documents = [
         Features(
             token_ids=(*each.token_ids[num_prefix_tokens:], *fork.path),
-            example_id=each.example_id,
+            place=each.place,
             example_index=index,
         )
         for index, each in enumerate(features)
@@ -173,7 +173,7 @@ def _shared_prefix(backbone: Backbone, features: Sequence[Features]) -> Prefix |
     ):
         return None
     prefix = Prefix(num_tokens)
-    document = Features(features[0].token_ids[:num_tokens], example_id="", example_index=0)
+    document = Features(features[0].token_ids[:num_tokens], place="", example_index=0)
     backbone.hidden_states(pack([document], device=backbone.device), record=prefix)
     return prefix
 

@@ -78,7 +78,7 @@ def _embed(backbone: Backbone, texts: Sequence[str], limit: LengthLimit) -> np.n
         places=[text[:40] for text in texts],
     )
     documents = [
-        Features(parts[0].token_ids, example_id="", example_index=index)
+        Features(parts[0].token_ids, place="", example_index=index)
         for index, parts in enumerate(windows)
     ]
     documents.sort(key=lambda each: len(each.token_ids))

@@ -4,6 +4,7 @@
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,13 +35,18 @@ def certify(run: Path, predictor: Predictor, examples: Sequence[Example]) -> dic
         examples: Texts to ask about; the first 32 are used.
 
     Raises:
-        CertificateError: If labels, token ids or answers differ, or the model cannot be loaded.
+        CertificateError: If labels, token ids or answers differ, or the model cannot be loaded. Then the model
+            is in `model-refused`, where nobody takes it for a good one.
     """
     probes = list(examples[:NUM_PROBES])
     write_json(run / "model" / _PROBES, {"texts": [each.text for each in probes]})
     expected = describe_answers(predictor, probes)
-    found = _answers_of_fresh_process(run)
-    difference = compare(expected, found)
+    try:
+        difference = compare(expected, _answers_of_fresh_process(run))
+    except CertificateError:
+        shutil.rmtree(run / "model-refused", ignore_errors=True)
+        (run / "model").rename(run / "model-refused")
+        raise
     certificate = {
         "schema_version": SCHEMA_VERSION,
         "model_version": model_version(run / "model"),

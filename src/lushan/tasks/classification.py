@@ -179,7 +179,7 @@ class Task:
         return [
             Features(
                 token_ids=window.token_ids,
-                example_id=examples[index].id,
+                place=examples[index].place,
                 example_index=index,
                 target=targets[index],
                 targets_from=window.targets_from if with_target else -1,

@@ -175,9 +175,9 @@ def _summed(accelerator: Accelerator, value: Tensor) -> Tensor:
 def _divergence_message(
     number: int, value: float, batches: Sequence[Batch], *, what: str = "loss"
 ) -> str:
-    ids = sorted({each.example_id for batch in batches for each in batch.features})
+    places = sorted({each.place for batch in batches for each in batch.features})
     return (
-        f"Step {number}: the {what} is {value}. Rows of this step (ids): {', '.join(ids)}. "
+        f"Step {number}: the {what} is {value}. Rows of this step: {'; '.join(places)}. "
         "Lower `training.learning_rate`, or look at these rows; checkpoints before this step are kept."
     )
 

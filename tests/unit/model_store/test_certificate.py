@@ -98,6 +98,8 @@ def test_model_whose_labels_on_disk_are_in_another_order_is_not_certified(saved:
     with pytest.raises(CertificateError, match="in its labels"):
         certify(run, predictor, EXAMPLES)
     assert not (run / "certificate.json").exists()
+    assert not (run / "model").exists()
+    assert (run / "model-refused" / "lushan.json").is_file()
 
 
 def test_model_that_cannot_be_loaded_again_is_not_certified_and_the_reason_is_told(

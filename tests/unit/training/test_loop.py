@@ -176,7 +176,7 @@ def test_loss_that_is_not_finite_names_step_and_rows_and_moves_nothing(
         return LossSum(model.loss(batch).total * value, len(batch.features))
 
     with pytest.raises(
-        DivergedError, match=rf"Step 1: the loss is {value}.*row\d, row\d"
+        DivergedError, match=rf"Step 1: the loss is {value}.*row\d; row\d"
     ) as caught:
         run(model, tmp_path, loss=loss)
     assert str(caught.value).count("row") >= ROWS_PER_STEP
