@@ -139,8 +139,8 @@ CONTRADICTIONS = (
         *("`task_settings.num_shots` has no effect", "`--no-baselines`", "Remove it"),
     ),
     bad(
-        "tune rows.jsonl --model tiny --adapter lora --set adapter.rank=99999999",
-        *("`adapter.rank` is 99999999", "only 16 wide", "a smaller rank, or `--adapter full`"),
+        "tune rows.jsonl --model tiny --adapter lora --set adapter.rank=17",
+        *("`adapter.rank` is 17", "only 16 wide", "a smaller rank, or `--adapter full`"),
     ),
     bad(
         "tune rows.jsonl --model tiny --adapter head --answer generate",
