@@ -382,7 +382,12 @@ def _write_runs(place: Path, tiny_run: Path) -> None:
 
 @pytest.fixture
 def place(shared_place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the folder as the one that the command runs in."""
+    """Give the folder as the one that the command runs in; the network is not for wrong command lines."""
+
+    def fetch() -> None:
+        raise AssertionError("the default model would have been fetched")
+
+    monkeypatch.setattr("lushan.cli.demo._get_default_model", fetch)
     monkeypatch.chdir(shared_place)
     return shared_place
 
