@@ -23,7 +23,7 @@ def texts_of(split: str) -> set[str]:
     return {" ".join(row["text"].casefold().split()) for row in rows_of(split)}
 
 
-@pytest.mark.parametrize(("split", "per_intent"), [("train", 25), ("validation", 10), ("test", 30)])
+@pytest.mark.parametrize(("split", "per_intent"), [("train", 15), ("validation", 10), ("test", 15)])
 def test_demo_split_has_30_intents_with_equally_many_rows(split: str, per_intent: int) -> None:
     counts = Counter(row["label"] for row in rows_of(split))
     assert len(counts) == 30
