@@ -51,7 +51,8 @@ def setting_names() -> dict[str, list[str]]:
     for module in pkgutil.walk_packages(lushan.__path__, "lushan."):
         if not module.name.endswith("__main__"):
             import_module(module.name)
-    parts = sorted(Settings.__subclasses__(), key=lambda part: part.__name__)
+    ours = [part for part in Settings.__subclasses__() if part.__module__.startswith("lushan.")]
+    parts = sorted(ours, key=lambda part: part.__name__)
     return {part.__name__: list(part.model_fields) for part in parts}
 
 

@@ -165,7 +165,10 @@ def choose_device() -> Choice:
 
 
 def choose_num_threads() -> Choice:
-    """Take one thread per physical core: two threads on one core share its multipliers."""
+    """Take what `OMP_NUM_THREADS` says, else one thread per physical core: two on one core share its multipliers."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told) > 0:
+        return Choice(told, "`OMP_NUM_THREADS` says so")
     here = machine()
     why = f"one per core: this process may use {here.num_cores} of them"
     return Choice(str(here.num_cores), why)

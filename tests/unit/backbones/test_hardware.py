@@ -156,8 +156,17 @@ def test_bf16_that_gives_wrong_gradients_does_not_count_as_working(
     assert not measure("cpu").bf16_training_works
 
 
-def test_threads_are_one_per_core() -> None:
+@pytest.mark.parametrize("told", ["", "0", "many"])
+def test_threads_are_one_per_core(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
     assert int(choose_num_threads().value) == machine().num_cores
+
+
+def test_threads_are_as_many_as_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", str(machine().num_cores + 5))
+    found = choose_num_threads()
+    assert found.value == str(machine().num_cores + 5)
+    assert "OMP_NUM_THREADS" in found.why
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is told")
