@@ -154,9 +154,4 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # JSON is UTF-8 whatever the terminal reads; what UTF-8 cannot say becomes an escape of JSON.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    code = run(sys.argv[1:])
-    try:
-        print(end="", flush=True)
-    except OSError:  # told by now; Python would tell it again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+    sys.exit(run(sys.argv[1:]))

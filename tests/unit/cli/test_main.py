@@ -142,7 +142,7 @@ def test_every_command_file_has_a_command_and_answers_help(
 
 def test_json_is_utf_8_whatever_the_terminal_reads_and_the_name_holds() -> None:
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    for name in ("海", "\udcff"):
+    for name in ("海", "🎬", "\udcff"):
         command = [sys.executable, "-m", "lushan", name, "--json"]
         ran = subprocess.run(command, capture_output=True, env=ascii_only)
         assert ran.returncode == 2
