@@ -4,6 +4,7 @@ from typing import Literal
 
 from torch import nn
 
+from lushan.backbones.frozen import keep_in_eval
 from lushan.backbones.load import Backbone, is_head
 from lushan.backbones.quiet import quiet_transformers
 from lushan.errors import SettingError
@@ -50,25 +51,47 @@ def attach(
             "`--adapter head` has nothing to train with `--answer generate`: the vocabulary layer is the "
             "pretrained one. Choose `--answer head`, or `--adapter lora`, `top:N` or `full`."
         )
+    for part in _frozen_parts(backbone, num_frozen_layers(backbone, method=method, layers=layers)):
+        keep_in_eval(part)
+
+
+def num_frozen_layers(backbone: Backbone, *, method: Method, layers: int) -> int:
+    """How many layers, counted from the first, compute the same in every pass of a method."""
+    num_layers = len(backbone.layers)
+    return {"head": num_layers, "top": num_layers - layers}.get(method, 0)
+
+
+def _frozen_parts(backbone: Backbone, depth: int) -> list[nn.Module]:
+    """The first layers and what stands in front of them."""
+    stack = backbone.layers
+    others = [
+        each
+        for each in _children_beside(backbone)
+        if not any(p.requires_grad for p in each.parameters())
+    ]
+    return [*stack[:depth], *others]
 
 
 def _top_parts(backbone: Backbone, num_layers: int) -> list[nn.Module]:
     """The last layers and what stands behind them, but never an embedding or the vocabulary."""
-    stack = max(
-        (each for each in backbone.core.modules() if isinstance(each, nn.ModuleList)), key=len
-    )
+    stack = backbone.layers
     if num_layers > len(stack):
         raise SettingError(
             f"`--adapter top:{num_layers}`: the model has only {len(stack)} layers. Choose fewer, or `full`."
         )
-    holders = {id(each) for each in backbone.core.modules() if stack in list(each.modules())}
     behind = [
         each
-        for each in backbone.core.children()
-        if id(each) not in holders and not any(isinstance(m, nn.Embedding) for m in each.modules())
+        for each in _children_beside(backbone)
+        if not any(isinstance(m, nn.Embedding) for m in each.modules())
     ]
     dense = getattr(backbone.plain_model, "head", None)  # modernbert's, in front of its class layer
     return [*stack[len(stack) - num_layers :], *behind, *([dense] if dense is not None else [])]
+
+
+def _children_beside(backbone: Backbone) -> list[nn.Module]:
+    """Parts of the core in front of its layers and behind them."""
+    stack = backbone.layers
+    return [each for each in backbone.core.children() if stack not in list(each.modules())]
 
 
 def _attach_lora(backbone: Backbone, *, rank: int, alpha: float, dropout: float) -> None:

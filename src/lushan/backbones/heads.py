@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lushan.backbones.frozen import Position
 from lushan.errors import ModelError
 from lushan.records import Batch
 
@@ -34,6 +35,16 @@ def class_logits(
     pooled_ND = _encoder_pooled(head, hidden_TD, batch)
     pooled_ND = functional.dropout(pooled_ND, dropout, training=model.training)
     return _linear(head.classifier, pooled_ND)
+
+
+def read_position(model: nn.Module) -> Position:
+    """Which hidden states of a document `class_logits` reads."""
+    head: Any = model
+    if hasattr(head, "score"):
+        return "last"
+    pools_first = getattr(head.base_model, "pooler", None) is not None
+    pools_first = pools_first or getattr(head.config, "classifier_pooling", None) == "cls"
+    return "first" if pools_first else "all"
 
 
 def _linear(layer: nn.Module, pooled_ND: Tensor) -> Tensor:

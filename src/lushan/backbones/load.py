@@ -5,11 +5,12 @@ Shapes: T tokens, D width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -18,7 +19,8 @@ from transformers import (
 )
 
 from lushan.backbones import attention
-from lushan.backbones.attention import Packing, Prefix, block_mask, plan_packing
+from lushan.backbones.attention import Prefix, block_mask, plan_packing
+from lushan.backbones.frozen import FrozenStates, run_until, skip_layers
 from lushan.backbones.hardware import keep_freed_memory
 from lushan.backbones.inspect import ModelFacts, describe
 from lushan.backbones.quiet import quiet_transformers
@@ -42,6 +44,14 @@ _MASKED_TOKENS = 512
 """Tokens under one explicit mask, which costs the square of them."""
 
 
+class _Call(NamedTuple):
+    """One pass through the model."""
+
+    token_ids_1T: Tensor
+    position_ids_1T: Tensor
+    options: dict[str, Any]
+
+
 @dataclass(slots=True)
 class Backbone:
     """A pretrained model with its tokenizer."""
@@ -54,6 +64,8 @@ class Backbone:
     """`packed`: own attention. `masked`: an explicit mask keeps documents apart. `alone`: one by one."""
     fresh_weights: tuple[str, ...] = ()
     """Weights that the folder does not have and that were drawn anew: the class layer of an untuned model."""
+    frozen: FrozenStates | None = None
+    """What the frozen layers make of the documents of this run; those are then not computed again."""
 
     @property
     def plain_model(self) -> Any:  # noqa: ANN401 - transformers' classes share no useful type
@@ -66,6 +78,13 @@ class Backbone:
     def core(self) -> Any:  # noqa: ANN401
         """The layers that make hidden states."""
         return self.plain_model.base_model
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The layers that follow each other."""
+        return max(
+            (each for each in self.core.modules() if isinstance(each, nn.ModuleList)), key=len
+        )
 
     @property
     def device(self) -> torch.device:
@@ -82,11 +101,40 @@ class Backbone:
             prefix: Keys and values that every document continues; only in `packed` mode.
             record: Filled with this pass's keys and values; only in `packed` mode.
         """
+        calls = self._calls(batch, prefix=prefix, record=record)
+        has_own_start = prefix is None and record is None
+        kept_TD = self.frozen.of(batch) if self.frozen and has_own_start else None
+        if self.frozen is None or kept_TD is None:
+            return torch.cat([self._run(call) for call in calls])
+        if self.frozen.depth == len(self.layers):
+            return kept_TD
+        parts = kept_TD[None].split([call.token_ids_1T.shape[1] for call in calls], dim=1)
+        outputs: list[Tensor] = []
+        for call, part_1TD in zip(calls, parts, strict=True):
+            with skip_layers(self.layers, self.frozen.depth, part_1TD):
+                outputs.append(self._run(call))
+        return torch.cat(outputs)
+
+    def states_at(self, depth: int, batch: Batch) -> Tensor:
+        """Run the documents of a batch through the first `depth` layers alone; (T, D).
+
+        With all layers, these are the hidden states after the last norm.
+        """
+        if depth == len(self.layers):
+            return self.hidden_states(batch)
+        layer = self.layers[depth]
+        calls = self._calls(batch)
+        return torch.cat([run_until(partial(self._run, call), layer)[0] for call in calls])
+
+    def _calls(
+        self, batch: Batch, *, prefix: Prefix | None = None, record: Prefix | None = None
+    ) -> list[_Call]:
+        """Cut a batch into what runs at once."""
         lengths = [len(each.token_ids) for each in batch.features]
         if self.packing_mode == "packed":
             packing = plan_packing(lengths, device=batch.token_ids_1T.device)
             packing.prefix, packing.record = prefix, record
-            return self._run(batch.token_ids_1T, batch.position_ids_1T, packing=packing)
+            return [_Call(batch.token_ids_1T, batch.position_ids_1T, {"packing": packing})]
         parts = _consecutive(lengths, self._most_masked_tokens())
         sizes = [sum(part) for part in parts]
         pieces = zip(
@@ -95,7 +143,7 @@ class Backbone:
             batch.position_ids_1T.split(sizes, dim=1),
             strict=True,
         )
-        return torch.cat([self._run_part(*piece) for piece in pieces])
+        return [self._masked_call(*piece) for piece in pieces]
 
     def _most_masked_tokens(self) -> int:
         if self.packing_mode == "alone":
@@ -104,29 +152,22 @@ class Backbone:
         window = getattr(self.core.config, "sliding_window", None) or _MASKED_TOKENS
         return min(_MASKED_TOKENS, window, self.facts.context_tokens)
 
-    def _run_part(
+    def _masked_call(
         self, lengths: list[int], token_ids_1T: Tensor, position_ids_1T: Tensor
-    ) -> Tensor:
+    ) -> _Call:
         """Without the own attention: one document alone, or several under a mask."""
         if len(lengths) == 1:
-            return self._run(token_ids_1T, position_ids_1T)
+            return _Call(token_ids_1T, position_ids_1T, {})
         mask = block_mask(lengths, dtype=self.core.dtype, causal=self.facts.family == "decoder")
-        return self._run(token_ids_1T, position_ids_1T, attention_mask=mask.to(self.device))
+        return _Call(token_ids_1T, position_ids_1T, {"attention_mask": mask.to(self.device)})
 
-    def _run(
-        self,
-        token_ids_1T: Tensor,
-        position_ids_1T: Tensor,
-        *,
-        packing: Packing | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        options: dict[str, Any] = {"packing": packing} if packing else {}
-        if attention_mask is not None:
-            options["attention_mask"] = attention_mask
+    def _run(self, call: _Call) -> Tensor:
+        options = dict(call.options)
         if self.facts.family == "decoder":
             options["use_cache"] = False
-        outputs = self.core(input_ids=token_ids_1T, position_ids=position_ids_1T, **options)
+        outputs = self.core(
+            input_ids=call.token_ids_1T, position_ids=call.position_ids_1T, **options
+        )
         return outputs.last_hidden_state[0]
 
 
@@ -244,7 +285,7 @@ def _check_keys(folder: Path, info: dict[str, Any]) -> None:
         )
 
 
-def _check_values(folder: Path, model: torch.nn.Module) -> None:
+def _check_values(folder: Path, model: nn.Module) -> None:
     for name, weight in model.named_parameters():
         # The two extremes tell of every value, in a tenth of the time that looking at each takes.
         if not torch.stack(weight.aminmax()).isfinite().all():
@@ -262,7 +303,7 @@ def _padding_id(model: Any, tokenizer: Tokenizer) -> int | None:  # noqa: ANN401
     return tokenizer.stop_id
 
 
-def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Set the precision of all weights but those of a class layer; buffers (rotary angles) stay exact."""
     for name, parameter in model.named_parameters():
         if not is_head(name):
@@ -313,5 +354,7 @@ def _probe_packed(backbone: Backbone, ids: list[Tensor]) -> Tensor:
     token_ids_1T = torch.cat(ids)[None]
     position_ids_1T = torch.cat([torch.arange(length) for length in lengths])[None]
     if backbone.packing_mode == "packed":
-        return backbone._run(token_ids_1T, position_ids_1T, packing=plan_packing(lengths))
-    return backbone._run_part(lengths, token_ids_1T, position_ids_1T)
+        return backbone._run(
+            _Call(token_ids_1T, position_ids_1T, {"packing": plan_packing(lengths)})
+        )
+    return backbone._run(backbone._masked_call(lengths, token_ids_1T, position_ids_1T))

@@ -133,7 +133,8 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):
         # The caller's own random numbers go on as if nothing had been drawn.
         with TemporaryDirectory(prefix="lushan-") as folder, torch.random.fork_rng(devices=[]):
             predictor = untrained(setup, tell=logger.info)
-            fitted = train(predictor, setup, checkpoints=Checkpoints(Path(folder)))
+            checkpoints = Checkpoints(Path(folder))
+            fitted = train(predictor, setup, checkpoints=checkpoints, tell=logger.info)
         meaning = meaning_of(setup, predictor.backbone, base_digest=weights_digest(setup.base))
         self._tuned = _Tuned(predictor, meaning)
         self.classes_ = classes

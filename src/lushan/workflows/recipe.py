@@ -92,6 +92,9 @@ class AdapterSettings(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """With `lora`: dropout in front of the adapters."""
 
+    cache_gigabytes: float = Field(default=8.0, ge=0)
+    """With `head` and `top`: most disk for what frozen layers compute, which is then done once; 0 keeps nothing."""
+
 
 class TrainingSettings(Settings):
     """How long and how hard to train."""

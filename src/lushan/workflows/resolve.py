@@ -162,6 +162,7 @@ def refuse_without_effect(recipe: TuneRecipe) -> None:
     rules = (
         ("adapter", ("layers",), method == "top", "`--adapter top:N`"),
         ("adapter", ("rank", "alpha", "dropout"), method == "lora", "`--adapter lora`"),
+        ("adapter", ("cache_gigabytes",), method in ("head", "top"), "`--adapter head` or `top:N`"),
         ("training", ("momentum",), recipe.training.optimizer == "sgd", "`training.optimizer=sgd`"),
         ("model", ("head_dropout",), recipe.answer == "head", "`--answer head`"),
         ("training", ("head_learning_rate",), recipe.answer == "head", "`--answer head`"),

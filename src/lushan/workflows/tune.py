@@ -18,15 +18,18 @@ import transformers
 
 import lushan
 from lushan.atomic import write_json
-from lushan.backbones.adapters import attach, trained_parts
+from lushan.backbones.adapters import attach, num_frozen_layers, trained_parts
+from lushan.backbones.frozen import FrozenStates
 from lushan.backbones.hardware import choose_device, choose_num_threads
+from lushan.backbones.heads import read_position
 from lushan.backbones.inspect import describe
 from lushan.backbones.load import Backbone, load_backbone
-from lushan.backbones.sources import locate
+from lushan.backbones.sources import cache_folder, locate
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
 from lushan.data.batching import PackedSource
 from lushan.errors import CertificateError, SettingError
+from lushan.inference.frozen_cache import FrozenCache, FrozenPart
 from lushan.inference.predict import Predictor
 from lushan.model_store.certificate import certify
 from lushan.model_store.run_folder import RunFolder, check_is_free, check_keeps
@@ -199,6 +202,7 @@ def _trained(
             setup,
             checkpoints=checkpoints,
             clock=partial(run.clock, "validation"),
+            tell=tell,
             listeners=[steps, *listeners],
         )
     with run.clock("report"):
@@ -256,12 +260,29 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
     return Predictor(backbone, setup.task, setup.state, recipe.answer, setup.limit)
 
 
+def _frozen_states(setup: Setup, backbone: Backbone, *, tell: Tell) -> FrozenStates | None:
+    """Run the rows of training and validation through the layers that stay frozen, once."""
+    adapter = setup.recipe.adapter
+    depth = num_frozen_layers(backbone, method=adapter.method, layers=adapter.layers)
+    if depth == 0 or adapter.cache_gigabytes == 0:
+        return None
+    part = FrozenPart(
+        depth=depth,
+        position=read_position(backbone.plain_model) if adapter.method == "head" else "all",
+        identity=(weights_digest(setup.base), backbone.tokenizer.fingerprint),
+    )
+    cache = FrozenCache(cache_folder() / "frozen", adapter.cache_gigabytes * 1e9)
+    features = [*setup.features["train"], *setup.features["validation"]]
+    return cache.states(backbone, part, features, tell=tell)
+
+
 def train(
     predictor: Predictor,
     setup: Setup,
     *,
     checkpoints: Checkpoints,
     clock: Clock = nullcontext,
+    tell: Tell,
     listeners: Sequence[Listener] = (),
 ) -> Fitted:
     """Train by gradient, watching the validation rows; the model then holds the weights to keep.
@@ -271,6 +292,7 @@ def train(
         setup: What to train on.
         checkpoints: Goes on from the last, if there is one.
         clock: Measures the time of asking about the validation rows.
+        tell: Takes one line for a person.
         listeners: Hear of steps and evaluations.
     """
     recipe, settings = setup.recipe, setup.recipe.training
@@ -293,6 +315,9 @@ def train(
         ),
         num_steps=settings.epochs * source.num_steps_per_epoch,
     )
+    started = time.perf_counter()
+    backbone.frozen = _frozen_states(setup, backbone, tell=tell)
+    frozen_seconds = time.perf_counter() - started
     torch.manual_seed(recipe.seed)  # dropout
     evaluate = partial(_evaluate, setup, predictor, clock)
     fitted = fit(
@@ -313,6 +338,8 @@ def train(
             raise CertificateError(
                 f"The best weights scored {best} on the validation rows, but {again} when asked again."
             )
+    backbone.frozen = None
+    fitted.progress.seconds += frozen_seconds
     return fitted
 
 

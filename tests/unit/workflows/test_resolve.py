@@ -185,6 +185,7 @@ def test_few_rows_get_more_epochs_only_as_far_as_the_budget_goes() -> None:
         ("adapter.rank", {"adapter": {"rank": 4}}, "lora"),
         ("adapter.alpha", {"adapter": {"method": "head", "alpha": 4.0}}, "lora"),
         ("adapter.dropout", {"adapter": {"dropout": 0.1}}, "lora"),
+        ("adapter.cache_gigabytes", {"adapter": {"cache_gigabytes": 1.0}}, "--adapter head"),
         ("training.momentum", {"training": {"momentum": 0.5}}, "training.optimizer=sgd"),
         (
             "model.head_dropout",
@@ -218,7 +219,7 @@ def test_setting_without_effect_is_refused_by_name_with_what_it_needs(
 @pytest.mark.parametrize(
     "values",
     [
-        {"adapter": {"method": "top", "layers": 2}},
+        {"adapter": {"method": "top", "layers": 2, "cache_gigabytes": 1.0}},
         {"adapter": {"method": "lora", "rank": 4, "alpha": 4.0, "dropout": 0.1}},
         {"adapter": {"method": "lora", "rank": 100}},
         {"training": {"optimizer": "sgd", "momentum": 0.5}},

@@ -284,3 +284,42 @@ def test_rows_that_a_run_draws_are_drawn_again_when_it_goes_on(runs: Runs) -> No
     resumed = runs.tune("stopped", resume=True)
     assert resumed["num_examples"]["train"] == 20
     assert runs.have_equal_weights("whole", "stopped")
+
+
+FROZEN = [
+    {"adapter": {"method": "head"}, "training": {"learning_rate": None}},
+    {"adapter": {"method": "top", "layers": 1}},
+    {
+        "answer": "generate",
+        "adapter": {"method": "top", "layers": 1},
+        "training": {"head_learning_rate": None},
+    },
+]
+
+
+@pytest.mark.parametrize("settings", FROZEN)
+def test_frozen_layers_computed_once_train_the_weights_of_every_pass(
+    runs: Runs, settings: dict[str, Any]
+) -> None:
+    once = runs.tune("once", **settings)
+    every = runs.tune("every", **merged(settings, {"adapter": {"cache_gigabytes": 0}}))
+    assert len([line for line in runs.told if line.startswith("Computing")]) == 1
+    torch.testing.assert_close(runs.weights("once"), runs.weights("every"))
+    losses = [[each["loss"] for each in results["validation"]] for results in (once, every)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", FROZEN)
+def test_with_frozen_layers_a_stopped_run_goes_on_to_the_same_weights(
+    runs: Runs, settings: dict[str, Any]
+) -> None:
+    runs.tune("whole", **settings)
+    runs.heard = Heard(stop_after_step=NUM_STEPS_PER_EPOCH + 2)
+    with pytest.raises(StoppedError):
+        runs.tune("stopped", **settings)
+    runs.heard = Heard()
+    runs.tune("stopped", resume=True)
+    assert runs.have_equal_weights("whole", "stopped")
+    assert [line.split()[0] for line in runs.told if "frozen layers" in line] == [
+        *("Computing", "Reading", "Reading"),
+    ]
