@@ -81,6 +81,26 @@ def load(path: str, labels: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedT
     return model, tokenizer
 
 
+def adapt(model: PreTrainedModel, method: str) -> torch.nn.Module:
+    """Train all of a Llama-shaped model (`full`), adapters (`lora`), its last layers (`top:N`) or its head (`head`)."""
+    if method == "full":
+        return model
+    if method == "lora":
+        from peft import LoraConfig, TaskType, get_peft_model  # only this method needs it
+
+        rank_16 = LoraConfig(
+            task_type=TaskType.SEQ_CLS, r=16, lora_alpha=32, target_modules="all-linear"
+        )
+        return get_peft_model(model, rank_16)
+    model.requires_grad_(requires_grad=False)
+    model.score.requires_grad_(requires_grad=True)
+    if method != "head":
+        num_layers = int(method.removeprefix("top:"))
+        for part in (*model.model.layers[-num_layers:], model.model.norm):
+            part.requires_grad_(requires_grad=True)
+    return model
+
+
 def accuracy(outputs: EvalPrediction) -> dict[str, float]:
     """Accuracy for the Trainer's own evaluations between epochs."""
     return {"accuracy": float(accuracy_score(outputs.label_ids, outputs.predictions.argmax(-1)))}
@@ -137,10 +157,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Train, predict, and tell everything that the comparison needs."""
     torch.set_num_threads(options.threads)
     started = time.perf_counter()
-    rows = {split: read_rows(options.data, split) for split in ("train", *options.predict)}
+    splits = dict.fromkeys((
+        *("train", *options.predict),
+        *(["validation"] if options.each_epoch else []),
+    ))
+    rows = {split: read_rows(options.data, split) for split in splits}
     labels = sorted({row["label"] for row in rows["train"]})
     set_seed(options.seed)
     model, tokenizer = load(options.model, labels)
+    model = adapt(model, options.method)
     parts = {split: encode(rows[split], tokenizer, labels, options.max_length) for split in rows}
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -193,7 +218,7 @@ def _hyper_parameters(options: argparse.Namespace) -> dict[str, Any]:
     return {
         name: told[name]
         for name in told
-        if name not in {"data", "out", "seed", "predict", "each_epoch"}
+        if name not in {"data", "out", "seed", "predict", "each_epoch", "method"}
     }
 
 
@@ -218,7 +243,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=256, help="tokens")
     parser.add_argument("--eval-rows", type=int, default=64)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--predict", nargs="+", choices=["validation", "test"], default=["test"])
+    parser.add_argument("--method", default="full", help="full, lora, head or top:N")
+    parser.add_argument("--predict", nargs="*", choices=["validation", "test"], default=["test"])
     parser.add_argument(
         "--each-epoch", action="store_true", help="score validation after each epoch"
     )

@@ -1,0 +1,102 @@
+"""What is timed: one table of works, each with the systems that do it and the ratio that we want to reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Measure = Literal["tokens_per_second", "train_seconds", "peak_rss_bytes", "texts_per_second"]
+System = Literal["lushan", "trainer", "textbook", "pipeline"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A ratio that the table shows beside the one that was measured."""
+
+    rival: System
+    measure: Measure
+    ratio: float
+    """Rival's time (or memory) to ours, or our speed to the rival's: more is better for us."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One job that every system does on the same rows, with the same rows per optimizer step."""
+
+    name: str
+    title: str
+    adapter: str = "full"
+    rows_per_step: int = 16
+    epochs: int = 1
+    num_train_rows: int = 640
+    num_textbook_rows: int = 96
+    """The textbook loop is so slow that it gets fewer; its speed is per token all the same."""
+    num_validation_rows: int = 20
+    """Few where training alone is timed; whole runs ask all after every epoch."""
+    targets: tuple[Target, ...]
+
+    @property
+    def systems(self) -> list[System]:
+        """Who does this work, Lushan first."""
+        rivals = [target.rival for target in self.targets]
+        return ["lushan", *dict.fromkeys(rivals)]
+
+
+WORKS = (
+    Work(
+        name="full-16",
+        title="full tuning, 16 rows a step",
+        targets=(
+            Target(rival="textbook", measure="tokens_per_second", ratio=20),
+            Target(rival="trainer", measure="tokens_per_second", ratio=5),
+            Target(rival="trainer", measure="peak_rss_bytes", ratio=1 / 0.6),
+        ),
+    ),
+    Work(
+        name="full-64",
+        title="full tuning, 64 rows a step",
+        rows_per_step=64,
+        targets=(
+            Target(rival="textbook", measure="tokens_per_second", ratio=20),
+            Target(rival="trainer", measure="tokens_per_second", ratio=5),
+        ),
+    ),
+    Work(
+        name="lora-16",
+        title="LoRA of rank 16, 16 rows a step",
+        adapter="lora",
+        targets=(Target(rival="trainer", measure="tokens_per_second", ratio=6),),
+    ),
+    Work(
+        name="top4",
+        title="last 4 layers, 5 epochs, validation after each",
+        adapter="top:4",
+        epochs=5,
+        num_train_rows=2_000,
+        num_validation_rows=2_000,
+        targets=(Target(rival="trainer", measure="train_seconds", ratio=12),),
+    ),
+    Work(
+        name="head",
+        title="head alone, 10 epochs, validation after each",
+        adapter="head",
+        epochs=10,
+        num_train_rows=2_000,
+        num_validation_rows=2_000,
+        targets=(Target(rival="trainer", measure="train_seconds", ratio=30),),
+    ),
+    Work(
+        name="scoring",
+        title="scoring short texts with the tuned classifier",
+        num_train_rows=2_000,
+        targets=(Target(rival="pipeline", measure="texts_per_second", ratio=6),),
+    ),
+)
+
+
+def work_named(name: str) -> Work:
+    """Find a work; a wrong name ends the program with the known ones."""
+    found = {work.name: work for work in WORKS}
+    if name not in found:
+        raise SystemExit(f"Unknown work `{name}`. Known: {', '.join(found)}.")
+    return found[name]
