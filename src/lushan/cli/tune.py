@@ -108,6 +108,8 @@ def command(
             tell=tell,
             listeners=[listener],
         )
+    if not results:  # this process only helped another
+        return
     show_outcome(results)
     if as_json:
         emit_json(results)

@@ -79,6 +79,7 @@ class PackedSource:
         seed: int,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         process: tuple[int, int] = (0, 1),
+        device: str | torch.device = "cpu",
     ) -> None:
         """Group documents by row.
 
@@ -88,6 +89,7 @@ class PackedSource:
             seed: Seed of the order.
             max_batch_tokens: Tokens of a micro-batch.
             process: This process's number, and how many there are.
+            device: Where the batches go.
         """
         rows: dict[int, list[Features]] = {}
         for each in features:
@@ -97,6 +99,7 @@ class PackedSource:
         self._seed = seed
         self._max_batch_tokens = max_batch_tokens
         self._rank, self._num_processes = process
+        self._device = device
         self.epoch = 0
         self.step_in_epoch = 0
 
@@ -128,7 +131,10 @@ class PackedSource:
         everything = [each for row in rows for each in row]
         own = [each for row in rows[self._rank :: self._num_processes] for each in row]
         return Step(
-            [pack(part) for part in split_by_tokens(own, self._max_batch_tokens)],
+            [
+                pack(part, device=self._device)
+                for part in split_by_tokens(own, self._max_batch_tokens)
+            ],
             num_supervised=sum(each.weight * each.num_supervised for each in everything),
             num_tokens=sum(len(each.token_ids) for each in everything),
         )

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from lushan.data.batching import PackedSource, Step
 from lushan.errors import DivergedError, ModelError
 from lushan.records import Batch, LossSum
 from lushan.training.checkpoint import Checkpoints, Progress
 from lushan.training.optimizer import Optimizer
+from lushan.training.processes import Team
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,31 +83,34 @@ def fit(
 ) -> Fitted:
     """Train until the epochs are over or `evaluate` stops improving, then take the best weights (or the last).
 
-    Goes on from the last checkpoint if there is one, bit for bit.
+    Goes on from the last checkpoint if there is one, bit for bit. Of several processes the leader evaluates and
+    writes, and ends with those weights.
 
     Raises:
         DivergedError: If a loss is not finite; names the step, and its rows if it is theirs.
         ModelError: If the loss does not reach a weight that should be trained.
     """
-    accelerator = Accelerator()
+    team = Team()
     progress = _resume(source, optimizer, checkpoints)
     num_steps = settings.num_epochs * source.num_steps_per_epoch
     while source.epoch < settings.num_epochs and not _is_stale(progress, settings.patience):
         model.train()
         for step in source.rest_of_epoch():
-            done = _train_step(
-                step, loss=loss, optimizer=optimizer, accelerator=accelerator, num_steps=num_steps
-            )
+            done = _train_step(step, loss=loss, optimizer=optimizer, team=team, num_steps=num_steps)
             progress.num_tokens += done.tokens
             progress.seconds += done.seconds
             for listener in listeners:
                 listener.on_step(done)
             # Behind the last step of an epoch comes the evaluation, which writes the checkpoint: one per step.
-            if checkpoints.is_due and source.step_in_epoch < source.num_steps_per_epoch:
+            if (
+                team.leads
+                and checkpoints.is_due
+                and source.step_in_epoch < source.num_steps_per_epoch
+            ):
                 progress.source = source.state_dict()
                 checkpoints.save(done.step, optimizer.state_dict(), progress)
         model.eval()
-        found = evaluate()
+        found: Evaluated = team.share(evaluate() if team.leads else None)
         if not math.isfinite(found.loss):
             raise DivergedError(
                 f"Step {optimizer.num_steps_done}: the loss on the validation rows is {found.loss}. "
@@ -116,9 +119,13 @@ def fit(
         for listener in listeners:
             listener.on_evaluation(source.epoch, optimizer.num_steps_done, found)
         _consider(
-            found, source=source, optimizer=optimizer, checkpoints=checkpoints, progress=progress
+            found,
+            source=source,
+            optimizer=optimizer,
+            checkpoints=checkpoints if team.leads else None,
+            progress=progress,
         )
-    if settings.keep == "best":
+    if settings.keep == "best" and team.leads:
         _restore_best(optimizer, checkpoints, progress)
     model.eval()
     return Fitted(progress, optimizer.num_steps_done)
@@ -129,28 +136,27 @@ def _train_step(
     *,
     loss: Callable[[Batch], LossSum],
     optimizer: Optimizer,
-    accelerator: Accelerator,
+    team: Team,
     num_steps: int,
 ) -> StepDone:
     started = time.perf_counter()
-    total = torch.zeros((), device=accelerator.device)
+    total = torch.zeros((), device=team.device)
     for batch in step.micro_batches:
         # Every part is divided by the count of the whole step, so that cutting it up changes nothing.
         part = loss(batch).total / step.num_supervised
-        accelerator.backward(part)
+        part.backward()
         optimizer.collect()
         total += part.detach()
-    if accelerator.num_processes > 1:
-        optimizer.sum_gradients(lambda gradient: _summed(accelerator, gradient))
-        total = _summed(accelerator, total)
-    mean_loss = float(total)
+    mean_loss = float(team.sum(total))
     number = optimizer.num_steps_done + 1
     if not math.isfinite(mean_loss):
         raise DivergedError(_divergence_message(number, mean_loss, step.micro_batches))
-    if number == 1 and (unreached := optimizer.names_without_gradient()):
+    if number == 1 and step.micro_batches and (unreached := optimizer.names_without_gradient()):
         raise ModelError(
             f"The loss does not reach {len(unreached)} weights that should be trained, such as `{unreached[0]}`."
         )
+    if team.place[1] > 1:
+        optimizer.sum_gradients(team.sum)
     learning_rate = optimizer.learning_rate
     norm = optimizer.step()
     if not math.isfinite(norm):
@@ -166,10 +172,6 @@ def _train_step(
         step.num_tokens,
         time.perf_counter() - started,
     )
-
-
-def _summed(accelerator: Accelerator, value: Tensor) -> Tensor:
-    return accelerator.reduce(value, reduction="sum")  # pyright: ignore[reportReturnType]
 
 
 def _divergence_message(
@@ -201,10 +203,10 @@ def _consider(
     *,
     source: PackedSource,
     optimizer: Optimizer,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | None,
     progress: Progress,
 ) -> None:
-    """Note an evaluation, keep the weights if they are the best so far, and write a checkpoint if one is due."""
+    """Note an evaluation; the leader keeps the best weights so far, and writes a checkpoint if one is due."""
     step = optimizer.num_steps_done
     is_best = found.score > max((each["score"] for each in progress.validation), default=-math.inf)
     progress.validation.append({
@@ -216,6 +218,9 @@ def _consider(
     progress.num_stale = 0 if is_best else progress.num_stale + 1
     if is_best:
         progress.best_step = step
+    if checkpoints is None:
+        return
+    if is_best:
         checkpoints.save_best(step, optimizer.weights())
     if checkpoints.is_due:
         progress.source = source.state_dict()

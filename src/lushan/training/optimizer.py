@@ -111,10 +111,10 @@ class Optimizer:
             each.gradient = found if each.gradient is None else each.gradient.float().add_(found)
 
     def sum_gradients(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Add up the gradients of all processes."""
+        """Add up the gradients of all processes; one that had no rows of a step adds zeros."""
         for each in self._trained:
-            if each.gradient is not None:
-                each.gradient = reduce(each.gradient.float())
+            own = torch.zeros_like(each.master) if each.gradient is None else each.gradient.float()
+            each.gradient = reduce(own)
 
     def names_without_gradient(self) -> list[str]:
         """Weights that should be trained but that the loss did not reach.

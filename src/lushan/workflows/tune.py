@@ -20,7 +20,7 @@ import lushan
 from lushan.atomic import write_json
 from lushan.backbones.adapters import attach, num_frozen_layers, trained_parts
 from lushan.backbones.frozen import FrozenStates
-from lushan.backbones.hardware import choose_device, choose_num_threads
+from lushan.backbones.hardware import choose_num_threads
 from lushan.backbones.heads import read_position
 from lushan.backbones.inspect import describe
 from lushan.backbones.load import Backbone, load_backbone
@@ -44,6 +44,7 @@ from lushan.settings import build
 from lushan.training.checkpoint import Checkpoints
 from lushan.training.loop import Evaluated, FitSettings, Fitted, Listener, fit
 from lushan.training.optimizer import Optimizer, OptimizerSettings
+from lushan.training.processes import Team
 from lushan.workflows.comparison import answer_untuned, run_baselines
 from lushan.workflows.outcome import adapter_name, peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
@@ -89,33 +90,45 @@ def tune(
         listeners: Hear of steps and evaluations.
 
     Returns:
-        The content of `results.json`.
+        The content of `results.json`; nothing in a process that only helped another (see `processes.py`).
 
     Raises:
         UserError: If the recipe, the data or the model is wrong; nothing is written then.
     """
-    if resume:
-        run, setup = _reopen(data, recipe, out=out)
-    else:
-        run, setup = _begin(data, recipe, out=out, overwrite=overwrite, tell=tell)
-    write_json(run.path / "ledger.json", setup.ledger.as_dict())
-    torch.set_num_threads(run.get("num_threads"))
-    test = setup.parts.test
-    if run.predictions("before") is None:
-        with run.clock("before_evaluation"):
-            tell(f"Before: asking the untouched model about {len(test):,} test rows.")
-            answers = answer_untuned(setup, test)
-            run.save_predictions("before", answers)
-    predictor = _trained(run, setup, tell=tell, listeners=listeners)
+    team = Team()
+    with closing(team):
+        if not team.leads:
+            _help(data, team)
+            return {}
+        try:
+            if resume:
+                run, setup = _reopen(data, recipe, out=out)
+            else:
+                run, setup = _begin(data, recipe, out=out, overwrite=overwrite, tell=tell)
+            _ask_before(run, setup, tell=tell)
+        except BaseException:
+            team.share(None)  # nothing to help with
+            raise
+        predictor = _trained(run, setup, team=team, tell=tell, listeners=listeners)
     if run.predictions("after") is None:
         with run.clock("after_evaluation"):
-            tell(f"After: asking the tuned model about {len(test):,} test rows.")
-            run.save_predictions("after", predictor.predict(test))
+            tell(f"After: asking the tuned model about {len(setup.parts.test):,} test rows.")
+            run.save_predictions("after", predictor.predict(setup.parts.test))
     if setup.recipe.baselines:
         with run.clock("baselines"):
             run_baselines(run, setup, tell=tell)
     with run.clock("report"):
         return write_outcome(run, setup)
+
+
+def _ask_before(run: RunFolder, setup: Setup, *, tell: Tell) -> None:
+    write_json(run.path / "ledger.json", setup.ledger.as_dict())
+    torch.set_num_threads(run.get("num_threads"))
+    if run.predictions("before") is None:
+        test = setup.parts.test
+        with run.clock("before_evaluation"):
+            tell(f"Before: asking the untouched model about {len(test):,} test rows.")
+            run.save_predictions("before", answer_untuned(setup, test))
 
 
 def _begin(
@@ -172,26 +185,57 @@ def _reopen(data: Path, given: TuneRecipe, *, out: Path) -> tuple[RunFolder, Set
             f"`--resume`: the run in `{out}` was begun with other settings: {'; '.join(differences)}. "
             "Leave them out, or start again with `--overwrite`."
         )
+    fingerprint, base_digest = run.get("fingerprint"), run.get("base_digest")
+    return run, _same_setup(data, recipe, fingerprint=fingerprint, base_digest=base_digest)
+
+
+def _same_setup(data: Path, recipe: TuneRecipe, *, fingerprint: str, base_digest: str) -> Setup:
+    """Make the setup of a run that has begun, or refuse if its data or its model changed."""
     task = load_task(recipe.task)
     base = locate(recipe.model.name)
     prepared = prepare(data, task=task, recipe=recipe)
-    check_same_data(prepared.fingerprint, run.get("fingerprint"), data)
-    if weights_digest(base) != run.get("base_digest"):
+    check_same_data(prepared.fingerprint, fingerprint, data)
+    if weights_digest(base) != base_digest:
         raise SettingError(
             f"`{base}` is not the model that the run began with: its weights changed."
         )
     tokenizer = Tokenizer.load(base)
-    return run, make_setup(prepared, recipe, task=task, base=base, tokenizer=tokenizer)
+    return make_setup(prepared, recipe, task=task, base=base, tokenizer=tokenizer)
+
+
+def _help(data: Path, team: Team) -> None:
+    """Train along with the leader, as soon as it says what."""
+    told: dict[str, Any] | None = team.share()
+    if told is None:
+        return
+    recipe = build(TuneRecipe, told["recipe"], source="recipe.yaml")
+    setup = _same_setup(
+        data, recipe, fingerprint=told["fingerprint"], base_digest=told["base_digest"]
+    )
+    torch.set_num_threads(told["num_threads"])
+    predictor = untrained(setup, tell=_say_nothing)
+    checkpoints = Checkpoints(Path(told["checkpoints"]))
+    train(predictor, setup, checkpoints=checkpoints, tell=_say_nothing)
+
+
+def _say_nothing(_: str) -> None:
+    """The leader speaks for all."""
 
 
 def _trained(
-    run: RunFolder, setup: Setup, *, tell: Tell, listeners: Sequence[Listener]
+    run: RunFolder, setup: Setup, *, team: Team, tell: Tell, listeners: Sequence[Listener]
 ) -> Predictor:
     """Give the tuned model: train it, or load it if that is done."""
     checkpoints = Checkpoints(run.checkpoints)
     if run.get("training") is not None:
+        team.share(None)
         checkpoints.remove()
         return load_predictor(run.path)
+    team.share({
+        "recipe": run.recipe(),
+        "checkpoints": str(run.checkpoints.resolve()),
+        **{name: run.get(name) for name in ("fingerprint", "base_digest", "num_threads")},
+    })
     predictor = untrained(setup, tell=tell)
     backbone = predictor.backbone
     num_weights = trained_parts(backbone.model)
@@ -250,7 +294,7 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
         alpha=adapter.alpha,
         dropout=adapter.dropout,
     )
-    backbone.model.to(choose_device().value)
+    backbone.model.to(Team().device)
     if backbone.packing_mode != "packed":
         tell(
             f"This architecture runs documents `{backbone.packing_mode}`: slower, with the same results."
@@ -297,9 +341,13 @@ def train(
     """
     recipe, settings = setup.recipe, setup.recipe.training
     assert settings.epochs and settings.learning_rate and settings.head_learning_rate  # noqa: S101, PT018
-    backbone = predictor.backbone
+    backbone, team = predictor.backbone, Team()
     source = PackedSource(
-        setup.features["train"], rows_per_step=settings.rows_per_step, seed=recipe.seed
+        setup.features["train"],
+        rows_per_step=settings.rows_per_step,
+        seed=recipe.seed,
+        process=team.place,
+        device=backbone.device,
     )
     optimizer = Optimizer(
         backbone.model,
@@ -316,9 +364,10 @@ def train(
         num_steps=settings.epochs * source.num_steps_per_epoch,
     )
     started = time.perf_counter()
-    backbone.frozen = _frozen_states(setup, backbone, tell=tell)
+    with team.leader_first():
+        backbone.frozen = _frozen_states(setup, backbone, tell=tell)
     frozen_seconds = time.perf_counter() - started
-    torch.manual_seed(recipe.seed)  # dropout
+    torch.manual_seed(recipe.seed + team.place[0])  # dropout
     evaluate = partial(_evaluate, setup, predictor, clock)
     fitted = fit(
         backbone.model,
@@ -332,7 +381,7 @@ def train(
         checkpoints=checkpoints,
         listeners=listeners,
     )
-    if settings.keep == "best":
+    if settings.keep == "best" and team.leads:
         best = max(each["score"] for each in fitted.progress.validation)
         if (again := evaluate().score) != best:
             raise CertificateError(

@@ -1,0 +1,66 @@
+"""Several processes on one run, as `torchrun` or `accelerate launch` starts them.
+
+The first leads: it checks, decides, asks, compares and writes. The others help to train, and do nothing else.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+_PATIENCE = timedelta(days=7)
+"""How long helpers wait for the leader, who may have much to ask the model before it trains."""
+
+
+class Team:
+    """The processes of this run; mostly there is only this one."""
+
+    def __init__(self) -> None:
+        """Find out from the environment, and connect."""
+        self._state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the first."""
+        return self._state.is_main_process
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The number of this process, from 0, and how many there are."""
+        return self._state.process_index, self._state.num_processes
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device = self._state.device
+        assert device is not None, "set by every way in which it is made"  # noqa: S101 - of accelerate
+        return device
+
+    def share(self, value: Any = None) -> Any:  # noqa: ANN401 - whatever the leader says
+        """Give every process what the leader passes; the others pass nothing."""
+        if self._state.num_processes == 1:
+            return value
+        held = [value]
+        broadcast_object_list(held)
+        return held[0]
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Add up a tensor over all processes, in place."""
+        if self._state.num_processes > 1:
+            torch.distributed.all_reduce(value)
+        return value
+
+    def close(self) -> None:
+        """Disconnect; a process that ends without would be aborted."""
+        self._state.destroy_process_group()
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """Have the leader do something first; the others then find it done."""
+        with self._state.main_process_first():
+            yield
