@@ -52,7 +52,12 @@ class RunFolder:
         if overwrite and (path / _RECIPE).is_file():
             os.close(_lock(path))  # refuses while the older run is still going
             shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # a system's own folder, such as /proc
+            raise RunError(
+                f"`{path}` cannot be made: `{path.parent}` takes no folders. Choose another place."
+            ) from None
         run = cls(path, dict(status), _lock(path))
         run._save_status()
         # The recipe comes last: a folder with a recipe is a run that can be resumed.

@@ -31,6 +31,7 @@ class StepDone:
     gradient_norm: float
     tokens: int
     seconds: float
+    """From its rows to the moved weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,16 @@ def fit(
     num_steps = settings.num_epochs * source.num_steps_per_epoch
     while source.epoch < settings.num_epochs and not _is_stale(progress, settings.patience):
         model.train()
+        started = time.perf_counter()
         for step in source.rest_of_epoch():
-            done = _train_step(step, loss=loss, optimizer=optimizer, team=team, num_steps=num_steps)
+            done = _train_step(
+                step,
+                loss=loss,
+                optimizer=optimizer,
+                team=team,
+                num_steps=num_steps,
+                started=started,
+            )
             progress.num_tokens += done.tokens
             progress.seconds += done.seconds
             for listener in listeners:
@@ -109,6 +118,7 @@ def fit(
             ):
                 progress.source = source.state_dict()
                 checkpoints.save(done.step, optimizer.state_dict(), progress)
+            started = time.perf_counter()
         model.eval()
         found: Evaluated = team.share(evaluate() if team.leads else None)
         if not math.isfinite(found.loss):
@@ -138,8 +148,8 @@ def _train_step(
     optimizer: Optimizer,
     team: Team,
     num_steps: int,
+    started: float,
 ) -> StepDone:
-    started = time.perf_counter()
     total = torch.zeros((), device=team.device)
     for batch in step.micro_batches:
         # Every part is divided by the count of the whole step, so that cutting it up changes nothing.

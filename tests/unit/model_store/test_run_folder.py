@@ -125,6 +125,12 @@ def test_file_in_the_way_is_refused(tmp_path: Path) -> None:
         create(tmp_path / "run")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux' own folder")
+def test_place_that_takes_no_folders_is_refused() -> None:
+    with pytest.raises(RunError, match=r"`/proc/run` cannot be made: `/proc` takes no folders"):
+        RunFolder.create(Path("/proc/run"), recipe={}, status={}, overwrite=False)
+
+
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"holds no run to resume: `recipe\.yaml` is missing"):
         RunFolder.open(tmp_path)
