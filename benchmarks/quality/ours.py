@@ -31,9 +31,17 @@ FIXED_SETTINGS = {
 
 
 def run_lushan(
-    case: cases.Case, *, seed: int, model: str, rows: Path, runs: Path, precision: str, threads: int
+    case: cases.Case,
+    *,
+    seed: int,
+    model: str,
+    rows: Path,
+    runs: Path,
+    precision: str,
+    threads: int,
+    split: str,
 ) -> dict[str, Any]:
-    """Tune, predict the test split, and read the scores.
+    """Tune, predict a split, and read the scores.
 
     Args:
         case: What to run.
@@ -43,6 +51,7 @@ def run_lushan(
         runs: Where the run folder goes.
         precision: `bf16` or `fp32`.
         threads: CPU threads.
+        split: What is predicted and scored.
     """
     run = runs / f"{case.name}-{seed}"
     has_target = case.target_accuracy is not None
@@ -66,7 +75,14 @@ def run_lushan(
     told = json.loads((run / "results.json").read_text(encoding="utf-8"))
     answers_file = runs / f"{case.name}-{seed}.jsonl"
     _lushan(
-        ["predict", str(run), str(rows / "test.jsonl"), "--out", str(answers_file), "--overwrite"],
+        [
+            "predict",
+            str(run),
+            str(rows / f"{split}.jsonl"),
+            "--out",
+            str(answers_file),
+            "--overwrite",
+        ],
         threads=threads,
     )
     answers = read_answers(answers_file)
@@ -80,8 +96,8 @@ def run_lushan(
             "learning_rate": case.learning_rate,
             "settings": settings,
         },
-        "scores": {"test": table.score(answers, table.read_truth(rows))},
-        "answers": {"test": answers},
+        "scores": {split: table.score(answers, table.read_truth(rows, split))},
+        "answers": {split: answers},
         "history": told["validation"],
         "num_train_tokens": told["num_train_tokens"],
         "seconds": {**seconds, "train": seconds["train"] + seconds.get("compile", 0.0)},

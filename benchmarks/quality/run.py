@@ -48,7 +48,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--validation", action="store_true", help="the Trainer also predicts validation"
+        "--split",
+        choices=["validation", "test"],
+        default="test",
+        help="what is answered and scored",
     )
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     parser.add_argument("--document", type=Path, help="put the table between this file's markers")
@@ -68,7 +71,7 @@ def main() -> None:
         cases.write_rows(case, options.data, rows / case.name)
     if not options.table_only:
         run_missing(options)
-    section = table.make_table(options.out, rows)
+    section = table.make_table(options.out, rows, names=options.case, split=options.split)
     print(section)
     if options.document:
         table.put_between_markers(options.document, section)
@@ -108,6 +111,7 @@ def run_one(case: cases.Case, *, system: str, seed: int, options: argparse.Names
             runs=runs,
             precision=options.precision,
             threads=options.threads,
+            split=options.split,
         )
         unfinished = result.with_suffix(".tmp")
         unfinished.write_text(
@@ -156,8 +160,7 @@ def run_trainer(
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    splits = ["validation", "test"] if options.validation else ["test"]
-    command = [options.rival_python, str(script), *words, "--predict", *splits]
+    command = [options.rival_python, str(script), *words, "--predict", options.split]
     subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
 
 

@@ -21,7 +21,7 @@ BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Lushan minus Trainer in test accuracy, on the same rows and seeds."""
+    """Lushan minus Trainer in accuracy, on the same rows and seeds."""
 
     mean: float
     low: float
@@ -58,9 +58,9 @@ def check_settings(results: Iterable[Mapping[str, Any]]) -> None:
             )
 
 
-def read_truth(rows: Path) -> list[str]:
-    """Read the labels of a case's test split."""
-    lines = (rows / "test.jsonl").read_text(encoding="utf-8").split("\n")
+def read_truth(rows: Path, split: str) -> list[str]:
+    """Read the labels of a case's split."""
+    lines = (rows / f"{split}.jsonl").read_text(encoding="utf-8").split("\n")
     return [json.loads(line)["label"] for line in lines if line]
 
 
@@ -78,14 +78,14 @@ def score(answers: Mapping[str, str], truth: Sequence[str]) -> dict[str, float]:
 
 
 def correct(result: Mapping[str, Any], truth: Sequence[str]) -> NDArray[np.bool_]:
-    """Tell for each test row whether the answer is right.
+    """Tell for each row whether the answer is right.
 
     Raises:
-        ValueError: If the answers do not cover the test rows.
+        ValueError: If the answers do not cover the rows.
     """
-    answers: Mapping[str, str] = result["answers"]["test"]
+    (answers,) = result["answers"].values()
     if sorted(map(int, answers)) != list(range(len(truth))):
-        raise ValueError(f"{result['set']}: answers do not match the {len(truth)} test rows.")
+        raise ValueError(f"{result['set']}: answers do not match the {len(truth)} rows.")
     return np.array([answers[str(row)] == label for row, label in enumerate(truth)])
 
 
@@ -124,29 +124,36 @@ def verdict(found: Difference) -> str:
     return "not inferior" if found.low > -MARGIN else "not decided"
 
 
-def make_table(folder: Path, data: Path) -> str:
+def make_table(folder: Path, data: Path, *, names: Sequence[str], split: str) -> str:
     """Write the section of `docs/results.md` in Markdown.
 
     Args:
         folder: Where the result files are.
         data: Where the folders of `cases.write_rows` are.
+        names: The cases that it shows.
+        split: The split that was answered.
     """
     results = read_results(folder)
     check_settings(results.values())
-    compared = [case for case in cases.CASES if case.target_accuracy is None]
-    alone = [case for case in cases.CASES if case.target_accuracy is not None]
+    shown = [case for case in cases.CASES if case.name in names]
+    compared = [case for case in shown if case.target_accuracy is None]
+    alone = [case for case in shown if case.target_accuracy is not None]
     lines = [
         "| set | model | epochs, learning rate | seeds | Lushan accuracy / macro F1 "
         "| Trainer accuracy / macro F1 | difference in accuracy [95 %] | wins : losses | verdict |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [_compared_line(case, results, read_truth(data / case.name)) for case in compared]
+    lines += [
+        _compared_line(case, results, read_truth(data / case.name, split)) for case in compared
+    ]
+    if not alone:
+        return "\n".join(lines) + "\n"
     lines += [
         "",
         "| set, whole train split | model | epochs, learning rate | seeds | accuracy by seed | mean | target |",
         "|---|---|---|---|---|---|---|",
     ]
-    lines += [_alone_line(case, results, read_truth(data / case.name)) for case in alone]
+    lines += [_alone_line(case, results, read_truth(data / case.name, split)) for case in alone]
     return "\n".join(lines) + "\n"
 
 
@@ -167,9 +174,10 @@ def put_between_markers(document: Path, section: str) -> None:
 def _compared_line(
     case: cases.Case, results: Mapping[tuple[str, str, int], dict[str, Any]], truth: Sequence[str]
 ) -> str:
+    seeds = sorted({seed for name, _, seed in results if name == case.name})
     both = [
         seed
-        for seed in cases.SEEDS
+        for seed in seeds
         if (case.name, "lushan", seed) in results and (case.name, "trainer", seed) in results
     ]
     start = f"| {case.name} | {case.model} | {case.epochs}, {case.learning_rate:g} "
@@ -201,7 +209,7 @@ def _alone_line(
 
 def _scores(results: Sequence[Mapping[str, Any]]) -> str:
     means = [
-        np.mean([each["scores"]["test"][name] for each in results])
+        np.mean([next(iter(each["scores"].values()))[name] for each in results])
         for name in ("accuracy", "macro_f1")
     ]
     return f"{means[0]:.4f} / {means[1]:.4f}"
