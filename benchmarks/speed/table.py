@@ -30,7 +30,7 @@ def make_table(folder: Path) -> str:
         f"bf16 {speed['bf16_gflops']:,.0f} GFLOP/s, fp32 {speed['fp32_gflops']:,.0f}; torch {speed['torch_version']}, "
         f"transformers {machine['versions']['transformers']}.",
         "",
-        "| work | measure | Lushan | rival | | ratio: median (lowest to highest), runs | aim |",
+        "| work | measure | Lushan | rival | its figure | ratio: median (lowest to highest), runs | aim |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [_line(folder, work, target) for work in WORKS for target in work.targets]
