@@ -106,7 +106,7 @@ def test_other_documents_or_another_precision_have_their_own_entry(disk: Disk) -
 
 
 def test_documents_are_told_apart_where_they_end(disk: Disk) -> None:
-    split = [Features((5, 6), "", 0), Features((7,), "", 1)]
+    split = [Features((5,), "", 0), Features((6, 7), "", 1)]
     joined = [Features((5, 6, 7), "", 0)]
     disk.states(split)
     found = disk.states(joined)
