@@ -74,7 +74,7 @@ def main() -> None:
     section = table.make_table(options.out, rows, names=options.case, split=options.split)
     print(section)
     if options.document:
-        table.put_between_markers(options.document, section)
+        table.put_between_markers(options.document, section, name="quality")
 
 
 def run_missing(options: argparse.Namespace) -> None:

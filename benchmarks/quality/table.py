@@ -16,7 +16,6 @@ from sklearn.metrics import accuracy_score, f1_score
 MARGIN = 0.02
 """Fixed before the runs: a system that is at most two points of accuracy worse is called not inferior."""
 NUM_RESAMPLES = 10_000
-BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +156,19 @@ def make_table(folder: Path, data: Path, *, names: Sequence[str], split: str) ->
     return "\n".join(lines) + "\n"
 
 
-def put_between_markers(document: Path, section: str) -> None:
-    """Replace what stands between the markers of a document.
+def put_between_markers(document: Path, section: str, *, name: str) -> None:
+    """Replace what stands between the markers `name:begin` and `name:end` of a document.
 
     Raises:
         SystemExit: If the document has no markers.
     """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     text = document.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"`{document}` needs the lines {BEGIN} and {END}.")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    document.write_text(f"{before}{BEGIN}\n\n{section}\n{END}{after}", encoding="utf-8")
+    if begin not in text or end not in text:
+        raise SystemExit(f"`{document}` needs the lines {begin} and {end}.")
+    before, rest = text.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    document.write_text(f"{before}{begin}\n\n{section.strip()}\n\n{end}{after}", encoding="utf-8")
 
 
 def _compared_line(

@@ -15,13 +15,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import table
+import ratios
 from works import WORKS, System, Work, work_named
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "quality"))
 
-import cases  # noqa: E402 - its folder is known only now
+import cases  # noqa: E402 - their folder is known only now
+import table  # noqa: E402
 
 CASE = cases.case_named("sst2")
 TRAINER = HERE.parent / "quality" / "rival_trainer.py"
@@ -52,17 +53,17 @@ def main() -> None:
     if not options.table_only:
         options.out.mkdir(parents=True, exist_ok=True)
         if not (options.out / "machine.json").is_file():
-            call(
-                options,
-                [sys.executable, "-m", "lushan", "doctor", "--json"],
-                options.out / "machine.json",
+            told = json.loads(call(options, [sys.executable, "-m", "lushan", "doctor", "--json"]))
+            kept = {name: told[name] for name in ("machine", "speed", "versions")}
+            (options.out / "machine.json").write_text(
+                json.dumps(kept, indent=1) + "\n", encoding="utf-8"
             )
         with tempfile.TemporaryDirectory() as folder:
             run_missing(options, Path(folder))
-    section = table.make_table(options.out)
+    section = ratios.make_table(options.out)
     print(section)
     if options.document:
-        table.put_between_markers(options.document, section)
+        table.put_between_markers(options.document, section, name="speed")
 
 
 def run_missing(options: argparse.Namespace, folder: Path) -> None:
@@ -77,7 +78,7 @@ def run_missing(options: argparse.Namespace, folder: Path) -> None:
             unfinished = folder / "result.json"
             run_one(work, system, options=options, folder=folder, out=unfinished)
             found = json.loads(unfinished.read_text(encoding="utf-8"))
-            kept = {name: found[name] for name in table.KEPT if name in found}
+            kept = {name: found[name] for name in ratios.KEPT if name in found}
             result.write_text(json.dumps(kept) + "\n", encoding="utf-8")
             print(f"{result.stem}: {kept}", file=sys.stderr, flush=True)
 
@@ -158,26 +159,16 @@ def score(
     call(options, [options.rival_python, HERE / "rival_pipeline.py", *words])
 
 
-def call(
-    options: argparse.Namespace,
-    words: list[Any],
-    out: Path | None = None,
-    *,
-    cache: str | None = None,
-) -> None:
-    """Run a command with the threads of this comparison; it must end well."""
+def call(options: argparse.Namespace, words: list[Any], *, cache: str | None = None) -> str:
+    """Run a command with the threads of this comparison, and give what it prints; it must end well."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     if cache:
         environment["LUSHAN_CACHE"] = cache
-    done = subprocess.run(
-        [str(word) for word in words], stdout=subprocess.PIPE, env=environment, check=False
-    )
+    command = [str(word) for word in words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     if done.returncode != 0:
-        raise SystemExit(
-            f"`{' '.join(str(word) for word in words[:4])} ...` ended with code {done.returncode}."
-        )
-    if out:
-        out.write_bytes(done.stdout)
+        raise SystemExit(f"`{' '.join(command[:4])} ...` ended with code {done.returncode}.")
+    return done.stdout
 
 
 if __name__ == "__main__":

@@ -87,28 +87,19 @@ def skip_layers(layers: nn.ModuleList, depth: int, hidden_1TD: Tensor) -> Iterat
     def enter(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return (hidden_1TD, *arguments[1:])
 
+    def skip(*_: object, **__: object) -> Tensor:
+        # Whatever a model takes out of this on its way, `enter` puts the whole in its place.
+        return hidden_1TD
+
     handle = layers[depth].register_forward_pre_hook(enter)
     for layer in list(layers)[:depth]:
-        layer.forward = _pass_on_a_tuple if _gives_tuple(layer) else _pass_on
+        layer.forward = skip
     try:
         yield
     finally:
         handle.remove()
         for layer in list(layers)[:depth]:
             del layer.forward
-
-
-def _pass_on(hidden_1TD: Tensor, *_: object, **__: object) -> Tensor:
-    return hidden_1TD
-
-
-def _pass_on_a_tuple(hidden_1TD: Tensor, *_: object, **__: object) -> tuple[Tensor]:
-    return (hidden_1TD,)
-
-
-def _gives_tuple(layer: nn.Module) -> bool:
-    # Of the architectures that are supported, the layers of one alone have not been moved to plain tensors.
-    return type(layer).__name__ == "GPTNeoBlock"
 
 
 def keep_in_eval(part: nn.Module) -> None:

@@ -101,19 +101,20 @@ class Backbone:
             prefix: Keys and values that every document continues; only in `packed` mode.
             record: Filled with this pass's keys and values; only in `packed` mode.
         """
-        calls = self._calls(batch, prefix=prefix, record=record)
         has_own_start = prefix is None and record is None
         kept_TD = self.frozen.of(batch) if self.frozen and has_own_start else None
         if self.frozen is None or kept_TD is None:
-            return torch.cat([self._run(call) for call in calls])
+            calls = self._calls(batch, prefix=prefix, record=record)
+            return _joined([self._run(call) for call in calls])
         if self.frozen.depth == len(self.layers):
             return kept_TD
+        calls = self._calls(batch)
         parts = kept_TD[None].split([call.token_ids_1T.shape[1] for call in calls], dim=1)
         outputs: list[Tensor] = []
         for call, part_1TD in zip(calls, parts, strict=True):
             with skip_layers(self.layers, self.frozen.depth, part_1TD):
                 outputs.append(self._run(call))
-        return torch.cat(outputs)
+        return _joined(outputs)
 
     def states_at(self, depth: int, batch: Batch) -> Tensor:
         """Run the documents of a batch through the first `depth` layers alone; (T, D).
@@ -124,7 +125,7 @@ class Backbone:
             return self.hidden_states(batch)
         layer = self.layers[depth]
         calls = self._calls(batch)
-        return torch.cat([run_until(partial(self._run, call), layer)[0] for call in calls])
+        return _joined([run_until(partial(self._run, call), layer)[0] for call in calls])
 
     def _calls(
         self, batch: Batch, *, prefix: Prefix | None = None, record: Prefix | None = None
@@ -169,6 +170,11 @@ class Backbone:
             input_ids=call.token_ids_1T, position_ids=call.position_ids_1T, **options
         )
         return outputs.last_hidden_state[0]
+
+
+def _joined(outputs: list[Tensor]) -> Tensor:
+    """Put what ran one after another together; one alone is not copied."""
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _consecutive(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:

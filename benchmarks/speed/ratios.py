@@ -12,7 +12,6 @@ from works import WORKS, Measure, Target, Work
 
 KEPT = ("seconds", "train_tokens_per_second", "texts_per_second", "batch_size", "peak_rss_bytes")
 """What is kept of a run."""
-BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 _UNITS: dict[Measure, str] = {
     "tokens_per_second": "tokens/s",
     "texts_per_second": "texts/s",
@@ -70,11 +69,3 @@ def _values(folder: Path, work: Work, system: str, measure: Measure) -> list[flo
                 result["train_tokens_per_second" if measure == "tokens_per_second" else measure]
             )
     return found
-
-
-def put_between_markers(document: Path, section: str) -> None:
-    """Replace what stands between the markers of a document."""
-    text = document.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    document.write_text(f"{before}{BEGIN}\n\n{section}\n\n{END}{after}", encoding="utf-8")
