@@ -42,6 +42,7 @@ WORTHWHILE_SPEEDUP = 1.15
 LARGEST_GRADIENT_ERROR = 0.05
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 """Numbers of the parameters in glibc's malloc.h."""
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,15 @@ def _container_cores() -> int:
 def _container_memory_bytes() -> int:
     limit = _read("/sys/fs/cgroup/memory.max")
     return int(limit) if limit.isdigit() else 1 << 62
+
+
+def free_memory_bytes() -> int:
+    """Main memory that this process could still take: its share, if `torchrun` started several on this machine."""
+    inside = _container_memory_bytes()
+    if used := _read("/sys/fs/cgroup/memory.current"):
+        inside -= int(used)
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(psutil.virtual_memory().available, inside)) // num_processes
 
 
 def _read(path: str) -> str:
@@ -208,19 +218,33 @@ def choose_precision(
     return Choice("bf16" if ratio >= WORTHWHILE_SPEEDUP else "fp32", why)
 
 
-def keep_freed_memory() -> bool:
-    """Have this process keep what it frees, for its next training step; says whether that worked.
+def keep_freed_memory(*, keep: bool) -> bool:
+    """Have this process keep what it frees, or give all of it back, now and later; says whether that worked.
 
     glibc gives large blocks back to Linux at once, so every step gets its gradients and activations as fresh pages
-    that the kernel has to zero first. Blocks above 32 MiB, the largest that glibc can keep, are still given back,
-    which bounds fragmentation. Results are the same. Source: mallopt(3).
+    that the kernel has to zero first: keep them while a model works. While one is loaded, what is freed is rather
+    given back: it leaves holes that nothing fits into. Blocks above 32 MiB, the largest that glibc can keep, are
+    always given back. One arena serves all threads: what the forward pass frees in one is of use to the backward
+    pass in another. Results are the same. Source: mallopt(3).
     """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+    if (libc := _glibc()) is None:
         return False
-    libc = ctypes.CDLL(None)
-    return bool(
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    )
+    if not keep:
+        give_back_freed_memory()
+    mmap_from, trim_from = (32 << 20, 2**31 - 1) if keep else (128 << 10, 128 << 10)
+    settings = ((_M_MMAP_THRESHOLD, mmap_from), (_M_TRIM_THRESHOLD, trim_from), (_M_ARENA_MAX, 1))
+    return all(libc.mallopt(name, value) for name, value in settings)
+
+
+def give_back_freed_memory() -> None:
+    """Give the kernel the holes that freed memory has left; costs as much as filling them again. Source: malloc_trim(3)."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    is_glibc = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+    return ctypes.CDLL(None) if is_glibc else None
 
 
 def measure(device: str = "cpu", *, cache: Path | None = None, again: bool = False) -> Speed:

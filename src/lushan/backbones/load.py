@@ -26,7 +26,7 @@ from lushan.backbones.inspect import ModelFacts, describe
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import ModelError
-from lushan.records import Batch
+from lushan.records import Batch, Features
 
 Purpose = Literal["classify", "language", "embed"]
 PackingMode = Literal["packed", "masked", "alone"]
@@ -127,6 +127,41 @@ class Backbone:
         calls = self._calls(batch)
         return _joined([run_until(partial(self._run, call), layer)[0] for call in calls])
 
+    def compute_layers_twice(self) -> None:
+        """Keep only what enters each layer that is trained, and compute the rest again for the backward pass.
+
+        Raises:
+            ModelError: If `transformers` cannot do that in this architecture.
+        """
+        if not self.plain_model.supports_gradient_checkpointing:
+            raise ModelError(
+                f"`{self.facts.model_type}` models have no gradient checkpointing. "
+                "Set `engine.gradient_checkpointing=false`."
+            )
+        model = self.plain_model
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        # It also has embeddings give gradients, for a kind of checkpointing that is not used here: they would make the
+        # backward pass go through frozen layers.
+        model.disable_input_require_grads()
+
+    def read_rows(self, features: Sequence[Features]) -> dict[str, Tensor]:
+        """Which rows of the token embedding these documents read, ascending, by the weight's name.
+
+        Its gradient then holds nothing but the rows of a batch. Nothing is said of an embedding that is frozen, or
+        that is the vocabulary layer too, all of which every answer reads.
+        """
+        model = self.plain_model
+        embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+        weight = embedding.weight
+        if not weight.requires_grad or (output is not None and output.weight is weight):
+            return {}
+        embedding.sparse = True
+        is_read_V = torch.zeros(len(weight), dtype=torch.bool)
+        for each in features:
+            is_read_V[list(each.token_ids)] = True
+        (name,) = (name for name, each in self.model.named_parameters() if each is weight)
+        return {name: is_read_V.nonzero()[:, 0].to(weight.device)}
+
     def _calls(
         self, batch: Batch, *, prefix: Prefix | None = None, record: Prefix | None = None
     ) -> list[_Call]:
@@ -225,7 +260,7 @@ def load_backbone(
             if multi_label
             else "single_label_classification",
         }
-    keep_freed_memory()
+    keep_freed_memory(keep=False)
     attention.register()
     torch.manual_seed(seed)
     model, fresh_weights = _from_pretrained(folder, _CLASSES[purpose], options)
@@ -233,6 +268,7 @@ def load_backbone(
     backbone = Backbone(model.eval(), tokenizer, facts, "packed", fresh_weights)
     backbone.packing_mode = _find_packing_mode(backbone)
     cast_weights(model, DTYPES[precision])
+    keep_freed_memory(keep=True)
     return backbone
 
 

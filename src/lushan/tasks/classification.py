@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lushan.backbones.encoding import LengthLimit, encode_rendered
-from lushan.backbones.heads import class_logits, vocabulary_logits
+from lushan.backbones.heads import class_logits, vocabulary_loss
 from lushan.backbones.load import Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
@@ -401,12 +401,14 @@ def _answer_loss(backbone: Backbone, hidden_TD: Tensor, batch: Batch) -> LossSum
         [each.weight for each in batch.features for _ in range(each.num_supervised)],
         device=hidden_TD.device,
     )
-    logits_KV = vocabulary_logits(backbone.plain_model, hidden_TD[targets_K - 1])
-    losses_K = functional.cross_entropy(
-        logits_KV, batch.token_ids_1T[0, targets_K], reduction="none"
+    total = vocabulary_loss(
+        backbone.plain_model,
+        hidden_TD[targets_K - 1],
+        batch.token_ids_1T[0, targets_K],
+        weights_K,
     )
     count = sum(each.weight * each.num_supervised for each in batch.features)
-    return LossSum((losses_K * weights_K).sum(), count)
+    return LossSum(total, count)
 
 
 def _probabilities(outputs: np.ndarray, state: TaskState, *, answer: AnswerMode) -> np.ndarray:

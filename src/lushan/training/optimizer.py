@@ -1,17 +1,20 @@
 """Optimizers over float32 master weights, with decoupled decay, schedules and clipping.
 
+Shapes: U rows of an embedding that training reads, D width, T tokens.
+
 A model in bf16 is trained through a float32 copy of each weight: steps smaller than bf16 can show still add up.
 Gradients of several micro-batches are added in float32; that of one alone stays in bf16 and is widened piece by piece
 while the step is made, so no float32 gradient of the whole model exists. Weights in float32 are their own masters.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim._adafactor import adafactor  # the public class makes its state anew when resumed
 from torch.optim.adamw import adamw
 
 from lushan.backbones.load import is_head
@@ -20,14 +23,14 @@ _PIECE = 1 << 18
 """Numbers of a weight that are moved at once: their gradient, moments and master stay in the processor's cache."""
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
-_MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+OptimizerName = Literal["adamw", "adafactor", "sgd"]
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
     """How weights move; see `TrainingSettings` of the recipe for the meaning of each."""
 
-    optimizer: Literal["adamw", "sgd"]
+    optimizer: OptimizerName
     learning_rate: float
     head_learning_rate: float
     momentum: float
@@ -60,8 +63,11 @@ class _Trained:
     name: str
     weight: nn.Parameter
     master: Tensor
-    """Float32; the weight itself if that is float32."""
-    moments: dict[str, Tensor]
+    """Float32; the weight itself if that is float32 and trained as a whole."""
+    rows_U: Tensor | None
+    """The rows that are trained; None trains all."""
+    state: dict[str, Tensor]
+    """Moments, by name."""
     peak: float
     """Highest learning rate."""
     decay: float
@@ -70,25 +76,38 @@ class _Trained:
 
 
 class Optimizer:
-    """AdamW or SGD with momentum; theta <- theta - eta * direction - eta * lambda * theta.
+    """AdamW, Adafactor or SGD with momentum; theta <- theta - eta * direction - eta * lambda * theta.
 
-    Decay is decoupled for both (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) and leaves out
+    Decay is decoupled for all (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) and leaves out
     biases and norms, as is usual.
     """
 
-    def __init__(self, model: nn.Module, settings: OptimizerSettings, *, num_steps: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: OptimizerSettings,
+        *,
+        num_steps: int,
+        read_rows: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Copy what is trained into float32 masters.
 
         Args:
             model: Only weights with `requires_grad` are trained.
             settings: How they move.
             num_steps: Length of the schedule in optimizer steps.
+            read_rows: Names of embeddings to the rows, ascending (U), that training ever reads. The others have no
+                gradient, so they stay as they are, and need neither master nor moments.
         """
         self._settings = settings
         self._num_steps = num_steps
         self.num_steps_done = 0
-        named = model.named_parameters()
-        self._trained = [_begin(*each, settings) for each in named if each[1].requires_grad]
+        rows = read_rows or {}
+        self._trained = [
+            _begin(name, weight, settings, rows_U=rows.get(name))
+            for name, weight in model.named_parameters()
+            if weight.requires_grad
+        ]
 
     @property
     def names(self) -> list[str]:
@@ -108,6 +127,8 @@ class Optimizer:
             each.weight.grad = None
             if found is None:
                 continue
+            if each.rows_U is not None:
+                found = _read_rows(found, each.rows_U)
             each.gradient = found if each.gradient is None else each.gradient.float().add_(found)
 
     def sum_gradients(self, reduce: Callable[[Tensor], Tensor]) -> None:
@@ -142,16 +163,17 @@ class Optimizer:
         factor = schedule_factor(self.num_steps_done, self._num_steps, self._settings)
         for each, gradient in reached:
             rate = each.peak * factor
-            for pieces in _pieces(each, gradient):
+            each.gradient = None
+            for piece in _pieces(each, gradient, self._settings):
                 _move(
-                    pieces,
+                    piece,
                     self._settings,
                     rate=rate,
                     decay=each.decay,
                     scale=scale,
                     num_steps_done=self.num_steps_done,
                 )
-            each.gradient = None
+                _show(piece)
         self.num_steps_done += 1
         return norm
 
@@ -179,48 +201,94 @@ class Optimizer:
         for key, value in self._state():
             value.copy_(tensors[key])
         for each in self._trained:
-            each.weight.copy_(each.master)
+            _show(_Piece(each.weight, each.master, each.master, each.rows_U, {}))
 
     def _state(self) -> Iterator[tuple[str, Tensor]]:
         for each in self._trained:
             yield f"weight/{each.name}", each.master
-            for moment, value in each.moments.items():
+            for moment, value in each.state.items():
                 yield f"{moment}/{each.name}", value
 
 
-def _begin(name: str, weight: nn.Parameter, settings: OptimizerSettings) -> _Trained:
+def _begin(
+    name: str, weight: nn.Parameter, settings: OptimizerSettings, *, rows_U: Tensor | None
+) -> _Trained:
     master = weight.detach()
+    if rows_U is not None:
+        master = master[rows_U]
     if weight.dtype != torch.float32:
         master = master.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     return _Trained(
         name,
         weight,
         master,
-        {moment: torch.zeros_like(master) for moment in _MOMENTS[settings.optimizer]},
+        rows_U,
+        {
+            moment: torch.zeros(shape, device=master.device)
+            for moment, shape in _state_shapes(master.shape, settings)
+        },
         peak=settings.head_learning_rate if is_head(name) else settings.learning_rate,
         decay=settings.weight_decay if weight.ndim >= 2 else 0.0,
     )
 
 
-class _Pieces(NamedTuple):
-    """The same part of a weight and of all that belongs to it; they share the memory of the whole."""
+def _state_shapes(shape: torch.Size, settings: OptimizerSettings) -> list[tuple[str, list[int]]]:
+    """What an optimizer remembers of one weight."""
+    whole = list(shape)
+    if settings.optimizer == "adamw":
+        return [("exp_avg", whole), ("exp_avg_sq", whole)]
+    if settings.optimizer == "sgd":
+        return [("momentum_buffer", whole)] if settings.momentum else []
+    if len(whole) < 2:
+        return [("variance", whole)]
+    return [("row_variance", [*whole[:-1], 1]), ("column_variance", [*whole[:-2], 1, whole[-1]])]
+
+
+def _read_rows(gradient: Tensor, rows_U: Tensor) -> Tensor:
+    """The gradient of an embedding, (U, D): what tokens of equal rows have is added up in float32."""
+    if not gradient.is_sparse:
+        return gradient[rows_U]
+    rows_T, values_TD = gradient._indices()[0], gradient._values()  # not coalesced: no sum in bf16
+    summed_UD = torch.zeros(len(rows_U), values_TD.shape[1], device=values_TD.device)
+    return summed_UD.index_add_(0, torch.searchsorted(rows_U, rows_T), values_TD.float())
+
+
+class _Piece(NamedTuple):
+    """The same part of a weight and of all that belongs to it; all but a part of rows share the memory of the whole."""
 
     weight: Tensor
     master: Tensor
     gradient: Tensor
-    moments: tuple[Tensor, ...]
+    rows: Tensor | None
+    """Which rows of `weight` the others are; None if they are all of it."""
+    state: dict[str, Tensor]
 
 
-def _pieces(each: _Trained, gradient: Tensor) -> Iterator[_Pieces]:
-    whole = (each.weight.detach(), each.master, gradient, *each.moments.values())
-    for weight, master, part, *moments in zip(
-        *(t.view(-1).split(_PIECE) for t in whole), strict=True
-    ):
-        yield _Pieces(weight, master, part, tuple(moments))
+def _pieces(each: _Trained, gradient: Tensor, settings: OptimizerSettings) -> Iterator[_Piece]:
+    if settings.optimizer == "adafactor":  # looks at whole rows and columns
+        yield _Piece(each.weight.detach(), each.master, gradient, each.rows_U, each.state)
+        return
+    parts = {"master": each.master, "gradient": gradient, **each.state}
+    if each.rows_U is None:
+        parts = {name: value.view(-1) for name, value in parts.items()}
+        parts["weight"] = each.weight.detach().view(-1)
+        size = _PIECE
+    else:
+        parts["rows"] = each.rows_U
+        size = max(1, _PIECE // each.master[0].numel())
+    for cut in zip(*(value.split(size) for value in parts.values()), strict=True):
+        part = dict(zip(parts, cut, strict=True))
+        yield _Piece(
+            part.pop("weight", each.weight.detach()),
+            part.pop("master"),
+            part.pop("gradient"),
+            part.pop("rows", None),
+            part,
+        )
 
 
 def _move(
-    pieces: _Pieces,
+    piece: _Piece,
     settings: OptimizerSettings,
     *,
     rate: float,
@@ -228,22 +296,42 @@ def _move(
     scale: float,
     num_steps_done: int,
 ) -> None:
-    master, moments = pieces.master, pieces.moments
-    gradient = pieces.gradient.float()
+    """Move the master."""
+    master, state = piece.master, piece.state
+    gradient = piece.gradient.float()
     if scale < 1.0:
         gradient = gradient * scale
+    step = torch.tensor(float(num_steps_done), device=master.device)
     if settings.optimizer == "sgd":
-        moments[0].mul_(settings.momentum).add_(gradient)
-        master.mul_(1.0 - rate * decay).sub_(moments[0], alpha=rate)
+        direction = gradient
+        if settings.momentum:
+            direction = state["momentum_buffer"].mul_(settings.momentum).add_(gradient)
+        master.mul_(1.0 - rate * decay).sub_(direction, alpha=rate)
+    elif settings.optimizer == "adafactor":
+        adafactor(
+            [master],
+            [gradient],
+            [state.get("row_variance")],
+            [state.get("column_variance")],
+            [state.get("variance")],
+            [step],
+            foreach=False,
+            d=1.0,
+            lr=rate,
+            beta2_decay=-0.8,
+            weight_decay=decay,
+            eps1=torch.finfo(torch.float32).eps,
+            eps2=1e-3,
+            maximize=False,
+        )
     else:
-        mean, square = moments
         adamw(
             [master],
             [gradient],
-            [mean],
-            [square],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
             [],
-            [torch.tensor(float(num_steps_done))],
+            [step],
             fused=True,
             amsgrad=False,
             beta1=_BETAS[0],
@@ -253,5 +341,12 @@ def _move(
             eps=_EPSILON,
             maximize=False,
         )
-    if master.dtype != pieces.weight.dtype:
-        pieces.weight.copy_(master)
+
+
+@torch.no_grad()
+def _show(piece: _Piece) -> None:
+    """Give the weight what its master has become."""
+    if piece.rows is not None:
+        piece.weight.index_copy_(0, piece.rows, piece.master.to(piece.weight.dtype))
+    elif piece.weight.dtype != piece.master.dtype:
+        piece.weight.copy_(piece.master)

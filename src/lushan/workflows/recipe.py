@@ -108,11 +108,11 @@ class TrainingSettings(Settings):
     head_learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate of the new head; None takes the default of the method."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """`adamw`, or `sgd` with momentum; both with decoupled weight decay."""
+    optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    """`adamw`; `adafactor`, which remembers almost nothing; `sgd` with momentum. All with decoupled weight decay."""
 
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """With `sgd`: momentum."""
+    """With `sgd`: momentum; 0 needs no memory for it."""
 
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled decay of weight matrices (theta <- theta - eta * grad - eta * lambda * theta)."""
@@ -134,6 +134,19 @@ class TrainingSettings(Settings):
 
     keep: Literal["best", "last"] = "best"
     """Which weights the run ends with: those of the best evaluation, or of the last."""
+
+
+class EngineSettings(Settings):
+    """How training is computed; changes no result."""
+
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that run through the model at once, of the rows of a step; None takes what fits into memory, up to 4,096."""
+
+    gradient_checkpointing: bool | None = None
+    """Whether layers are computed twice, to keep less of them; None does so where training would not fit otherwise."""
+
+    memory_gigabytes: float | None = Field(default=None, gt=0)
+    """Memory that training may take, in GiB; None takes what is free. What needs more is refused before the start."""
 
 
 class TuneRecipe(Settings):
@@ -171,6 +184,9 @@ class TuneRecipe(Settings):
 
     training: TrainingSettings = TrainingSettings()
     """How long and how hard to train."""
+
+    engine: EngineSettings = EngineSettings()
+    """How training is computed; changes no result."""
 
 
 def make_recipe(

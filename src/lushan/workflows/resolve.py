@@ -16,7 +16,8 @@ _SMALL_ROWS = 1_000
 """Fewer rows than this get twice the epochs: each pass is short and teaches little."""
 _LEARNING_RATES = {"full": 5e-5, "top": 1e-4, "lora": 3e-4, "head": 1e-3}
 _HEAD_LEARNING_RATES = {"full": 1e-3, "top": 1e-3, "lora": 1e-3, "head": 3e-3}
-_SGD_FACTOR = 100.0
+_OPTIMIZER_FACTORS = {"adamw": 1.0, "adafactor": 20.0, "sgd": 100.0}
+"""Adafactor multiplies its rate by the size of a weight's numbers, which is about a twentieth."""
 _PATIENCE = {"quick": None, "normal": None, "thorough": 2}
 
 QUICK_SECONDS = 360.0
@@ -100,7 +101,7 @@ def resolve(
 
 def _usual_rates(recipe: TuneRecipe) -> dict[str, float]:
     method = recipe.adapter.method
-    factor = _SGD_FACTOR if recipe.training.optimizer == "sgd" else 1.0
+    factor = _OPTIMIZER_FACTORS[recipe.training.optimizer]
     return {
         "learning_rate": _LEARNING_RATES[method] * factor,
         "head_learning_rate": _HEAD_LEARNING_RATES[method] * factor,
@@ -191,6 +192,11 @@ def refuse_what_does_not_fit(recipe: TuneRecipe, facts: ModelFacts) -> None:
         raise SettingError(
             f"`--adapter top:{adapter.layers}`: the model has only {facts.num_layers} layers. "
             "Choose fewer, or `full`."
+        )
+    if adapter.method == "lora" and recipe.training.optimizer == "adafactor":
+        raise SettingError(
+            "`training.optimizer=adafactor` hardly moves an adapter, which starts at zero: its steps are as large as "
+            "its weights. Choose `adamw`; adapters are so small that it needs little memory."
         )
     if adapter.method == "lora" and adapter.rank > facts.width:
         raise SettingError(

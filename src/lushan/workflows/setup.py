@@ -1,11 +1,12 @@
 """Everything of a run that is known before the first step, made again in the same way when it is resumed."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from lushan.backbones.encoding import LengthLimit
-from lushan.backbones.hardware import choose_device
+from lushan.backbones.hardware import choose_device, free_memory_bytes
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.ledger import Ledger, count_tokens, refuse_without_signal
@@ -13,6 +14,7 @@ from lushan.data.splits import Parts
 from lushan.errors import DataError
 from lushan.records import SPLIT_NAMES, Features, SplitName, TaskState
 from lushan.tasks import Preparation, Task
+from lushan.workflows.memory import GIB, load_of, make_fit
 from lushan.workflows.prepare import Prepared, draw
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.resolve import Decision, resolve
@@ -75,7 +77,34 @@ def plan(
     if num_rows is not None:
         prepared = draw(prepared, num_rows, seed=recipe.seed, why="`data.max_train_rows`")
     setup = make_setup(prepared, resolved.recipe, task=task, base=base, tokenizer=tokenizer)
-    return Planned(setup, resolved.decisions, [*tokenizer.notes, *prepared.notes])
+    setup, decisions = _fitted_into_memory(setup, facts)
+    decisions = [*resolved.decisions, *decisions]
+    return Planned(setup, decisions, [*tokenizer.notes, *prepared.notes])
+
+
+def _fitted_into_memory(setup: Setup, facts: ModelFacts) -> tuple[Setup, list[Decision]]:
+    recipe, settings = setup.recipe, setup.recipe.engine
+    load = load_of(setup.features["train"], rows_per_step=recipe.training.rows_per_step)
+    free_bytes = free_memory_bytes()
+    if settings.memory_gigabytes is not None:
+        free_bytes = min(free_bytes, settings.memory_gigabytes * GIB)
+    if choose_device().value != "cpu":
+        free_bytes = math.inf  # a device has a memory of its own
+    fit = make_fit(recipe, facts, load, free_bytes=free_bytes)
+    # Equal runs tell equal things: what is free at the moment is told only where it decides.
+    space = f"only {free_bytes / GIB:.1f} are" if fit.is_squeezed else "they are"
+    why = f"training needs about {fit.needed_bytes / GIB:.1f} GiB, and {space} free"
+    found = {
+        "batch_tokens": fit.batch_tokens,
+        "gradient_checkpointing": fit.checkpointing,
+    }
+    decisions = [
+        Decision(f"engine.{name}", value, why)
+        for name, value in found.items()
+        if getattr(settings, name) is None
+    ]
+    resolved = recipe.model_copy(update={"engine": settings.model_copy(update=found)})
+    return replace(setup, recipe=resolved), decisions
 
 
 def make_setup(

@@ -295,6 +295,8 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
         dropout=adapter.dropout,
     )
     backbone.model.to(Team().device)
+    if recipe.engine.gradient_checkpointing:
+        backbone.compute_layers_twice()
     if backbone.packing_mode != "packed":
         tell(
             f"This architecture runs documents `{backbone.packing_mode}`: slower, with the same results."
@@ -341,11 +343,13 @@ def train(
     """
     recipe, settings = setup.recipe, setup.recipe.training
     assert settings.epochs and settings.learning_rate and settings.head_learning_rate  # noqa: S101, PT018
+    assert recipe.engine.batch_tokens  # noqa: S101 - a resolved recipe
     backbone, team = predictor.backbone, Team()
     source = PackedSource(
         setup.features["train"],
         rows_per_step=settings.rows_per_step,
         seed=recipe.seed,
+        max_batch_tokens=recipe.engine.batch_tokens,
         process=team.place,
         device=backbone.device,
     )
@@ -362,6 +366,7 @@ def train(
             max_gradient_norm=settings.max_gradient_norm,
         ),
         num_steps=settings.epochs * source.num_steps_per_epoch,
+        read_rows=backbone.read_rows(setup.features["train"]),
     )
     started = time.perf_counter()
     with team.leader_first():

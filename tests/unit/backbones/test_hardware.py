@@ -173,7 +173,7 @@ def test_threads_are_as_many_as_the_environment_says(monkeypatch: pytest.MonkeyP
 def test_freed_memory_is_kept_and_used_again() -> None:
     script = (
         "import resource, torch; from lushan.backbones.hardware import keep_freed_memory\n"
-        "assert keep_freed_memory()\n"
+        "assert keep_freed_memory(keep=True)\n"
         "for _ in range(5): torch.ones(1 << 22)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for _ in range(50): torch.ones(1 << 22)\n"
@@ -184,3 +184,24 @@ def test_freed_memory_is_kept_and_used_again() -> None:
     )
     # Given back and taken anew, fifty times 16 MiB are over 200,000 pages of 4 KiB.
     assert int(done.stdout) < 10_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is told")
+@pytest.mark.parametrize("keep", [False, True])
+def test_freed_memory_is_given_back_when_told(keep: bool) -> None:
+    script = (
+        "import psutil, torch; from lushan.backbones.hardware import *\n"
+        f"keep_freed_memory(keep={keep})\n"
+        "def rss(): return psutil.Process().memory_info().rss\n"
+        "held = [torch.ones(1 << 18) for _ in range(200)]\n"
+        "full = rss()\n"
+        "last = held.pop(); del held\n"
+        "freed = rss(); give_back_freed_memory()\n"
+        "print((full - freed) >> 20, (full - rss()) >> 20)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    at_once, when_told = (int(each) for each in done.stdout.split())
+    assert at_once < 20 if keep else at_once > 150
+    assert when_told > 150

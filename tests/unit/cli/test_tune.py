@@ -125,7 +125,10 @@ def test_trained_tokens_are_those_of_the_ledger_once_per_epoch(whole: Whole) -> 
 
 def test_every_choice_has_its_reason(whole: Whole) -> None:
     reasons = {each["name"]: each["why"] for each in whole.printed["choices"]}
-    assert set(reasons) == {"model.precision", "model.max_length", "threads"}
+    assert set(reasons) == {
+        *("model.precision", "model.max_length", "threads"),
+        *("engine.batch_tokens", "engine.gradient_checkpointing"),
+    }
     assert all(reasons.values())
     assert "GFLOP/s" in reasons["model.precision"]
 

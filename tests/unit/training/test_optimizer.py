@@ -88,6 +88,89 @@ def test_adamw_moves_like_torchs() -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_adafactor_moves_like_torchs() -> None:
+    model, reference = Model(), Model()
+    settings = dataclasses.replace(SETTINGS, optimizer="adafactor")
+    train(model, Optimizer(model, settings, num_steps=5), range(5))
+    groups = [
+        {
+            "params": [weight],
+            "lr": 1e-1 if name.startswith("score") else 1e-2,
+            "weight_decay": 0.1 if weight.ndim == 2 else 0.0,
+        }
+        for name, weight in reference.named_parameters()
+    ]
+    theirs = torch.optim.Adafactor(groups)
+    for seed in range(5):
+        theirs.zero_grad()
+        reference(inputs(seed)).backward()
+        theirs.step()
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def num_remembered(settings: OptimizerSettings) -> int:
+    """Numbers beside the weights themselves."""
+    model = Model()
+    num_weights = sum(each.numel() for each in model.parameters())
+    kept = Optimizer(model, settings, num_steps=1).state_dict()
+    return sum(each.numel() for each in kept.values()) - num_weights - 1
+
+
+def test_adafactor_and_plain_sgd_remember_next_to_nothing() -> None:
+    vectors, sides = 3 + 3 + 3 + 2, (3 + 4) + (2 + 3)
+    assert num_remembered(SETTINGS) == 2 * (vectors + 3 * 4 + 2 * 3)
+    assert num_remembered(dataclasses.replace(SETTINGS, optimizer="adafactor")) == vectors + sides
+    assert num_remembered(dataclasses.replace(SGD, momentum=0.0)) == 0
+
+
+class Reader(nn.Module):
+    """An embedding and a class layer."""
+
+    def __init__(self, *, sparse: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(9, 4, sparse=sparse)
+        self.score = nn.Linear(4, 2)
+        self.to(dtype)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.score(self.embedding(tokens)).square().sum()
+
+
+def read(model: Reader, optimizer: Optimizer, steps: range) -> None:
+    for step in steps:
+        for tokens in ([1, 7, 7, 3], [7, 1 + 2 * step]):
+            model(torch.tensor(tokens)).backward()
+            optimizer.collect()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("piece", [4, 1 << 18])
+def test_rows_that_are_read_move_as_if_all_did_and_the_others_stay(
+    optimizer: Literal["adamw", "sgd"],
+    dtype: torch.dtype,
+    piece: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lushan.training.optimizer._PIECE", piece)
+    settings = dataclasses.replace(SETTINGS, optimizer=optimizer, max_gradient_norm=0.5)
+    whole, some = Reader(sparse=False, dtype=dtype), Reader(sparse=True, dtype=dtype)
+    rows = torch.tensor([1, 3, 5, 7])
+    read(whole, Optimizer(whole, settings, num_steps=3), range(3))
+    begun = Optimizer(some, settings, num_steps=3, read_rows={"embedding.weight": rows})
+    read(some, begun, range(2))
+    taken_up = Optimizer(some, settings, num_steps=3, read_rows={"embedding.weight": rows})
+    taken_up.load_state_dict({name: value.clone() for name, value in begun.state_dict().items()})
+    read(some, taken_up, range(2, 3))
+    torch.testing.assert_close(some.score.weight, whole.score.weight)
+    torch.testing.assert_close(some.embedding.weight[rows], whole.embedding.weight[rows])
+    others, untouched = [0, 2, 4, 6, 8], Reader(sparse=False, dtype=dtype)
+    assert torch.equal(some.embedding.weight[others], untouched.embedding.weight[others])
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize("num_warmup", [0, 3])
 def test_schedule_is_that_of_transformers(
@@ -141,13 +224,13 @@ def test_gradients_of_micro_batches_add_up_in_float32() -> None:
     assert optimizer.step() == 258.0
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, SGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_going_on_from_a_saved_state_is_equal_bit_for_bit(
-    settings: OptimizerSettings, dtype: torch.dtype
+    optimizer: Literal["adamw", "adafactor", "sgd"], dtype: torch.dtype
 ) -> None:
     whole = Model().to(dtype)
-    settings = dataclasses.replace(settings, schedule="linear")
+    settings = dataclasses.replace(SETTINGS, optimizer=optimizer, schedule="linear")
     train(whole, Optimizer(whole, settings, num_steps=6), range(6))
     first, second = Model().to(dtype), Model().to(dtype)
     left = Optimizer(first, settings, num_steps=6)

@@ -1,0 +1,151 @@
+"""How much memory training will take, predicted before it takes any: make it fit, or refuse in time.
+
+Only what counts is predicted: weights, their gradients and masters, what the optimizer remembers, and what the forward
+pass keeps for the backward pass.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lushan.backbones.inspect import ModelFacts
+from lushan.data.batching import MAX_BATCH_TOKENS
+from lushan.errors import SettingError
+from lushan.records import Features
+from lushan.workflows.recipe import TuneRecipe
+
+GIB = 1 << 30
+_MARGIN = 1.15
+"""What falls between the blocks that are counted: temporary results, holes."""
+_OPTIMIZER_BYTES = {"adamw": 8, "adafactor": 0, "sgd": 4}
+"""For each number that is trained, beside its master and gradient."""
+_LEAST_BATCH_TOKENS = 256
+_ADAPTER_SHARE = 1.6
+"""What a layer with adapters keeps, to what it keeps without: outputs that are added up are of their size."""
+_SHORT_TOKENS = 512
+"""Longer documents are attended to by a kernel that keeps no table of scores."""
+_HEAD_WIDTH = 64
+
+
+class Load(NamedTuple):
+    """What is known of the rows that are trained on."""
+
+    most_tokens_a_step: int
+    longest: int
+    """Tokens of the longest document."""
+    num_read_tokens: int
+    """Different tokens in all documents: rows of the embedding that are ever read."""
+
+
+class Fit(NamedTuple):
+    """How training fits into memory."""
+
+    batch_tokens: int
+    checkpointing: bool
+    needed_bytes: float
+    is_squeezed: bool = False
+    """Whether more would be taken if more were free."""
+
+
+def load_of(features: Sequence[Features], *, rows_per_step: int) -> Load:
+    """Measure the documents that are trained on; `rows_per_step` as in the recipe."""
+    lengths = sorted((len(each.token_ids) for each in features), reverse=True)
+    tokens = set(itertools.chain.from_iterable(each.token_ids for each in features))
+    return Load(sum(lengths[:rows_per_step]), lengths[0], len(tokens))
+
+
+def make_fit(recipe: TuneRecipe, facts: ModelFacts, load: Load, *, free_bytes: float) -> Fit:
+    """Choose how many tokens run at once, and whether layers are computed twice, so that training fits.
+
+    Args:
+        recipe: Resolved but for these.
+        facts: The model.
+        load: What is trained on.
+        free_bytes: What this process may still take.
+
+    Raises:
+        SettingError: If it fits in no way that the recipe allows; says what is needed and what helps.
+    """
+    settings = recipe.engine
+    least = max(_LEAST_BATCH_TOKENS, load.longest)
+    halves = (MAX_BATCH_TOKENS >> times for times in range(MAX_BATCH_TOKENS.bit_length()))
+    sizes = [each for each in halves if each >= least] or [least]
+    if settings.batch_tokens is not None:
+        sizes = [settings.batch_tokens]
+    chosen = settings.gradient_checkpointing
+    ways = (False, True) if chosen is None else (chosen,)
+    tried = [
+        Fit(size, way, needed_bytes(recipe, facts, load, batch_tokens=size, checkpointing=way))
+        for way in ways
+        for size in sizes
+    ]
+    for place, fit in enumerate(tried):
+        if fit.needed_bytes <= free_bytes:
+            return fit._replace(is_squeezed=place > 0)
+    needed = min(fit.needed_bytes for fit in tried)
+    raise SettingError(
+        f"Training needs about {needed / GIB:.1f} GiB of memory at least, but {free_bytes / GIB:.1f} GiB are free. "
+        f"{_what_helps(recipe)}"
+    )
+
+
+def _what_helps(recipe: TuneRecipe) -> str:
+    helps: list[str] = []
+    if recipe.adapter.method == "full":
+        helps.append("choose `--adapter lora` or `top:N`")
+        if recipe.training.optimizer == "adamw":
+            helps.append("set `training.optimizer=adafactor`")
+    if recipe.engine.gradient_checkpointing is False:
+        helps.append("leave out `engine.gradient_checkpointing=false`")
+    if recipe.engine.batch_tokens is not None:
+        helps.append("leave out `engine.batch_tokens`")
+    helps.append("take a smaller model")
+    listed = ", or ".join(helps)
+    return f"{listed[0].upper()}{listed[1:]}."
+
+
+def needed_bytes(
+    recipe: TuneRecipe, facts: ModelFacts, load: Load, *, batch_tokens: int, checkpointing: bool
+) -> float:
+    """Predict what training adds to the memory of this process."""
+    number = 2 if recipe.model.precision == "bf16" else 4
+    embedding = facts.vocabulary_size * facts.width
+    inner = facts.num_parameters - embedding * (1 if facts.tied else 2)
+    adapter = recipe.adapter
+    trained_layers = min(
+        facts.num_layers, {"top": adapter.layers, "head": 0}.get(adapter.method, facts.num_layers)
+    )
+    if adapter.method == "full":
+        # A class layer stands on an embedding of which only the rows of known tokens move.
+        read = load.num_read_tokens * facts.width if recipe.answer == "head" else embedding
+        trained = inner + (read if facts.tied or recipe.answer == "head" else read + embedding)
+    elif adapter.method == "lora":
+        # Seven layers of a block, each with two narrow matrices.
+        trained = 7 * 3 * adapter.rank * facts.width * facts.num_layers
+    else:
+        trained = inner // facts.num_layers * trained_layers
+    master = 4 if number == 2 else 0
+    per_trained = number + master + _OPTIMIZER_BYTES[recipe.training.optimizer]
+    tokens = min(batch_tokens, max(load.most_tokens_a_step, load.longest))
+    if tokens < load.most_tokens_a_step:
+        per_trained += 4  # gradients of several parts of a step are added up in float32
+    per_layer = _activation_bytes(facts, inner // facts.num_layers, load.longest, number)
+    if adapter.method == "lora":
+        per_layer *= _ADAPTER_SHARE
+    kept = tokens * per_layer * trained_layers
+    if checkpointing:
+        kept = tokens * (per_layer + trained_layers * facts.width * number)
+    return (facts.num_parameters * number + trained * per_trained + kept) * _MARGIN
+
+
+def _activation_bytes(facts: ModelFacts, layer_weights: int, longest: int, number: int) -> float:
+    """What one layer keeps of one token for its backward pass.
+
+    Norms work in float32 and keep three copies of the hidden state each; attention keeps queries, keys, values and
+    output, and its weights; the gated inner layer keeps four times its width, which follows from its three matrices.
+    """
+    width = facts.width
+    inner_width = max(0.0, (layer_weights - 3 * width**2) / (3 * width))
+    norms = 2 * (4 + number) * width
+    scores = width / _HEAD_WIDTH * min(longest, _SHORT_TOKENS) * 3 * number
+    return norms + number * (6 * width + 4 * inner_width) + scores

@@ -1,0 +1,162 @@
+"""Training is made to fit into memory, or refused before it begins; what is predicted is near to what torch keeps."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lushan.backbones.inspect import ModelFacts, describe
+from lushan.backbones.load import Backbone, load_backbone
+from lushan.data.batching import pack
+from lushan.errors import SettingError
+from lushan.records import Batch, Features
+from lushan.workflows.memory import Fit, Load, load_of, make_fit, needed_bytes
+from lushan.workflows.recipe import TuneRecipe
+from tests.conftest import MakeTiny
+
+GIB = 1 << 30
+FACTS = ModelFacts(
+    architecture="LlamaForCausalLM",
+    family="decoder",
+    num_layers=24,
+    width=896,
+    vocabulary_size=151_936,
+    context_tokens=32_768,
+    num_parameters=494_000_000,
+    tied=True,
+    has_chat_template=True,
+    model_type="qwen2",
+    weights_bytes=988_000_000,
+)
+"""Qwen2.5-0.5B."""
+LOAD = Load(most_tokens_a_step=8_000, longest=500, num_read_tokens=20_000)
+
+
+def recipe_of(
+    method: str = "full", *, optimizer: str = "adamw", precision: str = "bf16", **engine: object
+) -> TuneRecipe:
+    return TuneRecipe.model_validate({
+        "model": {"precision": precision},
+        "adapter": {"method": method},
+        "training": {"optimizer": optimizer},
+        "engine": engine,
+    })
+
+
+def fit_into(gibibytes: float, recipe: TuneRecipe, load: Load = LOAD) -> Fit:
+    return make_fit(recipe, FACTS, load, free_bytes=gibibytes * GIB)
+
+
+@pytest.mark.parametrize(("method", "most"), [("full", 12.0), ("lora", 6.0), ("top", 6.0)])
+def test_half_a_billion_weights_fit(method: str, most: float) -> None:
+    fit = fit_into(most - 1.0, recipe_of(method))
+    assert fit.needed_bytes < (most - 1.0) * GIB
+    assert not fit.checkpointing
+
+
+def test_tight_memory_makes_smaller_batches_and_then_computes_twice() -> None:
+    recipe = recipe_of("lora")
+    roomy, tight, tightest = (fit_into(each, recipe) for each in (20.0, 4.0, 1.9))
+    assert [each.is_squeezed for each in (roomy, tight, tightest)] == [False, True, True]
+    assert roomy[:2] == (4_096, False)
+    assert tight[:2] == (512, False)
+    assert tightest.checkpointing
+    assert roomy.needed_bytes > tight.needed_bytes > tightest.needed_bytes
+
+
+def test_batch_is_never_smaller_than_the_longest_document() -> None:
+    for longest in (300, 700, 5_000):
+        fit = fit_into(20.0, recipe_of("lora"), LOAD._replace(longest=longest))
+        assert fit.batch_tokens >= longest
+
+
+def test_what_a_user_set_is_not_changed() -> None:
+    fit = fit_into(8.0, recipe_of("lora", batch_tokens=777, gradient_checkpointing=True))
+    assert fit[:2] == (777, True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "helps"),
+    [
+        (recipe_of("full"), "`--adapter lora` or `top:N`, or set `training.optimizer=adafactor`"),
+        (recipe_of("lora", gradient_checkpointing=False), "out `engine.gradient_checkpointing="),
+        (recipe_of("lora", batch_tokens=9_000), "eave out `engine.batch_tokens`"),
+    ],
+)
+def test_what_never_fits_is_refused_with_what_helps(recipe: TuneRecipe, helps: str) -> None:
+    with pytest.raises(
+        SettingError, match=r"needs about \d+\.\d GiB .* but 0\.5 GiB are free"
+    ) as e:
+        fit_into(0.5, recipe)
+    assert helps in str(e.value)
+
+
+def test_load_is_that_of_the_longest_rows() -> None:
+    lengths = (3, 9, 4, 7)
+    rows = [Features(tuple(range(n)), place="", example_index=n) for n in lengths]
+    assert load_of(rows, rows_per_step=2) == Load(16, 9, 9)
+
+
+def test_adafactor_and_sgd_need_less_than_adamw() -> None:
+    needs = [
+        needed_bytes(
+            recipe_of("full", optimizer=name), FACTS, LOAD, batch_tokens=512, checkpointing=False
+        )
+        for name in ("adamw", "sgd", "adafactor")
+    ]
+    assert needs == sorted(needs, reverse=True)
+    assert needs[0] - needs[2] > 0.3e9 * 8
+
+
+def kept_bytes(backbone: Backbone, batch: Batch) -> int:
+    """What torch keeps of a forward pass for the backward pass, weights left out."""
+    weights = {each.untyped_storage().data_ptr() for each in backbone.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden_TD = backbone.hidden_states(batch)
+        del hidden_TD
+    return sum(kept.values())
+
+
+@pytest.fixture
+def middling_llama(tiny_folder: MakeTiny, tmp_path: Path) -> Path:
+    """Give a model that is wide enough for its widths to count."""
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+    )
+    for file in tiny_folder("llama").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_what_layers_keep_is_as_predicted(
+    precision: Literal["bf16", "fp32"], middling_llama: Path
+) -> None:
+    backbone = load_backbone(middling_llama, purpose="embed", precision=precision)
+    backbone.model.train()
+    batch = pack([Features((5,) * 24, place="", example_index=n) for n in range(16)])
+    found = kept_bytes(backbone, batch)
+    recipe, facts = recipe_of(precision=precision), describe(middling_llama)
+    predicted = [
+        needed_bytes(recipe, facts, Load(tokens, 24, 320), batch_tokens=tokens, checkpointing=False)
+        for tokens in (16 * 24, 24)
+    ]
+    per_token = (predicted[0] - predicted[1]) / (15 * 24)
+    assert found / batch.num_tokens == pytest.approx(per_token, rel=0.25)
