@@ -3,9 +3,10 @@
 import random
 import string
 
+import numpy as np
 import pytest
 
-from lushan.data.near import NEAR, bare, find_near, plain
+from lushan.data.near import NEAR, Numbers, Positions, bare, match_near, plain
 
 WORDS = [
     "river",
@@ -21,6 +22,23 @@ WORDS = [
     "high",
 ]
 SIGNS = "山高水长天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
+
+
+class Texts:
+    def __init__(self, texts: list[str], numbers: dict[str, int]) -> None:
+        self.all = texts
+        self.hashes: Numbers = np.array([numbers[text] for text in texts], dtype=np.uint64)
+
+    def texts(self, places: Positions) -> list[str]:
+        return [self.all[place] for place in places]
+
+
+def find_near(queries: list[str], base: list[str]) -> dict[str, list[str]]:
+    """Query to the base texts that it is near to, the most similar first."""
+    texts = list(dict.fromkeys([*queries, *base]))
+    numbers = {text: 7 * number for number, text in enumerate(texts)}
+    found = match_near(Texts(queries, numbers), Texts(base, numbers))
+    return {texts[key // 7]: [base[place] for place in places] for key, places in found.items()}
 
 
 def pieces(text: str, width: int) -> set[str]:

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -26,7 +27,7 @@ def cut(rows: list[Example], *, seed: int = 0) -> Parts:
     return split(rows, validation_fraction=0.1, test_fraction=0.2, seed=seed)
 
 
-def texts(part: list[Example]) -> set[str]:
+def texts(part: Sequence[Example]) -> set[str]:
     return {each.text for each in part}
 
 
