@@ -132,6 +132,27 @@ class FeatureStore(Sequence[Features]):
         return self._example_indices
 
 
+class Joined(Sequence[Features]):
+    """Two lists of documents, one behind the other."""
+
+    def __init__(self, first: Sequence[Features], second: Sequence[Features]) -> None:
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    @overload
+    def __getitem__(self, index: int) -> Features: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Features]: ...
+    def __getitem__(self, index: int | slice) -> Features | list[Features]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        num_first = len(self._first)
+        return self._first[place] if place < num_first else self._second[place - num_first]
+
+
 class _Kinds(Sequence[Features]):
     def __init__(self, written: NDArray[np.uint8], ends: Positions) -> None:
         self._written, self._ends = written, ends

@@ -16,7 +16,7 @@ import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -269,14 +269,14 @@ class _Pieces:
         """Give how many distinct pieces each text has."""
         return np.diff(self.starts)
 
-    def prefixes(self, near: float) -> tuple[Numbers, Positions]:
-        """Give the pieces of which two near texts share at least one, and whose they are."""
+    def prefixes(self, near: float) -> "_Prefixes":
+        """Give the pieces of which two near texts share at least one."""
         counts = self.counts()
         owners = np.repeat(np.arange(len(counts)), counts)
         ranks = np.arange(len(self.values)) - self.starts[owners]
         most = np.minimum(counts - np.ceil(near * counts), MOST_FIRST_PIECES)
         is_first = ranks <= most[owners]
-        return self.values[is_first], owners[is_first]
+        return _Prefixes(self.values[is_first], owners[is_first], ranks[is_first])
 
     def bit_maps(self) -> Numbers:
         """Give the set of each text as bits; (texts, 8)."""
@@ -285,6 +285,16 @@ class _Pieces:
         owners = np.repeat(np.arange(len(counts)), counts)
         bits[owners, (self.values % np.uint64(BITS_PER_MAP)).astype(np.int64)] = True
         return np.packbits(bits, axis=1).view(np.uint64)
+
+
+class _Prefixes(NamedTuple):
+    """The rarest pieces of some texts."""
+
+    values: Numbers
+    owners: Positions
+    """The text of each."""
+    ranks: Positions
+    """How many pieces of its text come before each."""
 
 
 class _Index:
@@ -299,19 +309,21 @@ class _Index:
         for texts, _ in _chunks(base, places):
             hashes, _ = self._hashes(texts)
             np.add.at(self._times, self._buckets(hashes), np.uint32(1))
-        sizes, maps, keys, owners = [], [], [], []
+        sizes, maps, keys, owners, ranks = [], [], [], [], []
         start = 0
         for texts, _ in _chunks(base, places):
             pieces = self._pieces(texts)
             sizes.append(pieces.counts())
             maps.append(pieces.bit_maps())
-            first, whose = pieces.prefixes(level.near)
-            keys.append(_with_size(first, sizes[-1][whose]))
-            owners.append((whose + start).astype(np.int32))
+            first = pieces.prefixes(level.near)
+            keys.append(_with_size(first.values, sizes[-1][first.owners]))
+            owners.append((first.owners + start).astype(np.int32))
+            ranks.append(first.ranks.astype(np.uint8))
             start += len(texts)
         self._sizes, self._maps = np.concatenate(sizes), np.concatenate(maps)
         order = np.argsort(np.concatenate(keys), kind="stable")
         self._keys, self._owners = np.concatenate(keys)[order], np.concatenate(owners)[order]
+        self._ranks = np.concatenate(ranks)[order]
 
     def match(self, texts: Sequence[str]) -> dict[int, list[int]]:
         """Give the places of the near base texts of each text that has some, best first; takes one chunk."""
@@ -369,15 +381,28 @@ class _Index:
     def _sharing_pairs(self, pieces: _Pieces) -> Positions:
         """Give text * (number of base texts) + base text, where both share a piece of their prefixes."""
         near = self.level.near
-        values, queries = pieces.prefixes(near)
-        sizes = pieces.counts()[queries]
+        first = pieces.prefixes(near)
+        sizes = pieces.counts()[first.owners]
         # Sets of unlike size are not near; those of a piece stand in the order of their size.
-        first = np.searchsorted(self._keys, _with_size(values, np.floor(sizes * near)), side="left")
-        last = np.searchsorted(self._keys, _with_size(values, np.ceil(sizes / near)), side="right")
-        num_hits = np.minimum(last - first, MOST_TEXTS_PER_PIECE)
-        begins = np.cumsum(num_hits) - num_hits
-        hits = np.repeat(first - begins, num_hits) + np.arange(num_hits.sum())
-        return np.repeat(queries, num_hits) * len(self._sizes) + self._owners[hits]
+        begins = np.searchsorted(self._keys, _with_size(first.values, np.floor(sizes * near)))
+        ends = np.searchsorted(
+            self._keys, _with_size(first.values, np.ceil(sizes / near)), side="right"
+        )
+        num_hits = np.minimum(ends - begins, MOST_TEXTS_PER_PIECE)
+        starts = np.cumsum(num_hits) - num_hits
+        hits = np.repeat(begins - starts, num_hits) + np.arange(num_hits.sum())
+        asking = np.repeat(np.arange(len(sizes)), num_hits)
+        owners = self._owners[hits]
+        # Near sets A and B share at least (|A| + |B|) t / (1 + t) pieces: so many are left in both, from the
+        # first that they share.
+        query_sizes, base_sizes = sizes[asking], self._sizes[owners]
+        least = (query_sizes + base_sizes) * (near / (1 + near)) - ROUNDING
+        is_early = (query_sizes - first.ranks[asking] >= least) & (
+            base_sizes - self._ranks[hits] >= least
+        )
+        asking, owners = asking[is_early], owners[is_early]
+        pairs = first.owners[asking] * len(self._sizes) + owners
+        return _distinct(pairs.astype(np.uint64)).astype(np.int64)
 
 
 def _with_size(values: Numbers, sizes: NDArray[Any]) -> Numbers:

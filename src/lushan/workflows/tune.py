@@ -28,6 +28,7 @@ from lushan.backbones.sources import cache_folder, locate
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
 from lushan.data.batching import PackedSource
+from lushan.data.feature_store import Joined
 from lushan.errors import CertificateError, SettingError
 from lushan.inference.frozen_cache import FrozenCache, FrozenPart
 from lushan.inference.predict import Predictor
@@ -318,7 +319,7 @@ def _frozen_states(setup: Setup, backbone: Backbone, *, tell: Tell) -> FrozenSta
         identity=(weights_digest(setup.base), backbone.tokenizer.fingerprint),
     )
     cache = FrozenCache(cache_folder() / "frozen", adapter.cache_gigabytes * 1e9)
-    features = [*setup.features["train"], *setup.features["validation"]]
+    features = Joined(setup.features["train"], setup.features["validation"])
     return cache.states(backbone, part, features, tell=tell)
 
 

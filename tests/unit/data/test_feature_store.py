@@ -13,6 +13,7 @@ from lushan.data import feature_store
 from lushan.data.feature_store import (
     EncodedCache,
     FeatureStore,
+    Joined,
     columns_of,
     example_indices_of,
     lengths_of,
@@ -150,3 +151,11 @@ def test_a_failure_leaves_nothing_and_what_a_killed_run_left_is_removed(
         os.utime(cache.folder / name, (used_at, used_at))
     stored(cache)
     assert names(cache) == ["a.unfinished", "one"]
+
+
+def test_joined_lists_are_as_one(cache: EncodedCache) -> None:
+    documents = encode(EXAMPLES)
+    joined = Joined(stored(cache), documents[:2])
+    assert list(joined) == documents + documents[:2]
+    assert joined[-1] == documents[1]
+    assert joined[-4:] == documents[-2:] + documents[:2]
