@@ -4,6 +4,7 @@ What many documents have in common (target, weight) is kept once, as a *kind*. T
 features, so that nobody needs to know how it is stored.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from lushan.atomic import write_json
 from lushan.data.near import Positions
 from lushan.records import Example, Features
 
@@ -32,6 +34,7 @@ _ABANDONED_SECONDS = 86_400.0
 _SPARE_BYTES = 1 << 30
 """Room on the disk that is left to others."""
 _MOST_SHARED_KINDS = 2**16
+_ABOUT = "about.json"
 _COLUMNS = {"ends": "<i8", "example_indices": "<i8", "codes": "<i4", "kind_ends": "<i8"}
 _KIND_FIELDS = tuple(
     each.name
@@ -85,7 +88,7 @@ class FeatureStore(Sequence[Features]):
             examples: What was encoded.
         """
         self._examples = examples
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         found = {name: _mapped(folder / name, kind) for name, kind in _COLUMNS.items()}
         self._tokens = _mapped(folder / "tokens", about["token_type"])
         self._ends, self._example_indices = found["ends"], found["example_indices"]
@@ -230,7 +233,7 @@ class EncodedCache:
             vocabulary_size: Ids are below it.
         """
         path = self.folder / name
-        if path.is_dir():
+        if _is_whole(path):
             os.utime(path)
             return FeatureStore(path, examples)
         beside = self._beside()
@@ -238,7 +241,9 @@ class EncodedCache:
             _write(beside, examples, encode, vocabulary_size=vocabulary_size)
             store = FeatureStore(beside, examples)
             if self._has_room(beside):
-                beside.rename(path)
+                shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(OSError):  # another process was first
+                    beside.rename(path)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         return store
@@ -293,11 +298,12 @@ def _write(
     folder: Path, examples: Sequence[Example], encode: Encode, *, vocabulary_size: int
 ) -> None:
     token_type = "<u2" if vocabulary_size <= 2**16 else "<u4"
-    (folder / "about.json").write_text(json.dumps({"token_type": token_type}), encoding="utf-8")
     with _Writer(folder, token_type) as writer:
         for start in range(0, len(examples), EXAMPLES_PER_CHUNK):
             chunk = list(examples[start : start + EXAMPLES_PER_CHUNK])
             writer.add(encode(chunk), first_example=start)
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+    write_json(folder / _ABOUT, {"token_type": token_type, "sizes": sizes})
 
 
 class _Writer:
@@ -348,6 +354,18 @@ class _Writer:
 
 def _kind_values(features: Features) -> tuple[Any, ...]:
     return tuple(getattr(features, name) for name in _KIND_FIELDS)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all files of an entry are there, as long as they were written."""
+    about = folder / _ABOUT
+    if not about.is_file():
+        return False
+    sizes = json.loads(about.read_text(encoding="utf-8"))["sizes"]
+    files = {name: folder / name for name in sizes}
+    return all(
+        file.is_file() and file.stat().st_size == sizes[name] for name, file in files.items()
+    )
 
 
 def _mapped(path: Path, kind: str) -> NDArray[Any]:

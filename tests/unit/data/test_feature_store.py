@@ -153,6 +153,28 @@ def test_a_failure_leaves_nothing_and_what_a_killed_run_left_is_removed(
     assert names(cache) == ["a.unfinished", "one"]
 
 
+@pytest.mark.parametrize("broken", ["tokens", "ends", "about.json"])
+def test_an_entry_that_lost_a_piece_is_made_again(cache: EncodedCache, broken: str) -> None:
+    stored(cache)
+    if broken == "about.json":
+        (cache.folder / "one" / broken).unlink()
+    else:
+        os.truncate(cache.folder / "one" / broken, 4)
+    assert list(stored(cache)) == encode(EXAMPLES)
+    assert list(cache.features("one", EXAMPLES, refuse, vocabulary_size=65_536)) == encode(EXAMPLES)
+
+
+def test_two_processes_that_write_the_same_do_not_meet(cache: EncodedCache) -> None:
+    def encode_behind_another(examples: Sequence[Example]) -> list[Features]:
+        if not (cache.folder / "one").exists():
+            stored(cache)
+        return encode(examples)
+
+    found = cache.features("one", EXAMPLES, encode_behind_another, vocabulary_size=65_536)
+    assert list(found) == list(stored(cache)) == encode(EXAMPLES)
+    assert names(cache) == ["one"]
+
+
 def test_joined_lists_are_as_one(cache: EncodedCache) -> None:
     documents = encode(EXAMPLES)
     joined = Joined(stored(cache), documents[:2])
