@@ -209,7 +209,7 @@ def _padded(text: str, width: int) -> str:
     return f"{pad}{text}{pad}"
 
 
-def _hashes(texts: Sequence[str]) -> tuple[Numbers, Numbers]:
+def hash_pieces(texts: Sequence[str]) -> tuple[Numbers, Numbers]:
     """Give the hash of every piece of every text, and the index of its text, in order.
 
     Texts are padded, so that a letter at an end is in as many pieces as one in the middle.
@@ -341,7 +341,7 @@ class _Index:
         return (hashes % np.uint64(self._num_buckets)).astype(np.int64)
 
     def _hashes(self, texts: Sequence[str]) -> tuple[Numbers, Numbers]:
-        hashes, owners = _hashes(texts)
+        hashes, owners = hash_pieces(texts)
         is_kept = self.level.keeps(hashes)
         return hashes[is_kept], owners[is_kept]
 

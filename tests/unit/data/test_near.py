@@ -6,7 +6,7 @@ import string
 import numpy as np
 import pytest
 
-from lushan.data.near import NEAR, Numbers, Positions, bare, match_near, plain
+from lushan.data.near import NEAR, Numbers, Positions, bare, hash_pieces, match_near, plain
 
 WORDS = [
     "river",
@@ -147,3 +147,12 @@ def test_long_texts_are_compared_by_samples_across_levels(num_words: int) -> Non
     queries = {" ".join([*text.split()[: -num_words // 10], "end"]): text for text in base[:30]}
     found = find_near([*queries, *base[30:40]], base[:30])
     assert found == {query: [text] for query, text in queries.items()}
+
+
+def test_no_piece_reaches_into_the_next_text() -> None:
+    texts = ["ab cd", "山高水长", "efg", "天地a"]
+    together, owners = hash_pieces(texts)
+    for number, text in enumerate(texts):
+        alone, _ = hash_pieces([text])
+        assert together[owners == number].tolist() == alone.tolist()
+        assert len(alone) == len(text) + (4 if text.isascii() else 1)
