@@ -63,6 +63,7 @@ def _windows(
     encoded: Encoded, rendered: Rendered, tokenizer: Tokenizer, *, limit: LengthLimit, place: str
 ) -> list[Window]:
     ids = list(encoded.ids)
+    first, last = _token_range(encoded, rendered.cuttable)
     supervised = _first_supervised(encoded, rendered)
     if rendered.ends_with_stop:
         if tokenizer.stop_id is None:
@@ -73,7 +74,6 @@ def _windows(
     excess = len(ids) - limit.max_tokens
     if excess <= 0:
         return [Window(tuple(ids), supervised)]
-    first, last = _token_range(encoded, rendered.cuttable)
     room = limit.max_tokens - (len(ids) - (last - first))
     if limit.policy == "error" or room < 1:
         what_to_do = (
