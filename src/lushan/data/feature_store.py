@@ -4,7 +4,6 @@ What many documents have in common (target, weight) is kept once, as a *kind*. T
 features, so that nobody needs to know how it is stored.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -240,10 +239,8 @@ class EncodedCache:
         try:
             _write(beside, examples, encode, vocabulary_size=vocabulary_size)
             store = FeatureStore(beside, examples)
-            if self._has_room(beside):
-                shutil.rmtree(path, ignore_errors=True)
-                with contextlib.suppress(OSError):  # another process was first
-                    beside.rename(path)
+            if beside.parent == self.folder and self.limit_bytes:
+                self._keep(beside, path)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         return store
@@ -261,10 +258,17 @@ class EncodedCache:
             return Path(tempfile.mkdtemp(prefix="lushan-"))
         return beside
 
+    def _keep(self, beside: Path, path: Path) -> None:
+        """Give an entry its name, if there is room and no other process was first."""
+        try:
+            if self._has_room(beside) and not _is_whole(path):
+                shutil.rmtree(path, ignore_errors=True)
+                beside.rename(path)
+        except OSError as error:
+            self.notes.append(f"Tokens are not kept for a later run: `{path}`: {error.strerror}.")
+
     def _has_room(self, beside: Path) -> bool:
         """Make room by removing what was not used for longest."""
-        if beside.parent != self.folder:
-            return False
         num_bytes = _size(beside)
         if num_bytes > self.limit_bytes:
             self.notes.append(
@@ -284,7 +288,13 @@ class EncodedCache:
                 f"Removed the tokens of {removed} earlier data set(s) from `{self.folder}`, which may hold "
                 f"{self.limit_bytes / 1e9:g} GB (`data.cache_gigabytes`)."
             )
-        return shutil.disk_usage(self.folder).free > _SPARE_BYTES
+        if shutil.disk_usage(self.folder).free < _SPARE_BYTES:
+            self.notes.append(
+                f"Tokens are not kept for a later run: `{self.folder}` has less than "
+                f"{_SPARE_BYTES / 1e9:.0f} GB to spare."
+            )
+            return False
+        return True
 
     def _entries(self) -> Iterator[Path]:
         for each in self.folder.iterdir():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,11 +133,37 @@ def test_what_is_larger_than_the_limit_is_not_kept(cache: EncodedCache) -> None:
     assert "`data.cache_gigabytes`" in small.notes[0]
 
 
+def test_a_full_disk_is_told(cache: EncodedCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=2**29)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert list(stored(cache)) == encode(EXAMPLES)
+    assert "less than 1 GB" in cache.notes[0]
+    assert names(cache) == []
+
+
+def test_without_a_limit_above_zero_nothing_is_kept_and_nothing_told(cache: EncodedCache) -> None:
+    without = EncodedCache(cache.folder, 0)
+    assert list(stored(without)) == encode(EXAMPLES)
+    assert names(without) == without.notes == []
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     cache = EncodedCache(tmp_path / "file" / "tokens", 1e9)
     assert list(stored(cache)) == encode(EXAMPLES)
     assert "cannot be written" in cache.notes[0]
+
+
+def test_an_entry_that_cannot_be_named_is_told_and_used(
+    cache: EncodedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_name(*_: object) -> None:
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse_name)
+    assert list(stored(cache)) == encode(EXAMPLES)
+    assert "Permission denied" in cache.notes[0]
+    assert names(cache) == []
 
 
 def test_a_failure_leaves_nothing_and_what_a_killed_run_left_is_removed(
