@@ -71,7 +71,7 @@ def test_gradient_of_an_embedding_is_that_of_the_rows_which_are_read(
     backbone = load_backbone(tiny_folder(model_type), purpose="classify", labels=("no", "yes"))
     batch = batch_of_documents()
     whole = gradients(backbone, batch)
-    ((name, rows_U),) = backbone.read_rows(batch.features).items()
+    ((name, rows_U),) = backbone.read_rows(READ).items()
     assert rows_U.tolist() == READ
     sparse = gradients(backbone, batch)
     weight = backbone.model.get_parameter(name)
@@ -91,10 +91,10 @@ def test_embedding_that_writes_too_is_read_as_a_whole(
     is_tied = backbone.plain_model.get_output_embeddings().weight is (
         backbone.plain_model.get_input_embeddings().weight
     )
-    assert bool(backbone.read_rows(batch_of_documents().features)) != is_tied
+    assert bool(backbone.read_rows(READ)) != is_tied
 
 
 def test_nothing_is_said_of_a_frozen_embedding(tiny_folder: MakeTiny) -> None:
     backbone = load_backbone(tiny_folder("llama"), purpose="classify", labels=("no", "yes"))
     attach(backbone, method="lora")
-    assert backbone.read_rows(batch_of_documents().features) == {}
+    assert backbone.read_rows(READ) == {}

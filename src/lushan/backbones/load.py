@@ -26,7 +26,7 @@ from lushan.backbones.inspect import ModelFacts, describe
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import ModelError
-from lushan.records import Batch, Features
+from lushan.records import Batch
 
 Purpose = Literal["classify", "language", "embed"]
 PackingMode = Literal["packed", "masked", "alone"]
@@ -144,8 +144,8 @@ class Backbone:
         # backward pass go through frozen layers.
         model.disable_input_require_grads()
 
-    def read_rows(self, features: Sequence[Features]) -> dict[str, Tensor]:
-        """Which rows of the token embedding these documents read, ascending, by the weight's name.
+    def read_rows(self, token_ids: Sequence[int]) -> dict[str, Tensor]:
+        """Which rows of the token embedding these tokens read, ascending, by the weight's name.
 
         Its gradient then holds nothing but the rows of a batch. Nothing is said of an embedding that is frozen, or
         that is the vocabulary layer too, all of which every answer reads.
@@ -156,11 +156,8 @@ class Backbone:
         if not weight.requires_grad or (output is not None and output.weight is weight):
             return {}
         embedding.sparse = True
-        is_read_V = torch.zeros(len(weight), dtype=torch.bool)
-        for each in features:
-            is_read_V[list(each.token_ids)] = True
         (name,) = (name for name, each in self.model.named_parameters() if each is weight)
-        return {name: is_read_V.nonzero()[:, 0].to(weight.device)}
+        return {name: torch.tensor(sorted(set(token_ids)), device=weight.device)}
 
     def _calls(
         self, batch: Batch, *, prefix: Prefix | None = None, record: Prefix | None = None

@@ -1,11 +1,13 @@
 """Packed batches in a deterministic order that can be left and taken up again at any step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from lushan.data.feature_store import example_indices_of
 from lushan.records import Batch, Features
 
 MAX_BATCH_TOKENS = 4096
@@ -41,16 +43,21 @@ def pack(
 
 def split_by_tokens(features: Sequence[Features], max_tokens: int) -> list[list[Features]]:
     """Cut a list of documents into parts of at most `max_tokens`; a longer document stands alone."""
-    parts: list[list[Features]] = []
-    size = 0
-    for each in features:
-        length = len(each.token_ids)
-        if not parts or size + length > max_tokens:
-            parts.append([])
-            size = 0
-        parts[-1].append(each)
+    bounds = split_lengths([len(each.token_ids) for each in features], max_tokens)
+    return [list(features[start:end]) for start, end in bounds]
+
+
+def split_lengths(lengths: Iterable[int], max_tokens: int) -> Iterator[tuple[int, int]]:
+    """Cut documents of these lengths into parts of at most `max_tokens`; gives [start, end) of each part."""
+    start, end, size = 0, 0, 0
+    for length in lengths:
+        if end > start and size + length > max_tokens:
+            yield start, end
+            start, size = end, 0
+        end += 1
         size += length
-    return parts
+    if end > start:
+        yield start, end
 
 
 class Step(NamedTuple):
@@ -91,10 +98,8 @@ class PackedSource:
             process: This process's number, and how many there are.
             device: Where the batches go.
         """
-        rows: dict[int, list[Features]] = {}
-        for each in features:
-            rows.setdefault(each.example_index, []).append(each)
-        self._rows = list(rows.values())
+        self._features = features
+        self._rows = _Rows(example_indices_of(features))
         self._rows_per_step = rows_per_step
         self._seed = seed
         self._max_batch_tokens = max_batch_tokens
@@ -122,8 +127,9 @@ class PackedSource:
         while self.step_in_epoch < self.num_steps_per_epoch:
             start = self.step_in_epoch * self._rows_per_step
             self.step_in_epoch += 1
+            rows = order[start : start + self._rows_per_step]
             yield self._step([
-                self._rows[row] for row in order[start : start + self._rows_per_step]
+                [self._features[document] for document in self._rows.documents(row)] for row in rows
             ])
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
@@ -138,3 +144,25 @@ class PackedSource:
             num_supervised=sum(each.weight * each.num_supervised for each in everything),
             num_tokens=sum(len(each.token_ids) for each in everything),
         )
+
+
+class _Rows:
+    """Which documents belong to one row; rows stand in the order of their first documents."""
+
+    def __init__(self, example_indices: NDArray[np.int64]) -> None:
+        _, firsts, inverse, sizes = np.unique(
+            example_indices, return_index=True, return_inverse=True, return_counts=True
+        )
+        order = np.argsort(firsts)
+        number_of = np.empty_like(order)
+        number_of[order] = np.arange(len(order))
+        self._documents = np.argsort(number_of[inverse], kind="stable")
+        self._ends = np.cumsum(sizes[order])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def documents(self, row: int) -> list[int]:
+        """Give the documents of a row, in order."""
+        start = self._ends[row - 1] if row else 0
+        return self._documents[start : self._ends[row]].tolist()

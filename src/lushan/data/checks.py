@@ -1,11 +1,13 @@
 """What is looked at before any training: labels, repeats, contradictions; what blocks and what is told."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from lushan.data.near import plain
+import numpy as np
+
+from lushan.data.example_store import count_kinds, hashes_of, kinds_of, take
 from lushan.data.overlap import OverlapCounts, OverlapPolicy, find_overlap, remove_overlap
 from lushan.data.splits import Parts, count_labels, labels_of
 from lushan.errors import DataError
@@ -70,18 +72,14 @@ def check_parts(parts: Parts, *, needs_test: bool = True) -> Findings:
     _refuse_one_answer(parts.train)
     _refuse_unknown_labels(parts, labels["train"])
     num_repeats: dict[str, int] = {}
-    contradictions: dict[str, list[Contradiction]] = {}
+    contradictions: dict[str, _Found] = {}
     for name, part in parts.as_dict().items():
-        by_text = _by_text(part)
-        num_repeats[name] = len(part) - len(by_text)
-        contradictions[name] = _contradictions(name, by_text)
-    num_contradictions = {name: len(found) for name, found in contradictions.items()}
+        num_repeats[name], contradictions[name] = _repeats(name, part)
+    num_contradictions = {name: found.times for name, found in contradictions.items()}
     return Findings(
         num_repeats=num_repeats,
         num_contradictions=num_contradictions,
-        contradictions=tuple(
-            each for found in contradictions.values() for each in found[:NUM_SHOWN]
-        ),
+        contradictions=tuple(each for found in contradictions.values() for each in found.shown),
         labels={str(name): dict(counts.most_common()) for name, counts in labels.items()},
         warnings=(
             *_repeat_warnings(num_repeats, num_contradictions),
@@ -100,7 +98,7 @@ def _refuse_empty(parts: Parts, *, needs_test: bool) -> None:
 
 
 def _refuse_one_answer(train: Sequence[Example]) -> None:
-    answers = {example.target for example in train}
+    answers = {kind.target for kind, _ in count_kinds(train)}
     if len(answers) < 2:
         only = next(iter(answers))
         raise DataError(
@@ -111,16 +109,20 @@ def _refuse_one_answer(train: Sequence[Example]) -> None:
 
 def _refuse_unknown_labels(parts: Parts, known: Counter[str]) -> None:
     for name, part in parts.as_dict().items():
-        unknown = [each for each in part if any(label not in known for label in labels_of(each))]
-        if not unknown:
-            continue
-        counts = Counter(
-            label for each in unknown for label in labels_of(each) if label not in known
+        codes, kinds = kinds_of(part)
+        is_unknown = np.array(
+            [any(label not in known for label in labels_of(kind)) for kind in kinds], dtype=bool
         )
+        (unknown,) = np.nonzero(is_unknown[codes])
+        if not len(unknown):
+            continue
+        counts = count_labels(take(part, unknown))
+        for label in known:
+            del counts[label]
         listed = ", ".join(f"`{label}` ({times:,})" for label, times in counts.most_common(10))
         raise DataError(
             f"The {name} split has {len(counts)} label(s) that training never sees: {listed}; first in "
-            f"{unknown[0].place}. Known: {_short(sorted(known))}. Add training rows for them, mend "
+            f"{part[int(unknown[0])].place}. Known: {_short(sorted(known))}. Add training rows for them, mend "
             "the spelling, or take these rows out."
         )
 
@@ -130,24 +132,44 @@ def _short(labels: Sequence[str]) -> str:
     return listed + (f" ... ({len(labels)} in all)" if len(labels) > 20 else "")
 
 
-def _by_text(part: Sequence[Example]) -> dict[str, list[Example]]:
-    by_text: dict[str, list[Example]] = defaultdict(list)
-    for example in part:
-        by_text[plain(example.text)].append(example)
-    return by_text
+class _Found(NamedTuple):
+    """Contradictions of one split."""
+
+    times: int
+    shown: list[Contradiction]
 
 
-def _contradictions(name: str, by_text: dict[str, list[Example]]) -> list[Contradiction]:
-    return [
-        Contradiction(
-            name,
-            text=examples[0].text,
-            labels=tuple(sorted({" + ".join(labels_of(each)) for each in examples})),
-            places=tuple(each.place for each in examples[:NUM_SHOWN]),
-        )
-        for examples in by_text.values()
-        if len(examples) > 1 and len({each.target for each in examples}) > 1
-    ]
+def _repeats(name: str, part: Sequence[Example]) -> tuple[int, _Found]:
+    """Count the rows whose text stands earlier, and find those texts that have several labels."""
+    if not part:
+        return 0, _Found(0, [])
+    hashes = hashes_of(part).plain
+    codes, kinds = kinds_of(part)
+    targets: dict[object, int] = {}
+    target_of = np.array([targets.setdefault(kind.target, len(targets)) for kind in kinds])
+    # Equal texts stand together, in the order of the rows.
+    order = np.argsort(hashes, kind="stable")
+    is_first = np.diff(hashes[order], prepend=hashes[order[0]] ^ np.uint64(1)) != 0
+    starts = np.append(np.flatnonzero(is_first), len(order))
+    ordered_targets = target_of[codes[order]]
+    groups = np.cumsum(is_first) - 1
+    (differing,) = np.nonzero(ordered_targets != ordered_targets[starts[groups]])
+    contradicted = np.unique(groups[differing])
+    first_rows = order[starts[contradicted]]
+    shown = contradicted[np.argsort(first_rows)][:NUM_SHOWN]
+    found = [take(part, order[starts[group] : starts[group + 1]]) for group in shown]
+    return len(part) - len(starts) + 1, _Found(
+        len(contradicted), [_contradiction(name, each) for each in found]
+    )
+
+
+def _contradiction(name: str, examples: Sequence[Example]) -> Contradiction:
+    return Contradiction(
+        name,
+        text=examples[0].text,
+        labels=tuple(sorted({" + ".join(labels_of(kind)) for kind, _ in count_kinds(examples)})),
+        places=tuple(each.place for each in examples[:NUM_SHOWN]),
+    )
 
 
 def _repeat_warnings(num_repeats: dict[str, int], num_contradictions: dict[str, int]) -> list[str]:

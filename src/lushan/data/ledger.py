@@ -1,10 +1,15 @@
 """The token ledger: what became of every row and every token, per split and per class."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from lushan.data.example_store import count_kinds, kinds_of
+from lushan.data.feature_store import columns_of
 from lushan.data.overlap import PairCounts
 from lushan.data.splits import Parts, labels_of
 from lushan.errors import DataError
@@ -100,20 +105,21 @@ def count_tokens(
         features: What they became; `example_index` points into `examples`.
         stop_id: The model's stop token.
     """
-    documents: dict[int, list[Features]] = defaultdict(list)
-    for each in features:
-        documents[each.example_index].append(each)
-    total, per_class = Counts(), dict.fromkeys(_classes(examples), Counts())
-    for index, example in enumerate(examples):
-        counts = _of_documents(documents.get(index, []))
+    counted = _count_examples(features, len(examples))
+    codes, kinds = kinds_of(examples)
+    totals = [np.bincount(codes, weights=each, minlength=len(kinds)) for each in counted]
+    times = np.bincount(codes, minlength=len(kinds))
+    total, per_class = Counts(), dict[str, Counts]()
+    for code in np.flatnonzero(times).tolist():
+        counts = Counts(int(times[code]), *(int(each[code]) for each in totals))
         total = _sum(total, counts)
-        for label in labels_of(example) or (NO_LABEL,):
-            per_class[label] = _sum(per_class[label], counts)
+        for label in labels_of(kinds[code]) or (NO_LABEL,):
+            per_class[label] = _sum(per_class.get(label, Counts()), counts)
     before = ledger.splits[split]
     after = replace(
         before,
         total=total,
-        per_class=per_class,
+        per_class=dict(sorted(per_class.items())),
         trains_stop_token=_trains_stop_token(features, stop_id),
     )
     return replace(ledger, splits={**ledger.splits, split: after})
@@ -146,37 +152,37 @@ def refuse_without_signal(ledger: Ledger) -> None:
 
 
 def _count_split(part: Sequence[Example], num_dropped: Mapping[str, int]) -> SplitLedger:
-    per_class = dict.fromkeys(_classes(part), 0)
-    for example in part:
-        for label in labels_of(example) or (NO_LABEL,):
-            per_class[label] += 1
+    per_class: Counter[str] = Counter()
+    for kind, times in count_kinds(part):
+        for label in labels_of(kind) or (NO_LABEL,):
+            per_class[label] += times
     return SplitLedger(
         num_read=len(part) + sum(num_dropped.values()),
         num_dropped={reason: times for reason, times in num_dropped.items() if times},
         total=Counts(num_examples=len(part)),
-        per_class={label: Counts(num_examples=times) for label, times in per_class.items()},
+        per_class={label: Counts(num_examples=times) for label, times in sorted(per_class.items())},
     )
 
 
-def _classes(examples: Sequence[Example]) -> list[str]:
-    return sorted({label for each in examples for label in labels_of(each) or (NO_LABEL,)})
+def _count_examples(features: Sequence[Features], num_examples: int) -> list[NDArray[Any]]:
+    """Count for each example what follows `num_examples` in `Counts`, up to the tokens that were cut."""
+    columns = columns_of(features)
 
+    def per_example(values: NDArray[Any]) -> NDArray[Any]:
+        return np.bincount(columns.example_indices, weights=values, minlength=num_examples)
 
-def _of_documents(documents: Sequence[Features]) -> Counts:
-    """Count what one example became."""
-    num_tokens = sum(len(each.token_ids) for each in documents)
-    num_supervised = sum(each.num_supervised for each in documents)
-    num_cut_tokens = sum(each.num_cut_tokens for each in documents)
-    is_text = any(each.targets_from >= 0 for each in documents)
-    return Counts(
-        num_examples=1,
-        num_cut_examples=int(num_cut_tokens > 0),
-        num_documents=len(documents),
-        num_tokens=num_tokens,
-        num_supervised=num_supervised,
-        num_masked_tokens=num_tokens - num_supervised if is_text else 0,
-        num_cut_tokens=num_cut_tokens,
-    )
+    num_tokens = per_example(columns.lengths)
+    num_supervised = per_example(columns.num_supervised())
+    num_cut_tokens = per_example(columns.of_kinds(lambda kind: kind.num_cut_tokens))
+    is_text = per_example(columns.of_kinds(lambda kind: kind.targets_from >= 0)) > 0
+    return [
+        (num_cut_tokens > 0).astype(np.float64),
+        per_example(np.ones(len(features))),
+        num_tokens,
+        num_supervised,
+        np.where(is_text, num_tokens - num_supervised, 0.0),
+        num_cut_tokens,
+    ]
 
 
 def _sum(one: Counts, other: Counts) -> Counts:
@@ -192,9 +198,9 @@ def _sum(one: Counts, other: Counts) -> Counts:
 
 
 def _trains_stop_token(features: Sequence[Features], stop_id: int | None) -> bool | None:
-    if all(each.targets_from < 0 for each in features):
+    columns = columns_of(features)
+    targets_from = columns.of_kinds(lambda kind: kind.targets_from)
+    if (targets_from < 0).all():
         return None
-    return all(
-        0 <= each.targets_from < len(each.token_ids) and each.token_ids[-1] == stop_id
-        for each in features
-    )
+    is_within = (targets_from >= 0) & (targets_from < columns.lengths)
+    return bool((is_within & (columns.last_tokens == stop_id)).all())

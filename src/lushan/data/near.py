@@ -13,8 +13,10 @@ where a sample is far off.
 
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ FEWEST_PIECES = 12
 """Shorter texts are near only when nothing but case, space and punctuation differs."""
 
 NOT_WORD = re.compile(r"[\W_]+")
+ASCII_NOT_WORD = {code: " " for code in range(128) if not chr(code).isalnum()}
 WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 
 # A piece is one number of 64 bits: 12 its text in the chunk, 8 how common it is, 44 its hash. One
@@ -36,10 +39,13 @@ HASH_BITS = 44
 SAMPLE_SHIFT = 24
 TEXT_SHIFT = np.uint64(52)
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+SIZE_SHIFT = np.uint64(12)
+MOST_SIZE = 2**12 - 1
 MOST_BUCKETS = 2**24
 MOST_FIRST_PIECES = 48
 MOST_TEXTS_PER_PIECE = 64
 BITS_PER_MAP = 512
+FIRST_WORDS = 2
 PAIRS_PER_BLOCK = 2**18
 MOST_MEASURED = 64
 ROUNDING = 1e-6
@@ -60,38 +66,80 @@ def plain(text: str) -> str:
 
 def bare(text: str) -> str:
     """Give the plain form without punctuation; empty where a text has no letter and no digit."""
-    return NOT_WORD.sub(" ", plain(text)).strip()
+    return bare_of(plain(text))
+
+
+def bare_of(plain_text: str) -> str:
+    """Give the bare form of a text in plain form."""
+    if plain_text.isascii():  # the same, several times as fast
+        return " ".join(plain_text.translate(ASCII_NOT_WORD).split())
+    return NOT_WORD.sub(" ", plain_text).strip()
 
 
 def comparable(text: str) -> str:
     """Give the bare form, or the plain one of a text without letters, such as a smile."""
-    return bare(text) or plain(text)
+    plain_text = plain(text)
+    return bare_of(plain_text) or plain_text
 
 
-def find_near(queries: Iterable[str], base: Iterable[str]) -> dict[str, list[str]]:
+class Comparables(Protocol):
+    """Texts in comparable form; equal texts have equal hashes."""
+
+    hashes: Numbers
+
+    def texts(self, places: Positions) -> Iterable[str]:
+        """Give the texts at some places, in that order."""
+        ...
+
+
+def match_near(queries: Comparables, base: Comparables) -> dict[int, list[int]]:
     """Find the queries that equal, or nearly equal, texts of the base.
 
+    Neither needs to be in memory: queries are gone through once, the base twice.
+
     Args:
-        queries: Comparable texts; repeats and empty ones do not matter.
-        base: Comparable texts.
+        queries: Repeats and empty texts do not matter.
+        base: As well.
 
     Returns:
-        Query text to base texts, the most similar first.
+        Hash of a query to places in the base, the most similar first; of equal texts only the first place.
     """
-    wanted, known = dict.fromkeys(queries), dict.fromkeys(base)
-    found = {text: [text] for text in wanted if text and text in known}
-    long = [text for text in wanted if _is_long(text)]
-    texts = [text for text in known if _is_long(text)]
-    for level in _levels([*long, *texts]):
-        chosen = [text for text in texts if level.holds(text)]
-        asked = [text for text in long if level.holds(text)]
-        if not chosen or not asked:
-            continue
-        index = _Index(chosen, level)
-        for start, end in _chunks(asked):
-            for query, matches in index.match(asked[start:end]).items():
-                found.setdefault(asked[start + query], []).extend(chosen[i] for i in matches)
-    return {text: list(dict.fromkeys(matches)) for text, matches in found.items()}
+    hashes, places = _first_places(queries.hashes)
+    base_hashes, base_places = _first_places(base.hashes)
+    _, found_at, known_at = np.intersect1d(
+        hashes, base_hashes, assume_unique=True, return_indices=True
+    )
+    equal = dict(zip(hashes[found_at].tolist(), base_places[known_at].tolist(), strict=True))
+    indices = _indices(base, np.sort(base_places))
+    found: dict[int, list[int]] = {}
+    for texts, chunk in _chunks(queries, np.sort(places)):
+        numbers = queries.hashes[chunk].tolist()
+        for text, number in zip(texts, numbers, strict=True):
+            if text and number in equal:
+                found[number] = [equal[number]]
+        for index in indices:
+            asked = [
+                place
+                for place, text in enumerate(texts)
+                if _is_long(text) and index.level.holds(text)
+            ]
+            for query, matches in index.match([texts[place] for place in asked]).items():
+                found.setdefault(numbers[asked[query]], []).extend(matches)
+    return {number: list(dict.fromkeys(matches)) for number, matches in found.items()}
+
+
+def _first_places(hashes: Numbers) -> tuple[Numbers, Positions]:
+    return np.unique(hashes, return_index=True)
+
+
+def _indices(base: Comparables, places: Positions) -> list["_Index"]:
+    """Put the texts of the base into an index for each level that has some."""
+    lengths = array("q")
+    for texts, _ in _chunks(base, places):
+        lengths.extend(len(text) if _is_long(text) else 0 for text in texts)
+    found = np.array(lengths, dtype=np.int64)
+    chosen = [(level, places[level.holds_lengths(found)]) for level in _levels(found)]
+    return [_Index(base, level=level, places=members) for level, members in chosen if len(members)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +150,18 @@ class _Level:
 
     def holds(self, text: str) -> bool:
         """Whether the text is short enough, and long enough to be near one that no lower level holds."""
-        longest = SHORT_CHARACTERS * LEVEL_FACTOR**self.number
-        shortest = NEAR * longest / LEVEL_FACTOR if self.number else 0
+        shortest, longest = self._bounds
         return shortest <= len(text) <= longest
+
+    def holds_lengths(self, lengths: Positions) -> NDArray[np.bool_]:
+        """Say the same of texts with these numbers of characters; 0 stands for one that no level holds."""
+        shortest, longest = self._bounds
+        return (lengths > 0) & (shortest <= lengths) & (lengths <= longest)
+
+    @property
+    def _bounds(self) -> tuple[float, int]:
+        longest = SHORT_CHARACTERS * LEVEL_FACTOR**self.number
+        return (NEAR * longest / LEVEL_FACTOR if self.number else 0, longest)
 
     @property
     def near(self) -> float:
@@ -116,14 +173,16 @@ class _Level:
         return (hashes >> np.uint64(SAMPLE_SHIFT)) % np.uint64(LEVEL_FACTOR**self.number) == 0
 
 
-def _levels(texts: Iterable[str]) -> list[_Level]:
-    longest, number = max(map(len, texts), default=0), 0
+def _levels(lengths: Positions) -> list[_Level]:
+    longest, number = lengths.max(initial=0), 0
     while SHORT_CHARACTERS * LEVEL_FACTOR**number < longest:
         number += 1
     return [_Level(each) for each in range(number + 1)]
 
 
 def _width(text: str) -> int:
+    if text.isascii():
+        return PIECE_CHARACTERS
     return WIDE_PIECE_CHARACTERS if len(WIDE.findall(text)) * 2 > len(text) else PIECE_CHARACTERS
 
 
@@ -131,16 +190,18 @@ def _is_long(text: str) -> bool:
     return len(text) >= FEWEST_PIECES + _width(text) - 1
 
 
-def _chunks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Cut a list of texts where a chunk is full; gives [start, end)."""
+def _chunks(texts: Comparables, places: Positions) -> Iterator[tuple[list[str], Positions]]:
+    """Give the texts at some places in lists, each cut where it is full, and the places of each list."""
+    chunk: list[str] = []
     start, num_characters = 0, 0
-    for index, text in enumerate(texts):
+    for text in texts.texts(places):
+        chunk.append(text)
         num_characters += len(text)
-        if index + 1 - start == TEXTS_PER_CHUNK or num_characters > CHARACTERS_PER_CHUNK:
-            yield start, index + 1
-            start, num_characters = index + 1, 0
-    if start < len(texts):
-        yield start, len(texts)
+        if len(chunk) == TEXTS_PER_CHUNK or num_characters > CHARACTERS_PER_CHUNK:
+            yield chunk, places[start : start + len(chunk)]
+            start, num_characters, chunk = start + len(chunk), 0, []
+    if chunk:
+        yield chunk, places[start:]
 
 
 def _padded(text: str, width: int) -> str:
@@ -148,25 +209,32 @@ def _padded(text: str, width: int) -> str:
     return f"{pad}{text}{pad}"
 
 
-def _hashes(texts: Sequence[str]) -> tuple[Numbers, Numbers]:
+def hash_pieces(texts: Sequence[str]) -> tuple[Numbers, Numbers]:
     """Give the hash of every piece of every text, and the index of its text, in order.
 
     Texts are padded, so that a letter at an end is in as many pieces as one in the middle.
     """
-    text_widths = [_width(text) for text in texts]
-    padded = [_padded(text, width) for text, width in zip(texts, text_widths, strict=True)]
-    characters = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    lengths = np.array([len(text) for text in padded])
-    widths = np.repeat(text_widths, lengths)
-    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(characters))
-    hashes = np.zeros(len(characters), dtype=np.uint64)
+    widths = np.array([_width(text) for text in texts], dtype=np.int64)
+    padded = [_padded(text, width) for text, width in zip(texts, widths.tolist(), strict=True)]
+    lengths = np.array([len(text) for text in padded], dtype=np.int64)
+    ends = np.cumsum(lengths)
+    codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    characters = np.zeros(len(codes) + PIECE_CHARACTERS, dtype=np.uint64)
+    characters[: len(codes)] = codes + np.uint64(1)
+    hashes = np.zeros(len(codes), dtype=np.uint64)
+    is_whole = np.ones(len(codes), dtype=bool)
+    is_wide = widths == WIDE_PIECE_CHARACTERS
+    wide_hashes = hashes
     for offset in range(PIECE_CHARACTERS):
-        is_in = (offset < widths) & (offset < left)
-        is_in &= np.arange(len(characters)) + offset < len(characters)
-        (places,) = np.nonzero(is_in)
-        hashes[places] = (hashes[places] + characters[places + offset] + np.uint64(1)) * MULTIPLIER
-        hashes[places] ^= hashes[places] >> np.uint64(29)
-    is_whole = left >= widths
+        if offset == WIDE_PIECE_CHARACTERS and is_wide.any():
+            wide_hashes = hashes.copy()
+        hashes += characters[offset : offset + len(codes)]
+        hashes *= MULTIPLIER
+        hashes ^= hashes >> np.uint64(29)
+        if offset:
+            is_whole[ends[widths > offset] - offset] = False
+    if is_wide.any():
+        hashes = np.where(np.repeat(is_wide, lengths), wide_hashes, hashes)
     owners = np.repeat(np.arange(len(texts), dtype=np.uint64), lengths)
     return hashes[is_whole] >> np.uint64(64 - HASH_BITS), owners[is_whole]
 
@@ -201,14 +269,14 @@ class _Pieces:
         """Give how many distinct pieces each text has."""
         return np.diff(self.starts)
 
-    def prefixes(self, near: float) -> tuple[Numbers, Positions]:
-        """Give the pieces of which two near texts share at least one, and whose they are."""
+    def prefixes(self, near: float) -> "_Prefixes":
+        """Give the pieces of which two near texts share at least one."""
         counts = self.counts()
         owners = np.repeat(np.arange(len(counts)), counts)
         ranks = np.arange(len(self.values)) - self.starts[owners]
         most = np.minimum(counts - np.ceil(near * counts), MOST_FIRST_PIECES)
         is_first = ranks <= most[owners]
-        return self.values[is_first], owners[is_first]
+        return _Prefixes(self.values[is_first], owners[is_first], ranks[is_first])
 
     def bit_maps(self) -> Numbers:
         """Give the set of each text as bits; (texts, 8)."""
@@ -219,46 +287,62 @@ class _Pieces:
         return np.packbits(bits, axis=1).view(np.uint64)
 
 
+class _Prefixes(NamedTuple):
+    """The rarest pieces of some texts."""
+
+    values: Numbers
+    owners: Positions
+    """The text of each."""
+    ranks: Positions
+    """How many pieces of its text come before each."""
+
+
 class _Index:
     """The pieces of the base texts, to be asked for near texts."""
 
-    def __init__(self, texts: Sequence[str], level: _Level) -> None:
-        self._texts, self._level = texts, level
-        num_characters = sum(map(len, texts))
+    def __init__(self, base: Comparables, *, level: _Level, places: Positions) -> None:
+        self.level = level
+        self._base, self._places = base, places
+        num_characters = sum(len(text) for text in base.texts(places))
         self._num_buckets = min(MOST_BUCKETS, 2 ** (2 * num_characters).bit_length())
         self._times = np.zeros(self._num_buckets, dtype=np.uint32)
-        for start, end in _chunks(texts):
-            hashes, _ = self._hashes(texts[start:end])
+        for texts, _ in _chunks(base, places):
+            hashes, _ = self._hashes(texts)
             np.add.at(self._times, self._buckets(hashes), np.uint32(1))
-        sizes, maps, values, owners = [], [], [], []
-        for start, end in _chunks(texts):
-            pieces = self._pieces(texts[start:end])
+        sizes, maps, keys, owners, ranks = [], [], [], [], []
+        start = 0
+        for texts, _ in _chunks(base, places):
+            pieces = self._pieces(texts)
             sizes.append(pieces.counts())
             maps.append(pieces.bit_maps())
-            first, whose = pieces.prefixes(self._level.near)
-            values.append(first)
-            owners.append(whose + start)
+            first = pieces.prefixes(level.near)
+            keys.append(_with_size(first.values, sizes[-1][first.owners]))
+            owners.append((first.owners + start).astype(np.int32))
+            ranks.append(first.ranks.astype(np.uint8))
+            start += len(texts)
         self._sizes, self._maps = np.concatenate(sizes), np.concatenate(maps)
-        order = np.argsort(np.concatenate(values), kind="stable")
-        self._values, self._owners = np.concatenate(values)[order], np.concatenate(owners)[order]
+        order = np.argsort(np.concatenate(keys), kind="stable")
+        self._keys, self._owners = np.concatenate(keys)[order], np.concatenate(owners)[order]
+        self._ranks = np.concatenate(ranks)[order]
 
     def match(self, texts: Sequence[str]) -> dict[int, list[int]]:
-        """Give the near base texts of each text that has some, best first; takes one chunk."""
+        """Give the places of the near base texts of each text that has some, best first; takes one chunk."""
         found: dict[int, list[tuple[float, int]]] = {}
         for query, likely in self._candidates(self._pieces(texts)).items():
             pieces = _piece_set(texts[query])
-            for base in likely[:MOST_MEASURED]:
-                similarity = _jaccard(pieces, _piece_set(self._texts[base]))
+            places = self._places[likely[:MOST_MEASURED]]
+            for place, text in zip(places.tolist(), self._base.texts(places), strict=True):
+                similarity = _jaccard(pieces, _piece_set(text))
                 if similarity >= NEAR:
-                    found.setdefault(query, []).append((-similarity, base))
+                    found.setdefault(query, []).append((-similarity, place))
         return {query: [base for _, base in sorted(found[query])] for query in found}
 
     def _buckets(self, hashes: Numbers) -> Positions:
         return (hashes % np.uint64(self._num_buckets)).astype(np.int64)
 
     def _hashes(self, texts: Sequence[str]) -> tuple[Numbers, Numbers]:
-        hashes, owners = _hashes(texts)
-        is_kept = self._level.keeps(hashes)
+        hashes, owners = hash_pieces(texts)
+        is_kept = self.level.keeps(hashes)
         return hashes[is_kept], owners[is_kept]
 
     def _pieces(self, texts: Sequence[str]) -> _Pieces:
@@ -273,16 +357,21 @@ class _Index:
     def _candidates(self, pieces: _Pieces) -> dict[int, list[int]]:
         """Give the base texts that may be near to each text, the most alike first."""
         pairs = self._sharing_pairs(pieces)
+        if not len(pairs):
+            return {}
         sizes, maps = pieces.counts(), pieces.bit_maps()
-        share = (1 - self._level.near) / (1 + self._level.near)
+        share = (1 - self.level.near) / (1 + self.level.near)
         likely: list[Positions] = []
         for start in range(0, len(pairs), PAIRS_PER_BLOCK):
             query, base = np.divmod(pairs[start : start + PAIRS_PER_BLOCK], len(self._sizes))
             # Near sets A and B differ in at most (|A| + |B|) (1 - t) / (1 + t) pieces; their maps in no
-            # more bits. This also sorts out sets of unlike size.
+            # more bits. This also sorts out sets of unlike size. A part of the maps sorts most out.
             most = (sizes[query] + self._sizes[base]) * share + ROUNDING
-            differ = np.bitwise_count(maps[query] ^ self._maps[base]).sum(axis=1, dtype=np.int64)
+            differ = _num_differing(maps[query, :FIRST_WORDS], self._maps[base, :FIRST_WORDS])
             is_likely = (differ <= most) & (np.abs(sizes[query] - self._sizes[base]) <= most)
+            query, base, most = query[is_likely], base[is_likely], most[is_likely]
+            differ = _num_differing(maps[query], self._maps[base])
+            is_likely = differ <= most
             likely.append(np.stack([query, differ, base], axis=1)[is_likely])
         candidates: dict[int, dict[int, None]] = {}
         for query, _, base in sorted(np.concatenate(likely).tolist() if likely else []):
@@ -291,10 +380,35 @@ class _Index:
 
     def _sharing_pairs(self, pieces: _Pieces) -> Positions:
         """Give text * (number of base texts) + base text, where both share a piece of their prefixes."""
-        values, queries = pieces.prefixes(self._level.near)
-        first = np.searchsorted(self._values, values, side="left")
-        last = np.searchsorted(self._values, values, side="right")
-        num_hits = np.minimum(last - first, MOST_TEXTS_PER_PIECE)
-        begins = np.cumsum(num_hits) - num_hits
-        hits = np.repeat(first - begins, num_hits) + np.arange(num_hits.sum())
-        return np.repeat(queries, num_hits) * len(self._sizes) + self._owners[hits]
+        near = self.level.near
+        first = pieces.prefixes(near)
+        sizes = pieces.counts()[first.owners]
+        # Sets of unlike size are not near; those of a piece stand in the order of their size.
+        begins = np.searchsorted(self._keys, _with_size(first.values, np.floor(sizes * near)))
+        ends = np.searchsorted(
+            self._keys, _with_size(first.values, np.ceil(sizes / near)), side="right"
+        )
+        num_hits = np.minimum(ends - begins, MOST_TEXTS_PER_PIECE)
+        starts = np.cumsum(num_hits) - num_hits
+        hits = np.repeat(begins - starts, num_hits) + np.arange(num_hits.sum())
+        asking = np.repeat(np.arange(len(sizes)), num_hits)
+        owners = self._owners[hits]
+        # Near sets A and B share at least (|A| + |B|) t / (1 + t) pieces: so many are left in both, from the
+        # first that they share.
+        query_sizes, base_sizes = sizes[asking], self._sizes[owners]
+        least = (query_sizes + base_sizes) * (near / (1 + near)) - ROUNDING
+        is_early = (query_sizes - first.ranks[asking] >= least) & (
+            base_sizes - self._ranks[hits] >= least
+        )
+        asking, owners = asking[is_early], owners[is_early]
+        pairs = first.owners[asking] * len(self._sizes) + owners
+        return _distinct(pairs.astype(np.uint64)).astype(np.int64)
+
+
+def _with_size(values: Numbers, sizes: NDArray[Any]) -> Numbers:
+    """Give pieces with the number of pieces of their text behind them."""
+    return (values << SIZE_SHIFT) | np.minimum(sizes, MOST_SIZE).astype(np.uint64)
+
+
+def _num_differing(maps: Numbers, others: Numbers) -> Positions:
+    return np.bitwise_count(maps ^ others).sum(axis=1, dtype=np.int64)

@@ -1,10 +1,14 @@
 """Rows of one split that a later split has too: found, counted, and taken out of the earlier one."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lushan.data.near import comparable, find_near, plain
+import numpy as np
+from numpy.typing import NDArray
+
+from lushan.data.example_store import hashes_of, take
+from lushan.data.near import Positions, comparable, match_near
 from lushan.data.splits import Parts
 from lushan.errors import DataError
 from lushan.records import SPLIT_NAMES, Example, SplitName
@@ -145,55 +149,53 @@ def remove_overlap(
             f"{counts.shown[-1].earlier_place} and {counts.shown[-1].later_place}. Put all rows into one "
             "file, which Lushan splits so that equal texts stay together, or use `--overlap keep`."
         )
-    kept: dict[SplitName, list[Example]] = {
-        name: [
-            example
-            for place, example in enumerate(part)
-            if place not in exact[name] and place not in near[name]
-        ]
+    gone = {name: sorted(exact[name] | near[name]) for name in SPLIT_NAMES}
+    kept = [
+        take(part, np.delete(np.arange(len(part)), gone[name])) if gone[name] else part
         for name, part in parts.as_dict().items()
-    }
-    return Parts(kept["train"], validation=kept["validation"], test=kept["test"]), counts
+    ]
+    return Parts(*kept), counts
 
 
 class _Forms:
-    """The examples of a split with the form in which their texts are compared."""
+    """The examples of a split with hashes of the forms in which their texts are compared."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples
-        self.keys = [comparable(each.text) for each in examples]
+        stored = hashes_of(examples)
+        self.hashes = stored.comparable
+        self.plain_hashes = stored.plain
 
-    def places(self, keys: Container[str]) -> list[int]:
-        """Give the places of the rows that have one of these keys."""
-        return [place for place, key in enumerate(self.keys) if key in keys]
+    def texts(self, places: Positions) -> Iterator[str]:
+        """Give the comparable texts at some places; all of them would need much memory."""
+        return (comparable(each.text) for each in take(self.examples, places))
 
-    def plain(self, places: Iterable[int]) -> dict[int, str]:
-        """Give the plain texts at some places; all of them would need much memory."""
-        return {place: plain(self.examples[place].text) for place in places}
+    def places(self, hashes: Iterable[int]) -> Positions:
+        """Give the places of the rows whose comparable texts have one of these hashes."""
+        return np.flatnonzero(np.isin(self.hashes, np.array([*hashes], dtype=np.uint64)))
 
 
 def _compare(earlier: SplitName, later: SplitName, one: _Forms, other: _Forms) -> PairOverlap:
-    matches = find_near(one.keys, other.keys)
-    matched = {key for found in matches.values() for key in found}
-    ones, others = one.plain(one.places(matches)), other.plain(other.places(matched))
-    shared = set(ones.values()) & set(others.values())
-    rows, later_rows = _rows(ones, shared), _rows(others, shared)
+    matches = match_near(one, other)
+    matched = {int(other.hashes[place]) for places in matches.values() for place in places}
+    places, later_places = one.places(matches), other.places(matched)
+    shared = np.intersect1d(one.plain_hashes[places], other.plain_hashes[later_places])
+    rows, later_rows = _rows(one, places, shared), _rows(other, later_places, shared)
     shown: list[Shown] = []
     for place in (*rows.near, *rows.exact)[:NUM_SHOWN]:
-        best = matches[one.keys[place]][0]
-        likely = [each for each in others if other.keys[each] == best]
-        later_place = next((each for each in likely if others[each] == ones[place]), likely[0])
-        first, second = one.examples[place], other.examples[later_place]
+        best = other.hashes[matches[int(one.hashes[place])][0]]
+        likely = other.places([int(best)])
+        is_equal = other.plain_hashes[likely] == one.plain_hashes[place]
+        later_place = likely[np.argmax(is_equal)]  # the first if none is
+        first, second = one.examples[place], other.examples[int(later_place)]
         shown.append(Shown(first.place, first.text, second.place, second.text))
     return PairOverlap(earlier, later, rows=rows, later_rows=later_rows, shown=tuple(shown))
 
 
-def _rows(plain_texts: Mapping[int, str], shared: Container[str]) -> Rows:
+def _rows(forms: _Forms, places: Positions, shared: NDArray[np.uint64]) -> Rows:
     """Sort places into exact and near ones."""
-    return Rows(
-        exact=tuple(place for place, text in plain_texts.items() if text in shared),
-        near=tuple(place for place, text in plain_texts.items() if text not in shared),
-    )
+    is_exact = np.isin(forms.plain_hashes[places], shared)
+    return Rows(exact=tuple(places[is_exact].tolist()), near=tuple(places[~is_exact].tolist()))
 
 
 def _to_remove(

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -34,7 +34,7 @@ NUM_PLACES = 5
 class Dataset(Generic[Item]):
     """What was read."""
 
-    splits: dict[SplitName, list[Item]]
+    splits: dict[SplitName, Sequence[Item]]
     """Only the splits that there are; a single file is `train`."""
     num_empty: dict[SplitName, int]
     """Empty rows that were left out."""
@@ -45,7 +45,12 @@ class Dataset(Generic[Item]):
 
 
 def read_dataset(
-    path: Path, *, columns: Mapping[str, str], wanted: Columns, read: Callable[[Row], Item]
+    path: Path,
+    *,
+    columns: Mapping[str, str],
+    wanted: Columns,
+    read: Callable[[Row], Item],
+    collect: Callable[[Iterable[Item]], Sequence[Item]] = list,
 ) -> Dataset[Item]:
     """Read all splits; each row goes through `read` at once, so that only its result is kept.
 
@@ -54,6 +59,7 @@ def read_dataset(
         columns: The task's column name to the file's, where the user said so.
         wanted: What the task asks for.
         read: Makes an item of a row, such as `task.read`.
+        collect: Takes the items of a split as they come, and keeps them.
 
     Raises:
         DataError: If something does not fit; says where and what to do.
@@ -61,12 +67,12 @@ def read_dataset(
     check_mapping(columns, wanted)
     files, notes = find_files(path)
     digest = hashlib.sha256()
-    splits: dict[SplitName, list[Item]] = {}
+    splits: dict[SplitName, Sequence[Item]] = {}
     num_empty: dict[SplitName, int] = {}
     for name, file in files.items():
         found = Notes(file.name)
         rows = read_rows(file, columns=columns, wanted=wanted, notes=found)
-        splits[name] = [read(row) for row in rows]
+        splits[name] = collect(map(read, rows))
         num_empty[name] = found.times(EMPTY_ROWS)
         notes += found.lines()
         with file.open("rb") as content:

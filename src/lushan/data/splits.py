@@ -1,11 +1,21 @@
 """Train, validation and test: stratified, and decided by the content of a row, not by its place."""
 
-import hashlib
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lushan.data.near import comparable
+import numpy as np
+from numpy.typing import NDArray
+
+from lushan.data.example_store import (
+    count_kinds,
+    hash_text,
+    hashes_of,
+    kinds_of,
+    take,
+)
+from lushan.data.near import Positions, comparable
 from lushan.errors import DataError
 from lushan.records import SPLIT_NAMES, Example, SplitName
 
@@ -16,15 +26,15 @@ NUM_NAMED = 10
 class Parts:
     """The examples of a task, in three parts."""
 
-    train: list[Example]
-    validation: list[Example]
-    test: list[Example]
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    test: Sequence[Example]
 
-    def of(self, name: SplitName) -> list[Example]:
+    def of(self, name: SplitName) -> Sequence[Example]:
         """Give one part by its name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[name]
 
-    def as_dict(self) -> dict[SplitName, list[Example]]:
+    def as_dict(self) -> dict[SplitName, Sequence[Example]]:
         """Give all parts by name, in order."""
         return {name: self.of(name) for name in SPLIT_NAMES}
 
@@ -40,35 +50,44 @@ def split(
     Raises:
         DataError: If a label has too few different texts to be in every part.
     """
-    fractions = {"test": test_fraction, "validation": validation_fraction}
-    wanted = {name: fraction for name, fraction in fractions.items() if fraction > 0}
-    groups = _groups(examples)
-    home: dict[str, str] = {}
+    fractions: dict[SplitName, float] = {"test": test_fraction, "validation": validation_fraction}
+    wanted: dict[SplitName, float] = {
+        name: fraction for name, fraction in fractions.items() if fraction > 0
+    }
+    groups = _Groups(examples)
+    ranks = _ranks(seed, (comparable(each.text) for each in take(examples, groups.firsts)))
+    homes = np.empty(len(groups.firsts), dtype=np.int8)
     for members in _strata(examples, groups, num_needed=len(wanted) + 1):
-        ordered = sorted(members, key=lambda key: _rank(seed, key))
-        home |= _deal({key: len(groups[key]) for key in ordered}, wanted)
-    part_of = {place: home[key] for key, places in groups.items() for place in places}
-    parts: dict[str, list[Example]] = {name: [] for name in SPLIT_NAMES}
-    for place, example in enumerate(examples):
-        parts[part_of[place]].append(example)
-    return Parts(**parts)
+        ordered = members[np.argsort(ranks[members], kind="stable")]
+        dealt = _deal(groups.sizes[ordered].tolist(), wanted)
+        homes[ordered] = [SPLIT_NAMES.index(name) for name in dealt]
+    part_of = homes[groups.numbers]
+    return Parts(
+        *(take(examples, np.flatnonzero(part_of == number)) for number in range(len(SPLIT_NAMES)))
+    )
 
 
-def subsample(examples: Sequence[Example], num_rows: int, *, seed: int) -> list[Example]:
+def subsample(examples: Sequence[Example], num_rows: int, *, seed: int) -> Sequence[Example]:
     """Draw rows with the same shares of labels; every label keeps one where there is room.
 
     The draw is decided by content and seed; what is drawn stands in the order of the list.
     """
     if num_rows >= len(examples):
-        return list(examples)
-    by_label: dict[object, list[int]] = defaultdict(list)
-    for place, example in enumerate(examples):
-        by_label[example.target].append(place)
-    for places in by_label.values():
-        places.sort(key=lambda place: _rank(seed, examples[place].id))
-    quotas = _quotas({label: len(places) for label, places in by_label.items()}, num_rows)
-    taken = sorted(place for label, places in by_label.items() for place in places[: quotas[label]])
-    return [examples[place] for place in taken]
+        return examples
+    codes, kinds = kinds_of(examples)
+    strata: dict[object, list[int]] = defaultdict(list)
+    for code in dict.fromkeys(codes.tolist()):
+        strata[kinds[code].target].append(code)
+    places = {
+        stratum: np.flatnonzero(np.isin(codes, members)) for stratum, members in strata.items()
+    }
+    ranks = _ranks(seed, (each.id for each in examples))
+    quotas = _quotas({stratum: len(rows) for stratum, rows in places.items()}, num_rows)
+    drawn = [
+        rows[np.argsort(ranks[rows], kind="stable")][: quotas[stratum]]
+        for stratum, rows in places.items()
+    ]
+    return take(examples, np.sort(np.concatenate(drawn)))
 
 
 def stratum_of(example: Example, frequencies: Mapping[str, int]) -> str:
@@ -85,36 +104,62 @@ def labels_of(example: Example) -> tuple[str, ...]:
     return () if example.target is None else (example.target,)
 
 
-def count_labels(examples: Iterable[Example]) -> Counter[str]:
+def count_labels(examples: Sequence[Example]) -> Counter[str]:
     """Give how many examples have each label."""
-    return Counter(label for example in examples for label in labels_of(example))
+    counts: Counter[str] = Counter()
+    for kind, times in count_kinds(examples):
+        for label in labels_of(kind):
+            counts[label] += times
+    return counts
 
 
-def _groups(examples: Sequence[Example]) -> dict[str, list[int]]:
-    """Put the places of texts together that must not be separated."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for place, example in enumerate(examples):
-        groups[comparable(example.text)].append(place)
-    return groups
+class _Groups:
+    """Which examples must not be separated, since their texts are the same; numbered as they first come."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        _, firsts, inverse, sizes = np.unique(
+            hashes_of(examples).comparable,
+            return_index=True,
+            return_inverse=True,
+            return_counts=True,
+        )
+        order = np.argsort(firsts)
+        number_of = np.empty_like(order)
+        number_of[order] = np.arange(len(order))
+        self.firsts: Positions = firsts[order]
+        """Place of the first example of each group."""
+        self.sizes: Positions = sizes[order]
+        """How many examples each group has."""
+        self.numbers: Positions = number_of[inverse]
+        """The group of each example."""
 
 
-def _strata(
-    examples: Sequence[Example], groups: Mapping[str, list[int]], *, num_needed: int
-) -> list[list[str]]:
+def _strata(examples: Sequence[Example], groups: _Groups, *, num_needed: int) -> list[Positions]:
     """Give the groups of each label. Labels with too few are refused; of several labels, go to train."""
     frequencies = count_labels(examples)
-    strata: dict[str, list[str]] = defaultdict(list)
-    for key, places in groups.items():
-        labels = Counter(stratum_of(examples[place], frequencies) for place in places)
-        strata[max(sorted(labels), key=labels.__getitem__)].append(key)
-    small = sorted(label for label, keys in strata.items() if len(keys) < num_needed)
-    if small and not any(isinstance(example.target, tuple) for example in examples):
+    codes, kinds = kinds_of(examples)
+    names = {code: stratum_of(kinds[code], frequencies) for code in np.unique(codes).tolist()}
+    labels = sorted(set(names.values()))
+    numbers = {label: number for number, label in enumerate(labels)}
+    number_of = np.zeros(len(kinds), dtype=np.int64)
+    number_of[list(names)] = [numbers[name] for name in names.values()]
+    # Of the labels of a group's rows the most frequent one; of equally frequent ones the first.
+    pairs, times = np.unique(groups.numbers * len(labels) + number_of[codes], return_counts=True)
+    group_of, label_of = np.divmod(pairs, len(labels))
+    order = np.lexsort((label_of, -times, group_of))
+    is_first = np.diff(group_of[order], prepend=-1) > 0
+    chosen = label_of[order][is_first]
+    strata = [np.flatnonzero(chosen == number) for number in range(len(labels))]
+    small = [
+        label for label, rows in zip(labels, strata, strict=True) if 0 < len(rows) < num_needed
+    ]
+    if small and not any(isinstance(kinds[code].target, tuple) for code in names):
         raise DataError(
             f"Too few rows to split: {len(small)} label(s) have fewer than {num_needed} different "
             f"texts: {_named(small)}. Add rows, take these labels out, or give the data as "
             "train, validation and test files."
         )
-    return [strata[label] for label in sorted(strata)]
+    return strata
 
 
 def _named(labels: Sequence[str]) -> str:
@@ -122,28 +167,32 @@ def _named(labels: Sequence[str]) -> str:
     return listed + (" ..." if len(labels) > NUM_NAMED else "")
 
 
-def _deal(sizes: Mapping[str, int], fractions: Mapping[str, float]) -> dict[str, str]:
+def _deal(sizes: Sequence[int], fractions: Mapping[SplitName, float]) -> list[SplitName]:
     """Give each group of one label a part; no part stays empty where there are enough groups.
 
     Args:
-        sizes: Group to its number of rows, in random order.
+        sizes: Number of rows of each group, in random order.
         fractions: Part to its share of the rows; the rest is for training.
     """
+    homes: list[SplitName] = ["train"] * len(sizes)
     if len(sizes) <= len(fractions):
-        return dict.fromkeys(sizes, "train")
-    num_rows = sum(sizes.values())
+        return homes
+    num_rows = sum(sizes)
     room = {name: max(1, round(fraction * num_rows)) for name, fraction in fractions.items()}
-    home: dict[str, str] = {}
-    for key, size in sizes.items():
-        home[key] = next((name for name in fractions if room[name] >= size), "train")
-        if home[key] != "train":
-            room[home[key]] -= size
-    for name in (*fractions, "train"):
-        held = Counter(home.values())
+    for group, size in enumerate(sizes):
+        for name in fractions:
+            if room[name] >= size:
+                homes[group] = name
+                room[name] -= size
+                break
+    needed: tuple[SplitName, ...] = (*fractions, "train")
+    for name in needed:
+        held = Counter(homes)
         if name not in held:
             richest = max(held, key=held.__getitem__)
-            home[min((key for key in home if home[key] == richest), key=sizes.__getitem__)] = name
-    return home
+            movable = (group for group, home in enumerate(homes) if home == richest)
+            homes[min(movable, key=sizes.__getitem__)] = name
+    return homes
 
 
 def _quotas(sizes: Mapping[object, int], num_rows: int) -> dict[object, int]:
@@ -167,5 +216,9 @@ def _richest(quotas: Mapping[object, int], exact: Mapping[object, float], num: i
     return sorted(able, key=lambda label: (exact[label] - quotas[label], str(label)))[:num]
 
 
-def _rank(seed: int, key: str) -> bytes:
-    return hashlib.blake2b(f"{seed}:{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+def _ranks(seed: int, keys: Iterable[str]) -> NDArray[np.uint64]:
+    """Give a number for each key, by which they are put in an order that only the seed decides."""
+    digests = array("Q")
+    for key in keys:
+        digests.append(hash_text(f"{seed}:{key}"))
+    return np.array(digests, dtype=np.uint64)

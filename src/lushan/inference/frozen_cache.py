@@ -12,22 +12,26 @@ import shutil
 import time
 import uuid
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
+import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lushan.backbones.frozen import FrozenStates, Position
 from lushan.backbones.load import Backbone
-from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_by_tokens
+from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
 from lushan.records import Features
 
 Tell = Callable[[str], None]
 
-_LAYOUT = 1
+_DIGEST = np.dtype("S16")
+_LAYOUT = 2
 """Changes whenever files of before must not be read any more."""
 _ABANDONED_SECONDS = 86_400.0
 _SPARE_BYTES = 1 << 30
@@ -64,13 +68,15 @@ class FrozenCache:
             features: Documents that will be asked for many times; equal ones are kept once.
             tell: Takes one line for a person.
         """
-        documents = {each.token_ids: each for each in sorted(features, key=_length)}
-        kept_tokens = [len(each) if part.position == "all" else 1 for each in documents]
-        ends = torch.tensor(kept_tokens).cumsum(0).tolist()
-        first_rows = dict(zip(documents, [0, *ends[:-1]], strict=True))
+        documents = _Documents(features)
+        kept_tokens = (
+            documents.lengths if part.position == "all" else np.ones_like(documents.lengths)
+        )
+        ends = np.cumsum(kept_tokens)
+        num_rows = int(ends[-1])
         width, dtype = backbone.facts.width, backbone.core.dtype
-        num_bytes = ends[-1] * width * dtype.itemsize
-        path = self.folder / f"{_name(backbone, part, list(documents))}.bin"
+        num_bytes = num_rows * width * dtype.itemsize
+        path = self.folder / f"{_name(backbone, part, documents)}.bin"
         what = f"{len(documents):,} documents behind {part.depth} frozen layers"
         if path.is_file() and path.stat().st_size == num_bytes:
             os.utime(path)
@@ -79,11 +85,12 @@ class FrozenCache:
             why = self._lack_of_room(num_bytes, path)
             if why is None:
                 tell(f"Computing {what} once: {num_bytes / 1e6:,.1f} MB in `{path}`.")
-                why = _write(path, backbone, part, list(documents.values()))
+                why = _write(path, backbone, part, documents)
             if why is not None:
                 tell(f"Computing the {part.depth} frozen layers anew in every pass: {why}.")
                 return None
-        states_R = torch.from_file(str(path), size=ends[-1] * width, dtype=dtype)
+        states_R = torch.from_file(str(path), size=num_rows * width, dtype=dtype)
+        first_rows = _FirstRows(documents, ends - kept_tokens)
         return FrozenStates(part.depth, part.position, first_rows, states_R.view(-1, width))
 
     def _lack_of_room(self, num_bytes: int, path: Path) -> str | None:
@@ -110,11 +117,64 @@ class FrozenCache:
         return None
 
 
-def _length(features: Features) -> int:
-    return len(features.token_ids)
+class _Documents(Sequence[Features]):
+    """The different ones among many documents, shortest first; takes some 40 bytes for each."""
+
+    def __init__(self, features: Sequence[Features]) -> None:
+        self._features = features
+        digests, lengths = bytearray(), array("q")
+        for each in features:
+            digests += _digest(each.token_ids)
+            lengths.append(len(each.token_ids))
+        all_lengths = np.array(lengths, dtype=np.int64)
+        order = np.argsort(all_lengths, kind="stable")
+        in_order = np.frombuffer(bytes(digests), dtype=_DIGEST)[order]
+        _, firsts = np.unique(in_order, return_index=True)
+        firsts.sort()
+        self._places = order[firsts]
+        self.digests = in_order[firsts]
+        self.lengths = all_lengths[self._places]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Features: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Features]: ...
+    def __getitem__(self, index: int | slice) -> Features | list[Features]:
+        if isinstance(index, slice):
+            return [self._features[place] for place in self._places[index].tolist()]
+        return self._features[int(self._places[index])]
 
 
-def _name(backbone: Backbone, part: FrozenPart, documents: Sequence[tuple[int, ...]]) -> str:
+class _FirstRows(Mapping[tuple[int, ...], int]):
+    """Row of the first kept token of each document, by its token ids."""
+
+    def __init__(self, documents: _Documents, rows: NDArray[np.int64]) -> None:
+        order = np.argsort(documents.digests)
+        self._documents = documents
+        self._digests, self._rows = documents.digests[order], rows[order]
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return (each.token_ids for each in self._documents)
+
+    def __getitem__(self, token_ids: tuple[int, ...]) -> int:
+        digest = np.frombuffer(_digest(token_ids), dtype=_DIGEST)
+        place = int(np.searchsorted(self._digests, digest)[0])
+        if place == len(self) or self._digests[place] != digest[0]:
+            raise KeyError(token_ids)
+        return int(self._rows[place])
+
+
+def _digest(token_ids: tuple[int, ...]) -> bytes:
+    return hashlib.blake2b(array("q", token_ids).tobytes(), digest_size=16).digest()
+
+
+def _name(backbone: Backbone, part: FrozenPart, documents: _Documents) -> str:
     """Name an entry after everything that decides a bit of it."""
     about = (
         *(_LAYOUT, part.depth, part.position, *part.identity),
@@ -122,20 +182,17 @@ def _name(backbone: Backbone, part: FrozenPart, documents: Sequence[tuple[int, .
         *(torch.get_num_threads(), torch.__version__, transformers.__version__),
     )
     digest = hashlib.sha256(json.dumps(about).encode())
-    for each in documents:
-        digest.update(array("q", (len(each), *each)).tobytes())
+    digest.update(documents.digests.tobytes())
     return digest.hexdigest()[:32]
 
 
-def _write(
-    path: Path, backbone: Backbone, part: FrozenPart, documents: Sequence[Features]
-) -> str | None:
+def _write(path: Path, backbone: Backbone, part: FrozenPart, documents: _Documents) -> str | None:
     """Compute and write an entry, beside and then renamed; says why if the disk refused it."""
     beside = path.with_name(f"{uuid.uuid4().hex}.unfinished")
     try:
         with beside.open("wb") as file, torch.inference_mode():
-            for each in split_by_tokens(documents, MAX_BATCH_TOKENS):
-                states_RD = _kept_states(backbone, part, each)
+            for start, end in split_lengths(documents.lengths.tolist(), MAX_BATCH_TOKENS):
+                states_RD = _kept_states(backbone, part, documents[start:end])
                 file.write(states_RD.contiguous().view(torch.uint8).numpy().data)
         beside.replace(path)
     except OSError as error:

@@ -13,7 +13,8 @@ import torch
 
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone
-from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_by_tokens
+from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
+from lushan.data.feature_store import lengths_of
 from lushan.inference.constrained import score_candidates
 from lushan.records import AnswerMode, Example, Features, Prediction, TaskState
 from lushan.tasks import Task
@@ -41,6 +42,7 @@ class Predictor:
         examples: Sequence[Example],
         *,
         shots: Sequence[Example] = (),
+        features: Sequence[Features] | None = None,
         advance: Advance = _ignore,
     ) -> list[Prediction]:
         """Answer every example, in order.
@@ -48,6 +50,7 @@ class Predictor:
         Args:
             examples: What is asked; their targets are not looked at.
             shots: Worked examples put before every prompt; only for `generate`.
+            features: What `encode` gave for these examples, where they are asked again and again.
             advance: Called with the number of documents that were answered since the last call.
 
         Raises:
@@ -55,7 +58,8 @@ class Predictor:
         """
         if not examples:
             return []
-        features = self.encode(examples, shots=shots)
+        if features is None:
+            features = self.encode(examples, shots=shots)
         outputs = self._outputs(features, advance)
         predictions = self.task.decode(outputs, features, examples, self.state, answer=self.answer)
         return [
@@ -98,12 +102,13 @@ def head_outputs(
     task: Task, backbone: Backbone, features: Sequence[Features], advance: Advance = _ignore
 ) -> np.ndarray:
     """Run every document through the model and its head; (F, C), in the order of `features`."""
-    order = sorted(range(len(features)), key=lambda index: len(features[index].token_ids))
-    positions = iter(order)
+    lengths = lengths_of(features)
+    order = np.argsort(lengths, kind="stable")
     rows: list[np.ndarray] = [np.empty(0)] * len(features)
-    for part in split_by_tokens([features[index] for index in order], MAX_BATCH_TOKENS):
-        outputs_NC = task.outputs(backbone, pack(part, device=backbone.device))
-        for row_C in outputs_NC:
-            rows[next(positions)] = row_C
-        advance(len(part))
+    for start, end in split_lengths(lengths[order].tolist(), MAX_BATCH_TOKENS):
+        places = order[start:end].tolist()
+        batch = pack([features[place] for place in places], device=backbone.device)
+        for place, row_C in zip(places, task.outputs(backbone, batch), strict=True):
+            rows[place] = row_C
+        advance(len(places))
     return np.stack(rows)

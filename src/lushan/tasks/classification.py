@@ -5,8 +5,8 @@ Columns: `text`, `label` (a list, or labels joined by `|` or `;`, where a text c
 Shapes: N documents, T tokens, D width, C classes, K supervised positions, F features (documents).
 """
 
+import heapq
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +20,8 @@ from lushan.backbones.heads import class_logits, vocabulary_loss
 from lushan.backbones.load import Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
+from lushan.data.example_store import kinds_of
+from lushan.data.splits import count_labels
 from lushan.errors import DataError
 from lushan.metrics import classification as metrics
 from lushan.records import (
@@ -106,7 +108,7 @@ class Task:
         Raises:
             DataError: If there are fewer than two labels.
         """
-        counts = Counter(label for each in examples for label in _labels_of(each))
+        counts = count_labels(examples)
         labels = tuple(sorted(counts))
         if len(labels) < (1 if multi_label else 2):
             raise DataError(
@@ -339,16 +341,23 @@ def _weight(example: Example, state: TaskState, numbers: dict[str, int]) -> floa
 
 def _choose_shots(examples: Sequence[Example], preparation: Preparation) -> list[Example]:
     """Worked examples: the classes in turn, each class's examples in an order that the seed decides."""
-    by_label: dict[tuple[str, ...], list[Example]] = {}
-    for each in sorted(examples, key=lambda each: content_id(preparation.seed, each.id)):
-        by_label.setdefault(_labels_of(each), []).append(each)
+    num_shots = preparation.num_shots
+    first: dict[tuple[str, ...], list[tuple[str, int]]] = {}
+    codes, kinds = kinds_of(examples)
+    for place, (each, code) in enumerate(zip(examples, codes.tolist(), strict=True)):
+        members = first.setdefault(_labels_of(kinds[code]), [])
+        members.append((content_id(preparation.seed, each.id), place))
+        if len(members) >= 100 * num_shots:
+            members[:] = heapq.nsmallest(num_shots, members)
+    ordered = sorted(sorted(members)[:num_shots] for members in first.values())
+    by_label = [[examples[place] for _, place in members] for members in ordered]
     turns = [
         each
-        for turn in range(preparation.num_shots)
-        for members in by_label.values()
+        for turn in range(num_shots)
+        for members in by_label
         for each in members[turn : turn + 1]
     ]
-    return turns[: preparation.num_shots]
+    return turns[:num_shots]
 
 
 def _render_question(

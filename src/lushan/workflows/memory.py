@@ -4,12 +4,14 @@ Only what counts is predicted: weights, their gradients and masters, what the op
 pass keeps for the backward pass.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from lushan.backbones.inspect import ModelFacts
 from lushan.data.batching import MAX_BATCH_TOKENS
+from lushan.data.feature_store import distinct_tokens, lengths_of
 from lushan.errors import SettingError
 from lushan.records import Features
 from lushan.workflows.recipe import TuneRecipe
@@ -49,9 +51,9 @@ class Fit(NamedTuple):
 
 def load_of(features: Sequence[Features], *, rows_per_step: int) -> Load:
     """Measure the documents that are trained on; `rows_per_step` as in the recipe."""
-    lengths = sorted((len(each.token_ids) for each in features), reverse=True)
-    tokens = set(itertools.chain.from_iterable(each.token_ids for each in features))
-    return Load(sum(lengths[:rows_per_step]), lengths[0], len(tokens))
+    lengths = np.sort(lengths_of(features))[::-1]
+    most = int(lengths[:rows_per_step].sum())
+    return Load(most, int(lengths[0]), len(distinct_tokens(features)))
 
 
 def make_fit(recipe: TuneRecipe, facts: ModelFacts, load: Load, *, free_bytes: float) -> Fit:

@@ -1,13 +1,14 @@
 """The first step of every run: files to checked examples in three parts, with a ledger of the rows."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from lushan.data.checks import Findings, OverlapCounts, check_parts, remove_overlap
 from lushan.data.columns import Columns, Notes
+from lushan.data.example_store import ExampleStore
 from lushan.data.ledger import Ledger, count_rows
 from lushan.data.readers import Dataset, find_files, read_dataset, read_rows
 from lushan.data.splits import Parts, split, subsample
@@ -61,6 +62,7 @@ def prepare(path: Path, *, task: Task, recipe: TuneRecipe) -> Prepared:
         columns=columns,
         wanted=columns_for(task, multi_label=multi_label),
         read=partial(task.read, multi_label=multi_label),
+        collect=ExampleStore.collect,
     )
     return arrange(dataset, recipe, multi_label=multi_label)
 
@@ -159,7 +161,7 @@ def holds_lists(path: Path, *, task: Task, columns: Mapping[str, str]) -> bool:
 
 
 def _complete(
-    splits: Mapping[SplitName, list[Example]], data: DataSettings, *, seed: int
+    splits: Mapping[SplitName, Sequence[Example]], data: DataSettings, *, seed: int
 ) -> tuple[Parts, list[str]]:
     """Cut what is missing off the training rows.
 

@@ -41,6 +41,9 @@ class DataSettings(Settings):
     over_length: LengthPolicy = "error"
     """What happens to a text longer than `model.max_length`: stop, cut its end, or read it in windows."""
 
+    cache_gigabytes: float = Field(default=4.0, ge=0)
+    """Most disk for the tokens of data sets of 10,000 rows or more, which are then made once; 0 keeps none."""
+
 
 class TaskSettings(Settings):
     """What the task needs to know beyond the data."""

@@ -1,6 +1,7 @@
 """Everything of a run that is known before the first step, made again in the same way when it is resumed."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from lushan.data.splits import Parts
 from lushan.errors import DataError
 from lushan.records import SPLIT_NAMES, Features, SplitName, TaskState
 from lushan.tasks import Preparation, Task
+from lushan.workflows.encode import Encoder, encode, open_cache
 from lushan.workflows.memory import GIB, load_of, make_fit
 from lushan.workflows.prepare import Prepared, draw
 from lushan.workflows.recipe import TuneRecipe
@@ -28,11 +30,13 @@ class Setup:
     task: Task
     state: TaskState
     parts: Parts
-    features: dict[SplitName, list[Features]]
+    features: dict[SplitName, Sequence[Features]]
     ledger: Ledger
     base: Path
     """Folder of the pretrained model."""
     limit: LengthLimit
+    notes: tuple[str, ...] = ()
+    """What became of the cache of tokens, where that is worth a look."""
 
 
 class Planned(NamedTuple):
@@ -66,20 +70,24 @@ def plan(
     Raises:
         UserError: If the recipe, the rows and the model do not fit together.
     """
+    state = _learn(prepared, recipe, task)
     resolved = resolve(
         recipe,
         facts=facts,
         num_train_rows=len(prepared.parts.train),
-        mean_tokens=mean_tokens(prepared, recipe, task=task, tokenizer=tokenizer),
+        mean_tokens=mean_tokens(prepared, recipe, state, task=task, tokenizer=tokenizer),
         device=choose_device().value,
     )
     num_rows = resolved.recipe.data.max_train_rows
-    if num_rows is not None:
+    if num_rows is not None and num_rows < len(prepared.parts.train):
         prepared = draw(prepared, num_rows, seed=recipe.seed, why="`data.max_train_rows`")
-    setup = make_setup(prepared, resolved.recipe, task=task, base=base, tokenizer=tokenizer)
+        state = None
+    setup = make_setup(
+        prepared, resolved.recipe, task=task, base=base, tokenizer=tokenizer, state=state
+    )
     setup, decisions = _fitted_into_memory(setup, facts)
     decisions = [*resolved.decisions, *decisions]
-    return Planned(setup, decisions, [*tokenizer.notes, *prepared.notes])
+    return Planned(setup, decisions, [*tokenizer.notes, *prepared.notes, *setup.notes])
 
 
 def _fitted_into_memory(setup: Setup, facts: ModelFacts) -> tuple[Setup, list[Decision]]:
@@ -108,7 +116,13 @@ def _fitted_into_memory(setup: Setup, facts: ModelFacts) -> tuple[Setup, list[De
 
 
 def make_setup(
-    prepared: Prepared, recipe: TuneRecipe, *, task: Task, base: Path, tokenizer: Tokenizer
+    prepared: Prepared,
+    recipe: TuneRecipe,
+    *,
+    task: Task,
+    base: Path,
+    tokenizer: Tokenizer,
+    state: TaskState | None = None,
 ) -> Setup:
     """Encode every split, count every token, and refuse what could not learn.
 
@@ -118,6 +132,7 @@ def make_setup(
         task: What gives the rows their meaning.
         base: Folder of the pretrained model.
         tokenizer: Its tokenizer.
+        state: What the task learned from these training rows, if it has.
 
     Raises:
         DataError: If a text is too long under the `error` policy (says how many are), or nothing would be learned.
@@ -126,13 +141,13 @@ def make_setup(
     assert max_length is not None, "a resolved recipe has a length limit"  # noqa: S101 - ours
     limit = LengthLimit(max_length, recipe.data.over_length)
     parts = prepared.parts
-    state = _learn(prepared, recipe, task)
+    state = state or _learn(prepared, recipe, task)
     ledger = prepared.ledger
-    features: dict[SplitName, list[Features]] = {}
+    encoder = Encoder(task, state, tokenizer, recipe.answer, limit)
+    cache = open_cache(recipe)
+    features: dict[SplitName, Sequence[Features]] = {}
     for name in SPLIT_NAMES:
-        features[name] = task.encode(
-            parts.of(name), state, tokenizer, answer=recipe.answer, limit=limit, with_target=True
-        )
+        features[name] = encode(parts.of(name), encoder, with_target=True, cache=cache)
         ledger = count_tokens(
             ledger,
             name,
@@ -141,7 +156,8 @@ def make_setup(
             stop_id=tokenizer.stop_id,
         )
     refuse_without_signal(ledger)
-    return Setup(recipe, task, state, parts, features, ledger, base, limit)
+    notes = tuple(cache.notes)
+    return Setup(recipe, task, state, parts, features, ledger, base, limit, notes)
 
 
 def _learn(prepared: Prepared, recipe: TuneRecipe, task: Task) -> TaskState:
@@ -157,6 +173,7 @@ def _learn(prepared: Prepared, recipe: TuneRecipe, task: Task) -> TaskState:
 def mean_tokens(
     prepared: Prepared,
     recipe: TuneRecipe,
+    state: TaskState,
     *,
     task: Task,
     tokenizer: Tokenizer,
@@ -164,7 +181,6 @@ def mean_tokens(
 ) -> float:
     """Tokens that a training row takes in a pass, its prompts included: the mean of the first rows."""
     rows = prepared.parts.train[:num_rows]
-    state = _learn(prepared, recipe, task)
     rendered = [
         document.text
         for each in rows

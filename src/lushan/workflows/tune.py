@@ -28,6 +28,7 @@ from lushan.backbones.sources import cache_folder, locate
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
 from lushan.data.batching import PackedSource
+from lushan.data.feature_store import Joined, distinct_tokens
 from lushan.errors import CertificateError, SettingError
 from lushan.inference.frozen_cache import FrozenCache, FrozenPart
 from lushan.inference.predict import Predictor
@@ -40,12 +41,14 @@ from lushan.model_store.tuned_model import (
     save_model,
     weights_digest,
 )
+from lushan.records import Features
 from lushan.settings import build
 from lushan.training.checkpoint import Checkpoints
 from lushan.training.loop import Evaluated, FitSettings, Fitted, Listener, fit
 from lushan.training.optimizer import Optimizer, OptimizerSettings
 from lushan.training.processes import Team
 from lushan.workflows.comparison import answer_untuned, run_baselines
+from lushan.workflows.encode import Encoder, encode, open_cache
 from lushan.workflows.outcome import adapter_name, peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
 from lushan.workflows.recipe import TuneRecipe
@@ -318,7 +321,7 @@ def _frozen_states(setup: Setup, backbone: Backbone, *, tell: Tell) -> FrozenSta
         identity=(weights_digest(setup.base), backbone.tokenizer.fingerprint),
     )
     cache = FrozenCache(cache_folder() / "frozen", adapter.cache_gigabytes * 1e9)
-    features = [*setup.features["train"], *setup.features["validation"]]
+    features = Joined(setup.features["train"], setup.features["validation"])
     return cache.states(backbone, part, features, tell=tell)
 
 
@@ -366,14 +369,15 @@ def train(
             max_gradient_norm=settings.max_gradient_norm,
         ),
         num_steps=settings.epochs * source.num_steps_per_epoch,
-        read_rows=backbone.read_rows(setup.features["train"]),
+        read_rows=backbone.read_rows(distinct_tokens(setup.features["train"]).tolist()),
     )
     started = time.perf_counter()
     with team.leader_first():
         backbone.frozen = _frozen_states(setup, backbone, tell=tell)
     frozen_seconds = time.perf_counter() - started
     torch.manual_seed(recipe.seed + team.place[0])  # dropout
-    evaluate = partial(_evaluate, setup, predictor, clock)
+    asked = _asked(setup, backbone.tokenizer, tell=tell)
+    evaluate = partial(_evaluate, setup, predictor, asked, clock)
     fitted = fit(
         backbone.model,
         source,
@@ -397,10 +401,23 @@ def train(
     return fitted
 
 
-def _evaluate(setup: Setup, predictor: Predictor, clock: Clock) -> Evaluated:
+def _asked(setup: Setup, tokenizer: Tokenizer, *, tell: Tell) -> Sequence[Features]:
+    """Give the validation rows as the model is asked about them, for all evaluations."""
+    encoder = Encoder(setup.task, setup.state, tokenizer, setup.recipe.answer, setup.limit)
+    cache = open_cache(setup.recipe)
+    features = encode(setup.parts.validation, encoder, with_target=False, cache=cache)
+    for note in cache.notes:
+        tell(note)
+    return features
+
+
+def _evaluate(
+    setup: Setup, predictor: Predictor, features: Sequence[Features], clock: Clock
+) -> Evaluated:
     with clock():
         examples = setup.parts.validation
-        scores = setup.task.score(predictor.predict(examples), examples, setup.state)
+        predictions = predictor.predict(examples, features=features)
+        scores = setup.task.score(predictions, examples, setup.state)
         return Evaluated(scores.metrics[scores.main_metric].value, scores.details["log_loss"])
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -108,3 +109,12 @@ def test_count_is_the_sum_of_weights_and_supervised_tokens() -> None:
 def test_packing_leaves_types_that_torch_indexes_with() -> None:
     batch = pack([document(1, 3)])
     assert {tensor.dtype for tensor in (batch.token_ids_1T, batch.first_N)} == {torch.int64}
+
+
+def test_rows_stand_in_the_order_of_their_first_documents_and_keep_them_together() -> None:
+    indices = [7, 2, 7, 9, 2, 0]
+    mixed = [Features((number,), "", index) for number, index in enumerate(indices)]
+    steps = PackedSource(mixed, rows_per_step=1, seed=0).rest_of_epoch()
+    found = [[each.token_ids[0] for each in step.micro_batches[0].features] for step in steps]
+    order = np.random.default_rng([0, 0]).permutation(4)
+    assert found == [[[0, 2], [1, 4], [3], [5]][row] for row in order]

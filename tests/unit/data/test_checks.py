@@ -49,6 +49,13 @@ def test_one_text_with_two_labels_is_counted_and_shown_with_its_places() -> None
     assert shown.places == ("train.csv, row 2", "train.csv, row 21")
 
 
+def test_contradictions_are_shown_in_the_order_of_the_file() -> None:
+    rows = [(f"text {number}", label) for label in "ab" for number in range(20)]
+    findings = check_parts(parts(rows, rows[:4], rows[:4]))
+    assert findings.num_contradictions["train"] == 20
+    assert [each.text for each in findings.contradictions] == [f"text {n}" for n in range(5)]
+
+
 def test_one_label_only_is_refused() -> None:
     with pytest.raises(DataError, match=r"All 2 training rows have the same label, 'a'"):
         check_parts(parts([("x", "a"), ("y", "a")]))

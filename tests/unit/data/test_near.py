@@ -3,9 +3,10 @@
 import random
 import string
 
+import numpy as np
 import pytest
 
-from lushan.data.near import NEAR, bare, find_near, plain
+from lushan.data.near import NEAR, Numbers, Positions, bare, hash_pieces, match_near, plain
 
 WORDS = [
     "river",
@@ -21,6 +22,23 @@ WORDS = [
     "high",
 ]
 SIGNS = "山高水长天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
+
+
+class Texts:
+    def __init__(self, texts: list[str], numbers: dict[str, int]) -> None:
+        self.all = texts
+        self.hashes: Numbers = np.array([numbers[text] for text in texts], dtype=np.uint64)
+
+    def texts(self, places: Positions) -> list[str]:
+        return [self.all[place] for place in places]
+
+
+def find_near(queries: list[str], base: list[str]) -> dict[str, list[str]]:
+    """Query to the base texts that it is near to, the most similar first."""
+    texts = list(dict.fromkeys([*queries, *base]))
+    numbers = {text: 7 * number for number, text in enumerate(texts)}
+    found = match_near(Texts(queries, numbers), Texts(base, numbers))
+    return {texts[key // 7]: [base[place] for place in places] for key, places in found.items()}
 
 
 def pieces(text: str, width: int) -> set[str]:
@@ -129,3 +147,12 @@ def test_long_texts_are_compared_by_samples_across_levels(num_words: int) -> Non
     queries = {" ".join([*text.split()[: -num_words // 10], "end"]): text for text in base[:30]}
     found = find_near([*queries, *base[30:40]], base[:30])
     assert found == {query: [text] for query, text in queries.items()}
+
+
+def test_no_piece_reaches_into_the_next_text() -> None:
+    texts = ["ab cd", "山高水长", "efg", "天地a"]
+    together, owners = hash_pieces(texts)
+    for number, text in enumerate(texts):
+        alone, _ = hash_pieces([text])
+        assert together[owners == number].tolist() == alone.tolist()
+        assert len(alone) == len(text) + (4 if text.isascii() else 1)

@@ -85,6 +85,12 @@ def test_overlap_is_said_and_shown_with_places() -> None:
     assert ("train.csv, row 4", "validation.csv, row 2") in shown
 
 
+def test_an_exact_row_is_shown_with_the_row_that_it_equals() -> None:
+    test = part("test", "A film: good", "a film good", "a film, good", *fillers("test", 80))
+    _, counts = removed(Parts(part("train", "A Film good", "other"), part("validation", "x"), test))
+    assert [each.later_text for each in counts.shown] == ["a film good"]
+
+
 def test_keep_leaves_the_rows_and_counts_them() -> None:
     before = make_parts()
     after, counts = removed(before, "keep")

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -26,7 +27,7 @@ def cut(rows: list[Example], *, seed: int = 0) -> Parts:
     return split(rows, validation_fraction=0.1, test_fraction=0.2, seed=seed)
 
 
-def texts(part: list[Example]) -> set[str]:
+def texts(part: Sequence[Example]) -> set[str]:
     return {each.text for each in part}
 
 
@@ -131,3 +132,19 @@ def test_a_draw_does_not_depend_on_the_order_but_on_the_seed() -> None:
 def test_a_draw_of_more_than_there_is_gives_all() -> None:
     rows = examples(a=5, b=5)
     assert subsample(rows, 10, seed=0) == rows
+
+
+def test_equal_texts_count_for_the_label_that_most_of_them_have() -> None:
+    same = [example("the same text", label, f"row {n}") for n, label in enumerate("caa")]
+    parts = cut([*examples(a=30, b=30), *same])  # `c` and its one text would be refused by itself
+    assert sum(len(part) for part in parts.as_dict().values()) == 63
+
+
+def test_large_groups_of_equal_texts_leave_no_part_empty() -> None:
+    rows = [
+        example(text, label, f"row {n}")
+        for text, label in zip("uvwxyz", "aaabbb", strict=True)
+        for n in range(10)
+    ]
+    for part in cut(rows).as_dict().values():
+        assert count_labels(part) == {"a": 10, "b": 10}

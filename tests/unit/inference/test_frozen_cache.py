@@ -82,6 +82,14 @@ def test_equal_documents_are_kept_once_and_a_head_needs_one_row_each(disk: Disk)
     assert found.states_RD.shape == (len(DOCUMENTS), WIDTH)
 
 
+def test_rows_are_found_by_tokens(disk: Disk) -> None:
+    found = disk.states([*DOCUMENTS, DOCUMENTS[0]])
+    assert found is not None
+    ordered = sorted((each.token_ids for each in DOCUMENTS), key=len)
+    assert dict(found.first_rows) == dict(zip(ordered, (0, 2, 6), strict=True))
+    assert found.first_rows.get((5,)) is None
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -114,7 +114,7 @@ def test_results_tell_of_rows_weights_and_model(setup: Setup, run: RunFolder) ->
 def test_every_answer_is_kept_with_whether_it_was_right(setup: Setup, run: RunFolder) -> None:
     write_outcome(run, setup)
     test = setup.parts.test
-    assert read_correct(run.path) == {each.id: each is not test[0] for each in test}
+    assert read_correct(run.path) == {each.id: each != test[0] for each in test}
     lines = (run.path / "predictions" / "before.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["correct"] for line in lines] == [
         each.target == "hill" for each in test

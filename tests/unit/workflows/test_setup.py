@@ -82,8 +82,9 @@ def test_mean_tokens_counts_the_prompt_of_the_answer(
     data = write_lines(tmp_path / "data.jsonl", good_rows())
     prepared = prepare(data, task=task, recipe=recipe)
     tokenizer = Tokenizer.load(base)
-    found = mean_tokens(prepared, recipe, task=task, tokenizer=tokenizer)
-    train = make_setup(prepared, recipe, task=task, base=base, tokenizer=tokenizer).ledger
+    setup = make_setup(prepared, recipe, task=task, base=base, tokenizer=tokenizer)
+    found = mean_tokens(prepared, recipe, setup.state, task=task, tokenizer=tokenizer)
+    train = setup.ledger
     total = train.splits["train"].total
     # The stop token, which training adds to an answer, is not part of the rendered text.
     stops = total.num_examples if answer == "generate" else 0

@@ -1,0 +1,238 @@
+"""Examples by the million: their texts in a temporary file, and some 40 bytes of memory for each.
+
+What many examples have in common (their label) is kept once, as a *kind*; hashes of the texts stand ready for whoever
+looks for equal ones. The functions take any sequence of examples, so that nobody needs to know how it is stored.
+"""
+
+import hashlib
+import os
+import tempfile
+import weakref
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lushan.data.near import Positions, bare_of, plain
+from lushan.records import Example
+
+_MOST_SHARED_KINDS = 2**16
+"""Where there are more, targets are as good as all different, and looking for equal ones only costs."""
+_ROWS_PER_READ = 4096
+_MOST_READ_BYTES = 2**24
+_BUFFER_BYTES = 2**20
+
+Hashes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class ContentHashes:
+    """Hashes by which examples are compared: equal ones have equal hashes."""
+
+    whole: Hashes
+    """Of everything but the place."""
+    plain: Hashes
+    """Of the plain form: equal but for case and space."""
+    comparable: Hashes
+    """Of the comparable form: equal but for punctuation, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """All examples that were collected together."""
+
+    file: "_NamelessFile"
+    """The id, place and text of each example."""
+    ends: Positions
+    """Where each example ends in the file; the first begins at 0."""
+    codes: NDArray[np.int32]
+    """The kind of each example."""
+    kinds: list[Example]
+    """Examples without id, text and place."""
+    hashes: Hashes
+    """The three hashes of each example."""
+
+
+class ExampleStore(Sequence[Example]):
+    """A list of examples that is read from a file; make it with `ExampleStore.collect`."""
+
+    def __init__(self, table: _Table, rows: Positions) -> None:
+        self._table = table
+        self._rows = rows
+
+    @classmethod
+    def collect(cls, examples: Iterable[Example]) -> Self:
+        """Store examples as they come."""
+        file, kinds = _NamelessFile(), _Kinds()
+        codes, ends, hashes = array("i"), array("q"), array("Q")
+        num_bytes = 0
+        with file.writer() as writer:
+            for example in examples:
+                kind = _kind(example)
+                num_bytes += writer.write(_to_bytes(example))
+                ends.append(num_bytes)
+                codes.append(kinds.code_of(kind))
+                hashes.extend(_hashes(example, kind))
+        table = _Table(
+            file,
+            ends=np.frombuffer(ends, dtype=np.int64),
+            codes=np.frombuffer(codes, dtype=np.int32),
+            kinds=kinds.kinds,
+            hashes=np.frombuffer(hashes, dtype=np.uint64).reshape(-1, 3),
+        )
+        return cls(table, np.arange(len(ends)))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> Example | Self:
+        if isinstance(index, slice):
+            return type(self)(self._table, self._rows[index])
+        return next(self._read(self._rows[[index]]))
+
+    def __iter__(self) -> Iterator[Example]:
+        for start in range(0, len(self), _ROWS_PER_READ):
+            yield from self._read(self._rows[start : start + _ROWS_PER_READ])
+
+    def take(self, places: Positions) -> Self:
+        """Give the examples at some places, in that order."""
+        return type(self)(self._table, self._rows[places])
+
+    def kinds(self) -> tuple[NDArray[np.int32], list[Example]]:
+        """Give the kind of each example, and one example of each kind; see `kinds_of`."""
+        return self._table.codes[self._rows], self._table.kinds
+
+    def hashes(self) -> ContentHashes:
+        """Give the hashes of each example."""
+        return ContentHashes(*self._table.hashes[self._rows].T)
+
+    def _read(self, rows: Positions) -> Iterator[Example]:
+        table = self._table
+        ends = table.ends[rows]
+        starts = np.where(rows > 0, table.ends[rows - 1], 0)
+        first = int(starts.min())
+        span_bytes = int(ends.max()) - first
+        span = table.file.read(first, span_bytes) if span_bytes <= _MOST_READ_BYTES else None
+        for start, end, code in zip(
+            starts.tolist(), ends.tolist(), table.codes[rows].tolist(), strict=True
+        ):
+            content = (
+                table.file.read(start, end - start)
+                if span is None
+                else span[start - first : end - first]
+            )
+            yield _from_bytes(content, table.kinds[code])
+
+
+class _NamelessFile:
+    """A temporary file that is gone when nobody holds it any more, whatever happens to the process."""
+
+    def __init__(self) -> None:
+        self._descriptor, name = tempfile.mkstemp(prefix="lushan-")
+        Path(name).unlink()
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def writer(self) -> BinaryIO:
+        return os.fdopen(os.dup(self._descriptor), "wb", buffering=_BUFFER_BYTES)
+
+    def read(self, start: int, num_bytes: int) -> bytes:
+        """Read without moving a position, so that threads do not meet."""
+        return os.pread(self._descriptor, num_bytes, start)
+
+
+class _Kinds:
+    """What examples have beside id, text and place."""
+
+    def __init__(self) -> None:
+        self.kinds: list[Example] = []
+        self._codes: dict[str, int] = {}
+
+    def code_of(self, kind: "_Kind") -> int:
+        if len(self._codes) >= _MOST_SHARED_KINDS:
+            self.kinds.append(kind.example)
+            return len(self.kinds) - 1
+        code = self._codes.setdefault(kind.written, len(self.kinds))
+        if code == len(self.kinds):
+            self.kinds.append(kind.example)
+        return code
+
+
+class _Kind(NamedTuple):
+    """An example without id, text and place."""
+
+    example: Example
+    written: str
+    """All of it; equality does not look at every field of a target."""
+
+
+def _kind(example: Example) -> _Kind:
+    kind = replace(example, id="", text="", place="")
+    return _Kind(kind, repr(kind))
+
+
+def kinds_of(examples: Sequence[Example]) -> tuple[NDArray[np.int32], list[Example]]:
+    """Give the kind of each example, and one example of each kind; not every kind needs to occur.
+
+    Examples of one kind are equal but for id, text and place; those of two kinds may be.
+    """
+    if isinstance(examples, ExampleStore):
+        return examples.kinds()
+    kinds = _Kinds()
+    codes = np.array([kinds.code_of(_kind(each)) for each in examples], dtype=np.int32)
+    return codes, kinds.kinds
+
+
+def count_kinds(examples: Sequence[Example]) -> list[tuple[Example, int]]:
+    """Give one example of each kind that there is and how many are of it, in the order of the first of each."""
+    codes, kinds = kinds_of(examples)
+    present, firsts, times = np.unique(codes, return_index=True, return_counts=True)
+    order = np.argsort(firsts)
+    return [(kinds[present[place]], int(times[place])) for place in order]
+
+
+def hashes_of(examples: Sequence[Example]) -> ContentHashes:
+    """Give the hashes of any examples."""
+    if isinstance(examples, ExampleStore):
+        return examples.hashes()
+    hashes = [_hashes(each, _kind(each)) for each in examples]
+    return ContentHashes(*np.array(hashes, dtype=np.uint64).reshape(-1, 3).T)
+
+
+def take(examples: Sequence[Example], places: Positions) -> Sequence[Example]:
+    """Give the examples at some places, in that order; a list of a list."""
+    if isinstance(examples, ExampleStore):
+        return examples.take(places)
+    return [examples[place] for place in places.tolist()]
+
+
+def hash_text(text: str) -> int:
+    """Give 64 bits of a text."""
+    content = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+
+
+def _hashes(example: Example, kind: _Kind) -> tuple[int, int, int]:
+    plain_text = plain(example.text)
+    return (
+        hash_text("\0".join((example.id, kind.written, example.text))),
+        hash_text(plain_text),
+        hash_text(bare_of(plain_text) or plain_text),
+    )
+
+
+def _to_bytes(example: Example) -> bytes:
+    parts = (example.id, example.place, example.text)
+    return "\0".join(parts).encode("utf-8", "surrogatepass")
+
+
+def _from_bytes(content: bytes, kind: Example) -> Example:
+    id_, place, text = content.decode("utf-8", "surrogatepass").split("\0", 2)
+    return replace(kind, id=id_, text=text, place=place)

@@ -1,0 +1,82 @@
+"""From examples to tokens, once: what an earlier run encoded in the same way is read from the cache."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import lushan
+from lushan.backbones import encoding
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.sources import cache_folder
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.data.example_store import hashes_of
+from lushan.data.feature_store import FEWEST_STORED, LAYOUT, EncodedCache
+from lushan.records import AnswerMode, Example, Features, TaskState
+from lushan.tasks import Task
+from lushan.workflows.recipe import TuneRecipe
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """Everything but the examples that decides a token."""
+
+    task: Task
+    state: TaskState
+    tokenizer: Tokenizer
+    answer: AnswerMode
+    limit: LengthLimit
+
+    def encode(self, examples: Sequence[Example], *, with_target: bool) -> list[Features]:
+        """Give the tokens of some examples."""
+        return self.task.encode(
+            examples,
+            self.state,
+            self.tokenizer,
+            answer=self.answer,
+            limit=self.limit,
+            with_target=with_target,
+        )
+
+
+def open_cache(recipe: TuneRecipe) -> EncodedCache:
+    """Give the cache of tokens that the recipe allows."""
+    return EncodedCache(cache_folder() / "tokens", recipe.data.cache_gigabytes * 1e9)
+
+
+def encode(
+    examples: Sequence[Example], encoder: Encoder, *, with_target: bool, cache: EncodedCache
+) -> Sequence[Features]:
+    """Give the tokens of many examples; few are encoded anew, which is as fast.
+
+    Raises:
+        DataError: If a text is too long and the policy is `error`.
+    """
+    if len(examples) < FEWEST_STORED:
+        return encoder.encode(examples, with_target=with_target)
+    return cache.features(
+        _name(examples, encoder, with_target=with_target),
+        examples,
+        lambda some: encoder.encode(some, with_target=with_target),
+        vocabulary_size=encoder.tokenizer.vocabulary_size,
+    )
+
+
+def _name(examples: Sequence[Example], encoder: Encoder, *, with_target: bool) -> str:
+    """Name an entry after everything that decides a token, the code included."""
+    about = {
+        "layout": LAYOUT,
+        "version": lushan.__version__,
+        "state": asdict(replace(encoder.state, shots=())),
+        "tokenizer": encoder.tokenizer.fingerprint,
+        "answer": encoder.answer,
+        "limit": asdict(encoder.limit),
+        "with_target": with_target,
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for module in (sys.modules[type(encoder.task).__module__], encoding):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(hashes_of(examples).whole.tobytes())
+    return digest.hexdigest()[:32]

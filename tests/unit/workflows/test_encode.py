@@ -1,0 +1,106 @@
+"""What is encoded once is found again for equal examples, and for nothing else."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.sources import cache_folder
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.catalog import load_task
+from lushan.data.batching import PackedSource
+from lushan.data.feature_store import EncodedCache, FeatureStore
+from lushan.records import Example, Features, TaskState
+from lushan.workflows import encode as encoding
+from lushan.workflows.encode import Encoder, encode
+from tests.conftest import MakeTiny
+from tests.unit.workflows.conftest import BuildSetup
+
+EXAMPLES = [Example(str(n), f"What a great film, {n}", "ab"[n % 2], f"row {n}") for n in range(9)]
+
+
+@pytest.fixture
+def encoder(tiny_folder: MakeTiny) -> Encoder:
+    """Classification by a tiny llama's tokens."""
+    tokenizer = Tokenizer.load(tiny_folder("llama"))
+    state = TaskState(labels=("a", "b"))
+    return Encoder(load_task("classification"), state, tokenizer, "head", LengthLimit(64))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EncodedCache:
+    """A cache that also keeps few examples."""
+    monkeypatch.setattr(encoding, "FEWEST_STORED", 1)
+    return EncodedCache(tmp_path / "tokens", 1e9)
+
+
+def encoded(
+    cache: EncodedCache,
+    encoder: Encoder,
+    examples: Sequence[Example] = EXAMPLES,
+    *,
+    with_target: bool = True,
+) -> Sequence[Features]:
+    found = encode(examples, encoder, with_target=with_target, cache=cache)
+    assert list(found) == encoder.encode(examples, with_target=with_target)
+    return found
+
+
+def num_entries(cache: EncodedCache) -> int:
+    return len(list(cache.folder.iterdir()))
+
+
+def test_few_examples_leave_nothing_on_the_disk(encoder: Encoder, tmp_path: Path) -> None:
+    found = encoded(EncodedCache(tmp_path / "tokens", 1e9), encoder)
+    assert isinstance(found, list)
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_equal_examples_share_an_entry(cache: EncodedCache, encoder: Encoder) -> None:
+    encoded(cache, encoder)
+    moved = [replace(each, place="elsewhere") for each in EXAMPLES]
+    assert encoded(cache, encoder, moved)[0].place == "elsewhere"
+    encoded(cache, replace(encoder, state=replace(encoder.state, shots=(EXAMPLES[0],))))
+    assert num_entries(cache) == 1
+
+
+def test_whatever_decides_a_token_makes_another_entry(
+    cache: EncodedCache, encoder: Encoder, tiny_folder: MakeTiny
+) -> None:
+    others = [
+        replace(encoder, answer="generate"),
+        replace(encoder, limit=LengthLimit(32)),
+        replace(encoder, limit=LengthLimit(64, "truncate")),
+        replace(encoder, state=TaskState(labels=("0", "a", "b"))),
+        replace(encoder, tokenizer=Tokenizer.load(tiny_folder("gemma3_text"))),
+    ]
+    for each in (encoder, *others):
+        encoded(cache, each)
+    encoded(cache, encoder, with_target=False)
+    encoded(cache, encoder, EXAMPLES[:-1])
+    encoded(cache, encoder, [*EXAMPLES[1:], EXAMPLES[0]])
+    encoded(cache, encoder, [replace(EXAMPLES[0], text="other"), *EXAMPLES[1:]])
+    assert num_entries(cache) == len(others) + 5
+
+
+def test_a_setup_from_files_is_that_from_memory(
+    build_setup: BuildSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = build_setup("llama")
+    monkeypatch.setattr(encoding, "FEWEST_STORED", 1)
+    for _ in ("encoded", "read"):
+        found = build_setup("llama")
+        assert {name: list(each) for name, each in found.features.items()} == expected.features
+        assert isinstance(found.features["train"], FeatureStore)
+        assert found.ledger == expected.ledger
+    assert (cache_folder() / "tokens").is_dir()
+    steps, expected_steps = (
+        list(PackedSource(each.features["train"], rows_per_step=4, seed=1).rest_of_epoch())
+        for each in (found, expected)
+    )
+    assert [[each.features for each in step.micro_batches] for step in steps] == [
+        [each.features for each in step.micro_batches] for step in expected_steps
+    ]
+    assert [step[1:] for step in steps] == [step[1:] for step in expected_steps]
