@@ -108,7 +108,8 @@ def tune(
                 run, setup = _reopen(data, recipe, out=out)
             else:
                 run, setup = _begin(data, recipe, out=out, overwrite=overwrite, tell=tell)
-            _ask_before(run, setup, tell=tell)
+            write_json(run.path / "ledger.json", setup.ledger.as_dict())
+            torch.set_num_threads(run.get("num_threads"))
         except BaseException:
             team.share(None)  # nothing to help with
             raise
@@ -117,6 +118,8 @@ def tune(
         with run.clock("after_evaluation"):
             tell(f"After: asking the tuned model about {len(setup.parts.test):,} test rows.")
             run.save_predictions("after", predictor.predict(setup.parts.test))
+    del predictor  # the tuned and the untouched model are never in memory together
+    _ask_before(run, setup, tell=tell)
     if setup.recipe.baselines:
         with run.clock("baselines"):
             run_baselines(run, setup, tell=tell)
@@ -125,8 +128,7 @@ def tune(
 
 
 def _ask_before(run: RunFolder, setup: Setup, *, tell: Tell) -> None:
-    write_json(run.path / "ledger.json", setup.ledger.as_dict())
-    torch.set_num_threads(run.get("num_threads"))
+    """Ask the untouched model, from its folder; only now, so that training begins at once."""
     if run.predictions("before") is None:
         test = setup.parts.test
         with run.clock("before_evaluation"):

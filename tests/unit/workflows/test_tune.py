@@ -309,6 +309,20 @@ def test_frozen_layers_computed_once_train_the_weights_of_every_pass(
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_training_does_not_wait_for_the_answers_of_the_untouched_model(runs: Runs) -> None:
+    runs.heard = Heard(stop_after_step=1)
+    with pytest.raises(StoppedError):
+        runs.tune("stopped")
+    asked = runs.folder / "stopped" / "predictions" / "before.jsonl"
+    assert (runs.folder / "stopped" / "ledger.json").is_file()
+    assert not asked.exists()
+    runs.heard = Heard()
+    whole = runs.tune("whole")
+    resumed = runs.tune("stopped", resume=True)
+    assert asked.read_text() == (runs.folder / "whole" / "predictions" / "before.jsonl").read_text()
+    assert resumed["before"] == whole["before"]
+
+
 @pytest.mark.parametrize("settings", FROZEN)
 def test_with_frozen_layers_a_stopped_run_goes_on_to_the_same_weights(
     runs: Runs, settings: dict[str, Any]
