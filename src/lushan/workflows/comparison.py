@@ -7,8 +7,6 @@ from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.inspect import describe
 from lushan.backbones.load import load_backbone
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.evaluation import baselines
-from lushan.evaluation.baselines import Baseline
 from lushan.inference.predict import Predictor
 from lushan.inference.similarity import predict_by_similarity
 from lushan.model_store.run_folder import RunFolder
@@ -43,11 +41,21 @@ def answer_untuned(
 
 def run_baselines(run: RunFolder, setup: Setup, *, tell: Callable[[str], None]) -> None:
     """Have every baseline answer the test rows, unless it has already; each is described in `run.json`."""
+    # scikit-learn takes a second to import, which training should not wait for.
+    from lushan.evaluation import baselines
+
     told: dict[str, str] = run.get("baselines") or {}
-    makers: dict[str, Callable[[Setup], Baseline]] = {
-        "majority": _majority,
-        "tf_idf": _tf_idf,
-        "few_shot": _few_shot,
+    parts, state = setup.parts, setup.state
+    makers: dict[str, Callable[[], baselines.Baseline]] = {
+        "majority": lambda: baselines.majority(parts.train, parts.test, state=state),
+        "tf_idf": lambda: baselines.tf_idf(
+            parts.train,
+            parts.validation,
+            parts.test,
+            state=state,
+            metric="micro_f1" if state.multi_label else "accuracy",
+        ),
+        "few_shot": lambda: baselines.Baseline(*_few_shot(setup)),
     }
     if describe(setup.base).family == "encoder":
         del makers["few_shot"]
@@ -55,32 +63,19 @@ def run_baselines(run: RunFolder, setup: Setup, *, tell: Callable[[str], None]) 
     for name, make in makers.items():
         if run.predictions(name) is not None:
             continue
-        made = make(setup)
+        made = make()
         tell(f"Baseline {name}: {made.description}")
         run.save_predictions(name, made.predictions)
         told[name] = made.description
         run.note(baselines=told)
 
 
-def _majority(setup: Setup) -> Baseline:
-    return baselines.majority(setup.parts.train, setup.parts.test, state=setup.state)
-
-
-def _tf_idf(setup: Setup) -> Baseline:
-    parts = setup.parts
-    metric = "micro_f1" if setup.state.multi_label else "accuracy"
-    return baselines.tf_idf(
-        parts.train, parts.validation, parts.test, state=setup.state, metric=metric
-    )
-
-
-def _few_shot(setup: Setup) -> Baseline:
+def _few_shot(setup: Setup) -> tuple[list[Prediction], str]:
     shots = shots_that_fit(setup)
     predictions = answer_untuned(setup, setup.parts.test, shots=shots)
-    return Baseline(
-        predictions,
+    return predictions, (
         f"The untouched model, prompted with {len(shots)} worked examples "
-        f"({len(setup.state.shots)} asked for).",
+        f"({len(setup.state.shots)} asked for)."
     )
 
 
