@@ -12,10 +12,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import ratios
+from conversations import write_conversations
 from works import WORKS, System, Work, work_named
 
 HERE = Path(__file__).parent
@@ -26,6 +28,12 @@ import table  # noqa: E402
 
 CASE = cases.case_named("sst2")
 TRAINER = HERE.parent / "quality" / "rival_trainer.py"
+SFT_SCRIPTS: dict[System, str] = {
+    "lushan": "ours_sft.py",
+    "trl": "rival_trl.py",
+    "litgpt": "rival_litgpt.py",
+    "llamafactory": "rival_llamafactory.py",
+}
 
 
 def parse() -> argparse.Namespace:
@@ -37,6 +45,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct")
     parser.add_argument("--rival-python", default=sys.executable, help="its environment's python")
+    for name in ("trl", "litgpt", "llamafactory"):
+        parser.add_argument(f"--{name}-python", help="the same; without it, its runs are left out")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--table-only", action="store_true", help="run nothing")
@@ -72,6 +82,9 @@ def run_missing(options: argparse.Namespace, folder: Path) -> None:
     works = [work_named(name) for name in options.work]
     for repeat, work in itertools.product(range(options.repeats), works):
         for system in work.systems:
+            if work.kind == "sft" and python_of(system, options) is None:
+                print(f"{work.name}: no --{system}-python, left out.", file=sys.stderr)
+                continue
             result = options.out / f"{work.name}-{system}-{repeat}.json"
             if result.exists():
                 continue
@@ -87,20 +100,31 @@ def run_one(
     work: Work, system: System, *, options: argparse.Namespace, folder: Path, out: Path
 ) -> None:
     """Run one system once; it writes `out`."""
+    if work.kind == "sft":
+        tune_on_conversations(work, system, options=options, folder=folder, out=out)
+        return
     rows = make_rows(work, system, folder)
-    if work.name == "scoring":
+    if work.kind == "scoring":
         score(system, rows, options=options, folder=folder, out=out)
+    elif work.kind == "gemm":
+        words = ["--data", rows, "--model", options.model, "--threads", options.threads]
+        call(options, [sys.executable, HERE / "ours_gemm_share.py", *words, "--out", out])
+    elif work.kind == "first-step":
+        time_first_step(work, rows, options=options, folder=folder, out=out)
     elif system == "lushan":
         tune(work, rows, options=options, folder=folder, out=out)
     else:
         script = HERE / "rival_textbook.py" if system == "textbook" else TRAINER
-        words: list[Any] = ["--data", rows, "--model", options.model, "--out", out]
+        words = ["--data", rows, "--model", options.model, "--out", out]
         words += ["--rows-per-step", work.rows_per_step, "--threads", options.threads]
         if system == "trainer":
             words += ["--method", work.adapter, "--epochs", work.epochs, "--learning-rate", 1e-4]
             words += ["--precision", options.precision, "--predict"]
             words += ["--each-epoch"] if work.epochs > 1 else []
         call(options, [options.rival_python, script, *words])
+        if work.epochs > 1:
+            found = json.loads(out.read_text(encoding="utf-8"))
+            out.write_text(json.dumps(found | _trainer_curve(found, work)), encoding="utf-8")
 
 
 def make_rows(work: Work, system: System, folder: Path) -> Path:
@@ -115,6 +139,25 @@ def make_rows(work: Work, system: System, folder: Path) -> Path:
     return into
 
 
+def tune_on_conversations(
+    work: Work, system: System, *, options: argparse.Namespace, folder: Path, out: Path
+) -> None:
+    """Run one system on the same conversations."""
+    sizes = {"train": work.num_train_rows, "validation": work.num_validation_rows}
+    rows = write_conversations(
+        Path(options.data), folder / "conversations", model=options.model, sizes=sizes
+    )
+    words: list[Any] = ["--data", rows, "--model", options.model, "--out", out]
+    words += ["--rows-per-step", work.rows_per_step, "--threads", options.threads]
+    words += ["--precision", options.precision]
+    call(options, [python_of(system, options), HERE / SFT_SCRIPTS[system], *words])
+
+
+def python_of(system: System, options: argparse.Namespace) -> str | None:
+    """The interpreter with what a system of the work `sft` needs."""
+    return sys.executable if system == "lushan" else getattr(options, f"{system}_python")
+
+
 def tune(
     work: Work,
     rows: Path,
@@ -125,22 +168,82 @@ def tune(
 ) -> None:
     """Run `lushan tune` with an empty cache, and keep what it says of itself."""
     run = folder / "run"
-    words: list[Any] = ["tune", rows, "--model", options.model, "--adapter", work.adapter]
-    words += ["--epochs", work.epochs, "--no-baselines", "--out", run, "--overwrite"]
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
+        call(options, tune_words(work, rows, options=options, run=run), cache=cache)
+    found = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    # The Trainer's time of training holds its evaluations too.
+    found["seconds"]["train"] += found["seconds"]["compile"]
+    if work.epochs > 1:
+        found |= _our_curve(found, run)
+        found["seconds"]["train"] += found["seconds"]["validation"]
+    out.write_text(json.dumps(found), encoding="utf-8")
+
+
+def tune_words(work: Work, rows: Path, *, options: argparse.Namespace, run: Path) -> list[Any]:
+    """The command of a work."""
+    words: list[Any] = [sys.executable, "-m", "lushan", "tune", rows, "--model", options.model]
+    words += ["--adapter", work.adapter, "--epochs", work.epochs, "--no-baselines"]
+    words += ["--out", run, "--overwrite"]
     settings = {
         "training.rows_per_step": work.rows_per_step,
         "data.overlap": "keep",
         "model.precision": options.precision,
     }
-    words += [f"--set={name}={value}" for name, value in settings.items()]
-    with tempfile.TemporaryDirectory(dir=folder) as cache:
-        call(options, [sys.executable, "-m", "lushan", *words], cache=cache)
-    found = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    # The Trainer's time of training holds its evaluations too.
-    found["seconds"]["train"] += found["seconds"]["compile"]
-    if work.epochs > 1:
-        found["seconds"]["train"] += found["seconds"]["validation"]
-    out.write_text(json.dumps(found), encoding="utf-8")
+    return words + [f"--set={name}={value}" for name, value in settings.items()]
+
+
+def time_first_step(
+    work: Work, rows: Path, *, options: argparse.Namespace, folder: Path, out: Path
+) -> None:
+    """Time from the start of the process to the first line of `steps.jsonl`; once before, to warm the caches."""
+    run = folder / "run"
+    command = [str(word) for word in tune_words(work, rows, options=options, run=run)]
+    environment = environment_of(options, cache=str(folder / "warm"))
+    seconds = 0.0
+    for _ in range(2):
+        steps = run / "steps.jsonl"
+        steps.unlink(missing_ok=True)
+        started = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+            _wait_for_first_step(process, steps)
+            seconds = time.perf_counter() - started
+            process.kill()
+    out.write_text(json.dumps({"first_step_seconds": seconds}), encoding="utf-8")
+
+
+def _wait_for_first_step(process: subprocess.Popen[bytes], steps: Path) -> None:
+    while not (steps.is_file() and steps.stat().st_size):
+        if process.poll() is not None:
+            raise SystemExit(
+                f"`lushan tune` ended with code {process.returncode} before its first step."
+            )
+        time.sleep(0.01)
+
+
+def _our_curve(found: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Seconds, accuracy and loss after every epoch; the pass through frozen layers counts before the first."""
+    lines = (run / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    seconds = [json.loads(line)["seconds"] for line in lines]
+    before = found["seconds"]["train"] - sum(seconds)
+    each = found["seconds"]["validation"] / len(found["validation"])
+    curve = [
+        {
+            "seconds": before + sum(seconds[: int(point["step"])]) + each * point["epoch"],
+            "score": point["score"],
+        }
+        for point in found["validation"]
+    ]
+    return {"curve": curve, "validation_loss": found["validation"][-1]["loss"]}
+
+
+def _trainer_curve(found: dict[str, Any], work: Work) -> dict[str, Any]:
+    """The same of the Trainer, all of whose epochs take the same time."""
+    each = found["seconds"]["train"] / work.epochs
+    curve = [
+        {"seconds": each * point["epoch"], "score": point["eval_accuracy"]}
+        for point in found["history"]
+    ]
+    return {"curve": curve, "validation_loss": found["history"][-1]["eval_loss"]}
 
 
 def score(
@@ -159,13 +262,22 @@ def score(
     call(options, [options.rival_python, HERE / "rival_pipeline.py", *words])
 
 
+def environment_of(options: argparse.Namespace, *, cache: str | None) -> dict[str, str]:
+    """The variables of a run: the threads of this comparison, and where Lushan keeps its cache."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    return {**environment, "LUSHAN_CACHE": cache} if cache else environment
+
+
 def call(options: argparse.Namespace, words: list[Any], *, cache: str | None = None) -> str:
     """Run a command with the threads of this comparison, and give what it prints; it must end well."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-    if cache:
-        environment["LUSHAN_CACHE"] = cache
     command = [str(word) for word in words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment_of(options, cache=cache),
+        check=False,
+    )
     if done.returncode != 0:
         raise SystemExit(f"`{' '.join(command[:4])} ...` ended with code {done.returncode}.")
     return done.stdout
