@@ -63,7 +63,7 @@ def subsample(examples: Sequence[Example], num_rows: int, *, seed: int) -> list[
         return list(examples)
     by_label: dict[object, list[int]] = defaultdict(list)
     for place, example in enumerate(examples):
-        by_label[example.target].append(place)
+        by_label[_stratum_key(example)].append(place)
     for places in by_label.values():
         places.sort(key=lambda place: _rank(seed, examples[place].id))
     quotas = _quotas({label: len(places) for label, places in by_label.items()}, num_rows)
@@ -71,18 +71,20 @@ def subsample(examples: Sequence[Example], num_rows: int, *, seed: int) -> list[
     return [examples[place] for place in taken]
 
 
+def _stratum_key(example: Example) -> object:
+    """Give what is drawn in proportion: the label, or the set of labels."""
+    labels = labels_of(example)
+    return labels[0] if isinstance(example.target, str) and labels else labels
+
+
 def stratum_of(example: Example, frequencies: Mapping[str, int]) -> str:
     """Give the label by which an example is dealt: of several labels the rarest."""
-    if isinstance(example.target, tuple):
-        return min(example.target, key=lambda label: (frequencies[label], label), default="")
-    return example.target or ""
+    return min(labels_of(example), key=lambda label: (frequencies[label], label), default="")
 
 
 def labels_of(example: Example) -> tuple[str, ...]:
     """Give the labels of an example: one, several, or none."""
-    if isinstance(example.target, tuple):
-        return example.target
-    return () if example.target is None else (example.target,)
+    return example.classes
 
 
 def count_labels(examples: Iterable[Example]) -> Counter[str]:

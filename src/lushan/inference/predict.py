@@ -16,7 +16,7 @@ from lushan.backbones.load import Backbone
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_by_tokens
 from lushan.inference.constrained import score_candidates
 from lushan.records import AnswerMode, Example, Features, Prediction, TaskState
-from lushan.tasks import Task
+from lushan.tasks import Outputs, Task
 
 Advance = Callable[[int], None]
 
@@ -81,14 +81,16 @@ class Predictor:
             shots=shots,
         )
 
-    def _outputs(self, features: Sequence[Features], advance: Advance) -> np.ndarray:
+    def _outputs(self, features: Sequence[Features], advance: Advance) -> Outputs:
         was_training = self.backbone.model.training
         self.backbone.model.eval()
         try:
             with torch.inference_mode():
                 if self.answer == "generate":
                     candidates = self.task.candidates(self.state)
-                    return score_candidates(self.backbone, features, candidates, advance=advance)
+                    return list(
+                        score_candidates(self.backbone, features, candidates, advance=advance)
+                    )
                 return head_outputs(self.task, self.backbone, features, advance)
         finally:
             self.backbone.model.train(was_training)
@@ -96,14 +98,27 @@ class Predictor:
 
 def head_outputs(
     task: Task, backbone: Backbone, features: Sequence[Features], advance: Advance = _ignore
-) -> np.ndarray:
-    """Run every document through the model and its head; (F, C), in the order of `features`."""
+) -> Outputs:
+    """Run every document through the model and its head; F arrays, in the order of `features`."""
     order = sorted(range(len(features)), key=lambda index: len(features[index].token_ids))
     positions = iter(order)
     rows: list[np.ndarray] = [np.empty(0)] * len(features)
     for part in split_by_tokens([features[index] for index in order], MAX_BATCH_TOKENS):
-        outputs_NC = task.outputs(backbone, pack(part, device=backbone.device))
-        for row_C in outputs_NC:
-            rows[next(positions)] = row_C
+        for found in task.outputs(backbone, pack(part, device=backbone.device)):
+            rows[next(positions)] = found
         advance(len(part))
-    return np.stack(rows)
+    return rows
+
+
+def mean_loss(
+    task: Task, backbone: Backbone, features: Sequence[Features], state: TaskState
+) -> float:
+    """Give the mean loss of documents with their targets, as training takes it, without dropout."""
+    total, count = 0.0, 0.0
+    ordered = sorted(features, key=lambda each: len(each.token_ids))
+    with torch.inference_mode():
+        for part in split_by_tokens(ordered, MAX_BATCH_TOKENS):
+            found = task.loss(backbone, pack(part, device=backbone.device), state, dropout=0.0)
+            total += float(found.total)
+            count += found.count
+    return total / count

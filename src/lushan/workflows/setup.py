@@ -75,7 +75,8 @@ def plan(
     if num_rows is not None:
         prepared = draw(prepared, num_rows, seed=recipe.seed, why="`data.max_train_rows`")
     setup = make_setup(prepared, resolved.recipe, task=task, base=base, tokenizer=tokenizer)
-    return Planned(setup, resolved.decisions, [*tokenizer.notes, *prepared.notes])
+    notes = [*tokenizer.notes, *prepared.notes, *task.notes(prepared.parts.train)]
+    return Planned(setup, resolved.decisions, notes)
 
 
 def make_setup(

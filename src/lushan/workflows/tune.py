@@ -30,7 +30,7 @@ from lushan.catalog import load_task
 from lushan.data.batching import PackedSource
 from lushan.errors import CertificateError, SettingError
 from lushan.inference.frozen_cache import FrozenCache, FrozenPart
-from lushan.inference.predict import Predictor
+from lushan.inference.predict import Predictor, mean_loss
 from lushan.model_store.certificate import certify
 from lushan.model_store.run_folder import RunFolder, check_is_free, check_keeps
 from lushan.model_store.tuned_model import (
@@ -49,6 +49,7 @@ from lushan.workflows.comparison import answer_untuned, run_baselines
 from lushan.workflows.outcome import adapter_name, peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
 from lushan.workflows.recipe import TuneRecipe
+from lushan.workflows.resolve import refuse_what_the_task_lacks
 from lushan.workflows.setup import (
     Setup,
     check_same_data,
@@ -138,6 +139,7 @@ def _begin(
     started = time.perf_counter()
     check_is_free(out, overwrite=overwrite)
     task = load_task(recipe.task)
+    refuse_what_the_task_lacks(recipe, task)
     base = locate(recipe.model.name)
     if overwrite:
         check_keeps(out, needed=(data, base))
@@ -280,9 +282,7 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
     precision: Literal["bf16", "fp32"] = "bf16" if recipe.model.precision == "bf16" else "fp32"
     backbone = load_backbone(
         setup.base,
-        purpose="classify" if recipe.answer == "head" else "language",
-        labels=setup.state.labels,
-        multi_label=setup.state.multi_label,
+        **setup.task.layer(setup.state, answer=recipe.answer)._asdict(),
         precision=precision,
         seed=recipe.seed,
     )
@@ -396,7 +396,11 @@ def _evaluate(setup: Setup, predictor: Predictor, clock: Clock) -> Evaluated:
     with clock():
         examples = setup.parts.validation
         scores = setup.task.score(predictor.predict(examples), examples, setup.state)
-        return Evaluated(scores.metrics[scores.main_metric].value, scores.details["log_loss"])
+        loss = scores.details.get("log_loss")
+        if loss is None:
+            features = setup.features["validation"]
+            loss = mean_loss(setup.task, predictor.backbone, features, setup.state)
+        return Evaluated(scores.metrics[scores.main_metric].value, loss)
 
 
 def meaning_of(setup: Setup, backbone: Backbone, *, base_digest: str) -> TunedModel:

@@ -17,7 +17,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from lushan.backbones.heads import class_logits, mean_over_tokens, vocabulary_logits
+from lushan.backbones.heads import (
+    class_logits,
+    mean_over_tokens,
+    read_position,
+    token_logits,
+    vocabulary_logits,
+)
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.data.batching import pack
 from lushan.errors import ModelError
@@ -223,3 +229,31 @@ def test_vocabulary_scores_of_a_bf16_model_are_float32(tiny_folder: MakeTiny) ->
     logits_KV = vocabulary_logits(model, torch.ones(2, 16, dtype=torch.bfloat16))
     assert logits_KV.dtype == torch.float32
     assert logits_KV.shape == (2, TINY_VOCABULARY)
+
+
+@pytest.mark.parametrize("model_type", TINY_TYPES)
+def test_token_scores_are_those_of_transformers(model_type: str, tiny_folder: MakeTiny) -> None:
+    backbone = load_backbone(tiny_folder(model_type), purpose="tag", labels=LABELS)
+    batch = one_batch()
+    with torch.inference_mode():
+        logits_TC = token_logits(backbone.plain_model, backbone.hidden_states(batch))
+        backbone.core.config._attn_implementation = "eager"
+        alone = [
+            backbone.plain_model(input_ids=torch.tensor([each.token_ids])).logits[0]
+            for each in batch.features
+        ]
+    assert_close(logits_TC, torch.cat(alone))
+    assert read_position(backbone.plain_model) == "all"
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_dropout_before_the_token_layer_is_for_training_only_and_of_our_choice(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    backbone = load_backbone(tiny_folder(model_type), purpose="tag", labels=LABELS)
+    model = backbone.plain_model
+    hidden_TD = torch.randn(6, 16)
+    expected = token_logits(model, hidden_TD, dropout=0.9)
+    model.train()
+    assert torch.equal(token_logits(model, hidden_TD), expected)
+    assert not torch.equal(token_logits(model, hidden_TD, dropout=0.9), expected)
