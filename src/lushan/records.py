@@ -149,8 +149,8 @@ class Features:
     """Index of the first supervised token: it and all that follow are predicted; -1 where a head answers."""
     positions: tuple[int, ...] | None = None
     """Tokens at which a head answers, one target each; None where it answers once, for the whole document."""
-    units: tuple[int, ...] = ()
-    """What each position answers for: the number of a word of the example."""
+    units: tuple[tuple[int, int], ...] = ()
+    """What each position answers for: the numbers of a first and a last word of the example."""
     candidate: int = -1
     """Which candidate answer (label number) this document asks about; -1 if it asks about all."""
     num_cut_tokens: int = 0

@@ -3,15 +3,16 @@
 Columns: `text`, `entities` (a list of `start`, `end`, `label` in characters), or `tokens`, `tags` (BIO or BIOES).
 
 Inside, entities are always spans of characters. A model answers word by word, so no answer begins or ends inside a
-word; of a word's tokens the last is read, which in a decoder has seen all of it.
+word; of a word's tokens the last is read, which in a decoder has seen all of it. Words that share that token (Chinese
+characters often do) are one unit: nobody could tell them apart.
 
-Shapes: T tokens, D width, W words, C tags, K chosen positions.
+Shapes: T tokens, D width, U units, C tags, K chosen positions.
 """
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -149,7 +150,7 @@ class Task:
         with_target: bool,
         shots: Sequence[Example] = (),
     ) -> list[Features]:
-        """Token ids with the tag of every word; several windows where a text is too long.
+        """Token ids with the tag of every unit; several windows where a text is too long.
 
         Raises:
             DataError: If a text is too long and the policy is `error`, or a type is not known.
@@ -165,17 +166,23 @@ class Task:
         features: list[Features] = []
         for index, (example, windows) in enumerate(zip(examples, encoded, strict=True)):
             words = words_in(example)
-            tags = _word_tags(example, words, numbers) if with_target else []
-            for window, found in zip(windows, _positions(windows, words), strict=True):
-                units = tuple(unit for unit, _ in found)
+            readings = _readings(windows, words)
+            places = [(words[first][0], words[last][1]) for first, last, _, _ in readings]
+            tags = _unit_tags(example, places, numbers) if with_target else [-1] * len(places)
+            for number, window in enumerate(windows):
+                read = [
+                    (reading, tag)
+                    for reading, tag in zip(readings, tags, strict=True)
+                    if reading.window == number
+                ]
                 features.append(
                     Features(
                         token_ids=window.token_ids,
                         place=example.place,
                         example_index=index,
-                        target=tuple(tags[unit] for unit in units) if with_target else -1,
-                        positions=tuple(position for _, position in found),
-                        units=units,
+                        target=tuple(tag for _, tag in read) if with_target else -1,
+                        positions=tuple(reading.position for reading, _ in read),
+                        units=tuple((reading.first, reading.last) for reading, _ in read),
                         num_cut_tokens=window.num_cut_tokens,
                     )
                 )
@@ -188,7 +195,7 @@ class Task:
     def loss(
         self, backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float
     ) -> LossSum:
-        """Cross-entropy of the tag of every word."""
+        """Cross-entropy of the tag of every unit."""
         logits_KC = _logits(backbone, batch, dropout=dropout)
         targets_K = torch.tensor(
             [tag for each in batch.features for tag in _as_tuple(each.target)],
@@ -199,7 +206,7 @@ class Task:
         return LossSum(total, float(len(targets_K)))
 
     def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
-        """Tag scores of every word of a document, before softmax; (words, C) each."""
+        """Tag scores of every unit of a document, before softmax; (U, C) each."""
         logits_KC = _logits(backbone, batch).cpu().numpy()
         ends = np.cumsum([len(each.positions or ()) for each in batch.features])
         return np.split(logits_KC, ends[:-1])
@@ -214,13 +221,12 @@ class Task:
         answer: AnswerMode,
     ) -> list[Prediction]:
         """The likeliest tags that form entities; windows of a text are read as one. Words that were cut off have none."""
-        words = [words_in(each) for each in examples]
-        tables = [_outside(len(each), num_tags=len(_tags(state))) for each in words]
-        for scores_WC, each in zip(outputs, features, strict=True):
-            tables[each.example_index][list(each.units)] = _log_softmax(scores_WC)
+        documents: list[list[tuple[Features, np.ndarray]]] = [[] for _ in examples]
+        for scores_UC, each in zip(outputs, features, strict=True):
+            documents[each.example_index].append((each, _log_softmax(scores_UC)))
         return [
-            _prediction(example, places, logs_WC, state)
-            for example, places, logs_WC in zip(examples, words, tables, strict=True)
+            _prediction(example, parts, state)
+            for example, parts in zip(examples, documents, strict=True)
         ]
 
     def score(
@@ -282,27 +288,36 @@ def _num_inside_words(example: Example) -> int:
     return sum(each.start not in starts or each.end not in ends for each in _spans(example))
 
 
-def _word_tags(example: Example, words: Sequence[Place], numbers: dict[str, int]) -> list[int]:
-    """The tag number of every word; a word that is partly in an entity is in it."""
-    tags = [0] * len(words)
-    ends = [end for _, end in words]
+def _unit_tags(example: Example, places: Sequence[Place], numbers: dict[str, int]) -> list[int]:
+    """The tag number of every unit; a unit that is partly in an entity is in it."""
+    tags = [0] * len(places)
+    ends = [end for _, end in places]
     for span in _spans(example):
         if f"B-{span.label}" not in numbers:
             raise DataError(
                 f"{example.place}: type `{span.label}` is not one of the {len(numbers) // 2} that the model knows."
             )
         mark = "B"
-        for word in range(bisect_left(ends, span.start + 1), len(words)):
-            if words[word][0] >= span.end:
+        for unit in range(bisect_left(ends, span.start + 1), len(places)):
+            if places[unit][0] >= span.end:
                 break
-            if tags[word] == 0:
-                tags[word] = numbers[f"{mark}-{span.label}"]
+            if tags[unit] == 0:
+                tags[unit] = numbers[f"{mark}-{span.label}"]
                 mark = "I"
     return tags
 
 
-def _positions(windows: Sequence[Window], words: Sequence[Place]) -> list[list[tuple[int, int]]]:
-    """For every window, the words whose last token it has: (number of the word, index of that token)."""
+class _Reading(NamedTuple):
+    """Words that are answered for at one token."""
+
+    first: int
+    last: int
+    window: int
+    position: int
+
+
+def _readings(windows: Sequence[Window], words: Sequence[Place]) -> list[_Reading]:
+    """The last token of every word, in whichever window it is; words without a token are left out."""
     tokens = [
         (start, end, window, index)
         for window, each in enumerate(windows)
@@ -310,13 +325,17 @@ def _positions(windows: Sequence[Window], words: Sequence[Place]) -> list[list[t
         if end > start
     ]
     starts = [start for start, _, _, _ in tokens]
-    found: list[list[tuple[int, int]]] = [[] for _ in windows]
-    for unit, (word_start, word_end) in enumerate(words):
-        last = bisect_left(starts, word_end) - 1
-        if last >= 0 and tokens[last][1] > word_start:
-            _, _, window, index = tokens[last]
-            found[window].append((unit, index))
-    return found
+    readings: list[_Reading] = []
+    for word, (word_start, word_end) in enumerate(words):
+        token = bisect_left(starts, word_end) - 1
+        if token < 0 or tokens[token][1] <= word_start:
+            continue
+        _, _, window, position = tokens[token]
+        if readings and readings[-1][2:] == (window, position):
+            readings[-1] = readings[-1]._replace(last=word)
+        else:
+            readings.append(_Reading(word, word, window, position))
+    return readings
 
 
 def _as_tuple(target: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -335,31 +354,24 @@ def _logits(backbone: Backbone, batch: Batch, *, dropout: float = 0.0) -> Tensor
     return token_logits(backbone.plain_model, hidden_TD[chosen_K], dropout=dropout)
 
 
-def _outside(num_words: int, *, num_tags: int) -> np.ndarray:
-    """Log-probabilities of words that nobody was asked about: surely `O`; (W, C)."""
-    logs_WC = np.full((num_words, num_tags), -np.inf)
-    logs_WC[:, 0] = 0.0
-    return logs_WC
-
-
-def _log_softmax(scores_WC: np.ndarray) -> np.ndarray:
-    shifted = scores_WC.astype(np.float64)
+def _log_softmax(scores_UC: np.ndarray) -> np.ndarray:
+    shifted = scores_UC.astype(np.float64)
     shifted = shifted - shifted.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def likeliest_tags(logs_WC: np.ndarray) -> list[int]:
+def likeliest_tags(logs_UC: np.ndarray) -> list[int]:
     """Viterbi's path: the likeliest tags of which every `I-` follows a `B-` or `I-` of its own type.
 
     Args:
-        logs_WC: Log-probability of every tag (`O`, `B-` and `I-` in turns) of every word.
+        logs_UC: Log-probability of every tag (`O`, `B-` and `I-` in turns) of every unit.
     """
-    num_tags = logs_WC.shape[1]
+    num_tags = logs_UC.shape[1]
     inside = np.arange(2, num_tags, 2)
-    total_C = logs_WC[0].copy()
+    total_C = logs_UC[0].copy()
     total_C[inside] = -np.inf
     origins: list[np.ndarray] = []
-    for logs_C in logs_WC[1:]:
+    for logs_C in logs_UC[1:]:
         origin_C = np.full(num_tags, total_C.argmax())
         origin_C[inside] = np.where(total_C[inside] >= total_C[inside - 1], inside, inside - 1)
         total_C = total_C[origin_C] + logs_C
@@ -371,19 +383,36 @@ def likeliest_tags(logs_WC: np.ndarray) -> list[int]:
 
 
 def _prediction(
-    example: Example, words: Sequence[Place], logs_WC: np.ndarray, state: TaskState
+    example: Example, parts: Sequence[tuple[Features, np.ndarray]], state: TaskState
 ) -> Prediction:
-    path = likeliest_tags(logs_WC)
-    sure_W = logs_WC[np.arange(len(path)), path]
+    words = words_in(example)
+    outside_C = np.full(len(_tags(state)), -np.inf)
+    outside_C[0] = 0.0
+    places: list[Place] = []
+    rows: list[np.ndarray] = []
+    next_word = 0
+    for features, logs_UC in parts:
+        for (first, last), logs_C in zip(features.units, logs_UC, strict=True):
+            if first != next_word:  # nobody was asked about the words between: no entity spans them
+                places.append((words[next_word][0], words[first - 1][1]))
+                rows.append(outside_C)
+            places.append((words[first][0], words[last][1]))
+            rows.append(logs_C)
+            next_word = last + 1
+    if not rows:
+        return Prediction(example.id, ())
+    logs_UC = np.stack(rows)
+    path = likeliest_tags(logs_UC)
+    sure_U = logs_UC[np.arange(len(path)), path]
     spans: list[Span] = []
     first = 0
-    for word, tag in enumerate(path):
+    for unit, tag in enumerate(path):
         if tag % 2:
-            first = word
-        goes_on = word + 1 < len(path) and path[word + 1] and path[word + 1] % 2 == 0
+            first = unit
+        goes_on = unit + 1 < len(path) and path[unit + 1] and path[unit + 1] % 2 == 0
         if tag and not goes_on:
-            start, end = words[first][0], words[word][1]
-            probability = float(np.exp(sure_W[first : word + 1].sum()))
+            start, end = places[first][0], places[unit][1]
+            probability = float(np.exp(sure_U[first : unit + 1].sum()))
             label = state.labels[(tag - 1) // 2]
             spans.append(Span(start, end, label, example.text[start:end], probability))
-    return Prediction(example.id, tuple(spans), log_likelihood=min(0.0, float(sure_W.sum())))
+    return Prediction(example.id, tuple(spans), log_likelihood=min(0.0, float(sure_U.sum())))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.encoding import LengthLimit, Window
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.batching import pack
@@ -75,7 +75,7 @@ def test_every_word_has_its_tag(backbone: Backbone) -> None:
     (features,) = encode(backbone.tokenizer, example())
     person, place = ["B-person", "I-person"], ["B-place", "B-place", "I-place"]
     assert tags_of(features) == [*person, "O", "O", *place, "O"]
-    assert features.units == tuple(range(8))
+    assert features.units == tuple((number, number) for number in range(8))
     assert features.num_supervised == 8
 
 
@@ -103,6 +103,34 @@ def test_tokens_that_a_row_gave_are_its_words(backbone: Backbone) -> None:
     assert tags_of(features) == ["B-place", "O"]
 
 
+@pytest.fixture
+def wide() -> list[Window]:
+    """Windows of six characters whose tokens are `ab`, `cd`, `e` and `f`, cut before `e`."""
+    return [Window((1, 2), -1, offsets=((0, 2), (2, 4))), Window((3, 4), -1, offsets=((4, 5), (5, 6)))]  # fmt: skip
+
+
+def test_words_that_share_a_token_are_one_unit(
+    wide: list[Window], monkeypatch: pytest.MonkeyPatch, backbone: Backbone
+) -> None:
+    monkeypatch.setattr("lushan.tasks.tagging.encode_rendered", lambda *_, **__: [wide])
+    letters = [[number, number + 1] for number in range(6)]
+    marked = example("abcdef", (Span(0, 5, "person"), Span(5, 6, "place")), words=letters)
+    features = encode(backbone.tokenizer, marked)
+    assert [each.units for each in features] == [((0, 1), (2, 3)), ((4, 4), (5, 5))]
+    assert [tags_of(each) for each in features] == [["B-person", "I-person"], ["I-person", "B-place"]]  # fmt: skip
+    scores = [np.eye(5)[list(each.target)] * 9 for each in features]  # pyright: ignore[reportArgumentType]
+    (found,) = TASK.decode(scores, features, [marked], STATE, answer="head")
+    assert found.answer == marked.target
+
+
+def test_no_entity_spans_words_that_nobody_was_asked_about() -> None:
+    features = Features((1,), "", 0, units=((0, 0), (2, 2)))
+    scores = np.eye(5)[[1, 2]] * 9  # B-person, I-person
+    three = example("a b c", None)
+    (found,) = TASK.decode([scores], [features], [three], STATE, answer="head")
+    assert all(isinstance(each, Span) and each.end - each.start == 1 for each in found.answer)
+
+
 def test_strange_type_is_refused_by_its_row(backbone: Backbone) -> None:
     strange = example(target=(Span(0, 3, "thing"),))
     with pytest.raises(DataError, match=r"row 7: type `thing` is not one of the 2"):
@@ -119,7 +147,8 @@ def test_windows_hold_every_word_once(backbone: Backbone, max_tokens: int) -> No
     whole = encode(backbone.tokenizer, example())
     windows = encode(backbone.tokenizer, example(), limit=LengthLimit(max_tokens, "window"))
     assert len(windows) > 1
-    assert [unit for each in windows for unit in each.units] == list(range(8))
+    units = [unit for each in windows for unit in each.units]
+    assert units == [(number, number) for number in range(8)]
     assert [tag for each in windows for tag in tags_of(each)] == tags_of(whole[0])
 
 
@@ -192,7 +221,8 @@ def test_likeliest_tags_are_those_of_trying_all_paths(seed: int) -> None:
 def decoded(*tags: str, example: Example) -> tuple[Span, ...]:
     scores = np.zeros((len(tags), len(TAGS)))
     scores[np.arange(len(tags)), [TAGS.index(tag) for tag in tags]] = 4.0
-    features = Features((1,), "", 0, units=tuple(range(len(tags))))
+    units = tuple((number, number) for number in range(len(tags)))
+    features = Features((1,), "", 0, units=units)
     (found,) = TASK.decode([scores], [features], [example], STATE, answer="head")
     assert all(isinstance(each, Span) for each in found.answer)
     return found.answer  # pyright: ignore[reportReturnType]
