@@ -48,6 +48,16 @@ def answer_untuned(
     return predictor.predict(examples, shots=shots)
 
 
+def what_is_asked(setup: Setup) -> str:
+    """Say for people what `answer_untuned` does."""
+    if setup.task.untuned[describe(setup.base).family] == "nothing":
+        return (
+            f"an untouched model cannot be asked for `{setup.recipe.task}`; that nothing is found stands in its "
+            "place,"
+        )
+    return "asking the untouched model"
+
+
 def run_baselines(run: RunFolder, setup: Setup, *, tell: Callable[[str], None]) -> None:
     """Have every baseline answer the test rows, unless it has already; each is described in `run.json`."""
     told: dict[str, str] = run.get("baselines") or {}

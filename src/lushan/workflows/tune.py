@@ -45,7 +45,7 @@ from lushan.training.checkpoint import Checkpoints
 from lushan.training.loop import Evaluated, FitSettings, Fitted, Listener, fit
 from lushan.training.optimizer import Optimizer, OptimizerSettings
 from lushan.training.processes import Team
-from lushan.workflows.comparison import answer_untuned, run_baselines
+from lushan.workflows.comparison import answer_untuned, run_baselines, what_is_asked
 from lushan.workflows.outcome import adapter_name, peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
 from lushan.workflows.recipe import TuneRecipe
@@ -128,7 +128,7 @@ def _ask_before(run: RunFolder, setup: Setup, *, tell: Tell) -> None:
     if run.predictions("before") is None:
         test = setup.parts.test
         with run.clock("before_evaluation"):
-            tell(f"Before: asking the untouched model about {len(test):,} test rows.")
+            tell(f"Before: {what_is_asked(setup)} about {len(test):,} test rows.")
             run.save_predictions("before", answer_untuned(setup, test))
 
 
