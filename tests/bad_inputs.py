@@ -30,6 +30,7 @@ class BadInput:
     """Regular expression that the message matches."""
     settings: tuple[str, ...] = ()
     """Values of `--set`."""
+    task: str = "classification"
 
 
 def good_rows(*, start: int = 0, step: int = 1) -> list[dict[str, Any]]:
@@ -115,6 +116,51 @@ def _bytes_in_parquet(folder: Path) -> Path:
         pa.table({"text": [b"a", b"b"], "label": ["x", "y"]}), folder / "data.parquet"
     )
     return folder / "data.parquet"
+
+
+def _tagged(**change: object) -> Callable[[Path], Path]:
+    """Good rows of tokens and tags, of which the third has other values; None takes a column away."""
+
+    def build(folder: Path) -> Path:
+        rows: list[dict[str, Any]] = [
+            {"tokens": row["text"].split(), "tags": ["O", "B-thing", "O", "O", "O", "O", "O"]}
+            for row in good_rows()
+        ]
+        for row in rows:
+            row["tags"] = row["tags"][: len(row["tokens"])]
+            row["tags"] += ["O"] * (len(row["tokens"]) - len(row["tags"]))
+        rows[2] |= change
+        return write_lines(folder / "data.jsonl", rows)
+
+    return build
+
+
+def _marked(*entities: object, **change: object) -> Callable[[Path], Path]:
+    """Good rows of texts, of which the third has these entities and other values."""
+
+    def build(folder: Path) -> Path:
+        rows = [{"text": row["text"], "entities": [[4, 7, "thing"]]} for row in good_rows()]
+        rows[2] |= {"entities": list(entities), **change}
+        return write_lines(folder / "data.jsonl", rows)
+
+    return build
+
+
+def _marked_splits(folder: Path, *, train: object, test: object) -> Path:
+    parts = [
+        [{"text": row["text"], "entities": entities} for row in good_rows(start=start, step=3)]
+        for start, entities in ((0, train), (1, train), (2, train))
+    ]
+    parts[2][0]["entities"] = test
+    return write_splits(folder, train=parts[0], validation=parts[1], test=parts[2])
+
+
+def _unknown_type(folder: Path) -> Path:
+    return _marked_splits(folder, train=[[0, 3, "thing"]], test=[[0, 3, "planet"]])
+
+
+def _no_entity(folder: Path) -> Path:
+    return _marked_splits(folder, train=[], test=[])
 
 
 CSV = "text,label\nfine day,good\nrainy day,bad\n"
@@ -262,5 +308,46 @@ BAD_INPUTS = (
         "nothing left to train on",
         _splits(train=good_rows(start=1, step=3)),
         "The train split has no rows left",
+    ),
+    *(
+        BadInput(name, build, message, task="tagging")
+        for name, build, message in (
+            (
+                "neither texts nor tokens",
+                _lines({"words_": "a", "marks": "b"}),
+                r"no column `text` \(nor `tokens`\)\. Found: `words_`, `marks`",
+            ),
+            ("no tags", _lines({"tokens": ["a"]}), "no column `tags`. Found: `tokens`"),
+            ("a row without tags", _tagged(tags=None), r"1 row\(s\) have no `tags`.*: row 3"),
+            ("too few tags", _tagged(tags=["O"]), r"row 3: column `tags` has 1 tag\(s\) for"),
+            (
+                "an inside without its beginning",
+                _tagged(tokens=["a", "b"], tags=["O", "I-thing"]),
+                "row 3: column `tags`, tag 2: `I-thing` does not follow `B-thing`",
+            ),
+            (
+                "numbers for tags",
+                _tagged(tokens=["a", "b"], tags=[0, 1]),
+                "row 3: column `tags`, tag 1: 0 is no tag. Expected `O`, or `B-`",
+            ),
+            ("an empty token", _tagged(tokens=["a", ""]), "row 3: column `tokens`, token 2"),
+            (
+                "a span outside of its text",
+                _marked([4, 999, "thing"]),
+                r"row 3: column `entities`, entity 1: \[4, 999\) is not inside its text of \d+ char",
+            ),
+            (
+                "two spans that overlap",
+                _marked([4, 9, "thing"], {"start": 0, "end": 7, "label": "x"}),
+                r"row 3: column `entities`: \[0, 7\) `x` and \[4, \d+\) `thing` overlap",
+            ),
+            ("no list of spans", _marked(entities="none"), "row 3: column `entities` must hold a"),
+            (
+                "a type that only the test split knows",
+                _unknown_type,
+                r"test split has 1 label\(s\) that training never sees: `planet` \(1\)",
+            ),
+            ("no entity at all", _no_entity, "All .* training rows have the same label"),
+        )
     ),
 )

@@ -7,7 +7,6 @@ from typing import Any
 from lushan.cli.main import run
 from lushan.model_store import certificate
 from lushan.model_store.tuned_model import load_predictor
-from lushan.records import Example
 
 QUICK = ("--epochs", "1", "--set", "model.precision=fp32", "--no-baselines")
 """Options with which nothing is measured or compared; whoever tests that, leaves them out."""
@@ -15,9 +14,7 @@ QUICK = ("--epochs", "1", "--set", "model.precision=fp32", "--no-baselines")
 
 def answers_of_this_process(path: Path) -> dict[str, Any]:
     """Answer the probes of a run as its fresh process would, without the seconds that one takes to start."""
-    probes = json.loads((path / "model" / "probes.json").read_text(encoding="utf-8"))["texts"]
-    examples = [Example(str(number), text, None) for number, text in enumerate(probes)]
-    return certificate.describe_answers(load_predictor(path), examples)
+    return certificate.describe_answers(load_predictor(path), certificate.read_probes(path))
 
 
 def tune(data: Path, out: Path, *options: str) -> int:

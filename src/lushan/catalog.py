@@ -13,6 +13,11 @@ def names_in(package: str) -> list[str]:
     return sorted(found.name for found in pkgutil.iter_modules(folder.__path__))
 
 
+def load_baseline(name: str) -> Any:  # noqa: ANN401 - a module
+    """Import one baseline by the name of its file."""
+    return importlib.import_module(f"lushan.baselines.{name}")
+
+
 def load_task(name: str) -> Any:  # noqa: ANN401 - the protocol lives one floor higher, in lushan.tasks
     """Import one task by the name of its file and make it.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -39,6 +39,39 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A part of a text with a label; two are equal when place and label are."""
+
+    start: int
+    """First character, from 0."""
+    end: int
+    """Character behind the last."""
+    label: str
+    text: str = field(default="", compare=False)
+    """The characters themselves."""
+    probability: float | None = field(default=None, compare=False)
+    """How sure the model is; None where it was not asked."""
+
+
+Answer = str | tuple[str, ...] | tuple[Span, ...]
+"""What a truth or a prediction is: a label or a text, several labels, or parts of the text."""
+
+
+def plain_answer(answer: Answer | None) -> Any:  # noqa: ANN401 - any JSON value
+    """Give an answer as JSON has it; `answer_from_plain` is the way back."""
+    if answer is None or isinstance(answer, str):
+        return answer
+    return [each if isinstance(each, str) else asdict(each) for each in answer]
+
+
+def answer_from_plain(value: Any) -> Any:  # noqa: ANN401 - an `Answer`, or None
+    """Give the answer that `plain_answer` wrote."""
+    if value is None or isinstance(value, str):
+        return value
+    return tuple(each if isinstance(each, str) else Span(**each) for each in value)
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One row that a task has checked and understood."""
 
@@ -46,12 +79,24 @@ class Example:
     """Hash of the content; the same text and target have the same id everywhere."""
     text: str
     """What the model reads; overlap between splits is judged on it."""
-    target: str | tuple[str, ...] | None
-    """The truth: a label, several labels, a text; None where it is not known (prediction)."""
+    target: Answer | None
+    """The truth: a label, several labels, a text, spans; None where it is not known (prediction)."""
     place: str = ""
     """`reviews.csv, row 12`."""
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What a task needs beyond one text."""
+    """What a task needs beyond one text, as JSON has it."""
+    labels: tuple[str, ...] | None = None
+    """The class names in the truth; None takes those of the target. Empty where a target is free text."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names in the truth, each once: rows are drawn, counted and checked by them."""
+        if self.labels is not None:
+            return self.labels
+        if self.target is None or isinstance(self.target, str):
+            return () if self.target is None else (self.target,)
+        names = [each if isinstance(each, str) else each.label for each in self.target]
+        return tuple(dict.fromkeys(names))
 
 
 def content_id(*parts: object) -> str:
@@ -99,9 +144,13 @@ class Features:
     example_index: int
     """Position of the example in the list that was encoded."""
     target: int | tuple[int, ...] = -1
-    """Class number, or one 0/1 per label; -1 where there is none."""
+    """Class number, one 0/1 per label, or one class number per position; -1 where there is none."""
     targets_from: int = -1
     """Index of the first supervised token: it and all that follow are predicted; -1 where a head answers."""
+    positions: tuple[int, ...] | None = None
+    """Tokens at which a head answers, one target each; None where it answers once, for the whole document."""
+    units: tuple[tuple[int, int], ...] = ()
+    """What each position answers for: the numbers of a first and a last word of the example."""
     candidate: int = -1
     """Which candidate answer (label number) this document asks about; -1 if it asks about all."""
     num_cut_tokens: int = 0
@@ -111,7 +160,9 @@ class Features:
 
     @property
     def num_supervised(self) -> int:
-        """How many targets this document has: its supervised tokens, or one for a head."""
+        """How many targets this document has: its supervised tokens, its positions, or one for a head."""
+        if self.positions is not None:
+            return len(self.positions)
         return 1 if self.targets_from < 0 else len(self.token_ids) - self.targets_from
 
 
@@ -156,10 +207,10 @@ class Prediction:
 
     id: str
     """Id of the example that was asked."""
-    answer: str | tuple[str, ...]
-    """A label, or the labels of a multi-label text in class order."""
+    answer: Answer
+    """A label, the labels of a multi-label text in class order, a text, or spans in their order."""
     probabilities: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Label to probability; sums to 1 unless multi-label."""
+    """Label to probability; sums to 1 unless multi-label; empty where the answer is not one of a few."""
     log_likelihood: float = 0.0
     """Natural logarithm of the probability of the answer."""
     model_version: str = ""
@@ -185,4 +236,4 @@ class Scores:
     correct: Sequence[bool] = ()
     """Per example, in order: whether the answer is right (paired tests need it)."""
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Task-specific tables: `labels`, `per_class`, `confusion`, as plain values."""
+    """Tables as plain values, where a task has them: `labels`, `per_class`, `confusion`; `log_loss`."""

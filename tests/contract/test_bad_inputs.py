@@ -23,7 +23,7 @@ def test_bad_data_is_refused_in_one_line_that_says_where_and_what(
     data = bad.build(tmp_path)
     recipe = make_recipe(None, {}, bad.settings)
     with pytest.raises(DataError) as caught:
-        prepare(data, task=load_task("classification"), recipe=recipe)
+        prepare(data, task=load_task(bad.task), recipe=recipe)
     message = str(caught.value)
     assert re.search(bad.message, message), message
     assert "\n" not in message
@@ -40,7 +40,7 @@ def test_check_exits_2_on_bad_data_with_its_message_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     options = [f"--set={assignment}" for assignment in bad.settings]
-    assert run(["check", str(data), *options, "--json"]) == 2
+    assert run(["check", str(data), "--task", bad.task, *options, "--json"]) == 2
     output = capsys.readouterr()
     assert re.search(bad.message, json.loads(output.out)["error"])
     assert "Traceback" not in output.err

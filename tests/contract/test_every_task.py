@@ -6,23 +6,36 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 
 from lushan.backbones.encoding import LengthLimit
-from lushan.backbones.load import Backbone, Purpose, load_backbone
-from lushan.catalog import load_task, names_in
+from lushan.backbones.load import Backbone, load_backbone
+from lushan.catalog import load_baseline, load_task, names_in
 from lushan.data.batching import pack
+from lushan.data.splits import Parts
 from lushan.errors import DataError
 from lushan.inference.predict import Predictor
-from lushan.records import AnswerMode, Example, Features, Prediction, Row, TaskState
+from lushan.records import (
+    AnswerMode,
+    Example,
+    Features,
+    Prediction,
+    Row,
+    TaskState,
+    answer_from_plain,
+    plain_answer,
+)
 from lushan.tasks import Preparation, Task
+from lushan.workflows.recipe import TaskSettings
 from tests.conftest import MakeTiny
 
 LIMIT = LengthLimit(128, "error")
-PURPOSES: dict[AnswerMode, Purpose] = {"head": "classify", "generate": "language"}
+WAYS: list[tuple[str, AnswerMode]] = [
+    (name, answer) for name in names_in("lushan.tasks") for answer in load_task(name).answers
+]
 PREDICTION_FIELDS = {"id", "answer", "probabilities", "log_likelihood", "model_version"}
 
 
@@ -60,14 +73,15 @@ def task(request: pytest.FixtureRequest) -> Task:
     return load_task(request.param)
 
 
-@pytest.fixture(params=get_args(AnswerMode))
-def setup(task: Task, request: pytest.FixtureRequest, tiny_folder: MakeTiny) -> Setup:
+@pytest.fixture(params=WAYS, ids="-".join)
+def setup(request: pytest.FixtureRequest, tiny_folder: MakeTiny) -> Setup:
+    name, answer = request.param
+    task: Task = load_task(name)
     examples = [task.read(row) for row in task.sample_rows()]
     state = task.prepare(examples, Preparation(), multi_label=False)
-    backbone = load_backbone(
-        tiny_folder("llama"), purpose=PURPOSES[request.param], labels=state.labels
-    )
-    return Setup(task, request.param, backbone, examples, state)
+    layer = task.layer(state, answer=answer)
+    backbone = load_backbone(tiny_folder("llama"), **layer._asdict())
+    return Setup(task, answer, backbone, examples, state)
 
 
 def test_docstring_names_the_columns(task: Task) -> None:
@@ -162,10 +176,40 @@ def test_prediction_does_not_depend_on_the_truth(setup: Setup) -> None:
     assert setup.predict(blank) == setup.predict(setup.examples)
 
 
+def test_text_in_windows_gets_one_answer_per_example(setup: Setup) -> None:
+    longest = max(len(each.token_ids) for each in setup.encode(with_target=False))
+    limit = LengthLimit(longest - 3, "window")
+    windows = setup.encode(with_target=False, limit=limit)
+    assert len(windows) > len(setup.encode(with_target=False))
+    predictor = Predictor(setup.backbone, setup.task, setup.state, setup.answer, limit)
+    predictions = predictor.predict(setup.examples)
+    assert [each.id for each in predictions] == [each.id for each in setup.examples]
+
+
+def test_setting_of_a_task_is_one_that_there_is(task: Task) -> None:
+    assert task.settings <= set(TaskSettings.model_fields)
+    assert task.answers
+
+
+def test_baseline_of_a_task_is_there_and_answers_its_samples(setup: Setup) -> None:
+    parts = Parts(setup.examples, setup.examples, setup.examples)
+    for name in setup.task.baselines:
+        found = load_baseline(name).answer(parts, state=setup.state)
+        assert [each.id for each in found.predictions] == [each.id for each in setup.examples]
+        assert setup.task.score(found.predictions, setup.examples, setup.state).metrics
+
+
+def test_wording_fits_into_its_sentences(task: Task) -> None:
+    assert task.wording.use.format(count=2, labels="a, b").endswith(".")
+    assert "-" in task.wording.pipeline_tag
+
+
 def test_predictions_survive_json(setup: Setup) -> None:
     (prediction, *_) = setup.predict(setup.examples)
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(prediction)))
     assert set(values) >= PREDICTION_FIELDS
+    assert values["answer"] == plain_answer(prediction.answer)
+    values["answer"] = answer_from_plain(values["answer"])
     assert Prediction(**values) == prediction
 
 

@@ -353,7 +353,8 @@ def test_base_whose_weights_are_not_finite_is_refused_by_the_name_of_the_weight(
     data = write_lines(tmp_path / "data.jsonl", ROWS)
     options = ("--model", str(base), *QUICK, "--answer", answer, "--json")
     assert tune(data, tmp_path / "run", *options) == 2
-    message = f"`{base}`: weights are broken: `{weight}` holds values that are not finite."
+    in_model = f"bert.{weight}" if model_type == "bert" else weight
+    message = f"`{base}`: weights are broken: `{in_model}` holds values that are not finite."
     assert told_error(capsys).startswith(message)
     assert not (tmp_path / "run" / "predictions").exists()
     assert_holds_no_model(tmp_path / "run", data)

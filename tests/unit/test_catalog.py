@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lushan.catalog import load_task, names_in
+from lushan.catalog import load_baseline, load_task, names_in
 from lushan.errors import SettingError
 
 
@@ -31,3 +31,7 @@ def test_unknown_task_is_refused_and_the_known_are_listed() -> None:
         SettingError, match=r"Unknown task `clasification`\. Known: .*classification"
     ):
         load_task("clasification")
+
+
+def test_baseline_is_loaded_by_the_name_of_its_file() -> None:
+    assert load_baseline("majority").TITLE == "Most frequent label"

@@ -3,7 +3,18 @@
 import hashlib
 import json
 
-from lushan.records import Features, Row, content_id
+import pytest
+
+from lushan.records import (
+    Answer,
+    Example,
+    Features,
+    Row,
+    Span,
+    answer_from_plain,
+    content_id,
+    plain_answer,
+)
 
 
 def test_content_id_is_the_start_of_the_sha256_of_the_parts_as_json() -> None:
@@ -26,3 +37,26 @@ def test_row_tells_its_place() -> None:
 def test_features_of_a_head_have_one_target_and_those_of_a_text_one_per_token() -> None:
     assert Features((1, 2, 3), "id", 0).num_supervised == 1
     assert Features((1, 2, 3), "id", 0, targets_from=1).num_supervised == 2
+    assert Features((1, 2, 3), "id", 0, positions=(0, 2)).num_supervised == 2
+    assert Features((1, 2, 3), "id", 0, positions=()).num_supervised == 0
+
+
+@pytest.mark.parametrize(
+    "answer", ["a label", ("one", "two"), (), (Span(0, 3, "city", "Ulm", 0.5),), None]
+)
+def test_answer_survives_json(answer: Answer | None) -> None:
+    assert answer_from_plain(json.loads(json.dumps(plain_answer(answer)))) == answer
+
+
+def test_span_keeps_text_and_probability_in_json_but_is_equal_by_place_and_label() -> None:
+    (found,) = answer_from_plain(plain_answer((Span(0, 3, "city", "Ulm", 0.5),)))
+    assert (found.text, found.probability) == ("Ulm", 0.5)
+    assert found == Span(0, 3, "city") != Span(0, 3, "name")
+
+
+def test_classes_are_those_of_the_target_unless_it_is_free_text() -> None:
+    assert Example("1", "a", "good").classes == ("good",)
+    assert Example("1", "a", ("x", "y")).classes == ("x", "y")
+    assert Example("1", "a", (Span(0, 1, "x"), Span(2, 3, "x"))).classes == ("x",)
+    assert Example("1", "a", "a free answer", labels=()).classes == ()
+    assert Example("1", "a", None).classes == ()

@@ -7,6 +7,7 @@ from torch import nn
 from lushan.backbones.frozen import keep_in_eval
 from lushan.backbones.load import Backbone, is_head
 from lushan.backbones.quiet import quiet_transformers
+from lushan.backbones.token_models import is_token_model
 from lushan.errors import SettingError
 
 Method = Literal["full", "lora", "head", "top"]
@@ -98,13 +99,19 @@ def _attach_lora(backbone: Backbone, *, rank: int, alpha: float, dropout: float)
     from peft import LoraConfig, TaskType, get_peft_model  # slow to import, rarely needed
 
     classifies = any(is_head(name) for name, _ in backbone.model.named_parameters())
+    task_type = TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM
+    tags = is_token_model(backbone.plain_model)
+    if tags:
+        task_type = TaskType.TOKEN_CLS
     fresh = {name.rpartition(".")[0] for name in backbone.fresh_weights if not is_head(name)}
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
+        task_type=task_type,
         r=rank,
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType] - PEFT takes floats
         lora_dropout=dropout,
         target_modules="all-linear",
+        # "all-linear" leaves a class layer out, but not one for tokens.
+        exclude_modules=["score", "classifier"] if tags else None,
         # An adapter file must hold what its base does not have.
         modules_to_save=sorted(fresh) or None,
     )

@@ -31,6 +31,8 @@ class Window:
     targets_from: int
     """Index of the first supervised token; -1 where nothing in the text is supervised."""
     num_cut_tokens: int = 0
+    offsets: tuple[tuple[int, int], ...] = ()
+    """Characters [start, end) of the rendered text per token; (0, 0) for tokens that were put around it."""
 
 
 def encode_rendered(
@@ -69,11 +71,12 @@ def _windows(
         if tokenizer.stop_id is None:
             raise DataError("This model's tokenizer has no stop token, so it cannot learn to stop.")
         ids.append(tokenizer.stop_id)
+    offsets = (*encoded.offsets, *[(0, 0)] * (len(ids) - len(encoded.ids)))
     if not ids:
         raise DataError(f"{place}: the text has no token that this model knows.")
     excess = len(ids) - limit.max_tokens
     if excess <= 0:
-        return [Window(tuple(ids), supervised)]
+        return [Window(tuple(ids), supervised, offsets=offsets)]
     room = limit.max_tokens - (len(ids) - (last - first))
     if limit.policy == "error" or room < 1:
         what_to_do = (
@@ -85,32 +88,23 @@ def _windows(
             f"{place}: {len(ids)} tokens, but at most {limit.max_tokens} fit. {what_to_do}"
         )
     starts = range(first, last, room) if limit.policy == "window" else [first]
+    whole = Window(tuple(ids), supervised, offsets=offsets)
     return [
-        _cut(
-            ids,
-            supervised,
-            keep=(start, min(start + room, last)),
-            of=(first, last),
-            policy=limit.policy,
-        )
+        _cut(whole, keep=(start, min(start + room, last)), of=(first, last), policy=limit.policy)
         for start in starts
     ]
 
 
 def _cut(
-    ids: list[int],
-    supervised: int,
-    *,
-    keep: tuple[int, int],
-    of: tuple[int, int],
-    policy: LengthPolicy,
+    whole: Window, *, keep: tuple[int, int], of: tuple[int, int], policy: LengthPolicy
 ) -> Window:
-    kept = ids[: of[0]] + ids[keep[0] : keep[1]] + ids[of[1] :]
-    num_removed = len(ids) - len(kept)
+    kept = [*range(of[0]), *range(*keep), *range(of[1], len(whole.token_ids))]
+    num_removed = len(whole.token_ids) - len(kept)
     return Window(
-        tuple(kept),
-        supervised - num_removed if supervised >= 0 else -1,
+        tuple(whole.token_ids[index] for index in kept),
+        whole.targets_from - num_removed if whole.targets_from >= 0 else -1,
         num_removed if policy == "truncate" else 0,
+        offsets=tuple(whole.offsets[index] for index in kept),
     )
 
 

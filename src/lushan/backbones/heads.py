@@ -1,6 +1,6 @@
 """From hidden states to answers: the class layer of each architecture, and the vocabulary.
 
-The layers are those of `transformers`' own sequence-classification models, so that what is saved
+The layers are those of `transformers`' own sequence- and token-classification models, so that what is saved
 loads there unchanged. Only the pooling is ours: by explicit index, never by looking for padding.
 
 Shapes: T tokens, N documents, D width, C classes, K chosen positions, V vocabulary.
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lushan.backbones.frozen import Position
+from lushan.backbones.token_models import is_token_model
 from lushan.errors import ModelError
 from lushan.records import Batch
 
@@ -41,8 +42,29 @@ def class_logits(
     return _linear(head.classifier, pooled_ND)
 
 
+def token_logits(model: nn.Module, hidden_KD: Tensor, *, dropout: float = 0.0) -> Tensor:
+    """Score every class at chosen positions; (K, C), float32.
+
+    Decoders get no other dropout than `dropout`; encoders that of their own layer too.
+
+    Args:
+        model: A token-classification model of `transformers`.
+        hidden_KD: Hidden states of the positions that are needed, and no others.
+        dropout: In front of the layer, in training.
+    """
+    head: Any = model
+    if hasattr(head, "head") and hasattr(head, "drop"):  # modernbert
+        hidden_KD = head.drop(head.head(hidden_KD))
+    elif getattr(head, "bert", None) is not None:
+        hidden_KD = head.dropout(hidden_KD)
+    hidden_KD = functional.dropout(hidden_KD, dropout, training=model.training)
+    return _linear(head.score if hasattr(head, "score") else head.classifier, hidden_KD)
+
+
 def read_position(model: nn.Module) -> Position:
-    """Which hidden states of a document `class_logits` reads."""
+    """Which hidden states of a document its layer reads."""
+    if is_token_model(model):
+        return "all"
     head: Any = model
     if hasattr(head, "score"):
         return "last"

@@ -51,6 +51,8 @@ _RECURRENT = (
     "nemotron_h",
 )
 _RECURRENT += ("qwen3_next", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2")
+Family = Literal["decoder", "encoder"]
+
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
@@ -65,7 +67,7 @@ class ModelFacts:
 
     architecture: str
     """Class name in the configuration, such as `LlamaForCausalLM`; empty where it names none."""
-    family: Literal["decoder", "encoder"]
+    family: Family
     num_layers: int
     width: int
     vocabulary_size: int
@@ -168,7 +170,7 @@ def _what_it_is(folder: Path) -> str:
     return "it has no `config.json`; expected a Hugging Face model, or a name from `lushan models list`"
 
 
-def _find_family(folder: Path, config: dict[str, Any]) -> Literal["decoder", "encoder"]:
+def _find_family(folder: Path, config: dict[str, Any]) -> Family:
     model_type = config["model_type"]
     if refusal := _why_not(config):
         raise ModelError(f"`{folder}` (`{model_type}`) cannot be used: {refusal}")

@@ -15,6 +15,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedModel,
 )
 
@@ -24,17 +25,19 @@ from lushan.backbones.frozen import FrozenStates, run_until, skip_layers
 from lushan.backbones.hardware import keep_freed_memory
 from lushan.backbones.inspect import ModelFacts, describe
 from lushan.backbones.quiet import quiet_transformers
+from lushan.backbones.token_models import know_token_model
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import ModelError
 from lushan.records import Batch
 
-Purpose = Literal["classify", "language", "embed"]
+Purpose = Literal["classify", "tag", "language", "embed"]
 PackingMode = Literal["packed", "masked", "alone"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 _CLASSES: dict[Purpose, Any] = {
     "classify": AutoModelForSequenceClassification,
+    "tag": AutoModelForTokenClassification,
     "language": AutoModelForCausalLM,
     "embed": AutoModel,
 }
@@ -42,6 +45,14 @@ _HEAD_NAMES = ("score", "classifier", "pooler", "head")
 _PROBE_LENGTHS = (7, 12, 19)
 _MASKED_TOKENS = 512
 """Tokens under one explicit mask, which costs the square of them."""
+
+
+class AnswerLayer(NamedTuple):
+    """What a backbone needs in order to answer for a task; see `load_backbone`."""
+
+    purpose: Purpose
+    labels: tuple[str, ...] = ()
+    multi_label: bool = False
 
 
 class _Call(NamedTuple):
@@ -232,7 +243,8 @@ def load_backbone(
 
     Args:
         folder: A Hugging Face model folder; nothing is fetched.
-        purpose: `classify` adds a class layer, `language` the vocabulary, `embed` nothing.
+        purpose: `classify` adds a class layer, `tag` one for every token, `language` the vocabulary,
+            `embed` nothing.
         labels: Class names, in the order of their numbers.
         multi_label: Whether a text may have several labels.
         precision: Arithmetic of everything but the class layer, which stays in float32.
@@ -248,15 +260,17 @@ def load_backbone(
         )
     tokenizer = Tokenizer.load(folder)
     options: dict[str, Any] = {}
-    if purpose == "classify":
+    if purpose in ("classify", "tag"):
         options = {
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
             "label2id": {label: number for number, label in enumerate(labels)},
-            "problem_type": "multi_label_classification"
-            if multi_label
-            else "single_label_classification",
         }
+    if purpose == "classify":
+        problem_type = "multi_label" if multi_label else "single_label"
+        options["problem_type"] = f"{problem_type}_classification"
+    if purpose == "tag":
+        know_token_model(folder)
     keep_freed_memory(keep=False)
     attention.register()
     torch.manual_seed(seed)

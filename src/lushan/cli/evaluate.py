@@ -54,19 +54,27 @@ def command(
 
 def show_scores(result: dict[str, Any]) -> None:
     """Print the metrics with their intervals, and the labels."""
+    from lushan.catalog import load_task
+
     rows = [
         (name, f"{found['value']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}")
         for name, found in result["metrics"].items()
     ]
     title = f"{result['num_examples']:,} rows of {result['data']}"
     show_table(("metric", "value", "95 % interval"), rows, title=title)
-    labels = result["per_class"]
+    labels = result.get("per_class")
+    if not labels:
+        return
+    wording = load_task(result["task"]).wording
     if len(labels) > MOST_LABELS:
         labels = sorted(labels, key=lambda each: each["f1"])[:MOST_LABELS]
-        tell(f"The {MOST_LABELS} labels with the lowest F1, of {len(result['per_class'])}:")
+        tell(
+            f"The {MOST_LABELS} {wording.label}s with the lowest F1, of {len(result['per_class'])}:"
+        )
     names = ("precision", "recall", "f1")
     per_label = [
         (each["label"], *(f"{each[name]:.3f}" for name in names), f"{each['support']:,}")
         for each in labels
     ]
-    show_table(("label", *names, "rows"), per_label)
+    counted = "rows" if wording.counted == "texts" else wording.counted
+    show_table((wording.label, *names, counted), per_label)

@@ -11,7 +11,7 @@ from lushan.data.example_store import count_kinds, hashes_of, kinds_of, take
 from lushan.data.overlap import OverlapCounts, OverlapPolicy, find_overlap, remove_overlap
 from lushan.data.splits import Parts, count_labels, labels_of
 from lushan.errors import DataError
-from lushan.records import Example
+from lushan.records import Example, Span
 
 __all__ = [
     "Findings",
@@ -56,12 +56,13 @@ class Findings:
         return asdict(self)
 
 
-def check_parts(parts: Parts, *, needs_test: bool = True) -> Findings:
-    """Check the labels of a task with a closed list of them.
+def check_parts(parts: Parts, *, needs_test: bool = True, weighs_classes: bool = True) -> Findings:
+    """Check the rows, and their labels where they have some.
 
     Args:
         parts: The splits.
         needs_test: Whether there must be test rows.
+        weighs_classes: Whether rare classes can be given more weight.
 
     Raises:
         DataError: If a part is empty, training has one answer only, or a later part knows labels
@@ -83,7 +84,7 @@ def check_parts(parts: Parts, *, needs_test: bool = True) -> Findings:
         labels={str(name): dict(counts.most_common()) for name, counts in labels.items()},
         warnings=(
             *_repeat_warnings(num_repeats, num_contradictions),
-            *_label_warnings(labels["train"], labels["test"]),
+            *_label_warnings(labels["train"], labels["test"], weighs_classes=weighs_classes),
         ),
     )
 
@@ -99,8 +100,9 @@ def _refuse_empty(parts: Parts, *, needs_test: bool) -> None:
 
 def _refuse_one_answer(train: Sequence[Example]) -> None:
     answers = {kind.target for kind, _ in count_kinds(train)}
-    if len(answers) < 2:
-        only = next(iter(answers))
+    only = next(iter(answers))
+    # The same spans in every row still have to be found.
+    if len(answers) < 2 and not any(isinstance(each, Span) for each in only or ()):
         raise DataError(
             f"All {len(train):,} training rows have the same label, {only!r}: there is nothing to "
             "learn. Give rows of at least two labels."
@@ -186,7 +188,7 @@ def _repeat_warnings(num_repeats: dict[str, int], num_contradictions: dict[str, 
     return warnings
 
 
-def _label_warnings(train: Counter[str], test: Counter[str]) -> list[str]:
+def _label_warnings(train: Counter[str], test: Counter[str], *, weighs_classes: bool) -> list[str]:
     warnings: list[str] = []
     rare = sorted(label for label, times in train.items() if times < FEWEST_ROWS_PER_LABEL)
     if rare:
@@ -200,6 +202,8 @@ def _label_warnings(train: Counter[str], test: Counter[str]) -> list[str]:
     untested = sorted(set(train) - set(test))
     if untested:
         warnings.append(f"{len(untested)} label(s) are in no test row: {_short(untested)}.")
+    if not weighs_classes or not train:
+        return warnings
     if max(train.values()) > LARGEST_IMBALANCE * min(train.values()):
         warnings.append(
             f"The most frequent label has {max(train.values()):,} training rows, the rarest "

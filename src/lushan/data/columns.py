@@ -28,11 +28,30 @@ class Columns:
     """Those that hold class names: stripped, and `1.0` is read as `1`."""
     lists: tuple[str, ...] = ()
     """Those labels of which a row may have several: a JSON list, or text cut at `|` or `;`."""
+    others: tuple["Columns", ...] = ()
+    """Other forms of the same rows; a file has one of them."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """All columns, required first."""
         return self.required + self.optional
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """The columns of every form, each once."""
+        return tuple(dict.fromkeys(name for form in self.forms for name in form.names))
+
+    @property
+    def forms(self) -> tuple["Columns", ...]:
+        """This form and the others."""
+        return (self, *self.others)
+
+    @property
+    def asked(self) -> "Columns":
+        """What is left where a row is only asked about: what the model reads, in any form."""
+        others = tuple(each.asked for each in self.others)
+        read, guesses = self.required[:1], self.guesses
+        return Columns(read, guesses=guesses, others=others)
 
 
 class Notes:
@@ -94,8 +113,13 @@ def find_columns(
             notes.say(f"column `{guess}` is read as `{name}`.")
     missing = [name for name in wanted.required if name not in names]
     if missing:
+        instead = "".join(
+            f" (nor `{form.required[0]}`)"
+            for form in wanted.others
+            if missing[0] == wanted.required[0]
+        )
         raise DataError(
-            f"{notes.source}: no column `{missing[0]}`. Found: {_listed(found)}. Say which it is "
+            f"{notes.source}: no column `{missing[0]}`{instead}. Found: {_listed(found)}. Say which it is "
             f"with `--set data.columns.{missing[0]}=NAME`, or give the file a first line with names."
         )
     columns = list(names.values())
@@ -107,6 +131,22 @@ def find_columns(
     return names
 
 
+def form_of(found: Sequence[str], *, mapping: Mapping[str, str], wanted: Columns) -> Columns:
+    """Give the form of a file's rows: the first whose read column is named, there, or can be guessed."""
+    if not wanted.others:
+        return wanted
+    folded = {name.strip().casefold() for name in found}
+    for is_there in (
+        lambda form, _: any(name in mapping for name in form.names),
+        lambda _, name: name in found,
+        lambda form, name: bool(folded & {name, *form.guesses.get(name, ())}),
+    ):
+        for form in wanted.forms:
+            if is_there(form, form.required[0]):
+                return form
+    return wanted
+
+
 def check_mapping(mapping: Mapping[str, str], wanted: Columns) -> None:
     """Check that the user named only columns that the task knows.
 
@@ -114,10 +154,10 @@ def check_mapping(mapping: Mapping[str, str], wanted: Columns) -> None:
         DataError: If not; lists the task's columns.
     """
     for name in mapping:
-        if name not in wanted.names:
+        if name not in wanted.all_names:
             raise DataError(
                 f"`data.columns.{name}`: the task has no column `{name}`. "
-                f"Its columns: {_listed(wanted.names)}."
+                f"Its columns: {_listed(wanted.all_names)}."
             )
 
 

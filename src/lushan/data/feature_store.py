@@ -180,10 +180,7 @@ class _Kinds(Sequence[Features]):
     def _read_anew(self, index: int) -> Features:
         start = self._ends[index - 1] if index else 0
         values = json.loads(self._written[start : self._ends[index]].tobytes())
-        tuples = {
-            name: tuple(each) if isinstance(each, list) else each for name, each in values.items()
-        }
-        return _kind(tuples)
+        return _kind({name: _as_tuples(each) for name, each in values.items()})
 
 
 def lengths_of(features: Sequence[Features]) -> Positions:
@@ -377,6 +374,10 @@ class _Writer:
 
     def _append(self, name: str, values: Any, dtype: str = "") -> None:  # noqa: ANN401 - numbers
         self._files[name].write(np.asarray(values, dtype=dtype or _COLUMNS[name]).tobytes())
+
+
+def _as_tuples(value: Any) -> Any:  # noqa: ANN401 - of JSON
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _kind_values(features: Features) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from lushan.data.columns import Cleaner, Columns, Notes, check_mapping, find_columns
+from lushan.data.columns import Cleaner, Columns, Notes, check_mapping, find_columns, form_of
 from lushan.data.formats import EMPTY_ROWS, EXTENSIONS, Record, format_of, read_records
 from lushan.errors import DataError
 from lushan.records import SPLIT_NAMES, Row, SplitName
@@ -96,6 +96,7 @@ def read_rows(
     found = list(dict.fromkeys(name for record in head for name in record.values))
     if not head:
         raise DataError(f"{path.name} has no rows.")
+    wanted = form_of(found, mapping=columns, wanted=wanted)
     names = find_columns(found, mapping=columns, wanted=wanted, notes=notes)
     cleaner = Cleaner(wanted, notes)
     gaps = _Gaps()

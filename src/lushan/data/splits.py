@@ -77,7 +77,7 @@ def subsample(examples: Sequence[Example], num_rows: int, *, seed: int) -> Seque
     codes, kinds = kinds_of(examples)
     strata: dict[object, list[int]] = defaultdict(list)
     for code in dict.fromkeys(codes.tolist()):
-        strata[kinds[code].target].append(code)
+        strata[_stratum_key(kinds[code])].append(code)
     places = {
         stratum: np.flatnonzero(np.isin(codes, members)) for stratum, members in strata.items()
     }
@@ -90,18 +90,20 @@ def subsample(examples: Sequence[Example], num_rows: int, *, seed: int) -> Seque
     return take(examples, np.sort(np.concatenate(drawn)))
 
 
+def _stratum_key(example: Example) -> object:
+    """Give what is drawn in proportion: the label, or the set of labels."""
+    labels = labels_of(example)
+    return labels[0] if isinstance(example.target, str) and labels else labels
+
+
 def stratum_of(example: Example, frequencies: Mapping[str, int]) -> str:
     """Give the label by which an example is dealt: of several labels the rarest."""
-    if isinstance(example.target, tuple):
-        return min(example.target, key=lambda label: (frequencies[label], label), default="")
-    return example.target or ""
+    return min(labels_of(example), key=lambda label: (frequencies[label], label), default="")
 
 
 def labels_of(example: Example) -> tuple[str, ...]:
     """Give the labels of an example: one, several, or none."""
-    if isinstance(example.target, tuple):
-        return example.target
-    return () if example.target is None else (example.target,)
+    return example.classes
 
 
 def count_labels(examples: Sequence[Example]) -> Counter[str]:

@@ -1,1 +1,1 @@
-"""From predictions to scores, baselines, the report and the model card."""
+"""From predictions to comparisons, the report and the model card."""

@@ -7,9 +7,11 @@ from typing import Any
 import yaml
 
 from lushan.atomic import write_text
+from lushan.catalog import load_task
 from lushan.evaluation import phrases
 from lushan.evaluation.report import environment, markdown_text
 from lushan.evaluation.report_tables import complete, facts, systems
+from lushan.tasks import Wording
 
 MAX_LABELS = 40
 """More labels than that are counted, not listed."""
@@ -26,16 +28,19 @@ def write_model_card(results: Mapping[str, Any], folder: Path) -> Path:
         The file.
     """
     results = complete(results)
+    wording = load_task(results["task"]).wording
     template = environment().get_template("model_card.md")
     card = template.render(
         results=results,
-        front_matter=_front_matter(results),
+        front_matter=_front_matter(results, wording.pipeline_tag),
         name=markdown_text(folder.resolve().name),
         headline=phrases.headline(results),
         facts=[(name, markdown_text(value)) for name, value in facts(results)],
         systems=systems(results),
         metrics=list(results["after"]),
-        labels=[markdown_text(label) for label in results["labels"][:MAX_LABELS]],
+        use=_use(results, wording),
+        wording=wording,
+        right_rows=phrases.right_rows(results),
         weakest=_weakest(results),
     )
     target = folder / "README.md"
@@ -43,7 +48,15 @@ def write_model_card(results: Mapping[str, Any], folder: Path) -> Path:
     return target
 
 
-def _front_matter(results: Mapping[str, Any]) -> str:
+def _use(results: Mapping[str, Any], wording: Wording) -> str:
+    """Say what the model is for, with its labels where there are some."""
+    labels = results["labels"]
+    shown = ", ".join(markdown_text(label) for label in labels[:MAX_LABELS])
+    more = " and more" if len(labels) > MAX_LABELS else ""
+    return wording.use.format(count=len(labels), labels=f"{shown}{more}")
+
+
+def _front_matter(results: Mapping[str, Any], pipeline_tag: str) -> str:
     """The block that hubs read, as YAML: https://huggingface.co/docs/hub/model-cards."""
     metrics = [
         {"type": name, "name": phrases.metric_name(name), "value": round(score["value"], 4)}
@@ -52,11 +65,11 @@ def _front_matter(results: Mapping[str, Any]) -> str:
     # A folder of this machine says nothing to others, and may say too much.
     model = Path(results["model"])
     base_model = model.name if model.is_absolute() or len(model.parts) > 2 else results["model"]
-    task = {"type": "text-classification"}
+    task = {"type": pipeline_tag}
     dataset = {"name": results.get("dataset", "own data"), "type": "own", "split": "test"}
     values: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": pipeline_tag,
         "base_model": base_model,
         "tags": ["lushan", results["task"], results["adapter"]],
         "model-index": [

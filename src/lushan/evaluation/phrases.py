@@ -14,15 +14,17 @@ _METRICS = {
     "f1": "F1",
     "precision": "Precision",
     "recall": "Recall",
+    "exact_match": "Exact match",
 }
 _SYSTEMS = {
     "before": "Untouched model, zero-shot",
     "after": "Tuned model",
-    "majority": "Most frequent label",
-    "tf_idf": "TF-IDF + logistic regression",
     "zero_shot": "Untouched model, zero-shot",
     "few_shot": "Untouched model, few-shot",
 }
+
+
+_NO_TITLES: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,9 @@ def headline(results: Mapping[str, Any]) -> Headline:
     """
     metric = results["main_metric"]
     after = results["after"][metric]
-    before = results.get("before", {}).get(metric)
-    test = results.get("comparisons", {}).get("before")
+    is_model = results.get("before_is_model", True)
+    before = results.get("before", {}).get(metric) if is_model else None
+    test = results.get("comparisons", {}).get("before") if is_model else None
     details = [f"95\u00a0% interval {100 * after['low']:.1f} to {percent(after['high'])}"]
     if test:
         details.append(f"{p_text(test['p_value'])}, exact McNemar test")
@@ -92,11 +95,14 @@ def _verdict(results: Mapping[str, Any]) -> str:
     if not baselines:
         return ""
     best = max(baselines, key=baselines.__getitem__)
-    reached = f"{system_name(best)} at {percent(baselines[best])}"
+    titles = results.get("system_titles", {})
+    reached = f"{system_name(best, titles)} at {percent(baselines[best])}"
     unbeaten = [name for name in baselines if not _is_beaten(comparisons.get(name))]
     if not unbeaten:
         return f"Every baseline is clearly beaten; the best is {reached}."
-    named = ", ".join(f"{system_name(name)} ({percent(baselines[name])})" for name in unbeaten)
+    named = ", ".join(
+        f"{system_name(name, titles)} ({percent(baselines[name])})" for name in unbeaten
+    )
     return f"Not clearly better than: {named}."
 
 
@@ -116,19 +122,33 @@ def metric_name(metric: str) -> str:
     return _METRICS.get(metric, metric.replace("_", " ").capitalize())
 
 
+def right_rows(results: Mapping[str, Any]) -> str:
+    """Name the share of right rows, on which the paired test rests."""
+    names = [name for name in ("accuracy", "exact_match") if name in results["after"]]
+    return metric_name(names[0]) if names else "Right rows"
+
+
 def inline(name: str) -> str:
     """`Macro F1` -> `macro F1`: a name inside a sentence; `F1` stays."""
     return name if name[1:2].isdigit() else name[:1].lower() + name[1:]
 
 
-def system_name(name: str) -> str:
-    """`tf_idf` -> `TF-IDF + logistic regression`."""
-    return _SYSTEMS.get(name, name.replace("_", " ").capitalize())
+def system_name(name: str, titles: Mapping[str, str] = _NO_TITLES) -> str:
+    """`tf_idf` -> `TF-IDF + logistic regression`.
+
+    Args:
+        name: As results have it.
+        titles: Names for people that the results bring along (`system_titles`).
+    """
+    return titles.get(name) or _SYSTEMS.get(name, name.replace("_", " ").capitalize())
 
 
-def answer_text(answer: str | Sequence[str]) -> str:
-    """Show one label, several, or none."""
-    return answer if isinstance(answer, str) else ", ".join(answer) or "no label"
+def answer_text(answer: str | Sequence[str | Mapping[str, Any]], nothing: str = "no label") -> str:
+    """Show one label, several labels or spans, or none."""
+    if isinstance(answer, str):
+        return answer
+    parts = [x if isinstance(x, str) else f"{x['text']} ({x['label']})" for x in answer]
+    return ", ".join(parts) or nothing
 
 
 def percent(fraction: float) -> str:

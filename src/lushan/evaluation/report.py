@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from lushan.atomic import write_text
+from lushan.catalog import load_task
 from lushan.errors import RunError
 from lushan.evaluation import phrases
 from lushan.evaluation import report_tables as tables
@@ -71,6 +72,8 @@ def _view(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     results = tables.complete(results)
     return {
         "results": results,
+        "wording": load_task(results["task"]).wording,
+        "right_rows": phrases.right_rows(results),
         "headline": phrases.headline(results),
         "facts": tables.facts(results),
         "standing": tables.standing(results),

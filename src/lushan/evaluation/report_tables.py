@@ -41,7 +41,9 @@ _PHASES = {
 _OPTIONAL: dict[str, Any] = {
     "before": {},
     "baselines": {},
+    "before_is_model": True,
     "baseline_notes": {},
+    "system_titles": {},
     "comparisons": {},
     "seconds": {},
     "labels": [],

@@ -17,7 +17,7 @@ from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
 from lushan.data.feature_store import lengths_of
 from lushan.inference.constrained import score_candidates
 from lushan.records import AnswerMode, Example, Features, Prediction, TaskState
-from lushan.tasks import Task
+from lushan.tasks import Outputs, Task
 
 Advance = Callable[[int], None]
 
@@ -85,14 +85,16 @@ class Predictor:
             shots=shots,
         )
 
-    def _outputs(self, features: Sequence[Features], advance: Advance) -> np.ndarray:
+    def _outputs(self, features: Sequence[Features], advance: Advance) -> Outputs:
         was_training = self.backbone.model.training
         self.backbone.model.eval()
         try:
             with torch.inference_mode():
                 if self.answer == "generate":
                     candidates = self.task.candidates(self.state)
-                    return score_candidates(self.backbone, features, candidates, advance=advance)
+                    return list(
+                        score_candidates(self.backbone, features, candidates, advance=advance)
+                    )
                 return head_outputs(self.task, self.backbone, features, advance)
         finally:
             self.backbone.model.train(was_training)
@@ -100,15 +102,31 @@ class Predictor:
 
 def head_outputs(
     task: Task, backbone: Backbone, features: Sequence[Features], advance: Advance = _ignore
-) -> np.ndarray:
-    """Run every document through the model and its head; (F, C), in the order of `features`."""
+) -> Outputs:
+    """Run every document through the model and its head; F arrays, in the order of `features`."""
     lengths = lengths_of(features)
     order = np.argsort(lengths, kind="stable")
     rows: list[np.ndarray] = [np.empty(0)] * len(features)
     for start, end in split_lengths(lengths[order].tolist(), MAX_BATCH_TOKENS):
         places = order[start:end].tolist()
         batch = pack([features[place] for place in places], device=backbone.device)
-        for place, row_C in zip(places, task.outputs(backbone, batch), strict=True):
-            rows[place] = row_C
+        for place, found in zip(places, task.outputs(backbone, batch), strict=True):
+            rows[place] = found
         advance(len(places))
-    return np.stack(rows)
+    return rows
+
+
+def mean_loss(
+    task: Task, backbone: Backbone, features: Sequence[Features], state: TaskState
+) -> float:
+    """Give the mean loss of documents with their targets, as training takes it, without dropout."""
+    total, count = 0.0, 0.0
+    lengths = lengths_of(features)
+    order = np.argsort(lengths, kind="stable")
+    with torch.inference_mode():
+        for start, end in split_lengths(lengths[order].tolist(), MAX_BATCH_TOKENS):
+            part = [features[place] for place in order[start:end].tolist()]
+            found = task.loss(backbone, pack(part, device=backbone.device), state, dropout=0.0)
+            total += float(found.total)
+            count += found.count
+    return total / count

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lushan.atomic import write_json
 from lushan.errors import CertificateError
 from lushan.inference.predict import Predictor
 from lushan.model_store.tuned_model import SCHEMA_VERSION, load_predictor, model_version
-from lushan.records import Example
+from lushan.records import Answer, Example, Span, plain_answer
 
 NUM_PROBES = 32
 TOLERANCE = 1e-5
@@ -39,7 +40,11 @@ def certify(run: Path, predictor: Predictor, examples: Sequence[Example]) -> dic
             is in `model-refused`, where nobody takes it for a good one.
     """
     probes = list(examples[:NUM_PROBES])
-    write_json(run / "model" / _PROBES, {"texts": [each.text for each in probes]})
+    written = {
+        "texts": [each.text for each in probes],
+        "extras": [dict(each.extra) for each in probes],
+    }
+    write_json(run / "model" / _PROBES, written)
     expected = describe_answers(predictor, probes)
     try:
         difference = compare(expected, _answers_of_fresh_process(run))
@@ -67,15 +72,33 @@ def describe_answers(predictor: Predictor, probes: Sequence[Example]) -> dict[st
     """Everything that must be equal: token ids, label names, answers and probabilities."""
     features = predictor.encode(probes)
     predictions = predictor.predict(probes)
+    parts = [() if isinstance(each.answer, str) else each.answer for each in predictions]
     return {
         "labels": list(predictor.state.labels),
         "token_ids": [list(each.token_ids) for each in features],
-        "answers": [
-            each.answer if isinstance(each.answer, str) else list(each.answer)
-            for each in predictions
+        "answers": [_without_numbers(each.answer) for each in predictions],
+        "probabilities": [
+            [*each.probabilities.values(), *(x.probability for x in spans if isinstance(x, Span))]
+            for each, spans in zip(predictions, parts, strict=True)
         ],
-        "probabilities": [list(each.probabilities.values()) for each in predictions],
     }
+
+
+def _without_numbers(answer: Answer) -> Any:  # noqa: ANN401 - any JSON value
+    """The answer as JSON has it; how sure the model is of its parts is compared as a number."""
+    if isinstance(answer, str):
+        return answer
+    bare = [x if isinstance(x, str) else replace(x, probability=None) for x in answer]
+    return plain_answer(tuple(bare))  # pyright: ignore[reportArgumentType] - all are of one kind
+
+
+def read_probes(run: Path) -> list[Example]:
+    """Give the examples that a run's certificate is about."""
+    written = json.loads((run / "model" / _PROBES).read_text(encoding="utf-8"))
+    pairs = zip(written["texts"], written["extras"], strict=True)
+    return [
+        Example(str(number), text, None, extra=extra) for number, (text, extra) in enumerate(pairs)
+    ]
 
 
 def compare(expected: dict[str, Any], found: dict[str, Any]) -> float:
@@ -89,8 +112,11 @@ def compare(expected: dict[str, Any], found: dict[str, Any]) -> float:
             raise CertificateError(
                 f"The saved model differs from the trained one in its {what.replace('_', ' ')}. It was not certified."
             )
-    ours, theirs = np.array(expected["probabilities"]), np.array(found["probabilities"])
-    difference = float(np.abs(ours - theirs).max())
+    ours, theirs = (
+        np.array([value for row in each["probabilities"] for value in row])
+        for each in (expected, found)
+    )
+    difference = float(np.abs(ours - theirs).max(initial=0.0))
     if not difference <= TOLERANCE:  # so that what is no number is refused
         raise CertificateError(
             f"The saved model's probabilities differ by up to {difference:.2g} from the trained one's "
@@ -110,9 +136,8 @@ def _answers_of_fresh_process(run: Path) -> dict[str, Any]:
 def main() -> None:
     """Answer the probes of the run named on the command line."""
     run = Path(sys.argv[1])
-    texts = json.loads((run / "model" / _PROBES).read_text(encoding="utf-8"))["texts"]
-    probes = [Example(str(number), text, None) for number, text in enumerate(texts)]
-    sys.stdout.write(json.dumps(describe_answers(load_predictor(run), probes)) + "\n")
+    answers = describe_answers(load_predictor(run), read_probes(run))
+    sys.stdout.write(json.dumps(answers) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import yaml
 
 from lushan.atomic import write_json, write_text
 from lushan.errors import RunError
-from lushan.records import Prediction
+from lushan.records import Prediction, answer_from_plain, plain_answer
 from lushan.settings import read_yaml
 
 _RECIPE = "recipe.yaml"
@@ -243,7 +243,7 @@ def _plain(prediction: Prediction) -> dict[str, Any]:
     likely = sorted(prediction.probabilities.items(), key=lambda each: -each[1])
     return {
         "id": prediction.id,
-        "answer": prediction.answer,
+        "answer": plain_answer(prediction.answer),
         "probabilities": dict(likely[:_MOST_PROBABILITIES]),
         "log_likelihood": prediction.log_likelihood,
         "model_version": prediction.model_version,
@@ -251,7 +251,6 @@ def _plain(prediction: Prediction) -> dict[str, Any]:
 
 
 def _prediction(values: dict[str, Any]) -> Prediction:
-    answer = values["answer"]
-    values["answer"] = answer if isinstance(answer, str) else tuple(answer)
+    values["answer"] = answer_from_plain(values["answer"])
     values.pop("correct", None)
     return Prediction(**values)

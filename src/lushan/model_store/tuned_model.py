@@ -22,7 +22,8 @@ from lushan.backbones.sources import locate
 from lushan.catalog import load_task
 from lushan.errors import ModelError, RunError
 from lushan.inference.predict import Predictor
-from lushan.records import AnswerMode, Example, TaskState
+from lushan.records import AnswerMode, Example, TaskState, answer_from_plain
+from lushan.tasks import Task
 
 SCHEMA_VERSION = 1
 _FILE = "lushan.json"
@@ -107,8 +108,9 @@ def _read_state(values: dict[str, Any]) -> TaskState:
         Example(
             each["id"],
             each["text"],
-            tuple(each["target"]) if isinstance(each["target"], list) else each["target"],
+            answer_from_plain(each["target"]),
             each["place"],
+            each["extra"],
         )
         for each in values["shots"]
     )
@@ -137,13 +139,9 @@ def load_predictor(run: Path) -> Predictor:
             f"`{folder}` is an adapter of `{meaning.base_model}`, but the weights in `{base}` are others. "
             "Restore the model that it was trained on."
         )
-    backbone = load_backbone(
-        base,
-        purpose="classify" if meaning.answer == "head" else "language",
-        labels=meaning.state.labels,
-        multi_label=meaning.state.multi_label,
-        precision=meaning.precision,
-    )
+    task: Task = load_task(meaning.task)
+    layer = task.layer(meaning.state, answer=meaning.answer)
+    backbone = load_backbone(base, **layer._asdict(), precision=meaning.precision)
     if is_adapter:
         _load_adapter(backbone, folder)
     elif meaning.answer == "head" and backbone.fresh_weights:
@@ -152,7 +150,7 @@ def load_predictor(run: Path) -> Predictor:
         raise RunError(f"The tokenizer in `{base}` is not the one that the model was trained with.")
     return Predictor(
         backbone,
-        load_task(meaning.task),
+        task,
         meaning.state,
         meaning.answer,
         meaning.limit,

@@ -1,16 +1,18 @@
 """One file is one task: reading a row, rendering, the layer or the words that answer, loss, decoding, scoring.
 
-Start with classification.py. The folder is the table: `lushan tune --task NAME` finds NAME.py here.
+Start with classification.py. The folder is the table: `lushan tune --task NAME` finds NAME.py here. Whatever else of
+Lushan needs to know about a task, it asks the task: nothing outside this folder knows one by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 
 from lushan.backbones.encoding import LengthLimit
-from lushan.backbones.load import Backbone
+from lushan.backbones.inspect import Family
+from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
 from lushan.records import (
@@ -37,6 +39,30 @@ class Preparation:
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How reports, model cards and tables speak of a task."""
+
+    pipeline_tag: str
+    """The name of the task on model hubs."""
+    use: str
+    """What a tuned model is for, with `{count}` and `{labels}`."""
+    label: str = "label"
+    """What one of `state.labels` is called."""
+    counted: str = "texts"
+    """What the `support` of a label counts."""
+    nothing: str = "no label"
+    """How an empty answer is shown."""
+
+
+Untuned = Literal["prompt", "similarity", "nothing"]
+"""How an untouched model is asked: it writes one of the candidates; an encoder takes the label that is most like the
+text; or it cannot be asked, and the baseline `nothing` stands in its place."""
+
+Outputs = Sequence[np.ndarray]
+"""What the head or the vocabulary says of every document; float."""
+
+
 class Task(Protocol):
     """One way to turn text into an answer, and to tell how good the answer is.
 
@@ -46,7 +72,17 @@ class Task(Protocol):
     """
 
     columns: Columns
-    """The columns of a row: required, optional, and what they are often called."""
+    """The columns of a row: required, optional, what they are often called, and other forms of rows."""
+    answers: tuple[AnswerMode, ...]
+    """The ways in which a tuned model can answer, the usual one first."""
+    settings: frozenset[str]
+    """Names of `task_settings` that this task reads; others are refused."""
+    untuned: Mapping[Family, Untuned]
+    """How an untouched model of a family is asked, with the same state, for `before` and few-shot."""
+    baselines: tuple[str, ...]
+    """Files of `lushan/baselines` that a user would otherwise pick, the simplest first."""
+    wording: Wording
+    """How people are told of its results."""
 
     def read(self, row: Row, *, multi_label: bool = False, needs_target: bool = True) -> Example:
         """Check one row of user data and give it its meaning. Its id is a hash of its content.
@@ -56,8 +92,12 @@ class Task(Protocol):
         """
         ...
 
-    def is_multi_label(self, rows: Sequence[Row]) -> bool:
-        """Say whether the target column holds lists of labels."""
+    def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
+        """Say what a backbone needs in order to answer."""
+        ...
+
+    def notes(self, examples: Sequence[Example]) -> list[str]:
+        """Tell what of the training examples is worth a look and does not block."""
         ...
 
     def prepare(
@@ -110,13 +150,13 @@ class Task(Protocol):
         """Sum of losses and count of what was supervised; gets hidden states, projects only what is needed."""
         ...
 
-    def outputs(self, backbone: Backbone, batch: Batch) -> np.ndarray:
-        """What the head says of every document of a batch, in packed order; (N, C), float32."""
+    def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
+        """What the head says of every document of a batch, in packed order; (C,) or (positions, C) each, float32."""
         ...
 
     def decode(
         self,
-        outputs: np.ndarray,
+        outputs: Outputs,
         features: Sequence[Features],
         examples: Sequence[Example],
         state: TaskState,
@@ -134,7 +174,10 @@ class Task(Protocol):
         *,
         seed: int = 0,
     ) -> Scores:
-        """Compare with the truth, per example where the metric allows it."""
+        """Compare with the truth, per example where the metric allows it.
+
+        `details["log_loss"]` is the validation loss; without it, `loss` is asked about the validation rows.
+        """
         ...
 
     def sample_rows(self) -> list[Row]:

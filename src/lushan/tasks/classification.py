@@ -7,7 +7,8 @@ Shapes: N documents, T tokens, D width, C classes, K supervised positions, F fea
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch.nn import functional
 
 from lushan.backbones.encoding import LengthLimit, encode_rendered
 from lushan.backbones.heads import class_logits, vocabulary_loss
-from lushan.backbones.load import Backbone
+from lushan.backbones.inspect import Family
+from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
 from lushan.data.example_store import kinds_of
@@ -37,7 +39,7 @@ from lushan.records import (
     TaskState,
     content_id,
 )
-from lushan.tasks import Preparation
+from lushan.tasks import Outputs, Preparation, Untuned, Wording
 
 _MOST_LABELS_IN_PROMPT = 20
 _YES_NO = (" yes", " no")
@@ -54,29 +56,20 @@ class Task:
     columns = Columns(
         required=("text", "label"),
         guesses={
-            "text": (
-                "text",
-                "sentence",
-                "review",
-                "content",
-                "body",
-                "utterance",
-                "query",
-                "message",
-            ),
-            "label": (
-                "label",
-                "labels",
-                "class",
-                "category",
-                "sentiment",
-                "intent",
-                "topic",
-                "target",
-            ),
+            "text": ("sentence", "review", "content", "body", "utterance", "query", "message"),
+            "label": ("labels", "class", "category", "sentiment", "intent", "topic", "target"),
         },
         labels=("label",),
         lists=("label",),
+    )
+
+    answers: tuple[AnswerMode, ...] = ("head", "generate")
+    settings = frozenset({"multi_label", "class_weights", "num_shots", "instruction"})
+    untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "similarity"}
+    baselines: tuple[str, ...] = ("majority", "tf_idf")
+    wording = Wording(
+        pipeline_tag="text-classification",
+        use="Sorting texts like those it was trained on into {count} labels: {labels}.",
     )
 
     def read(self, row: Row, *, multi_label: bool = False, needs_target: bool = True) -> Example:
@@ -96,9 +89,15 @@ class Task:
         target = _read_labels(row, label) if multi_label else _read_label(row, label)
         return Example(content_id(text, target), text, target, row.place)
 
-    def is_multi_label(self, rows: Sequence[Row]) -> bool:
-        """Say whether any label is a list."""
-        return any(isinstance(row.values.get("label"), list | tuple) for row in rows)
+    def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
+        """A layer with one output per label, or the vocabulary."""
+        if answer == "generate":
+            return AnswerLayer("language")
+        return AnswerLayer("classify", state.labels, state.multi_label)
+
+    def notes(self, examples: Sequence[Example]) -> list[str]:
+        """Nothing beside what every task tells."""
+        return []
 
     def prepare(
         self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
@@ -216,14 +215,14 @@ class Task:
             losses_N = functional.cross_entropy(logits_NC, targets, reduction="none")
         return LossSum((losses_N * weights_N).sum(), sum(each.weight for each in batch.features))
 
-    def outputs(self, backbone: Backbone, batch: Batch) -> np.ndarray:
-        """Class scores before softmax or sigmoid; (N, C)."""
+    def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
+        """Class scores before softmax or sigmoid; (C,) each."""
         hidden_TD = backbone.hidden_states(batch)
-        return class_logits(backbone.plain_model, hidden_TD, batch).cpu().numpy()
+        return list(class_logits(backbone.plain_model, hidden_TD, batch).cpu().numpy())
 
     def decode(
         self,
-        outputs: np.ndarray,
+        outputs: Outputs,
         features: Sequence[Features],
         examples: Sequence[Example],
         state: TaskState,
@@ -231,7 +230,7 @@ class Task:
         answer: AnswerMode,
     ) -> list[Prediction]:
         """Turn scores into labels; probabilities of a text's windows are averaged."""
-        probabilities_FC = _probabilities(outputs, state, answer=answer)
+        probabilities_FC = _probabilities(np.stack(outputs), state, answer=answer)
         table_EC = np.zeros((len(examples), len(state.labels)))
         counts_EC = np.zeros_like(table_EC)
         for row_C, each in zip(probabilities_FC, features, strict=True):
@@ -254,7 +253,7 @@ class Task:
     ) -> Scores:
         """Accuracy first (macro F1 where a text can have several labels)."""
         truth: list[Any] = [each.target for each in examples]
-        answers = [each.answer for each in predictions]
+        answers: list[Any] = [each.answer for each in predictions]
         options = {"multi_label": state.multi_label}
         scores = metrics.score(truth, answers, state.labels, **options)
         return Scores(
@@ -264,16 +263,7 @@ class Task:
             details={
                 "labels": list(state.labels),
                 "log_loss": _log_loss(predictions, examples, state),
-                "per_class": [
-                    {
-                        "label": each.label,
-                        "precision": each.precision,
-                        "recall": each.recall,
-                        "f1": each.f1,
-                        "support": each.support,
-                    }
-                    for each in scores.per_class
-                ],
+                "per_class": [asdict(each) for each in scores.per_class],
                 "confusion": [list(row) for row in scores.confusion],
             },
         )
@@ -313,9 +303,7 @@ def _read_labels(row: Row, label: object) -> tuple[str, ...]:
 
 
 def _labels_of(example: Example) -> tuple[str, ...]:
-    if example.target is None:
-        return ()
-    return (example.target,) if isinstance(example.target, str) else example.target
+    return example.classes
 
 
 def _target(example: Example, state: TaskState, numbers: dict[str, int]) -> int | tuple[int, ...]:

@@ -14,7 +14,11 @@ from lushan.records import SPLIT_NAMES
 from lushan.tasks import Task
 from lushan.workflows.prepare import Prepared, prepare
 from lushan.workflows.recipe import TuneRecipe
-from lushan.workflows.resolve import refuse_what_does_not_fit, refuse_without_effect
+from lushan.workflows.resolve import (
+    refuse_what_does_not_fit,
+    refuse_what_the_task_lacks,
+    refuse_without_effect,
+)
 from lushan.workflows.setup import make_setup
 
 
@@ -33,9 +37,10 @@ def check(data: Path, recipe: TuneRecipe, *, tell: Callable[[str], None]) -> dic
         UserError: If something would block a run; says where and what to do.
     """
     task: Task = load_task(recipe.task)
+    refuse_what_the_task_lacks(recipe, task)
     refuse_without_effect(recipe)
     prepared = prepare(data, task=task, recipe=recipe)
-    notes = list(prepared.notes)
+    notes = [*prepared.notes, *task.notes(prepared.parts.train)]
     ledger = prepared.ledger
     try:
         base = locate(recipe.model.name)

@@ -1,23 +1,28 @@
 """What the tuned model is measured against: the untouched model, and what a user would otherwise pick."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from lushan.backbones.encoding import LengthLimit
-from lushan.backbones.inspect import describe
+from lushan.backbones.inspect import Family, describe
 from lushan.backbones.load import load_backbone
 from lushan.backbones.tokenizer import Tokenizer
+from lushan.baselines import Baseline
+from lushan.catalog import load_baseline
 from lushan.inference.predict import Predictor
 from lushan.inference.similarity import predict_by_similarity
 from lushan.model_store.run_folder import RunFolder
 from lushan.records import Example, Prediction
 from lushan.workflows.setup import Setup
 
+FEW_SHOT = "few_shot"
+
 
 def answer_untuned(
     setup: Setup, examples: Sequence[Example], *, shots: Sequence[Example] = ()
 ) -> list[Prediction]:
-    """Ask the untouched model: a decoder writes one of the labels, an encoder takes the most similar.
+    """Ask the untouched model in the way that the task and the model's family have.
 
     Args:
         setup: The run.
@@ -28,7 +33,11 @@ def answer_untuned(
         "bf16" if setup.recipe.model.precision == "bf16" else "fp32"
     )
     facts = describe(setup.base)
-    if facts.family == "encoder":
+    way = setup.task.untuned[facts.family]
+    if way == "nothing":
+        asked = replace(setup.parts, test=list(examples))
+        return load_baseline("nothing").answer(asked, state=setup.state).predictions
+    if way == "similarity":
         limit = LengthLimit(setup.limit.max_tokens, "truncate")
         backbone = load_backbone(setup.base, purpose="embed", precision=precision)
         return predict_by_similarity(backbone, examples, setup.state, limit=limit)
@@ -39,43 +48,52 @@ def answer_untuned(
     return predictor.predict(examples, shots=shots)
 
 
+def what_is_asked(setup: Setup) -> str:
+    """Say for people what `answer_untuned` does."""
+    if setup.task.untuned[describe(setup.base).family] == "nothing":
+        return (
+            f"an untouched model cannot be asked for `{setup.recipe.task}`; that nothing is found stands in its "
+            "place,"
+        )
+    return "asking the untouched model"
+
+
 def run_baselines(run: RunFolder, setup: Setup, *, tell: Callable[[str], None]) -> None:
     """Have every baseline answer the test rows, unless it has already; each is described in `run.json`."""
-    # scikit-learn takes a second to import, which training should not wait for.
-    from lushan.evaluation import baselines
-
     told: dict[str, str] = run.get("baselines") or {}
-    parts, state = setup.parts, setup.state
-    makers: dict[str, Callable[[], baselines.Baseline]] = {
-        "majority": lambda: baselines.majority(parts.train, parts.test, state=state),
-        "tf_idf": lambda: baselines.tf_idf(
-            parts.train,
-            parts.validation,
-            parts.test,
-            state=state,
-            metric="micro_f1" if state.multi_label else "accuracy",
-        ),
-        "few_shot": lambda: baselines.Baseline(*_few_shot(setup)),
-    }
-    if describe(setup.base).family == "encoder":
-        del makers["few_shot"]
-        tell("No few-shot baseline: an encoder cannot be prompted.")
-    for name, make in makers.items():
+    names = [*setup.task.baselines]
+    family = describe(setup.base).family
+    if setup.task.untuned[family] == "prompt":
+        names.append(FEW_SHOT)
+    else:
+        tell(f"No few-shot baseline: {_why_not(setup, family)}.")
+    for name in names:
         if run.predictions(name) is not None:
             continue
-        made = make()
+        made = _few_shot(setup) if name == FEW_SHOT else _classical(setup, name)
         tell(f"Baseline {name}: {made.description}")
         run.save_predictions(name, made.predictions)
         told[name] = made.description
         run.note(baselines=told)
 
 
-def _few_shot(setup: Setup) -> tuple[list[Prediction], str]:
+def _why_not(setup: Setup, family: Family) -> str:
+    if family == "encoder":
+        return "an encoder cannot be prompted"
+    return f"an untouched model cannot be asked for `{setup.recipe.task}`"
+
+
+def _classical(setup: Setup, name: str) -> Baseline:
+    return load_baseline(name).answer(setup.parts, state=setup.state)
+
+
+def _few_shot(setup: Setup) -> Baseline:
     shots = shots_that_fit(setup)
     predictions = answer_untuned(setup, setup.parts.test, shots=shots)
-    return predictions, (
+    return Baseline(
+        predictions,
         f"The untouched model, prompted with {len(shots)} worked examples "
-        f"({len(setup.state.shots)} asked for)."
+        f"({len(setup.state.shots)} asked for).",
     )
 
 

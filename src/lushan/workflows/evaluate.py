@@ -138,8 +138,7 @@ def _check_labels(predictor: Predictor, examples: Sequence[Example]) -> None:
     """Refuse a truth that the model cannot give, by its row."""
     known = set(predictor.state.labels)
     for each in examples:
-        targets = (each.target,) if isinstance(each.target, str) else each.target or ()
-        if strange := [label for label in targets if label not in known]:
+        if strange := [label for label in each.classes if label not in known]:
             listed = ", ".join(predictor.state.labels[:20])
             more = " ..." if len(known) > 20 else ""
             raise DataError(

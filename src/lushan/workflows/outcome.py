@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lushan.atomic import write_json
+from lushan.backbones.inspect import describe
+from lushan.catalog import load_baseline
 from lushan.evaluation.compare import comparisons
 from lushan.evaluation.model_card import write_model_card
 from lushan.evaluation.report import write_report
 from lushan.model_store.run_folder import RunFolder
-from lushan.records import Example, Interval, Prediction, Scores
+from lushan.records import Example, Interval, Prediction, Scores, plain_answer
+from lushan.workflows.comparison import FEW_SHOT
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.setup import Setup
 
-_BASELINES = ("majority", "tf_idf", "few_shot")
 _NUM_ERRORS = 25
 
 
@@ -27,7 +29,7 @@ def write_outcome(run: RunFolder, setup: Setup) -> dict[str, Any]:
     """
     answers = {
         name: found
-        for name in ("before", "after", *_BASELINES)
+        for name in ("before", "after", *_baseline_names(setup))
         if (found := run.predictions(name)) is not None
     }
     scores = {
@@ -61,12 +63,15 @@ def collect_results(
     recipe, examples = setup.recipe, setup.parts.test
     after = scores["after"]
     others = {name: each.correct for name, each in scores.items() if name != "after"}
-    compared = comparisons(after.correct, others, seed=recipe.seed)
-    found_baselines = {name: plain(scores[name]) for name in _BASELINES if name in scores}
-    if found_baselines:
+    compared = comparisons(after.correct, others, seed=recipe.seed) if after.correct else {}
+    found_baselines = {
+        name: plain(scores[name]) for name in _baseline_names(setup) if name in scores
+    }
+    is_model = setup.task.untuned[describe(setup.base).family] != "nothing"
+    if found_baselines and is_model:
         # Before tuning, the untouched model was asked without examples: that is the zero-shot baseline.
         found_baselines["zero_shot"] = plain(scores["before"])
-        compared["zero_shot"] = compared["before"]
+        compared |= {"zero_shot": compared["before"]} if compared else {}
     training = run.get("training")
     return {
         "run": str(run.path),
@@ -76,9 +81,11 @@ def collect_results(
         "answer": recipe.answer,
         "main_metric": after.main_metric,
         "before": plain(scores["before"]),
+        "before_is_model": is_model,
         "after": plain(after),
         "baselines": found_baselines,
         "baseline_notes": run.get("baselines") or {},
+        "system_titles": _titles(setup, is_model=is_model),
         "comparisons": compared,
         "num_train_tokens": training["num_tokens"],
         "seconds": run.get("seconds"),
@@ -86,9 +93,7 @@ def collect_results(
         "peak_rss_bytes": max(peak_rss_bytes(), run.get("peak_rss_bytes") or 0),
         "num_weights": training["num_weights"],
         "packing": training["packing"],
-        "labels": after.details["labels"],
-        "per_class": after.details["per_class"],
-        "confusion": after.details["confusion"],
+        **{name: value for name, value in after.details.items() if name != "log_loss"},
         "worst_errors": worst_errors(answers["after"], examples, after),
         "choices": run.get("choices"),
         "validation": training["validation"],
@@ -100,6 +105,16 @@ def collect_results(
         "seed": recipe.seed,
         "model_version": answers["after"][0].model_version,
     }
+
+
+def _baseline_names(setup: Setup) -> tuple[str, ...]:
+    return (*setup.task.baselines, FEW_SHOT)
+
+
+def _titles(setup: Setup, *, is_model: bool) -> dict[str, str]:
+    """Names for people of what is not the same in every task."""
+    titles = {name: load_baseline(name).TITLE for name in setup.task.baselines}
+    return titles if is_model else {**titles, "before": load_baseline("nothing").TITLE}
 
 
 def plain(scores: Scores) -> dict[str, dict[str, float]]:
@@ -132,8 +147,8 @@ def worst_errors(
         {
             "id": example.id,
             "text": example.text,
-            "truth": example.target,
-            "answer": prediction.answer,
+            "truth": plain_answer(example.target),
+            "answer": plain_answer(prediction.answer),
             "probability": math.exp(prediction.log_likelihood),
         }
         for prediction, example in wrong[:_NUM_ERRORS]

@@ -152,16 +152,10 @@ def open_rows(opened: Opened, data: Path, *, needs_target: bool) -> Rows:
     wanted = columns_for(predictor.task, multi_label=predictor.state.multi_label)
     check_mapping(opened.columns, wanted)
     if not needs_target:
-        wanted = replace(
-            wanted,
-            required=wanted.required[:1],
-            optional=(),
-            labels=(),
-            lists=(),
-        )
+        wanted = wanted.asked
     # A file that is only asked about need not have every column that the run was tuned on.
     names = {**opened.run_columns, **opened.columns}
-    columns = {name: column for name, column in names.items() if name in wanted.names}
+    columns = {name: column for name, column in names.items() if name in wanted.all_names}
     read = partial(
         predictor.task.read, multi_label=predictor.state.multi_label, needs_target=needs_target
     )

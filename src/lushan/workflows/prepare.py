@@ -56,7 +56,9 @@ def prepare(path: Path, *, task: Task, recipe: TuneRecipe) -> Prepared:
     columns = recipe.data.columns
     multi_label = recipe.task_settings.multi_label
     if multi_label is None:
-        multi_label = holds_lists(path, task=task, columns=columns)
+        multi_label = "multi_label" in task.settings and holds_lists(
+            path, task=task, columns=columns
+        )
     dataset = read_dataset(
         path,
         columns=columns,
@@ -64,11 +66,17 @@ def prepare(path: Path, *, task: Task, recipe: TuneRecipe) -> Prepared:
         read=partial(task.read, multi_label=multi_label),
         collect=ExampleStore.collect,
     )
-    return arrange(dataset, recipe, multi_label=multi_label)
+    weighs = "class_weights" in task.settings
+    return arrange(dataset, recipe, multi_label=multi_label, weighs_classes=weighs)
 
 
 def arrange(
-    dataset: Dataset[Example], recipe: TuneRecipe, *, multi_label: bool, needs_test: bool = True
+    dataset: Dataset[Example],
+    recipe: TuneRecipe,
+    *,
+    multi_label: bool,
+    needs_test: bool = True,
+    weighs_classes: bool = True,
 ) -> Prepared:
     """Split examples where needed, take out overlap, draw, and check.
 
@@ -77,6 +85,7 @@ def arrange(
         recipe: `data` and `seed` count here.
         multi_label: Whether targets are tuples of labels.
         needs_test: Whether there must be test rows; else none are cut off.
+        weighs_classes: Whether the task can give rare classes more weight.
 
     Raises:
         DataError: If the data does not fit; says where and what to do.
@@ -91,7 +100,7 @@ def arrange(
     parts, split_notes = _complete(splits, data, seed=seed)
     parts, overlap = remove_overlap(parts, data.overlap, are_given="test" in splits)
     notes += split_notes + overlap.lines()
-    findings = check_parts(parts, needs_test=needs_test)
+    findings = check_parts(parts, needs_test=needs_test, weighs_classes=weighs_classes)
     notes += findings.warnings
     dropped: dict[SplitName, dict[str, int]] = {
         name: {
@@ -155,9 +164,11 @@ def holds_lists(path: Path, *, task: Task, columns: Mapping[str, str]) -> bool:
     wanted = columns_for(task, multi_label=False)
     rows = read_rows(file, columns=columns, wanted=wanted, notes=Notes(file.name))
     peeked = list(itertools.islice(rows, NUM_PEEKED_ROWS))
-    labels = (row.values.get(name) for row in peeked for name in task.columns.lists)
-    are_cut = any(isinstance(each, str) and MULTI_LABEL_SEPARATOR in each for each in labels)
-    return are_cut or task.is_multi_label(peeked)
+    labels = [row.values.get(name) for row in peeked for name in task.columns.lists]
+    return any(
+        MULTI_LABEL_SEPARATOR in each if isinstance(each, str) else isinstance(each, list | tuple)
+        for each in labels
+    )
 
 
 def _complete(

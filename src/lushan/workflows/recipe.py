@@ -46,7 +46,7 @@ class DataSettings(Settings):
 
 
 class TaskSettings(Settings):
-    """What the task needs to know beyond the data."""
+    """What the task needs to know beyond the data; one that a task does not read is refused."""
 
     multi_label: bool | None = None
     """Whether a text can have several labels; None decides from the label column."""
@@ -159,7 +159,7 @@ class TuneRecipe(Settings):
     """A file of `lushan/tasks`."""
 
     answer: AnswerMode = "head"
-    """`head` answers by a new layer, `generate` by writing a label."""
+    """`head` answers by a new layer, `generate` by writing; a task may know only one of them."""
 
     effort: Effort = "normal"
     """One dial for what is left open: `quick` (at most 6 minutes), `normal`, `thorough`."""
@@ -171,7 +171,7 @@ class TuneRecipe(Settings):
     """Seed of the split, the data order, the new layer and dropout."""
 
     baselines: bool = True
-    """Whether to compare with majority, TF-IDF, zero-shot and few-shot."""
+    """Whether to compare with what a user would otherwise pick (the task says what), zero-shot and few-shot."""
 
     data: DataSettings = DataSettings()
     """How files become examples."""

@@ -9,6 +9,7 @@ from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.sources import cache_folder
 from lushan.errors import SettingError
 from lushan.settings import merged
+from lushan.tasks import Task
 from lushan.workflows.recipe import TuneRecipe
 
 _EPOCHS = {"quick": 3, "normal": 3, "thorough": 5}
@@ -179,6 +180,27 @@ def refuse_without_effect(recipe: TuneRecipe) -> None:
                 raise SettingError(
                     f"Setting `{part}.{name}` has no effect here: it needs {needs}. Remove it, or change that."
                 )
+
+
+def refuse_what_the_task_lacks(recipe: TuneRecipe, task: Task) -> None:
+    """Stop on a way of answering or a setting that this task does not have.
+
+    Raises:
+        SettingError: Says which it has.
+    """
+    if recipe.answer not in task.answers:
+        ways = " or ".join(f"`--answer {way}`" for way in task.answers)
+        raise SettingError(
+            f"`--answer {recipe.answer}`: the task `{recipe.task}` does not answer in this way. Use {ways}."
+        )
+    given = recipe.task_settings
+    for name, field in type(given).model_fields.items():
+        if name not in task.settings and getattr(given, name) not in (None, False, field.default):
+            known = ", ".join(f"`task_settings.{each}`" for each in sorted(task.settings))
+            raise SettingError(
+                f"Setting `task_settings.{name}` has no effect on the task `{recipe.task}`, "
+                f"which reads {known or 'none of its kind'}. Remove it."
+            )
 
 
 def refuse_what_does_not_fit(recipe: TuneRecipe, facts: ModelFacts) -> None:

@@ -87,7 +87,9 @@ def plan(
     )
     setup, decisions = _fitted_into_memory(setup, facts)
     decisions = [*resolved.decisions, *decisions]
-    return Planned(setup, decisions, [*tokenizer.notes, *prepared.notes, *setup.notes])
+    learned_from = task.notes(prepared.parts.train)
+    notes = [*tokenizer.notes, *prepared.notes, *setup.notes, *learned_from]
+    return Planned(setup, decisions, notes)
 
 
 def _fitted_into_memory(setup: Setup, facts: ModelFacts) -> tuple[Setup, list[Decision]]:

@@ -31,7 +31,7 @@ from lushan.data.batching import PackedSource
 from lushan.data.feature_store import Joined, distinct_tokens
 from lushan.errors import CertificateError, SettingError
 from lushan.inference.frozen_cache import FrozenCache, FrozenPart
-from lushan.inference.predict import Predictor
+from lushan.inference.predict import Predictor, mean_loss
 from lushan.model_store.certificate import certify
 from lushan.model_store.run_folder import RunFolder, check_is_free, check_keeps
 from lushan.model_store.tuned_model import (
@@ -47,11 +47,12 @@ from lushan.training.checkpoint import Checkpoints
 from lushan.training.loop import Evaluated, FitSettings, Fitted, Listener, fit
 from lushan.training.optimizer import Optimizer, OptimizerSettings
 from lushan.training.processes import Team
-from lushan.workflows.comparison import answer_untuned, run_baselines
+from lushan.workflows.comparison import answer_untuned, run_baselines, what_is_asked
 from lushan.workflows.encode import Encoder, encode, open_cache
 from lushan.workflows.outcome import adapter_name, peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
 from lushan.workflows.recipe import TuneRecipe
+from lushan.workflows.resolve import refuse_what_the_task_lacks
 from lushan.workflows.setup import (
     Setup,
     check_same_data,
@@ -132,7 +133,7 @@ def _ask_before(run: RunFolder, setup: Setup, *, tell: Tell) -> None:
     if run.predictions("before") is None:
         test = setup.parts.test
         with run.clock("before_evaluation"):
-            tell(f"Before: asking the untouched model about {len(test):,} test rows.")
+            tell(f"Before: {what_is_asked(setup)} about {len(test):,} test rows.")
             run.save_predictions("before", answer_untuned(setup, test))
 
 
@@ -143,6 +144,7 @@ def _begin(
     started = time.perf_counter()
     check_is_free(out, overwrite=overwrite)
     task = load_task(recipe.task)
+    refuse_what_the_task_lacks(recipe, task)
     base = locate(recipe.model.name)
     if overwrite:
         check_keeps(out, needed=(data, base))
@@ -285,9 +287,7 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
     precision: Literal["bf16", "fp32"] = "bf16" if recipe.model.precision == "bf16" else "fp32"
     backbone = load_backbone(
         setup.base,
-        purpose="classify" if recipe.answer == "head" else "language",
-        labels=setup.state.labels,
-        multi_label=setup.state.multi_label,
+        **setup.task.layer(setup.state, answer=recipe.answer)._asdict(),
         precision=precision,
         seed=recipe.seed,
     )
@@ -420,7 +420,11 @@ def _evaluate(
         examples = setup.parts.validation
         predictions = predictor.predict(examples, features=features)
         scores = setup.task.score(predictions, examples, setup.state)
-        return Evaluated(scores.metrics[scores.main_metric].value, scores.details["log_loss"])
+        loss = scores.details.get("log_loss")
+        if loss is None:
+            targets = setup.features["validation"]
+            loss = mean_loss(setup.task, predictor.backbone, targets, setup.state)
+        return Evaluated(scores.metrics[scores.main_metric].value, loss)
 
 
 def meaning_of(setup: Setup, backbone: Backbone, *, base_digest: str) -> TunedModel:

@@ -111,6 +111,20 @@ def test_top_with_all_layers_leaves_embedding_and_vocabulary_as_they_are(
     assert embeddings <= frozen <= {*embeddings, "lm_head.weight", "embed_out.weight"}
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text", "bert", "modernbert"])
+def test_lora_trains_the_token_layer_beside_its_adapters(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    backbone = load(tiny_folder(model_type), "tag")
+    attach(backbone, method="lora", rank=4)
+    trained = trained_names(backbone.model)
+    layer = {name for name in trained if "lora_" not in name}
+    assert layer
+    assert all(".modules_to_save." in name for name in layer)
+    assert any(name.endswith(("score.modules_to_save.default.weight", "classifier.modules_to_save.default.weight")) for name in layer)  # fmt: skip
+    assert not any("score" in name or "classifier" in name for name in trained - layer)
+
+
 @pytest.mark.parametrize("model_type", ["llama", "bert", "gpt_neo"])
 def test_more_layers_than_there_are_is_refused(model_type: str, tiny_folder: MakeTiny) -> None:
     with pytest.raises(SettingError, match=r"`--adapter top:3`: the model has only 2 layers"):

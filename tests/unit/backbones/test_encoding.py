@@ -42,7 +42,9 @@ def encode(
 
 def test_text_that_fits_is_encoded_as_the_tokenizer_does(tokenizer: Tokenizer) -> None:
     (encoded,) = tokenizer.encode([PROMPT])
-    assert encode(ASKED, tokenizer, 1000) == [Window(tuple(encoded.ids), -1, 0)]
+    assert encode(ASKED, tokenizer, 1000) == [
+        Window(tuple(encoded.ids), -1, 0, tuple(encoded.offsets))
+    ]
 
 
 def test_text_of_exactly_the_limit_is_not_cut(tokenizer: Tokenizer) -> None:

@@ -21,6 +21,8 @@ from transformers import (
 from lushan.backbones.heads import (
     class_logits,
     mean_over_tokens,
+    read_position,
+    token_logits,
     vocabulary_logits,
     vocabulary_loss,
 )
@@ -285,3 +287,31 @@ def test_vocabulary_loss_never_holds_all_logits(
     hidden_KD = torch.ones(20, 16, requires_grad=True)
     vocabulary_loss(model, hidden_KD, torch.arange(20), torch.ones(20)).backward()
     assert sizes == [7, 7, 6]
+
+
+@pytest.mark.parametrize("model_type", TINY_TYPES)
+def test_token_scores_are_those_of_transformers(model_type: str, tiny_folder: MakeTiny) -> None:
+    backbone = load_backbone(tiny_folder(model_type), purpose="tag", labels=LABELS)
+    batch = one_batch()
+    with torch.inference_mode():
+        logits_TC = token_logits(backbone.plain_model, backbone.hidden_states(batch))
+        backbone.core.config._attn_implementation = "eager"
+        alone = [
+            backbone.plain_model(input_ids=torch.tensor([each.token_ids])).logits[0]
+            for each in batch.features
+        ]
+    assert_close(logits_TC, torch.cat(alone))
+    assert read_position(backbone.plain_model) == "all"
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_dropout_before_the_token_layer_is_for_training_only_and_of_our_choice(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    backbone = load_backbone(tiny_folder(model_type), purpose="tag", labels=LABELS)
+    model = backbone.plain_model
+    hidden_TD = torch.randn(6, 16)
+    expected = token_logits(model, hidden_TD, dropout=0.9)
+    model.train()
+    assert torch.equal(token_logits(model, hidden_TD), expected)
+    assert not torch.equal(token_logits(model, hidden_TD, dropout=0.9), expected)

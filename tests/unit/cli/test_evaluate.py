@@ -31,6 +31,7 @@ def test_of_many_labels_the_worst_are_shown_and_the_rest_counted(
         for n in range(MOST_LABELS + 5)
     ]
     result = {"metrics": {}, "num_examples": 25, "data": "more.jsonl", "per_class": labels[::-1]}
+    result["task"] = "classification"
     show_scores(result)
     shown = capsys.readouterr().err
     assert f"of {len(labels)}" in shown

@@ -7,7 +7,7 @@ import pytest
 from lushan.data.checks import check_parts
 from lushan.data.splits import Parts
 from lushan.errors import DataError
-from lushan.records import Example
+from lushan.records import Example, Span
 
 Pairs = Sequence[tuple[str, str | tuple[str, ...]]]
 
@@ -96,6 +96,19 @@ def test_rare_untested_and_unbalanced_labels_are_told() -> None:
         "The most frequent label has 50 training rows, the rarest 1; "
         "consider `--set task_settings.class_weights=balanced`.",
     )
+
+
+def test_weights_of_classes_are_not_suggested_where_there_are_none() -> None:
+    train: Pairs = [*[(f"text {number}", "a") for number in range(50)], ("x", "b")]
+    warnings = check_parts(parts(train), weighs_classes=False).warnings
+    assert not any("class_weights" in each for each in warnings)
+    assert any("class_weights" in each for each in check_parts(parts(train)).warnings)
+
+
+def test_equal_spans_in_every_row_are_something_to_learn() -> None:
+    rows = [Example(f"{n}", f"text {n}", (Span(0, 4, "x"),)) for n in range(6)]
+    found = check_parts(Parts(rows[:2], rows[2:4], rows[4:]))
+    assert found.labels["train"] == {"x": 2}
 
 
 def test_labels_that_differ_only_in_capital_letters_are_told() -> None:

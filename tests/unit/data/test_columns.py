@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lushan.data.columns import Cleaner, Columns, Notes, check_mapping, find_columns
+from lushan.data.columns import Cleaner, Columns, Notes, check_mapping, find_columns, form_of
 from lushan.errors import DataError
 
 WANTED = Columns(
@@ -28,6 +28,46 @@ def clean(name: str, value: object, wanted: Columns = WANTED) -> tuple[object, l
 
 def test_equal_names_are_taken_without_a_word() -> None:
     assert find("label", "other", "text") == ({"text": "text", "label": "label"}, [])
+
+
+FORMS = Columns(
+    required=("text", "spans"),
+    guesses={"text": ("body",)},
+    others=(Columns(required=("tokens", "tags"), guesses={"tags": ("labels",)}),),
+)
+
+
+@pytest.mark.parametrize(
+    ("found", "mapping", "read"),
+    [
+        (("text", "spans"), {}, "text"),
+        (("tokens", "tags", "body"), {}, "tokens"),
+        (("tokens", "text"), {"tags": "text"}, "tokens"),
+        (("Body", "labels"), {}, "text"),
+        (("words", "labels"), {}, "text"),
+        (("words", "text"), {"tokens": "words"}, "tokens"),
+    ],
+)
+def test_form_is_the_first_whose_read_column_is_named_there_or_guessed(
+    found: tuple[str, ...], mapping: dict[str, str], read: str
+) -> None:
+    assert form_of(found, mapping=mapping, wanted=FORMS).required[0] == read
+
+
+def test_missing_column_of_several_forms_names_them() -> None:
+    with pytest.raises(DataError, match=r"no column `text` \(nor `tokens`\)\. Found: `words`"):
+        find_columns(["words"], mapping={}, wanted=FORMS, notes=Notes("a.csv"))
+
+
+def test_mapping_may_name_a_column_of_any_form() -> None:
+    check_mapping({"tags": "ner"}, FORMS)
+    with pytest.raises(DataError, match="Its columns: `text`, `spans`, `tokens`, `tags`"):
+        check_mapping({"tag": "ner"}, FORMS)
+
+
+def test_row_that_is_only_asked_about_needs_what_is_read_in_any_form() -> None:
+    assert [form.required for form in FORMS.asked.forms] == [("text",), ("tokens",)]
+    assert FORMS.asked.forms[0].guesses == {"text": ("body",)}
 
 
 def test_guessed_names_are_told() -> None:

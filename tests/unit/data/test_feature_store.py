@@ -34,6 +34,8 @@ def encode(examples: Sequence[Example], *, largest: int = 65_535) -> list[Featur
             index,
             target=(0, 1, number) if number % 3 else number,
             targets_from=number - 2,
+            positions=(0, number) if number % 2 else None,
+            units=((0, 1), (number, number)) if number % 2 else (),
             candidate=window,
             num_cut_tokens=number,
             weight=1 / (number + 1),

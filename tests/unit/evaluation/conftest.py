@@ -133,6 +133,10 @@ def sample_results(kind_name: str, seed: int = 0) -> str:
             "majority": "Always `positive`, as 1,012 of 2,000 training rows.",
             "tf_idf": "TF-IDF of words and word pairs, logistic regression with C = 10.",
         },
+        "system_titles": {
+            "majority": "Most frequent label",
+            "tf_idf": "TF-IDF + logistic regression",
+        },
         "comparisons": comparisons(right["after"], others, seed=seed),
         "labels": list(kind.labels),
         "per_class": [asdict(each) for each in detail.per_class],

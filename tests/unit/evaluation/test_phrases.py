@@ -53,6 +53,10 @@ def _with_baselines(tf_idf_p: float, *, wins: int = 50) -> str:
         "majority": {"accuracy": {"value": 0.2}},
         "tf_idf": {"accuracy": {"value": 0.78}},
     }
+    results["system_titles"] = {
+        "majority": "Most frequent label",
+        "tf_idf": "TF-IDF + logistic regression",
+    }
     results["comparisons"] |= {
         "majority": {"p_value": 1e-9, "wins": 90, "losses": 1},
         "tf_idf": {"p_value": 0.001, "p_value_holm": tf_idf_p, "wins": wins, "losses": 20},
@@ -92,6 +96,30 @@ def test_differences_have_a_sign() -> None:
 @pytest.mark.parametrize(("p_value", "text"), [(0.0004, "p < 0.001"), (0.0123, "p = 0.012")])
 def test_p_values_read_well(p_value: float, text: str) -> None:
     assert phrases.p_text(p_value) == text
+
+
+def test_what_is_no_model_is_no_before() -> None:
+    results = {**_results(0.1, 0.8), "before_is_model": False}
+    found = phrases.headline(results)
+    assert _plain(found.lead) == "Accuracy is"
+    assert "McNemar" not in found.detail
+
+
+def test_titles_of_systems_come_with_the_results() -> None:
+    assert phrases.system_name("dictionary", {"dictionary": "A list"}) == "A list"
+    assert phrases.system_name("after", {"dictionary": "A list"}) == "Tuned model"
+
+
+def test_right_rows_are_named_by_their_metric() -> None:
+    assert phrases.right_rows({"after": {"f1": {}, "exact_match": {}}}) == "Exact match"
+    assert phrases.right_rows({"after": {"accuracy": {}}}) == "Accuracy"
+    assert phrases.right_rows({"after": {"bleu": {}}}) == "Right rows"
+
+
+def test_spans_are_shown_with_their_labels() -> None:
+    spans = [{"text": "Ulm", "label": "city"}, {"text": "Ada", "label": "name"}]
+    assert phrases.answer_text(spans) == "Ulm (city), Ada (name)"
+    assert phrases.answer_text([], "no entity") == "no entity"
 
 
 def test_names_are_for_people() -> None:

@@ -15,9 +15,16 @@ from safetensors.torch import load_file, save_file
 from lushan.errors import CertificateError
 from lushan.inference.predict import Predictor
 from lushan.model_store import certificate
-from lushan.model_store.certificate import NUM_PROBES, TOLERANCE, certify, compare, describe_answers
+from lushan.model_store.certificate import (
+    NUM_PROBES,
+    TOLERANCE,
+    certify,
+    compare,
+    describe_answers,
+    read_probes,
+)
 from lushan.model_store.tuned_model import model_version
-from lushan.records import Example, TaskState
+from lushan.records import Example, Prediction, Span, TaskState
 from tests.conftest import MakeTiny
 from tests.runs import answers_of_this_process, read
 from tests.saved import EXAMPLES, LABELS, TEXTS, save_tuned
@@ -63,6 +70,30 @@ def test_model_that_answers_the_same_in_a_fresh_process_is_certified(
 
 
 @ASKED_HERE
+@ASKED_HERE
+def test_probes_keep_what_their_examples_have_beyond_the_text(saved: Certified) -> None:
+    run, predictor = saved
+    words = {"words": [[0, 1], [2, 5]]}
+    certify(run, predictor, [Example("1", "a fox", None, extra=words), *EXAMPLES])
+    probes = read_probes(run)
+    assert [each.text for each in probes] == ["a fox", *TEXTS]
+    assert [each.extra for each in probes[:2]] == [words, {}]
+
+
+def test_parts_of_an_answer_are_compared_as_text_and_their_probabilities_as_numbers(
+    saved: Certified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = (Span(0, 1, "x", "a", 0.25), Span(2, 5, "y", "fox", 0.5))
+    answered = [Prediction("1", spans), Prediction("2", ())]
+    monkeypatch.setattr(type(saved[1]), "predict", lambda *_: answered)
+    found = describe_answers(saved[1], EXAMPLES[:2])
+    assert found["probabilities"] == [[0.25, 0.5], []]
+    assert found["answers"][0][0] == {"start": 0, "end": 1, "label": "x", "text": "a", "probability": None}  # fmt: skip
+    other = {**found, "probabilities": [[0.25, 0.5 + 1e-3], []]}
+    with pytest.raises(CertificateError, match=r"differ by up to 0\.001"):
+        certificate.compare(found, other)
+
+
 def test_form_of_an_adapter_is_told(tiny_folder: MakeTiny, tmp_path: Path) -> None:
     predictor = save_tuned(tmp_path, tiny_folder("llama"), answer="generate", method="lora")
     assert certify(tmp_path, predictor, EXAMPLES)["form"] == "adapter"
@@ -120,7 +151,8 @@ def test_fresh_process_prints_the_answers_on_its_last_line(
     saved: Certified, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, predictor = saved
-    (run / "model" / "probes.json").write_text(json.dumps({"texts": TEXTS}), encoding="utf-8")
+    probes = {"texts": TEXTS, "extras": [{} for _ in TEXTS]}
+    (run / "model" / "probes.json").write_text(json.dumps(probes), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["certificate", str(run)])
     certificate.main()
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -96,11 +96,6 @@ def test_row_without_a_text_is_refused_by_its_place(text: object) -> None:
         TASK.read(Row({"text": text, "label": "bad"}, "a.csv", 7))
 
 
-def test_rows_have_several_labels_if_one_holds_a_list() -> None:
-    rows = [Row({"label": "bad"}, "a", 1), Row({"label": ["bad"]}, "a", 2)]
-    assert (TASK.is_multi_label(rows[:1]), TASK.is_multi_label(rows)) == (False, True)
-
-
 # What is learned before training
 
 
@@ -329,7 +324,7 @@ def decode(outputs: list[list[float]], state: TaskState, answer: AnswerMode) -> 
         for number in range(len(outputs))
     ]
     asked = SEVERAL[: len(outputs) // size]
-    return TASK.decode(np.array(outputs), features, asked, state, answer=answer)
+    return TASK.decode(list(np.array(outputs)), features, asked, state, answer=answer)
 
 
 def test_labels_of_a_head_are_those_above_one_half() -> None:

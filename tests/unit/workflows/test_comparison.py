@@ -11,8 +11,14 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from lushan.model_store.run_folder import RunFolder
 from lushan.records import Prediction
 from lushan.workflows import comparison
-from lushan.workflows.comparison import answer_untuned, run_baselines, shots_that_fit
+from lushan.workflows.comparison import (
+    answer_untuned,
+    run_baselines,
+    shots_that_fit,
+    what_is_asked,
+)
 from lushan.workflows.setup import Setup
+from tests.bad_inputs import good_rows
 from tests.unit.workflows.conftest import BuildSetup
 
 INSTRUCTION = "Classify the text as one of: hill, sea.\n\n"
@@ -55,6 +61,15 @@ def test_untouched_decoder_writes_a_label_after_the_bare_prompt(build_setup: Bui
     ]
     assert sea(found) == pytest.approx(expected, abs=1e-5)
     assert [each.id for each in found] == [each.id for each in examples]
+
+
+def test_nothing_stands_for_a_model_that_cannot_be_asked(build_setup: BuildSetup) -> None:
+    rows = [{"text": row["text"], "entities": [[4, 7, "x"]]} for row in good_rows()]
+    setup = build_setup("llama", rows=rows, task="tagging")
+    found = answer_untuned(setup, setup.parts.test)
+    assert [(each.id, each.answer) for each in found] == [(x.id, ()) for x in setup.parts.test]
+    assert what_is_asked(setup).startswith("an untouched model cannot be asked for `tagging`")
+    assert what_is_asked(build_setup("llama")) == "asking the untouched model"
 
 
 def test_worked_examples_stand_before_the_question(build_setup: BuildSetup) -> None:

@@ -112,6 +112,13 @@ def test_labels_joined_by_a_bar_are_several_unless_told_otherwise(tmp_path: Path
     assert one.parts.train[0].target in {"sea|all", "hill|all"}
 
 
+def test_rows_have_several_labels_if_one_holds_a_list(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": "bad"}, {"text": "b", "label": ["bad"]}]
+    one, other = (write_lines(tmp_path / f"{n}.jsonl", rows[:n]) for n in (1, 2))
+    assert not holds_lists(one, task=TASK, columns={})
+    assert holds_lists(other, task=TASK, columns={})
+
+
 def test_labels_joined_by_semicolons_are_several_only_when_asked(tmp_path: Path) -> None:
     data = write_lines(tmp_path / "data.jsonl", [{"text": "a", "label": "x; y"}])
     assert not holds_lists(data, task=TASK, columns={})

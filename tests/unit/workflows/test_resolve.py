@@ -6,9 +6,15 @@ import pytest
 
 from lushan.backbones.hardware import Speed, machine
 from lushan.backbones.inspect import ModelFacts
+from lushan.catalog import load_task
 from lushan.errors import SettingError
 from lushan.workflows.recipe import TuneRecipe, make_recipe
-from lushan.workflows.resolve import Resolved, predict_tokens_per_second, resolve
+from lushan.workflows.resolve import (
+    Resolved,
+    predict_tokens_per_second,
+    refuse_what_the_task_lacks,
+    resolve,
+)
 
 FACTS = ModelFacts(
     architecture="LlamaForCausalLM",
@@ -269,3 +275,27 @@ def test_recipe_of_a_run_can_be_given_again(answer: str, method: str, *, baselin
     again = decide(**first.recipe.model_dump())
     assert again.recipe == first.recipe
     assert again.decisions == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"answer": "generate"}, "the task `tagging` does not answer in this way. Use `--answer head`"),
+        *(
+            ({"task_settings": {name: value}}, f"`task_settings.{name}` has no effect on the task `tagging`")
+            for name, value in {
+                "multi_label": True, "class_weights": "balanced", "num_shots": 3, "instruction": "x"
+            }.items()
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_task_does_not_have_is_refused(values: dict[str, Any], message: str) -> None:
+    task = load_task("tagging")
+    with pytest.raises(SettingError, match=message):
+        refuse_what_the_task_lacks(recipe_of(task="tagging", **values), task)
+
+
+def test_usual_values_of_what_a_task_does_not_have_are_no_mistake() -> None:
+    usual = recipe_of(task="tagging").model_dump()["task_settings"]
+    recipe = recipe_of(task="tagging", task_settings={**usual, "multi_label": False})
+    refuse_what_the_task_lacks(recipe, load_task("tagging"))

@@ -1,11 +1,11 @@
-"""What a user would otherwise pick: the most frequent label, and TF-IDF with logistic regression."""
+"""TF-IDF features and logistic regression, tuned on the validation rows."""
 
 import math
 import re
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
+from lushan.baselines import Baseline
+from lushan.data.splits import Parts
+from lushan.data.words import UNSPACED
 from lushan.errors import DataError
 from lushan.metrics.classification import Answer, score
 from lushan.records import Example, Prediction, TaskState
+
+TITLE = "TF-IDF + logistic regression"
 
 INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0)
 """Values of scikit-learn's `C` that are tried on the validation rows."""
@@ -25,67 +30,28 @@ MAX_FEATURES = 50_000
 UNSPACED_FRACTION = 0.3
 """Above this share of letters from scripts without spaces, characters are counted, not words."""
 
-# Thai to Myanmar, Khmer, kana, Han with its extensions and compatibility forms.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff]"
-)
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 # scikit-learn's own pattern drops words of one letter, such as `I` or `5`.
 _WORD = r"(?u)\b\w+\b"
 _LETTER = re.compile(r"[^\W\d_]")
 
 
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """The answers of one baseline and how it came to them."""
-
-    predictions: list[Prediction]
-    """One per test example, in order."""
-    description: str
-    """One sentence for the report: what was counted and which settings were chosen."""
-
-
-def majority(train: Sequence[Example], test: Sequence[Example], *, state: TaskState) -> Baseline:
-    """Answer every text with the most frequent label (or set of labels) of the training rows.
-
-    Of equally frequent ones the first in class order is taken. Probabilities are the shares of the
-    training rows that have a label.
-    """
-    targets = [_target(example) for example in train]
-    order = {label: place for place, label in enumerate(state.labels)}
-    most = min(Counter(targets).items(), key=lambda item: (-item[1], _places(item[0], order)))
-    answer, count = most
-    having = Counter(label for target in targets for label in _labels_of(target))
-    shares = {label: having[label] / len(train) for label in state.labels}
-    log_likelihood = math.log(count / len(train))
-    predictions = [Prediction(each.id, answer, shares, log_likelihood) for each in test]
-    shown = ", ".join(_labels_of(answer)) or "no label"
-    return Baseline(predictions, f"Always `{shown}`, as {count:,} of {len(train):,} training rows.")
-
-
-def tf_idf(
-    train: Sequence[Example],
-    validation: Sequence[Example],
-    test: Sequence[Example],
-    *,
-    state: TaskState,
-    metric: str = "accuracy",
-) -> Baseline:
+def answer(parts: Parts, *, state: TaskState) -> Baseline:
     """Answer by TF-IDF features and logistic regression, tuned on the validation rows.
 
     Words and pairs of words are counted; one to three characters where the training texts are
     mostly written without spaces, as Chinese is. The result depends on nothing but its arguments.
 
     Args:
-        train: Fitted on.
-        validation: Chooses the penalty; without validation rows C is 10.
-        test: Answered, in order.
+        parts: Fitted on train; validation chooses the penalty (without its rows C is 10), by accuracy, or
+            micro F1 where a text can have several labels; test is answered, in order.
         state: The labels, in class order.
-        metric: What the penalty is chosen by: a name of `ClassificationScores.metrics`.
 
     Raises:
         DataError: If an example has no label; names its place.
     """
+    train, validation, test = parts.train, parts.validation, parts.test
+    metric = "micro_f1" if state.multi_label else "accuracy"
     vectorizer, features = _vectorizer([example.text for example in train])
     train_NF = vectorizer.fit_transform([example.text for example in train])
     targets = _targets(train, state)
@@ -202,9 +168,10 @@ def _targets(examples: Sequence[Example], state: TaskState) -> NDArray[np.int64]
 
 
 def _target(example: Example) -> Answer:
-    if example.target is None:
+    target: Any = example.target
+    if target is None:
         raise DataError(f"{example.place}: no label, but baselines learn from labels.")
-    return example.target
+    return target
 
 
 def _labels_of(target: Answer) -> tuple[str, ...]:

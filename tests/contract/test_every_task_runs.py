@@ -1,0 +1,87 @@
+"""Every task goes the whole way, from the command line: tune, evaluate, predict, compare, and a report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lushan.catalog import load_task, names_in
+from lushan.cli.main import run
+from lushan.model_store import certificate
+from lushan.records import AnswerMode
+from lushan.tasks import Task
+from tests.bad_inputs import write_splits
+from tests.conftest import MakeTiny
+from tests.runs import answers_of_this_process, read, tune
+
+WAYS: list[tuple[str, AnswerMode]] = [
+    (name, answer) for name in names_in("lushan.tasks") for answer in load_task(name).answers
+]
+
+
+@pytest.fixture(params=WAYS, ids="-".join)
+def way(request: pytest.FixtureRequest) -> tuple[str, AnswerMode]:
+    return request.param
+
+
+@pytest.fixture
+def data(way: tuple[str, AnswerMode], tmp_path: Path) -> Path:
+    task: Task = load_task(way[0])
+    rows: list[dict[str, Any]] = [dict(row.values) for row in task.sample_rows()]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return write_splits(folder, train=rows, validation=rows, test=rows)
+
+
+@pytest.fixture
+def finished(
+    way: tuple[str, AnswerMode], data: Path, tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    monkeypatch.setattr(certificate, "_answers_of_fresh_process", answers_of_this_process)
+    out = data.parent / "run"
+    options = ("--task", way[0], "--answer", way[1], "--model", str(tiny_folder("llama")))
+    settings = ("--set", "model.precision=fp32", "--epochs", "2", "--overlap", "keep")
+    assert tune(data, out, *options, *settings) == 0
+    return out
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_task_runs_from_data_to_report_answers_and_comparison(
+    way: tuple[str, AnswerMode], finished: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, task = read(finished / "results.json"), load_task(way[0])
+    metric = results["main_metric"]
+    assert set(task.baselines) <= set(results["baselines"])
+    assert {"before", *task.baselines} <= set(results["comparisons"])
+    for page in ("report.html", "README.md"):
+        assert task.wording.label in (finished / page).read_text(encoding="utf-8").lower()
+    scored = printed(capsys, "evaluate", str(finished), str(data))
+    assert scored["metrics"][metric]["value"] == results["after"][metric]["value"]
+    assert scored["num_examples"] == len(task.sample_rows())
+    out = finished.parent / "answers.jsonl"
+    told = printed(capsys, "predict", str(finished), str(data), "--out", str(out))
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    kept = (finished / "predictions" / "after.jsonl").read_text(encoding="utf-8").splitlines()
+    assert told["num_examples"] == len(lines)
+    assert [line["answer"] for line in lines] == [json.loads(line)["answer"] for line in kept]
+
+
+@pytest.mark.parametrize("command", ["tune", "check"])
+def test_way_of_answering_that_a_task_does_not_have_is_refused(
+    command: str, tmp_path: Path, tiny_folder: MakeTiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [dict(row.values) for row in load_task("tagging").sample_rows()]
+    data = write_splits(tmp_path, train=rows, validation=rows, test=rows)
+    words = [command, str(data), "--task", "tagging", "--model", str(tiny_folder("llama"))]
+    before = sorted(tmp_path.rglob("*"))
+    assert run([*words, "--set", "answer=generate"]) == 2
+    assert "`--answer generate`: the task `tagging`" in capsys.readouterr().err
+    assert run([*words, "--set", "task_settings.class_weights=balanced"]) == 2
+    assert "`task_settings.class_weights` has no effect on the task" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
