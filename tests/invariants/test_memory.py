@@ -47,6 +47,17 @@ def test_layers_that_are_computed_twice_give_the_same_gradients(
         torch.testing.assert_close(each, once[name])
 
 
+def test_backward_pass_still_ends_at_the_first_layer_that_is_trained(tiny_folder: MakeTiny) -> None:
+    backbone = load_backbone(tiny_folder("llama"), purpose="classify", labels=("no", "yes"))
+    attach(backbone, method="top", layers=1)
+    backbone.compute_layers_twice()
+    entering: list[bool] = []
+    for layer in backbone.layers:
+        layer.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0].requires_grad))
+    gradients(backbone, batch_of_documents())
+    assert entering[:2] == [False, False]
+
+
 def test_layers_that_are_computed_twice_keep_little(tiny_folder: MakeTiny) -> None:
     backbone = load_backbone(tiny_folder("llama"), purpose="classify", labels=("no", "yes"))
     num_kept = [0, 0]

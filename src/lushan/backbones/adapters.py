@@ -6,6 +6,7 @@ from torch import nn
 
 from lushan.backbones.frozen import keep_in_eval
 from lushan.backbones.load import Backbone, is_head
+from lushan.backbones.lora import compute_in_one_piece
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.token_models import is_token_model
 from lushan.errors import SettingError
@@ -118,6 +119,7 @@ def _attach_lora(backbone: Backbone, *, rank: int, alpha: float, dropout: float)
     with quiet_transformers():
         # Adapters keep the precision of the weights beside them; their float32 masters are the optimizer's.
         backbone.model = get_peft_model(backbone.model, config, autocast_adapter_dtype=False)
+    compute_in_one_piece(backbone.model)
 
 
 def trained_parts(model: nn.Module) -> dict[str, int]:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone, load_backbone
+from lushan.backbones.lora import compute_in_one_piece
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.sources import locate
 from lushan.catalog import load_task
@@ -167,6 +168,7 @@ def _load_adapter(backbone: Backbone, folder: Path) -> None:
             backbone.model = PeftModel.from_pretrained(
                 backbone.model, str(folder), autocast_adapter_dtype=False
             ).eval()
+        compute_in_one_piece(backbone.model)
     except KeyError as error:
         raise RunError(
             f"`{folder}` lacks `{error.args[0]}`, without which its adapter cannot be loaded."

@@ -22,7 +22,7 @@ _MARGIN = 1.15
 _OPTIMIZER_BYTES = {"adamw": 8, "adafactor": 0, "sgd": 4}
 """For each number that is trained, beside its master and gradient."""
 _LEAST_BATCH_TOKENS = 256
-_ADAPTER_SHARE = 1.6
+_ADAPTER_SHARE = 1.3
 """What a layer with adapters keeps, to what it keeps without: outputs that are added up are of their size."""
 _SHORT_TOKENS = 512
 """Longer documents are attended to by a kernel that keeps no table of scores."""
@@ -112,6 +112,7 @@ def needed_bytes(
     """Predict what training adds to the memory of this process."""
     number = 2 if recipe.model.precision == "bf16" else 4
     embedding = facts.vocabulary_size * facts.width
+    laid_out = 0  # frozen weights, once more for either direction
     inner = facts.num_parameters - embedding * (1 if facts.tied else 2)
     adapter = recipe.adapter
     trained_layers = min(
@@ -124,6 +125,7 @@ def needed_bytes(
     elif adapter.method == "lora":
         # Seven layers of a block, each with two narrow matrices.
         trained = 7 * 3 * adapter.rank * facts.width * facts.num_layers
+        laid_out = 2 * inner * number if number == 2 else 0
     else:
         trained = inner // facts.num_layers * trained_layers
     master = 4 if number == 2 else 0
@@ -137,7 +139,7 @@ def needed_bytes(
     kept = tokens * per_layer * trained_layers
     if checkpointing:
         kept = tokens * (per_layer + trained_layers * facts.width * number)
-    return (facts.num_parameters * number + trained * per_trained + kept) * _MARGIN
+    return (facts.num_parameters * number + laid_out + trained * per_trained + kept) * _MARGIN
 
 
 def _activation_bytes(facts: ModelFacts, layer_weights: int, longest: int, number: int) -> float:

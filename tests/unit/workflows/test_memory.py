@@ -59,7 +59,7 @@ def test_half_a_billion_weights_fit(method: str, most: float) -> None:
 
 def test_tight_memory_makes_smaller_batches_and_then_computes_twice() -> None:
     recipe = recipe_of("lora")
-    roomy, tight, tightest = (fit_into(each, recipe) for each in (20.0, 4.0, 1.9))
+    roomy, tight, tightest = (fit_into(each, recipe) for each in (20.0, 5.0, 2.9))
     assert [each.is_squeezed for each in (roomy, tight, tightest)] == [False, True, True]
     assert roomy[:2] == (4_096, False)
     assert tight[:2] == (512, False)
@@ -109,6 +109,21 @@ def test_adafactor_and_sgd_need_less_than_adamw() -> None:
     ]
     assert needs == sorted(needs, reverse=True)
     assert needs[0] - needs[2] > 0.3e9 * 8
+
+
+def test_gradients_of_several_parts_are_added_up_in_float32() -> None:
+    recipe = recipe_of("full")
+    in_parts, at_once = (
+        needed_bytes(
+            recipe,
+            FACTS,
+            LOAD._replace(most_tokens_a_step=n),
+            batch_tokens=512,
+            checkpointing=False,
+        )
+        for n in (513, 512)
+    )
+    assert in_parts - at_once > 4 * (FACTS.num_parameters - FACTS.vocabulary_size * FACTS.width)
 
 
 def kept_bytes(backbone: Backbone, batch: Batch) -> int:

@@ -1,0 +1,141 @@
+"""Low-rank adapters without needless copies: PEFT's layers, each computed forward and backward in one piece.
+
+PEFT adds a layer's output, what the adapter makes and its scale in three passes over all tokens, and as many on the
+way back; here they are added inside of the products. The frozen weights are laid out once as oneDNN reads them, for
+either direction, instead of at every call. Names, files and what is computed stay PEFT's.
+
+Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685. Shapes: T tokens, I inputs, O outputs, R rank.
+"""
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+_USUAL_TOKENS = 384
+"""For how many rows at once oneDNN lays out a weight; others are right too."""
+
+
+class FrozenProduct:
+    """Multiplies by a weight that never changes, and by its transpose."""
+
+    def __init__(self, weight_OI: Tensor) -> None:
+        """Lay the weight out for both directions where that is of use: in bf16 on a CPU."""
+        can_pack = (
+            torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
+        packs = can_pack and weight_OI.device.type == "cpu" and weight_OI.dtype == torch.bfloat16
+        self._forward, self._backward = (_packed if packs else _plain)(weight_OI)
+
+    def forward(self, inputs_TI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Give (T, O)."""
+        return self._forward(inputs_TI, bias_O)
+
+    def backward(self, gradient_TO: Tensor) -> Tensor:
+        """Give (T, I)."""
+        return self._backward(gradient_TO, None)
+
+
+_Product = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def _plain(weight_OI: Tensor) -> tuple[_Product, _Product]:
+    return (
+        lambda inputs_TI, bias_O: functional.linear(inputs_TI, weight_OI, bias_O),
+        lambda gradient_TO, _: gradient_TO @ weight_OI,
+    )
+
+
+def _packed(weight_OI: Tensor) -> tuple[_Product, _Product]:
+    pack, multiply = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
+    forward, backward = (pack(each, _USUAL_TOKENS) for each in (weight_OI, weight_OI.T))
+    return (
+        lambda inputs_TI, bias_O: multiply(inputs_TI, forward, bias_O, "none", [], ""),
+        lambda gradient_TO, _: multiply(gradient_TO.contiguous(), backward, None, "none", [], ""),
+    )
+
+
+class _Adapted(torch.autograd.Function):
+    """inputs @ weight.T + bias + scaling * entering @ down.T @ up.T, where nothing but `down` and `up` is trained."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - the signature is that of torch
+        ctx: Any,  # noqa: ANN401
+        inputs_TI: Tensor,
+        entering_TI: Tensor | None,
+        down_RI: Tensor,
+        up_OR: Tensor,
+        product: FrozenProduct,
+        bias_O: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        kept_TI = inputs_TI if entering_TI is None else entering_TI
+        narrow_TR = kept_TI @ down_RI.T
+        outputs_TO = product.forward(inputs_TI, bias_O)
+        outputs_TO.addmm_(narrow_TR, up_OR.T, alpha=scaling)
+        ctx.save_for_backward(kept_TI, narrow_TR, down_RI, up_OR)
+        ctx.product, ctx.scaling, ctx.drops = product, scaling, entering_TI is not None
+        return outputs_TO
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        kept_TI, narrow_TR, down_RI, up_OR = ctx.saved_tensors
+        gradient_TO = gradients[0]
+        back_TR = (gradient_TO @ up_OR) * ctx.scaling
+        down = back_TR.T @ kept_TI
+        up = (gradient_TO.T @ narrow_TR) * ctx.scaling
+        inputs_TI = entering_TI = None
+        if ctx.needs_input_grad[0]:
+            inputs_TI = ctx.product.backward(gradient_TO)
+        if ctx.drops and ctx.needs_input_grad[1]:
+            entering_TI = back_TR @ down_RI
+        elif inputs_TI is not None:
+            inputs_TI.addmm_(back_TR, down_RI)
+        return inputs_TI, entering_TI, down, up, None, None, None
+
+
+def compute_in_one_piece(model: nn.Module) -> None:
+    """Have the layers of a PEFT model that carry a plain adapter compute it in one piece; others stay PEFT's.
+
+    Args:
+        model: Changed in place. Its base weights must not change any more.
+    """
+    from peft.tuners.lora import Linear  # slow to import, rarely needed
+
+    for layer in model.modules():
+        if isinstance(layer, Linear) and not layer.lora_variant and len(layer.active_adapters) == 1:
+            setattr(layer, "forward", MethodType(_Forward(layer), layer))  # noqa: B010 - not typed to be replaced
+
+
+class _Forward:
+    """What takes the place of a layer's `forward`."""
+
+    def __init__(self, layer: Any) -> None:  # noqa: ANN401 - PEFT's layers are not typed
+        self._name: str = layer.active_adapters[0]
+        self._peft = layer.forward
+        self._product: FrozenProduct | None = None
+
+    def __call__(self, layer: Any, inputs: Tensor) -> Tensor:  # noqa: ANN401
+        if layer.disable_adapters or layer.merged:
+            return self._peft(inputs)
+        down, up = layer.lora_A[self._name], layer.lora_B[self._name]
+        base, dropout = layer.base_layer, layer.lora_dropout[self._name]
+        if self._product is None:
+            weight = base.weight.detach()
+            self._product = FrozenProduct(weight.T if isinstance(base, Conv1D) else weight)
+        drops = layer.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
+        flat_TI = inputs.reshape(-1, inputs.shape[-1])
+        outputs_TO = _Adapted.apply(
+            flat_TI,
+            dropout(flat_TI) if drops else None,
+            down.weight,
+            up.weight,
+            self._product,
+            base.bias,
+            layer.scaling[self._name],
+        )
+        return outputs_TO.view(*inputs.shape[:-1], -1)
