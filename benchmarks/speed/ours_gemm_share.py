@@ -101,10 +101,11 @@ def main() -> None:
     # As `lushan doctor --again` measures one core, in the same minute as the training below.
     limit = measure().bf16_gflops * options.threads * 1e9
     backbone = load_backbone(options.model, purpose="classify", labels=("a", "b"), precision="bf16")
-    source = PackedSource(
-        make_documents(options.data / "train.jsonl", backbone), rows_per_step=ROWS_PER_STEP, seed=0
+    documents = make_documents(options.data / "train.jsonl", backbone)
+    source = PackedSource(documents, rows_per_step=ROWS_PER_STEP, seed=0)
+    optimizer = Optimizer(
+        backbone.model, SETTINGS, num_steps=NUM_STEPS, read_rows=backbone.read_rows(documents)
     )
-    optimizer = Optimizer(backbone.model, SETTINGS, num_steps=NUM_STEPS)
     task, state, steps = load_task("classification"), TaskState(labels=("a", "b")), Steps()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

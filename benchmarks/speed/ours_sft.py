@@ -81,7 +81,12 @@ def main() -> None:
         return Evaluated(-mean, mean)
 
     source = PackedSource(rows, rows_per_step=options.rows_per_step, seed=0)
-    optimizer = Optimizer(backbone.model, SETTINGS, num_steps=source.num_steps_per_epoch)
+    optimizer = Optimizer(
+        backbone.model,
+        SETTINGS,
+        num_steps=source.num_steps_per_epoch,
+        read_rows=backbone.read_rows(rows),
+    )
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         progress = fit(
