@@ -21,6 +21,7 @@ from lushan.backbones.hardware import measure
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.catalog import load_task
 from lushan.data.batching import PackedSource
+from lushan.data.feature_store import distinct_tokens
 from lushan.records import Features, TaskState
 from lushan.training.checkpoint import Checkpoints
 from lushan.training.loop import Evaluated, FitSettings, StepDone, fit
@@ -101,10 +102,14 @@ def main() -> None:
     # As `lushan doctor --again` measures one core, in the same minute as the training below.
     limit = measure().bf16_gflops * options.threads * 1e9
     backbone = load_backbone(options.model, purpose="classify", labels=("a", "b"), precision="bf16")
-    source = PackedSource(
-        make_documents(options.data / "train.jsonl", backbone), rows_per_step=ROWS_PER_STEP, seed=0
+    documents = make_documents(options.data / "train.jsonl", backbone)
+    source = PackedSource(documents, rows_per_step=ROWS_PER_STEP, seed=0)
+    optimizer = Optimizer(
+        backbone.model,
+        SETTINGS,
+        num_steps=NUM_STEPS,
+        read_rows=backbone.read_rows(distinct_tokens(documents).tolist()),
     )
-    optimizer = Optimizer(backbone.model, SETTINGS, num_steps=NUM_STEPS)
     task, state, steps = load_task("classification"), TaskState(labels=("a", "b")), Steps()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
