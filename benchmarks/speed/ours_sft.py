@@ -14,6 +14,7 @@ import torch
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.catalog import load_task
 from lushan.data.batching import MAX_BATCH_TOKENS, PackedSource, pack, split_by_tokens
+from lushan.data.feature_store import distinct_tokens
 from lushan.records import Batch, Features, LossSum, TaskState
 from lushan.training.checkpoint import Checkpoints
 from lushan.training.loop import Evaluated, FitSettings, fit
@@ -85,7 +86,7 @@ def main() -> None:
         backbone.model,
         SETTINGS,
         num_steps=source.num_steps_per_epoch,
-        read_rows=backbone.read_rows(rows),
+        read_rows=backbone.read_rows(distinct_tokens(rows).tolist()),
     )
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

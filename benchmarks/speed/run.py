@@ -107,7 +107,9 @@ def run_one(
     if work.kind == "scoring":
         score(system, rows, options=options, folder=folder, out=out)
     elif work.kind == "gemm":
-        words = ["--data", rows, "--model", options.model, "--threads", options.threads]
+        machine = json.loads((options.out / "machine.json").read_text(encoding="utf-8"))
+        words: list[Any] = ["--data", rows, "--model", options.model, "--threads", options.threads]
+        words += ["--core-gflops", machine["speed"]["bf16_gflops"]]
         call(options, [sys.executable, HERE / "ours_gemm_share.py", *words, "--out", out])
     elif work.kind == "first-step":
         time_first_step(work, rows, options=options, folder=folder, out=out)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lushan.backbones.adapters import Method, attach
 from lushan.backbones.heads import class_logits
-from lushan.backbones.load import Backbone, load_backbone
+from lushan.backbones.load import Backbone, compute_layers_twice, load_backbone
 from lushan.data.batching import pack
 from lushan.records import Batch, Features
 from tests.conftest import MakeTiny
@@ -40,7 +40,7 @@ def test_layers_that_are_computed_twice_give_the_same_gradients(
     attach(backbone, method=method, layers=1)
     batch = batch_of_documents()
     once = gradients(backbone, batch)
-    backbone.compute_layers_twice()
+    compute_layers_twice(backbone)
     twice = gradients(backbone, batch)
     assert twice.keys() == once.keys()
     for name, each in twice.items():
@@ -50,7 +50,7 @@ def test_layers_that_are_computed_twice_give_the_same_gradients(
 def test_backward_pass_still_ends_at_the_first_layer_that_is_trained(tiny_folder: MakeTiny) -> None:
     backbone = load_backbone(tiny_folder("llama"), purpose="classify", labels=("no", "yes"))
     attach(backbone, method="top", layers=1)
-    backbone.compute_layers_twice()
+    compute_layers_twice(backbone)
     entering: list[bool] = []
     for layer in backbone.layers:
         layer.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0].requires_grad))
@@ -63,7 +63,7 @@ def test_layers_that_are_computed_twice_keep_little(tiny_folder: MakeTiny) -> No
     num_kept = [0, 0]
     for place in range(2):
         if place:
-            backbone.compute_layers_twice()
+            compute_layers_twice(backbone)
         backbone.model.train()
 
         def note(tensor: Tensor, place: int = place) -> Tensor:

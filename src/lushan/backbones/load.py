@@ -144,23 +144,6 @@ class Backbone:
         calls = self._calls(batch)
         return _joined([run_until(partial(self._run, call), layer)[0] for call in calls])
 
-    def compute_layers_twice(self) -> None:
-        """Keep only what enters each layer that is trained, and compute the rest again for the backward pass.
-
-        Raises:
-            ModelError: If `transformers` cannot do that in this architecture.
-        """
-        if not self.plain_model.supports_gradient_checkpointing:
-            raise ModelError(
-                f"`{self.facts.model_type}` models have no gradient checkpointing. "
-                "Set `engine.gradient_checkpointing=false`."
-            )
-        model = self.plain_model
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        # It also has embeddings give gradients, for a kind of checkpointing that is not used here: they would make the
-        # backward pass go through frozen layers.
-        model.disable_input_require_grads()
-
     def read_rows(self, token_ids: Sequence[int]) -> dict[str, Tensor]:
         """Which rows of the token embedding these tokens read, ascending, by the weight's name.
 
@@ -219,6 +202,24 @@ class Backbone:
             input_ids=call.token_ids_1T, position_ids=call.position_ids_1T, **options
         )
         return outputs.last_hidden_state[0]
+
+
+def compute_layers_twice(backbone: Backbone) -> None:
+    """Keep only what enters each layer that is trained, and compute the rest again for the backward pass.
+
+    Raises:
+        ModelError: If `transformers` cannot do that in this architecture.
+    """
+    model = backbone.plain_model
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(
+            f"`{backbone.facts.model_type}` models have no gradient checkpointing. "
+            "Set `engine.gradient_checkpointing=false`."
+        )
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    # It also has embeddings give gradients, for a kind of checkpointing that is not used here: they would make the
+    # backward pass go through frozen layers.
+    model.disable_input_require_grads()
 
 
 def _joined(outputs: list[Tensor]) -> Tensor:

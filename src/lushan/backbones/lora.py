@@ -120,7 +120,8 @@ class _Forward:
         self._product: FrozenProduct | None = None
 
     def __call__(self, layer: Any, inputs: Tensor) -> Tensor:  # noqa: ANN401
-        if layer.disable_adapters or layer.merged:
+        # A compiler joins what PEFT does step by step, and cannot look into a product that is laid out.
+        if layer.disable_adapters or layer.merged or torch.compiler.is_compiling():
             return self._peft(inputs)
         down, up = layer.lora_A[self._name], layer.lora_B[self._name]
         base, dropout = layer.base_layer, layer.lora_dropout[self._name]

@@ -24,7 +24,7 @@ from lushan.backbones.frozen import FrozenStates
 from lushan.backbones.hardware import choose_num_threads
 from lushan.backbones.heads import read_position
 from lushan.backbones.inspect import describe
-from lushan.backbones.load import Backbone, load_backbone
+from lushan.backbones.load import Backbone, compute_layers_twice, load_backbone
 from lushan.backbones.sources import cache_folder, locate
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
@@ -314,7 +314,7 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
     )
     backbone.model.to(Team().device)
     if recipe.engine.gradient_checkpointing:
-        backbone.compute_layers_twice()
+        compute_layers_twice(backbone)
     if backbone.packing_mode != "packed":
         tell(
             f"This architecture runs documents `{backbone.packing_mode}`: slower, with the same results."
