@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from lushan.backbones.slot_cache import SlotCache
+
 ATTENTION_NAME = "lushan_packed"
 
 _GROUP_GROWTH = 1.5
@@ -168,7 +170,8 @@ def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' 
         key: (1, G, T, D).
         value: (1, G, T, D).
         attention_mask: Not used.
-        options: `packing` (required), `scaling`, `dropout`, `sliding_window`, `is_causal`.
+        options: `packing` (required: where documents are, or the cache of texts that go on), `scaling`, `dropout`,
+            `sliding_window`, `is_causal`.
 
     Returns:
         (1, T, H, D), and no weights.
@@ -178,19 +181,23 @@ def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' 
     """
     if extra := [name for name in _UNKNOWN_OPTIONS if options.get(name) is not None]:
         raise ValueError(f"Packed attention does not know `{extra[0]}`.")
-    packing: Packing = options["packing"]
+    packing: Packing | SlotCache = options["packing"]
     is_causal = options.get("is_causal")
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     layer = getattr(module, "layer_idx", None)
+    heads, tokens, width = query.shape[1:]
+    scaling = options.get("scaling") or width**-0.5
+    window = options.get("sliding_window")
+    if isinstance(packing, SlotCache):
+        rows = query, key, value
+        return packing.attend(layer, rows, scaling=scaling, window=window), None  # pyright: ignore[reportArgumentType]
     if packing.record is not None:
         packing.record.keys[layer] = key[0].detach()  # pyright: ignore[reportArgumentType]
         packing.record.values[layer] = value[0].detach()  # pyright: ignore[reportArgumentType]
 
-    heads, tokens, width = query.shape[1:]
     query_TF, key_TF, value_TF = (
         each[0].transpose(0, 1).reshape(tokens, -1) for each in (query, key, value)
     )
-    scaling = options.get("scaling") or width**-0.5
     outputs: list[Tensor] = []
     for group in packing.groups:
         query_NHLD, key_NGKD, value_NGKD = (
@@ -200,7 +207,6 @@ def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' 
         if packing.prefix is not None:
             key_NGKD = _with_prefix(packing.prefix.keys[layer], key_NGKD)  # pyright: ignore[reportArgumentType]
             value_NGKD = _with_prefix(packing.prefix.values[layer], value_NGKD)  # pyright: ignore[reportArgumentType]
-        window = options.get("sliding_window")
         mask_NLK = _mask(group, packing.num_prefix_tokens, causal=causal, window=window, like=query)
         attended_NHLD = _attend(
             query_NHLD,

@@ -141,6 +141,10 @@ class Tokenizer:
         """Turn ids into text, without special tokens."""
         return self._raw.decode(list(ids), skip_special_tokens=True)
 
+    def to_json(self) -> str:
+        """Give the tokenizer as `tokenizer.json` holds it, without cutting and padding."""
+        return self._raw.to_str()
+
     def render_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
     ) -> str:

@@ -22,7 +22,8 @@ from lushan.errors import ModelError
 from lushan.records import Features
 
 _NEGLIGIBLE = 1e-2
-_SHORTEST_PREFIX_TOKENS = 8
+SHORTEST_PREFIX_TOKENS = 8
+"""A shorter start that prompts share is not worth a pass of its own."""
 
 
 @dataclass(slots=True)
@@ -169,11 +170,16 @@ def _shared_prefix(backbone: Backbone, features: Sequence[Features]) -> Prefix |
     if (
         backbone.packing_mode != "packed"
         or len(features) < 2
-        or num_tokens < _SHORTEST_PREFIX_TOKENS
+        or num_tokens < SHORTEST_PREFIX_TOKENS
     ):
         return None
-    prefix = Prefix(num_tokens)
-    document = Features(features[0].token_ids[:num_tokens], place="", example_index=0)
+    return read_prefix(backbone, features[0].token_ids[:num_tokens])
+
+
+def read_prefix(backbone: Backbone, token_ids: tuple[int, ...]) -> Prefix:
+    """Compute the keys and values of what several texts start with; only in `packed` mode."""
+    prefix = Prefix(len(token_ids))
+    document = Features(token_ids, place="", example_index=0)
     backbone.hidden_states(pack([document], device=backbone.device), record=prefix)
     return prefix
 

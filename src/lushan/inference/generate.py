@@ -1,0 +1,342 @@
+"""From prompts to answers: continuous batching over the rows of a decoder.
+
+A finished answer leaves at once and the next prompt takes its place, so that a step is never spent on rows that wait.
+`generate` answers a list; `stream` tells every token as it comes; `GenerationEngine` takes requests while it runs.
+
+Shapes: N rows, R rows of one request, D width, V vocabulary.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lushan.backbones.heads import vocabulary_logits
+from lushan.backbones.load import Backbone
+from lushan.errors import DataError, ModelError
+from lushan.inference.beam import BeamSearch
+from lushan.inference.constrained import SHORTEST_PREFIX_TOKENS, num_shared_tokens
+from lushan.inference.decoder import Decoder, SingleDecoder, SlotDecoder
+from lushan.inference.draft import Draft, End, Ends, Search, TokenEvent
+from lushan.inference.generation_settings import GenerationSettings, check_settings
+from lushan.inference.grammar import Constraint, GrammarState
+from lushan.inference.sampling import Sampling
+from lushan.inference.text_stream import TextStream
+
+MAX_ROWS = 32
+"""Drafts that are written at once, if nothing else is said; bounds memory, changes no answer."""
+
+Prompt = str | Sequence[int]
+"""A rendered text, or its token ids."""
+
+
+@dataclass(slots=True)
+class Generated:
+    """One answer."""
+
+    prompt_index: int
+    """Which prompt it answers."""
+    answer_index: int
+    """Which of the answers to that prompt; the best first in beam search."""
+    token_ids: list[int] = field(default_factory=list[int])
+    """What was written, its stop token or stop string included."""
+    log_probabilities: list[float] = field(default_factory=list[float])
+    """Natural logarithm of the model's own probability of each token."""
+    pieces: list[str] = field(default_factory=list[str])
+    """The text that became certain with each token; nothing for a stop token, a stop string, half a character."""
+    ended: End = "length"
+    """`length` tells that the answer, also a constrained one, may be unfinished."""
+
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return "".join(self.pieces)
+
+    @property
+    def log_likelihood(self) -> float:
+        """Natural logarithm of the probability of the whole answer."""
+        return sum(self.log_probabilities)
+
+
+def generate(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    settings: GenerationSettings,
+    *,
+    constraint: Constraint | None = None,
+    max_rows: int = MAX_ROWS,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[Generated]:
+    """Answer every prompt.
+
+    Args:
+        backbone: A causal language model.
+        prompts: Rendered texts, or their token ids.
+        settings: How answers are written.
+        constraint: A form that all answers must have.
+        max_rows: Drafts that are written at once.
+        advance: Called with the number of prompts that were answered since the last call.
+
+    Returns:
+        `num_return_sequences` answers to each prompt (in beam search fewer, where a constraint leaves fewer), in the
+        order of the prompts.
+
+    Raises:
+        DataError: If a prompt is empty or leaves no room for `max_new_tokens`.
+        ModelError: If the model cannot write.
+        SettingError: If settings do not go together, or the constraint is no valid one.
+    """
+    answers: dict[tuple[int, int], Generated] = {}
+    num_open = [settings.num_return_sequences] * len(prompts)
+    events = stream(backbone, prompts, settings, constraint=constraint, max_rows=max_rows)
+    for event in events:
+        place = event.prompt_index, event.answer_index
+        answer = answers.setdefault(place, Generated(*place))
+        answer.token_ids.append(event.token_id)
+        answer.log_probabilities.append(event.log_probability)
+        answer.pieces.append(event.text)
+        if event.ended:
+            answer.ended = event.ended
+            num_open[event.prompt_index] -= 1
+            if num_open[event.prompt_index] == 0:
+                advance(1)
+    return [answers[place] for place in sorted(answers)]
+
+
+def stream(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    settings: GenerationSettings,
+    *,
+    constraint: Constraint | None = None,
+    max_rows: int = MAX_ROWS,
+) -> Iterator[TokenEvent]:
+    """Answer every prompt and tell each token as it comes; beam search tells an answer when it is final.
+
+    Arguments and errors are those of `generate`; what is wrong is told before the first token.
+    """
+    token_ids = encode_prompts(backbone, prompts)
+    prefix_ids: tuple[int, ...] = ()
+    if len(token_ids) > 1:
+        prefix_ids = token_ids[0][: num_shared_tokens(token_ids)]
+    if len(prefix_ids) < SHORTEST_PREFIX_TOKENS:
+        prefix_ids = ()
+    engine = GenerationEngine(backbone, max_rows=max_rows, prefix_ids=prefix_ids)
+    for index, each in enumerate(token_ids):
+        engine.add(each, settings, index=index, constraint=constraint)
+    return _run(engine)
+
+
+def _run(engine: "GenerationEngine") -> Iterator[TokenEvent]:
+    while engine.is_busy:
+        yield from engine.step()
+
+
+def encode_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+    """Give the token ids of prompts, as the model reads them everywhere else."""
+    texts = [each for each in prompts if isinstance(each, str)]
+    encoded = iter(backbone.tokenizer.encode(texts))
+    return [tuple(next(encoded).ids if isinstance(each, str) else each) for each in prompts]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A request that has no rows yet."""
+
+    start: Draft
+    settings: GenerationSettings
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that it will take."""
+        return max(self.settings.num_beams, self.settings.num_return_sequences)
+
+
+@dataclass(slots=True)
+class _Active:
+    """A request that is being answered."""
+
+    search: Search
+    num_rows: int
+    slots: list[int]
+    """Where its drafts are in the decoder."""
+    next_ids: list[int] = field(default_factory=list[int])
+    """The token that each of them reads next."""
+
+
+class GenerationEngine:
+    """Answers requests together, step by step; new ones may come at any time."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        max_rows: int = MAX_ROWS,
+        prefix_ids: tuple[int, ...] = (),
+    ) -> None:
+        """Make an engine without requests.
+
+        Args:
+            backbone: A causal language model.
+            max_rows: Drafts that are written at once; a request that needs more runs alone.
+            prefix_ids: What many prompts start with; computed once.
+
+        Raises:
+            ModelError: If the model cannot write.
+        """
+        if backbone.facts.family == "encoder":
+            raise ModelError(
+                f"`{backbone.facts.model_type}` is an encoder: it fills gaps and cannot write. Use a decoder."
+            )
+        if backbone.plain_model.get_output_embeddings() is None:
+            raise ModelError("This model was loaded without its vocabulary layer and cannot write.")
+        self.notes: tuple[str, ...] = ()
+        """What a user should know."""
+        self._decoder: Decoder
+        if backbone.packing_mode == "packed":
+            self._decoder = SlotDecoder(backbone, prefix_ids)
+        else:
+            self._decoder = SingleDecoder(backbone)
+            self.notes = (
+                f"`{backbone.facts.model_type}` cannot use packed attention: answers are written one after "
+                "another, slower, with the same results.",
+            )
+        self._backbone = backbone
+        self._max_rows = max_rows
+        self._stop_ids = stop_ids(backbone)
+        self._waiting: deque[_Waiting] = deque()
+        self._active: list[_Active] = []
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any request is not answered yet."""
+        return bool(self._waiting or self._active)
+
+    def add(
+        self,
+        prompt_ids: Sequence[int],
+        settings: GenerationSettings,
+        *,
+        index: int,
+        constraint: Constraint | None = None,
+    ) -> None:
+        """Take a request.
+
+        Args:
+            prompt_ids: What the model reads.
+            settings: How its answers are written.
+            index: Number by which events name it.
+            constraint: A form that its answers must have.
+
+        Raises:
+            DataError: If the prompt is empty or leaves no room for `max_new_tokens`.
+            SettingError: If settings do not go together, or the constraint is no valid one.
+        """
+        check_settings(settings)
+        self._check_length(len(prompt_ids), settings.max_new_tokens, index)
+        tokenizer = self._backbone.tokenizer
+        grammar = None
+        if constraint:
+            weight_VD = self._backbone.plain_model.get_output_embeddings().weight
+            grammar = GrammarState.start(
+                constraint, tokenizer, vocabulary_size=len(weight_VD), stop_ids=self._stop_ids
+            )
+        draft = Draft(
+            prompt_index=index,
+            prompt_ids=tuple(prompt_ids),
+            ends=Ends(self._stop_ids, settings.max_new_tokens),
+            text=TextStream(tokenizer, prompt_ids, settings.stop_strings),
+            grammar=grammar,
+        )
+        self._waiting.append(_Waiting(draft, settings))
+
+    def _check_length(self, num_prompt_tokens: int, max_new_tokens: int, index: int) -> None:
+        if num_prompt_tokens == 0:
+            raise DataError(f"Prompt {index + 1} is empty: the model needs at least one token.")
+        context = self._backbone.facts.context_tokens
+        if num_prompt_tokens + max_new_tokens > context:
+            raise DataError(
+                f"Prompt {index + 1} has {num_prompt_tokens} tokens; with `max_new_tokens` {max_new_tokens} that is "
+                f"more than the {context} that this model reads. Shorten the prompt, or lower `max_new_tokens`."
+            )
+
+    def step(self) -> list[TokenEvent]:
+        """Start the requests that there is room for, and continue all others by one token."""
+        model = self._backbone.model
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.inference_mode():
+                return [*self._continue_active(), *self._start_waiting()]
+        finally:
+            model.train(was_training)
+
+    def _continue_active(self) -> list[TokenEvent]:
+        if not self._active:
+            return []
+        next_ids = {
+            slot: token
+            for each in self._active
+            for slot, token in zip(each.slots, each.next_ids, strict=True)
+        }
+        logits_NV = self._logits(
+            self._decoder.step([next_ids[slot] for slot in range(len(next_ids))])
+        )
+        return self._advance(self._active, logits_NV, first_slot=0)
+
+    def _start_waiting(self) -> list[TokenEvent]:
+        room = self._max_rows - sum(each.num_rows for each in self._active)
+        first_slot = sum(len(each.slots) for each in self._active)
+        started: list[_Waiting] = []
+        while self._waiting and (
+            self._waiting[0].num_rows <= room or not (self._active or started)
+        ):
+            room -= self._waiting[0].num_rows
+            started.append(self._waiting.popleft())
+        if not started:
+            return []
+        logits_NV = self._logits(self._decoder.add([each.start.prompt_ids for each in started]))
+        requests = [
+            _Active(_search(each), each.num_rows, [first_slot + number])
+            for number, each in enumerate(started)
+        ]
+        self._active = [*self._active, *requests]
+        return self._advance(requests, logits_NV, first_slot=first_slot)
+
+    def _logits(self, hidden_ND: Tensor) -> Tensor:
+        return vocabulary_logits(self._backbone.plain_model, hidden_ND)
+
+    def _advance(
+        self, requests: Sequence[_Active], logits_NV: Tensor, *, first_slot: int
+    ) -> list[TokenEvent]:
+        """Let requests choose their next tokens, and close the holes that finished drafts leave."""
+        events: list[TokenEvent] = []
+        for each in requests:
+            rows = [slot - first_slot for slot in each.slots]
+            moved_on = each.search.advance(logits_NV[rows])
+            events += moved_on.events
+            each.slots = [each.slots[row] for row, _ in moved_on.rows]
+            each.next_ids = [token for _, token in moved_on.rows]
+        self._active = [each for each in self._active if each.slots]
+        placed = iter(
+            self._decoder.rearrange([slot for each in self._active for slot in each.slots])
+        )
+        for each in self._active:
+            each.slots = [next(placed) for _ in each.slots]
+        return events
+
+
+def _search(request: _Waiting) -> Search:
+    make = BeamSearch if request.settings.num_beams > 1 else Sampling
+    return make(request.start, request.settings)
+
+
+def stop_ids(backbone: Backbone) -> frozenset[int]:
+    """Give the tokens that end an answer: the tokenizer's, and those of the model's generation settings."""
+    config = getattr(backbone.plain_model, "generation_config", None)
+    named = getattr(config, "eos_token_id", None)
+    named = [named] if isinstance(named, int) else named or []
+    own = backbone.tokenizer.stop_id
+    return frozenset([*named, *([] if own is None else [own])])
