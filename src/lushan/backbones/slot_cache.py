@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 _PLACES_STEP = 64
 _GROWTH = 1.5
@@ -134,12 +135,16 @@ class SlotCache:
         longest = max(self.lengths)
         keys_NGLD = keys_SGCD[:num_texts, :, :longest]
         values_NGLD = values_SGCD[:num_texts, :, :longest]
-        query_NGRD = (query_NHD * scaling).reshape(num_texts, keys_NGLD.shape[1], -1, width)
-        scores_NGRL = query_NGRD @ keys_NGLD.transpose(-1, -2)
-        mask_NL = self._mask(window, longest, scores_NGRL.dtype)
-        if mask_NL is not None:
-            scores_NGRL = scores_NGRL + mask_NL[:, None, None]
-        attended_NGRD = scores_NGRL.softmax(dim=-1) @ values_NGLD
+        # Query heads that share a key head stand as queries of one text, so that keys are never copied.
+        query_NGRD = query_NHD.reshape(num_texts, keys_NGLD.shape[1], -1, width)
+        mask_NL = self._mask(window, longest, query_NHD.dtype)
+        attended_NGRD = functional.scaled_dot_product_attention(
+            query_NGRD,
+            keys_NGLD,
+            values_NGLD,
+            attn_mask=None if mask_NL is None else mask_NL[:, None, None],
+            scale=scaling,
+        )
         return attended_NGRD.reshape(1, num_texts, heads, -1)
 
     def _mask(self, window: int | None, longest: int, dtype: torch.dtype) -> Tensor | None:

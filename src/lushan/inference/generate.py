@@ -266,12 +266,14 @@ class GenerationEngine:
         """Start the requests that there is room for, and continue all others by one token."""
         model = self._backbone.model
         was_training = model.training
-        model.eval()
+        if was_training:  # to set it again at every step costs as much as a layer
+            model.eval()
         try:
             with torch.inference_mode():
                 return [*self._continue_active(), *self._start_waiting()]
         finally:
-            model.train(was_training)
+            if was_training:
+                model.train()
 
     def _continue_active(self) -> list[TokenEvent]:
         if not self._active:
