@@ -25,7 +25,6 @@ from lushan.backbones.frozen import FrozenStates, run_until, skip_layers
 from lushan.backbones.hardware import keep_freed_memory
 from lushan.backbones.inspect import ModelFacts, describe
 from lushan.backbones.quiet import quiet_transformers
-from lushan.backbones.slot_cache import SlotCache
 from lushan.backbones.token_models import know_token_model
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import ModelError
@@ -127,11 +126,6 @@ class Backbone:
             with skip_layers(self.layers, self.frozen.depth, part_1TD):
                 outputs.append(self._run(call))
         return _joined(outputs)
-
-    def next_states(self, token_ids_1N: Tensor, cache: SlotCache) -> Tensor:
-        """Run the next token of every text in a cache, which keeps them; (N, D). Only in `packed` mode."""
-        positions_1N = cache.begin_step()
-        return self._run(_Call(token_ids_1N, positions_1N, {"packing": cache}))
 
     def states_at(self, depth: int, batch: Batch) -> Tensor:
         """Run the documents of a batch through the first `depth` layers alone; (T, D).
