@@ -99,8 +99,13 @@ class SlotDecoder:
 
     def step(self, token_ids: Sequence[int]) -> Tensor:
         """Read one more token of every text; its hidden states, (N, D)."""
-        token_ids_1N = torch.tensor([list(token_ids)], device=self._backbone.device)
-        return self._backbone.next_states(token_ids_1N, self._cache)
+        outputs = self._backbone.core(
+            input_ids=torch.tensor([list(token_ids)], device=self._backbone.device),
+            position_ids=self._cache.begin_step(),
+            packing=self._cache,
+            use_cache=False,
+        )
+        return outputs.last_hidden_state[0]
 
     def rearrange(self, wanted: Sequence[int]) -> list[int]:
         """Keep the texts of the wanted slots, some perhaps twice; gives each one's new slot."""
