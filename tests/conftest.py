@@ -47,3 +47,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: MakeTiny) ->
         patch.setattr(certificate, "_answers_of_fresh_process", answers_of_this_process)
         assert tune(data, folder / "run", *QUICK, *options) == 0
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def compiled_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder that keeps compiled code from test to test: making it takes seconds."""
+    return tmp_path_factory.mktemp("compiled")

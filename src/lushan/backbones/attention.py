@@ -14,6 +14,7 @@ prefix, K = P + L keys, H query heads, G key heads, R = H / G, D width of a head
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -306,3 +307,14 @@ def register() -> None:
     attention: Callable[..., tuple[Tensor, None]] = packed_attention
     AttentionInterface.register(ATTENTION_NAME, attention)
     AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+
+
+def keep_out_of_compilation() -> None:
+    """Have compiled layers call the attention as it is, until the next `register`."""
+    AttentionInterface.register(ATTENTION_NAME, _uncompiled())
+
+
+@cache
+def _uncompiled() -> Any:  # noqa: ANN401 - of a library without types
+    """One function for the whole process: code is made for the very function that it calls."""
+    return torch.compiler.disable(packed_attention)

@@ -33,6 +33,7 @@ from lushan.records import Example, Row
 from lushan.settings import merged, nested
 from lushan.tasks import Task
 from lushan.training.checkpoint import Checkpoints
+from lushan.workflows.compiling import compiled_layers
 from lushan.workflows.prepare import arrange
 from lushan.workflows.recipe import TuneRecipe, flags_of, make_recipe
 from lushan.workflows.setup import Planned, plan
@@ -134,7 +135,15 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):
         with TemporaryDirectory(prefix="lushan-") as folder, torch.random.fork_rng(devices=[]):
             predictor = untrained(setup, tell=logger.info)
             checkpoints = Checkpoints(Path(folder))
-            fitted = train(predictor, setup, checkpoints=checkpoints, tell=logger.info)
+            layers = compiled_layers(
+                predictor.backbone,
+                setup.recipe,
+                gain_decides="engine.compile" in {each.name for each in decisions},
+                tell=logger.info,
+            )
+            fitted = train(
+                predictor, setup, checkpoints=checkpoints, layers=layers, tell=logger.info
+            )
         meaning = meaning_of(setup, predictor.backbone, base_digest=weights_digest(setup.base))
         self._tuned = _Tuned(predictor, meaning)
         self.classes_ = classes

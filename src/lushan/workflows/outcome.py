@@ -89,7 +89,8 @@ def collect_results(
         "comparisons": compared,
         "num_train_tokens": training["num_tokens"],
         "seconds": run.get("seconds"),
-        "train_tokens_per_second": training["num_tokens"] / max(training["seconds"], 1e-9),
+        "train_tokens_per_second": training["num_tokens"]
+        / max(training["seconds"] + run.get("seconds").get("compile", 0.0), 1e-9),
         "peak_rss_bytes": max(peak_rss_bytes(), run.get("peak_rss_bytes") or 0),
         "num_weights": training["num_weights"],
         "packing": training["packing"],

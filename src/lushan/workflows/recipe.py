@@ -140,13 +140,16 @@ class TrainingSettings(Settings):
 
 
 class EngineSettings(Settings):
-    """How training is computed; changes no result."""
+    """How training is computed; changes no result beyond rounding."""
 
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens that run through the model at once, of the rows of a step; None takes what fits into memory, up to 4,096."""
 
     gradient_checkpointing: bool | None = None
     """Whether layers are computed twice, to keep less of them; None does so where training would not fit otherwise."""
+
+    compile: Literal["auto"] | bool = "auto"
+    """Whether trained layers are compiled; `auto` does where a prediction says that it pays back within the run."""
 
     memory_gigabytes: float | None = Field(default=None, gt=0)
     """Memory that training may take, in GiB; None takes what is free. What needs more is refused before the start."""
@@ -189,7 +192,7 @@ class TuneRecipe(Settings):
     """How long and how hard to train."""
 
     engine: EngineSettings = EngineSettings()
-    """How training is computed; changes no result."""
+    """How training is computed; changes no result beyond rounding."""
 
 
 def make_recipe(

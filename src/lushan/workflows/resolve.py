@@ -4,12 +4,14 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from lushan.backbones.hardware import choose_precision, machine, measure
+from lushan.backbones.compiling import choose_compiling, why_impossible
+from lushan.backbones.hardware import choose_num_threads, choose_precision, machine, measure
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.sources import cache_folder
 from lushan.errors import SettingError
 from lushan.settings import merged
 from lushan.tasks import Task
+from lushan.workflows.compiling import work_of
 from lushan.workflows.recipe import TuneRecipe
 
 _EPOCHS = {"quick": 3, "normal": 3, "thorough": 5}
@@ -25,6 +27,8 @@ QUICK_SECONDS = 360.0
 _TRAINING_SHARE = 0.5
 _EFFICIENCY = 0.3
 """Share of the measured GEMM speed that whole training steps reach; low on purpose, so that promises are kept."""
+_USUAL_EFFICIENCY = 0.6
+"""What they do reach: a share that is not too low, for what saves time must not be overrated either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +83,12 @@ def resolve(
     """
     refuse_without_effect(recipe)
     refuse_what_does_not_fit(recipe, facts)
+    if recipe.engine.compile is True and (reason := why_impossible(device)):
+        raise SettingError(f"Setting `engine.compile` is on, but {reason}. Leave it out.")
     precision = choose_precision(recipe.model.precision, device, cache=cache_folder())
     plan = _plan(recipe, facts, num_train_rows, mean_tokens, precision=precision.value)
     method, effort = recipe.adapter.method, recipe.effort
+    num_rows = plan.max_train_rows or num_train_rows
     rates = _usual_rates(recipe)
     rate_reason = f"default of `{method}` with {recipe.training.optimizer}"
     found = [
@@ -91,6 +98,13 @@ def resolve(
         *(Decision(f"training.{name}", rate, rate_reason) for name, rate in rates.items()),
         Decision("training.patience", _PATIENCE[effort], f"effort `{effort}`"),
         Decision("model.max_length", facts.context_tokens, "the model's context"),
+        _compiling(
+            recipe,
+            facts,
+            num_tokens=num_rows * plan.epochs * mean_tokens,
+            precision=precision.value,
+            device=device,
+        ),
     ]
     decisions = [each for each in found if _is_open(recipe, each.name) and each.value is not None]
     values = recipe.model_dump()
@@ -98,6 +112,29 @@ def resolve(
         part, name = decision.name.split(".")
         values = merged(values, {part: {name: decision.value}})
     return Resolved(TuneRecipe.model_validate(values), decisions)
+
+
+def _compiling(
+    recipe: TuneRecipe, facts: ModelFacts, *, num_tokens: float, precision: str, device: str
+) -> Decision:
+    threads = int(choose_num_threads().value)
+    work = work_of(recipe, facts, precision=precision, num_threads=threads)
+    share = {
+        "lora": 2 / 3,  # no gradients of the frozen weights
+        "top": work.num_trained_layers / facts.num_layers,
+    }.get(work.method, 1.0)
+    choice = choose_compiling(
+        work,
+        num_tokens=num_tokens,
+        seconds_per_token=lambda: (
+            share
+            * (_EFFICIENCY / _USUAL_EFFICIENCY)
+            / predict_tokens_per_second(facts, precision=precision)
+        ),
+        device=device,
+        cache=cache_folder(),
+    )
+    return Decision("engine.compile", choice.value == "on", choice.why)
 
 
 def _usual_rates(recipe: TuneRecipe) -> dict[str, float]:
@@ -169,13 +206,14 @@ def refuse_without_effect(recipe: TuneRecipe) -> None:
         ("model", ("head_dropout",), recipe.answer == "head", "`--answer head`"),
         ("training", ("head_learning_rate",), recipe.answer == "head", "`--answer head`"),
         ("training", ("learning_rate",), method != "head", "an adapter other than `head`"),
+        ("engine", ("compile",), method != "head", "an adapter other than `head`"),
         ("task_settings", ("num_shots",), recipe.baselines, "baselines (without `--no-baselines`)"),
     )
-    usual_rates = _usual_rates(recipe)
+    usual_values = {**_usual_rates(recipe), "compile": False}
     for part, names, has_effect, needs in rules:
         settings = getattr(recipe, part)
         for name in names:
-            usual = (type(settings).model_fields[name].default, usual_rates.get(name))
+            usual = (type(settings).model_fields[name].default, usual_values.get(name))
             if not has_effect and getattr(settings, name) not in usual:
                 raise SettingError(
                     f"Setting `{part}.{name}` has no effect here: it needs {needs}. Remove it, or change that."

@@ -19,6 +19,7 @@ import transformers
 import lushan
 from lushan.atomic import write_json
 from lushan.backbones.adapters import attach, num_frozen_layers, trained_parts
+from lushan.backbones.compiling import CompiledLayers
 from lushan.backbones.frozen import FrozenStates
 from lushan.backbones.hardware import choose_num_threads
 from lushan.backbones.heads import read_position
@@ -41,13 +42,14 @@ from lushan.model_store.tuned_model import (
     save_model,
     weights_digest,
 )
-from lushan.records import Features
+from lushan.records import Batch, Features, LossSum
 from lushan.settings import build
 from lushan.training.checkpoint import Checkpoints
 from lushan.training.loop import Evaluated, FitSettings, Fitted, Listener, fit
 from lushan.training.optimizer import Optimizer, OptimizerSettings
 from lushan.training.processes import Team
 from lushan.workflows.comparison import answer_untuned, run_baselines, what_is_asked
+from lushan.workflows.compiling import compiled_layers
 from lushan.workflows.encode import Encoder, encode, open_cache
 from lushan.workflows.outcome import adapter_name, peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
@@ -222,7 +224,8 @@ def _help(data: Path, team: Team) -> None:
     torch.set_num_threads(told["num_threads"])
     predictor = untrained(setup, tell=_say_nothing)
     checkpoints = Checkpoints(Path(told["checkpoints"]))
-    train(predictor, setup, checkpoints=checkpoints, tell=_say_nothing)
+    layers = compiled_layers(predictor.backbone, recipe, gain_decides=False, tell=_say_nothing)
+    train(predictor, setup, checkpoints=checkpoints, layers=layers, tell=_say_nothing)
 
 
 def _say_nothing(_: str) -> None:
@@ -246,12 +249,22 @@ def _trained(
     predictor = untrained(setup, tell=tell)
     backbone = predictor.backbone
     num_weights = trained_parts(backbone.model)
+    with run.clock("compile"):
+        layers = compiled_layers(
+            backbone,
+            setup.recipe,
+            found=run.get("compiled"),
+            gain_decides="engine.compile" in {each["name"] for each in run.get("choices")},
+            tell=tell,
+        )
+    run.note(compiled=layers is not None)
     steps_file = StepsFile(run.path / "steps.jsonl", first_step=checkpoints.last_step() + 1)
     with closing(steps_file) as steps:
         fitted = train(
             predictor,
             setup,
             checkpoints=checkpoints,
+            layers=layers,
             clock=partial(run.clock, "validation"),
             tell=tell,
             listeners=[steps, *listeners],
@@ -332,6 +345,7 @@ def train(
     setup: Setup,
     *,
     checkpoints: Checkpoints,
+    layers: CompiledLayers | None = None,
     clock: Clock = nullcontext,
     tell: Tell,
     listeners: Sequence[Listener] = (),
@@ -342,6 +356,7 @@ def train(
         predictor: Of `untrained`.
         setup: What to train on.
         checkpoints: Goes on from the last, if there is one.
+        layers: Compiled layers to train with; None trains with them as they are.
         clock: Measures the time of asking about the validation rows.
         tell: Takes one line for a person.
         listeners: Hear of steps and evaluations.
@@ -380,14 +395,17 @@ def train(
     torch.manual_seed(recipe.seed + team.place[0])  # dropout
     asked = _asked(setup, backbone.tokenizer, tell=tell)
     evaluate = partial(_evaluate, setup, predictor, asked, clock)
+
+    def loss(batch: Batch) -> LossSum:
+        with layers.in_use() if layers else nullcontext():
+            return setup.task.loss(backbone, batch, setup.state, dropout=recipe.model.head_dropout)
+
     fitted = fit(
         backbone.model,
         source,
         settings=FitSettings(settings.epochs, settings.patience, settings.keep),
         optimizer=optimizer,
-        loss=lambda batch: setup.task.loss(
-            backbone, batch, setup.state, dropout=recipe.model.head_dropout
-        ),
+        loss=loss,
         evaluate=evaluate,
         checkpoints=checkpoints,
         listeners=listeners,

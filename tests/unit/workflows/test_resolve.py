@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from lushan.backbones.hardware import Speed, machine
+from lushan.backbones.compiling import Work
+from lushan.backbones.hardware import Choice, Speed, machine
 from lushan.backbones.inspect import ModelFacts
 from lushan.catalog import load_task
 from lushan.errors import SettingError
@@ -80,6 +81,7 @@ def test_everything_left_open_is_decided_with_a_reason() -> None:
         "training.epochs": 3,
         "training.learning_rate": 5e-5,
         "training.head_learning_rate": 1e-3,
+        "engine.compile": False,
         "model.max_length": 512,
     }
     assert all(each.why for each in resolved.decisions)
@@ -98,6 +100,7 @@ def test_what_was_given_is_kept_and_not_told_as_a_choice() -> None:
     resolved = decide(
         model={"precision": "fp32", "max_length": 64},
         training={"epochs": 7, "learning_rate": 0.5, "head_learning_rate": 0.25, "patience": 4},
+        engine={"compile": False},
     )
     assert resolved.decisions == []
     assert resolved.recipe.training.learning_rate == 0.5
@@ -191,6 +194,7 @@ def test_few_rows_get_more_epochs_only_as_far_as_the_budget_goes() -> None:
         ("adapter.rank", {"adapter": {"rank": 4}}, "lora"),
         ("adapter.alpha", {"adapter": {"method": "head", "alpha": 4.0}}, "lora"),
         ("adapter.dropout", {"adapter": {"dropout": 0.1}}, "lora"),
+        ("engine.compile", {"adapter": {"method": "head"}, "engine": {"compile": True}}, "`head`"),
         ("adapter.cache_gigabytes", {"adapter": {"cache_gigabytes": 1.0}}, "--adapter head"),
         ("training.momentum", {"training": {"momentum": 0.5}}, "training.optimizer=sgd"),
         (
@@ -299,3 +303,21 @@ def test_usual_values_of_what_a_task_does_not_have_are_no_mistake() -> None:
     usual = recipe_of(task="tagging").model_dump()["task_settings"]
     recipe = recipe_of(task="tagging", task_settings={**usual, "multi_label": False})
     refuse_what_the_task_lacks(recipe, load_task("tagging"))
+
+
+def test_gain_of_compiling_is_that_of_all_tokens_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[float, float]] = []
+
+    def choose(_: Work, **told: Any) -> Choice:  # noqa: ANN401
+        asked.append((told["num_tokens"], told["seconds_per_token"]()))
+        return Choice("on", "because")
+
+    monkeypatch.setattr("lushan.workflows.resolve.choose_compiling", choose)
+    assert decided(decide())["engine.compile"] is True
+    decide(adapter={"method": "top", "layers": 3})
+    (tokens, full_seconds), (_, top_seconds) = asked
+    assert tokens == 5_000 * 3 * 20
+    assert full_seconds == pytest.approx(0.5 / predict_tokens_per_second(FACTS, precision="bf16"))
+    assert top_seconds == pytest.approx(full_seconds * 3 / 12)

@@ -1,0 +1,84 @@
+"""Whether a run compiles its layers: decided before it begins, tried before its first step, the same when resumed."""
+
+from collections.abc import Callable
+
+import torch
+
+from lushan.backbones.compiling import CompiledLayers, Work, compile_layers
+from lushan.backbones.inspect import ModelFacts
+from lushan.backbones.load import Backbone
+from lushan.backbones.sources import cache_folder
+from lushan.data.batching import pack
+from lushan.errors import RunError
+from lushan.records import Batch, Features
+from lushan.training.processes import Team
+from lushan.workflows.recipe import TuneRecipe
+
+_PROBE_LENGTHS = tuple(range(9, 41, 2))
+"""Tokens of the documents that layers are compiled on, whatever the data: a resumed run then has the same code."""
+
+
+def work_of(recipe: TuneRecipe, facts: ModelFacts, *, precision: str, num_threads: int) -> Work:
+    """Say which layers would be compiled: those that are trained, for the others are not computed at every pass."""
+    method = recipe.adapter.method
+    trained = {"head": 0, "top": recipe.adapter.layers}.get(method, facts.num_layers)
+    return Work(facts, precision, method, trained, num_threads)
+
+
+def compiled_layers(
+    backbone: Backbone,
+    recipe: TuneRecipe,
+    *,
+    found: bool | None = None,
+    gain_decides: bool,
+    tell: Callable[[str], None],
+) -> CompiledLayers | None:
+    """Compile the layers if the recipe says so; None if they run as they are.
+
+    Args:
+        backbone: Ready to train.
+        recipe: Resolved.
+        found: What this run, which is resumed, used so far; None if it is new.
+        gain_decides: Whether layers that turn out to be no faster are left alone.
+        tell: Takes one line for a person.
+
+    Raises:
+        RunError: If other layers than before, or than in another process, would run.
+    """
+    if recipe.engine.compile is not True:
+        return None
+    team = Team()
+    work = work_of(
+        recipe,
+        backbone.facts,
+        precision=recipe.model.precision,
+        num_threads=torch.get_num_threads(),
+    )
+
+    def make(*, gain_decides: bool) -> CompiledLayers | None:
+        folder = cache_folder()
+        return compile_layers(
+            backbone, _probe(backbone), work, cache=folder, gain_decides=gain_decides, tell=tell
+        )
+
+    layers = None
+    if team.leads and found is not False:
+        layers = make(gain_decides=gain_decides and found is None)
+    agreed = team.share(layers is not None)
+    if agreed and not team.leads:
+        layers = make(gain_decides=False)
+    if (found or agreed) and layers is None:
+        raise RunError(
+            "This run trains with compiled layers, and they cannot be compiled now. Give back the C++ compiler "
+            "and the versions that it began with, or start again with `--overwrite`."
+        )
+    return layers
+
+
+def _probe(backbone: Backbone) -> Batch:
+    top = backbone.facts.vocabulary_size
+    documents = [
+        Features(tuple((97 * length + 31 * place) % top for place in range(length)), "", number)
+        for number, length in enumerate(_PROBE_LENGTHS)
+    ]
+    return pack(documents, device=backbone.device)
