@@ -235,7 +235,11 @@ def compile_layers(
 
 def _prepare_library(cache: Path) -> None:
     """Say where code is kept and what makes it; what the user's environment says comes first."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # slow to import
+
+    # When torch is imported, it may already have put its default there: a folder that does not outlive a restart.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "compiled")
     if "CXX" not in os.environ and (compiler := find_compiler()):
         os.environ["CXX"] = compiler
 

@@ -3,6 +3,7 @@
 What is compared with is the model as it is, in the same process; the timings of decisions are written down, not taken.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
 from lushan.backbones import compiling
 from lushan.backbones.adapters import Method, attach
@@ -230,6 +232,17 @@ def test_architecture_that_does_not_pack_runs_as_it_is_and_says_so(
     layers, told = try_layers(load(tiny_folder("gpt_neo")), tmp_path)
     assert layers is None
     assert told == ["Not compiling: documents run `masked` in this architecture."]
+
+
+def test_code_is_kept_in_the_cache_unless_the_user_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    compiling._prepare_library(tmp_path)
+    assert cache_dir() == own
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
+    compiling._prepare_library(tmp_path)
+    assert cache_dir() == str(tmp_path / "compiled")
 
 
 # Choosing
