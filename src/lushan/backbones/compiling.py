@@ -116,6 +116,8 @@ def choose_compiling(
     """
     if work.num_trained_layers == 0:
         return Choice("off", "no layer is trained")
+    if (work.method, work.precision) == ("lora", "bf16"):
+        return Choice("off", "the compiler cannot read weights that are laid out once for adapters")
     if reason := why_impossible(device):
         return Choice("off", reason)
     known = _read(cache).get(work.key)
@@ -223,7 +225,7 @@ def compile_layers(
     except _FAILURES as error:
         logger.debug("Compiling failed.", exc_info=True)
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        tell(f"Not compiling: the layers of this architecture cannot be compiled ({reason}).")
+        tell(f"Not compiling: these layers cannot be compiled ({reason}).")
         return None
     finally:
         backbone.model.train(was_training)
@@ -235,7 +237,11 @@ def compile_layers(
 
 def _prepare_library(cache: Path) -> None:
     """Say where code is kept and what makes it; what the user's environment says comes first."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # slow to import
+
+    # When torch is imported, it may already have put its default there: a folder that does not outlive a restart.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "compiled")
     if "CXX" not in os.environ and (compiler := find_compiler()):
         os.environ["CXX"] = compiler
 

@@ -3,6 +3,7 @@
 What is compared with is the model as it is, in the same process; the timings of decisions are written down, not taken.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
 from lushan.backbones import compiling
 from lushan.backbones.adapters import Method, attach
@@ -29,6 +31,7 @@ pytestmark = [
         "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # of PEFT
         "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",  # torch imports it
         "ignore:The .grad attribute of a Tensor:UserWarning",  # torch looks itself
+        "ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning",  # torch does
     )
 ]
 needs_compiler = pytest.mark.skipif(
@@ -219,9 +222,7 @@ def test_architecture_that_does_not_compile_runs_as_it_is_and_says_so(
     monkeypatch.setattr(torch, "compile", fail)
     layers, told = try_layers(load(tiny_folder("llama")), tmp_path)
     assert layers is None
-    assert told == [
-        "Not compiling: the layers of this architecture cannot be compiled (no such operation)."
-    ]
+    assert told == ["Not compiling: these layers cannot be compiled (no such operation)."]
 
 
 def test_architecture_that_does_not_pack_runs_as_it_is_and_says_so(
@@ -230,6 +231,17 @@ def test_architecture_that_does_not_pack_runs_as_it_is_and_says_so(
     layers, told = try_layers(load(tiny_folder("gpt_neo")), tmp_path)
     assert layers is None
     assert told == ["Not compiling: documents run `masked` in this architecture."]
+
+
+def test_code_is_kept_in_the_cache_unless_the_user_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    compiling._prepare_library(tmp_path)
+    assert cache_dir() == own
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
+    compiling._prepare_library(tmp_path)
+    assert cache_dir() == str(tmp_path / "compiled")
 
 
 # Choosing
@@ -324,10 +336,11 @@ def test_short_run_does_not_measure_its_speed(tmp_path: Path) -> None:
     assert "too short" in choice.why
 
 
-def test_without_compiler_or_processor_or_trained_layer_nothing_is_compiled(
+def test_without_compiler_processor_or_layers_for_it_nothing_is_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert choose(tmp_path, num_tokens=1e9, work=WORK._replace(num_trained_layers=0)).value == "off"
+    assert choose(tmp_path, num_tokens=1e9, work=WORK._replace(method="lora")).value == "off"
     assert "`cuda`" in choose(tmp_path, num_tokens=1e9, device="cuda").why
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
