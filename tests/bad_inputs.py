@@ -163,6 +163,17 @@ def _no_entity(folder: Path) -> Path:
     return _marked_splits(folder, train=[], test=[])
 
 
+def _paired(**change: object) -> Callable[[Path], Path]:
+    """Good rows of two spans, of which the third has other values."""
+
+    def build(folder: Path) -> Path:
+        rows = [{**row, "head": [0, 3], "tail": [4, 7]} for row in good_rows()]
+        rows[2] |= change
+        return write_lines(folder / "data.jsonl", rows)
+
+    return build
+
+
 CSV = "text,label\nfine day,good\nrainy day,bad\n"
 BAD_INPUTS = (
     BadInput("no such path", lambda folder: folder / "nowhere", "nowhere` does not exist.*Give"),
@@ -348,6 +359,35 @@ BAD_INPUTS = (
                 r"test split has 1 label\(s\) that training never sees: `planet` \(1\)",
             ),
             ("no entity at all", _no_entity, "All .* training rows have the same label"),
+        )
+    ),
+    *(
+        BadInput(name, build, message, task="relations")
+        for name, build, message in (
+            (
+                "neither spans nor marks",
+                _lines(*good_rows()),
+                "row 1: column `text` has the mark `<e1>` 0 times, and there is no `head` and `tail`",
+            ),
+            ("a head without its tail", _paired(tail=None), "row 3: column `tail` is empty"),
+            ("an empty span", _paired(head=[2, 2]), r"row 3: column `head`: \[2, 2\) is empty"),
+            (
+                "a pair outside of its text",
+                _paired(tail={"start": 4, "end": 999}),
+                r"row 3: column `tail`: \[4, 999\) is not inside its text of \d+ characters",
+            ),
+            (
+                "head and tail that overlap",
+                _paired(tail=[2, 7]),
+                r"row 3: `head` \[0, 3\) and `tail` \[2, 7\) overlap",
+            ),
+            ("a word for a span", _paired(head="wave"), "row 3: column `head`: expected .* 'wave'"),
+            (
+                "a span of another text",
+                _paired(head={"start": 0, "end": 3, "text": "wave"}),
+                "row 3: column `head`: its `text` is 'wave', but",
+            ),
+            ("several relations", _paired(label=["a", "b"]), "row 3: column `label` holds a list"),
         )
     ),
 )

@@ -130,6 +130,10 @@ class Rendered:
     """Character ranges [start, end) of `text` on which loss is taken; empty where a head answers."""
     cuttable: tuple[int, int] = (0, 0)
     """The character range that may be shortened when the text is too long."""
+    cuts_start: bool = False
+    """Whether truncation takes the start of that range and not its end."""
+    uncut: str = "What surrounds the text"
+    """What messages call the rest, which is never shortened."""
     ends_with_stop: bool = False
     """Whether the stop token follows the text, and is supervised."""
 

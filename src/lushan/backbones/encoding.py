@@ -65,7 +65,7 @@ def _windows(
     encoded: Encoded, rendered: Rendered, tokenizer: Tokenizer, *, limit: LengthLimit, place: str
 ) -> list[Window]:
     ids = list(encoded.ids)
-    first, last = _token_range(encoded, rendered.cuttable)
+    first, last = _token_range(encoded, rendered)
     supervised = _first_supervised(encoded, rendered)
     if rendered.ends_with_stop:
         if tokenizer.stop_id is None:
@@ -82,12 +82,13 @@ def _windows(
         what_to_do = (
             "Choose `--set data.over_length=truncate` or `window`, or raise `model.max_length`."
             if room >= 1
-            else "What surrounds the text is too long by itself: raise `model.max_length`."
+            else f"{rendered.uncut} is too long by itself: raise `model.max_length`."
         )
         raise DataError(
             f"{place}: {len(ids)} tokens, but at most {limit.max_tokens} fit. {what_to_do}"
         )
-    starts = range(first, last, room) if limit.policy == "window" else [first]
+    kept_from = last - room if rendered.cuts_start else first
+    starts = range(first, last, room) if limit.policy == "window" else [kept_from]
     whole = Window(tuple(ids), supervised, offsets=offsets)
     return [
         _cut(whole, keep=(start, min(start + room, last)), of=(first, last), policy=limit.policy)
@@ -108,13 +109,17 @@ def _cut(
     )
 
 
-def _token_range(encoded: Encoded, characters: tuple[int, int]) -> tuple[int, int]:
-    """Tokens that end inside a character range; special tokens (empty offsets) never do."""
-    # A first word takes the space before it into its token, which therefore starts too early.
+def _token_range(encoded: Encoded, rendered: Rendered) -> tuple[int, int]:
+    """Tokens of the characters that may be cut; special tokens (empty offsets) never are."""
+    from_character, to_character = rendered.cuttable
+    # A first word takes the space before it into its token, which therefore starts too early; a token
+    # that takes anything else with it must stay.
     inside = [
         index
         for index, (start, end) in enumerate(encoded.offsets)
-        if end > start and characters[0] < end <= characters[1]
+        if end > start
+        and from_character < end <= to_character
+        and not rendered.text[start:from_character].strip()
     ]
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 

@@ -1,29 +1,18 @@
 """Give a text its label, or its labels: sentiment, topic, intent.
 
 Columns: `text`, `label` (a list, or labels joined by `|` or `;`, where a text can have several).
-
-Shapes: N documents, T tokens, D width, C classes, K supervised positions, F features (documents).
 """
 
-import heapq
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from lushan.backbones.encoding import LengthLimit, encode_rendered
-from lushan.backbones.heads import class_logits, vocabulary_loss
+from lushan import label_answers
+from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.inspect import Family
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
-from lushan.data.example_store import kinds_of
-from lushan.data.splits import count_labels
 from lushan.errors import DataError
 from lushan.metrics import classification as metrics
 from lushan.records import (
@@ -41,10 +30,7 @@ from lushan.records import (
 )
 from lushan.tasks import Outputs, Preparation, Untuned, Wording
 
-_MOST_LABELS_IN_PROMPT = 20
 _YES_NO = (" yes", " no")
-_TINY = 1e-300
-"""Stands for a probability of zero, whose logarithm is no number."""
 
 
 class Task:
@@ -91,9 +77,7 @@ class Task:
 
     def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
         """A layer with one output per label, or the vocabulary."""
-        if answer == "generate":
-            return AnswerLayer("language")
-        return AnswerLayer("classify", state.labels, state.multi_label)
+        return label_answers.answer_layer(state, answer)
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Nothing beside what every task tells."""
@@ -107,23 +91,7 @@ class Task:
         Raises:
             DataError: If there are fewer than two labels.
         """
-        counts = count_labels(examples)
-        labels = tuple(sorted(counts))
-        if len(labels) < (1 if multi_label else 2):
-            raise DataError(
-                f"The training rows have {len(labels)} label(s) ({', '.join(labels)}); at least two are needed."
-            )
-        weights: tuple[float, ...] = ()
-        if preparation.class_weights == "balanced":
-            total = sum(counts.values())
-            weights = tuple(total / (len(labels) * counts[label]) for label in labels)
-        return TaskState(
-            labels=labels,
-            multi_label=multi_label,
-            shots=tuple(_choose_shots(examples, preparation)),
-            class_weights=weights,
-            instruction=preparation.instruction,
-        )
+        return label_answers.learn_labels(examples, preparation, multi_label=multi_label)
 
     def render(
         self,
@@ -161,36 +129,18 @@ class Task:
             DataError: If a text is too long and the policy is `error`.
         """
         rendered = [
-            (index, candidate, each)
-            for index, example in enumerate(examples)
-            for candidate, each in enumerate(
-                self.render(example, state, answer=answer, with_target=with_target, shots=shots)
-            )
+            self.render(each, state, answer=answer, with_target=with_target, shots=shots)
+            for each in examples
         ]
-        windows = encode_rendered(
-            [each for _, _, each in rendered],
+        return label_answers.encode_labels(
+            rendered,
+            examples,
+            state,
             tokenizer,
+            answer=answer,
             limit=limit,
-            places=[examples[index].place for index, _, _ in rendered],
+            with_target=with_target,
         )
-        asks_each = answer == "generate" and state.multi_label
-        numbers = {label: number for number, label in enumerate(state.labels)}
-        targets = [_target(example, state, numbers) if with_target else -1 for example in examples]
-        weights = [_weight(example, state, numbers) if with_target else 1.0 for example in examples]
-        return [
-            Features(
-                token_ids=window.token_ids,
-                place=examples[index].place,
-                example_index=index,
-                target=targets[index],
-                targets_from=window.targets_from if with_target else -1,
-                candidate=candidate if asks_each else -1,
-                num_cut_tokens=window.num_cut_tokens,
-                weight=weights[index] / len(parts),
-            )
-            for (index, candidate, _), parts in zip(rendered, windows, strict=True)
-            for window in parts
-        ]
 
     def candidates(self, state: TaskState) -> list[str]:
         """The labels, or yes and no where each label is asked about by itself."""
@@ -200,25 +150,11 @@ class Task:
         self, backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float
     ) -> LossSum:
         """Cross-entropy of the label, of each label's yes or no, or of the answer's tokens."""
-        hidden_TD = backbone.hidden_states(batch)
-        if batch.features[0].targets_from >= 0:
-            return _answer_loss(backbone, hidden_TD, batch)
-        logits_NC = class_logits(backbone.plain_model, hidden_TD, batch, dropout=dropout)
-        weights_N = logits_NC.new_tensor([each.weight for each in batch.features])
-        targets = torch.tensor([each.target for each in batch.features], device=logits_NC.device)
-        if state.multi_label:
-            losses_NC = functional.binary_cross_entropy_with_logits(
-                logits_NC, targets.float(), reduction="none"
-            )
-            losses_N = losses_NC.mean(dim=1)
-        else:
-            losses_N = functional.cross_entropy(logits_NC, targets, reduction="none")
-        return LossSum((losses_N * weights_N).sum(), sum(each.weight for each in batch.features))
+        return label_answers.label_loss(backbone, batch, state, dropout=dropout)
 
     def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
         """Class scores before softmax or sigmoid; (C,) each."""
-        hidden_TD = backbone.hidden_states(batch)
-        return list(class_logits(backbone.plain_model, hidden_TD, batch).cpu().numpy())
+        return label_answers.class_outputs(backbone, batch)
 
     def decode(
         self,
@@ -230,18 +166,7 @@ class Task:
         answer: AnswerMode,
     ) -> list[Prediction]:
         """Turn scores into labels; probabilities of a text's windows are averaged."""
-        probabilities_FC = _probabilities(np.stack(outputs), state, answer=answer)
-        table_EC = np.zeros((len(examples), len(state.labels)))
-        counts_EC = np.zeros_like(table_EC)
-        for row_C, each in zip(probabilities_FC, features, strict=True):
-            columns = slice(None) if each.candidate < 0 else each.candidate
-            table_EC[each.example_index, columns] += row_C[0] if each.candidate >= 0 else row_C
-            counts_EC[each.example_index, columns] += 1
-        table_EC /= counts_EC
-        return [
-            _prediction(example, row_C, state)
-            for example, row_C in zip(examples, table_EC, strict=True)
-        ]
+        return label_answers.decode_labels(outputs, features, examples, state, answer=answer)
 
     def score(
         self,
@@ -262,7 +187,7 @@ class Task:
             correct=metrics.correct_rows(truth, answers),
             details={
                 "labels": list(state.labels),
-                "log_loss": _log_loss(predictions, examples, state),
+                "log_loss": label_answers.log_loss(predictions, examples, state),
                 "per_class": [asdict(each) for each in scores.per_class],
                 "confusion": [list(row) for row in scores.confusion],
             },
@@ -302,52 +227,6 @@ def _read_labels(row: Row, label: object) -> tuple[str, ...]:
     return tuple(sorted({str(each).strip() for each in label} - {""}))
 
 
-def _labels_of(example: Example) -> tuple[str, ...]:
-    return example.classes
-
-
-def _target(example: Example, state: TaskState, numbers: dict[str, int]) -> int | tuple[int, ...]:
-    labels = _labels_of(example)
-    for label in labels:
-        if label not in numbers:
-            raise DataError(
-                f"{example.place}: label `{label}` is not one of the {len(numbers)} that the model knows."
-            )
-    if state.multi_label:
-        return tuple(int(label in labels) for label in state.labels)
-    return numbers[labels[0]]
-
-
-def _weight(example: Example, state: TaskState, numbers: dict[str, int]) -> float:
-    if not state.class_weights:
-        return 1.0
-    labels = _labels_of(example)
-    if not labels:
-        return 1.0
-    return sum(state.class_weights[numbers[label]] for label in labels) / len(labels)
-
-
-def _choose_shots(examples: Sequence[Example], preparation: Preparation) -> list[Example]:
-    """Worked examples: the classes in turn, each class's examples in an order that the seed decides."""
-    num_shots = preparation.num_shots
-    first: dict[tuple[str, ...], list[tuple[str, int]]] = {}
-    codes, kinds = kinds_of(examples)
-    for place, (each, code) in enumerate(zip(examples, codes.tolist(), strict=True)):
-        members = first.setdefault(_labels_of(kinds[code]), [])
-        members.append((content_id(preparation.seed, each.id), place))
-        if len(members) >= 100 * num_shots:
-            members[:] = heapq.nsmallest(num_shots, members)
-    ordered = sorted(sorted(members)[:num_shots] for members in first.values())
-    by_label = [[examples[place] for _, place in members] for members in ordered]
-    turns = [
-        each
-        for turn in range(num_shots)
-        for members in by_label
-        for each in members[turn : turn + 1]
-    ]
-    return turns[:num_shots]
-
-
 def _render_question(
     example: Example,
     state: TaskState,
@@ -356,23 +235,19 @@ def _render_question(
     with_target: bool,
     shots: Sequence[Example],
 ) -> Rendered:
-    text = _instruction(state) + "".join(
-        f"Text: {shot.text}\n{_question(label)}{_answer(shot, label)}\n\n" for shot in shots
+    return label_answers.render_prompt(
+        Rendered(example.text, cuttable=(0, len(example.text))),
+        opening=_instruction(state),
+        shots=[(shot.text, _answer(shot, label)) for shot in shots],
+        question=_question(label),
+        answer=_answer(example, label) if with_target else None,
     )
-    start = len(text) + len("Text: ")
-    text += f"Text: {example.text}\n{_question(label)}"
-    cuttable = (start, start + len(example.text))
-    if not with_target:
-        return Rendered(text, cuttable=cuttable)
-    answer = _answer(example, label)
-    supervised = ((len(text), len(text) + len(answer)),)
-    return Rendered(text + answer, supervised=supervised, cuttable=cuttable, ends_with_stop=True)
 
 
 def _instruction(state: TaskState) -> str:
     if state.instruction is not None:
         return f"{state.instruction}\n\n"
-    if state.multi_label or len(state.labels) > _MOST_LABELS_IN_PROMPT:
+    if state.multi_label or len(state.labels) > label_answers.MOST_LABELS_IN_PROMPT:
         return "Classify the text.\n\n"
     return f"Classify the text as one of: {', '.join(state.labels)}.\n\n"
 
@@ -384,62 +259,4 @@ def _question(label: str | None) -> str:
 def _answer(example: Example, label: str | None) -> str:
     if label is None:
         return f" {example.target}"
-    return _YES_NO[0] if label in _labels_of(example) else _YES_NO[1]
-
-
-def _answer_loss(backbone: Backbone, hidden_TD: Tensor, batch: Batch) -> LossSum:
-    """Cross-entropy of the supervised tokens; only their positions meet the vocabulary."""
-    starts = batch.first_N.tolist()
-    targets_K = torch.cat([
-        torch.arange(start + each.targets_from, start + len(each.token_ids))
-        for start, each in zip(starts, batch.features, strict=True)
-    ]).to(hidden_TD.device)
-    weights_K = torch.tensor(
-        [each.weight for each in batch.features for _ in range(each.num_supervised)],
-        device=hidden_TD.device,
-    )
-    total = vocabulary_loss(
-        backbone.plain_model,
-        hidden_TD[targets_K - 1],
-        batch.token_ids_1T[0, targets_K],
-        weights_K,
-    )
-    count = sum(each.weight * each.num_supervised for each in batch.features)
-    return LossSum(total, count)
-
-
-def _probabilities(outputs: np.ndarray, state: TaskState, *, answer: AnswerMode) -> np.ndarray:
-    outputs = outputs.astype(np.float64)
-    if answer == "head" and state.multi_label:
-        return 1 / (1 + np.exp(-outputs))
-    shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
-
-
-def _log_loss(
-    predictions: Sequence[Prediction], examples: Sequence[Example], state: TaskState
-) -> float:
-    """Mean negative log-likelihood of the truth; per label where a text can have several."""
-    total = 0.0
-    for prediction, example in zip(predictions, examples, strict=True):
-        truth = set(_labels_of(example))
-        asked = state.labels if state.multi_label else tuple(truth)
-        for label in asked:
-            value = prediction.probabilities.get(label, 0.0)
-            total -= math.log(max(value if label in truth else 1 - value, _TINY)) / len(asked)
-    return total / len(examples)
-
-
-def _prediction(example: Example, probabilities_C: np.ndarray, state: TaskState) -> Prediction:
-    by_label = {
-        label: float(value) for label, value in zip(state.labels, probabilities_C, strict=True)
-    }
-    if state.multi_label:
-        answer = tuple(label for label, value in by_label.items() if value >= 0.5)
-        certain = np.where(probabilities_C >= 0.5, probabilities_C, 1 - probabilities_C)
-        return Prediction(
-            example.id, answer, by_label, float(np.log(np.maximum(certain, _TINY)).sum())
-        )
-    best = int(np.argmax(probabilities_C))
-    likelihood = float(np.log(max(probabilities_C[best], _TINY)))
-    return Prediction(example.id, state.labels[best], by_label, likelihood)
+    return _YES_NO[0] if label in example.classes else _YES_NO[1]

@@ -1,6 +1,7 @@
 """From rendered text to token ids: limits, windows, and where the supervised tokens start."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -84,6 +85,30 @@ def test_truncating_shortens_the_text_and_keeps_what_surrounds_it(tokenizer: Tok
     assert tokenizer.decode(list(window.token_ids)).endswith("\nLabel:")
     assert window.token_ids[0] == whole.token_ids[0]
     assert window.token_ids[-1] == whole.token_ids[-1]
+
+
+def test_start_of_the_text_is_cut_where_its_end_counts(tokenizer: Tokenizer) -> None:
+    (whole,) = encode(ASKED, tokenizer, 1000)
+    limit = len(whole.token_ids) - 3
+    (window,) = encode(replace(ASKED, cuts_start=True), tokenizer, limit, "truncate")
+    assert window.num_cut_tokens == 3
+    end = PROMPT.index("forest")
+    kept = [each for each in whole.offsets if each[1] > end]
+    assert [each for each in window.offsets if each[1] > end] == kept
+    assert "the fox" not in tokenizer.decode(list(window.token_ids))
+
+
+def test_token_that_begins_before_the_text_stays(plain: Tokenizer) -> None:
+    text = "the fox lived"
+    (encoded,) = plain.encode([text])
+    across, (start, end) = next(
+        (index, each) for index, each in enumerate(encoded.offsets) if each[1] - each[0] > 1
+    )
+    middle = Rendered(text, cuttable=(start + 1, len(text)))
+    windows = encode(middle, plain, across + 2, "window")
+    assert end <= len(text)
+    assert len(windows) == len(encoded.ids) - across - 1
+    assert all(each.token_ids[across] == encoded.ids[across] for each in windows)
 
 
 def test_truncating_keeps_the_answer_supervised(plain: Tokenizer) -> None:

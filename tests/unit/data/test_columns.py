@@ -68,6 +68,8 @@ def test_mapping_may_name_a_column_of_any_form() -> None:
 def test_row_that_is_only_asked_about_needs_what_is_read_in_any_form() -> None:
     assert [form.required for form in FORMS.asked.forms] == [("text",), ("tokens",)]
     assert FORMS.asked.forms[0].guesses == {"text": ("body",)}
+    optional = Columns(required=("text", "label"), optional=("head",)).asked
+    assert optional.names == ("text", "head")
 
 
 def test_guessed_names_are_told() -> None:

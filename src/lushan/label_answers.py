@@ -1,0 +1,306 @@
+"""What tasks share whose answer is a label of a closed list, or several: state, targets, loss, decoding.
+
+Shapes: N documents, T tokens, D width, C classes, K supervised positions, F features (documents), E examples.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lushan.backbones.encoding import LengthLimit, encode_rendered
+from lushan.backbones.heads import class_logits, vocabulary_loss
+from lushan.backbones.load import AnswerLayer, Backbone
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.data.example_store import kinds_of
+from lushan.data.splits import count_labels
+from lushan.errors import DataError
+from lushan.records import (
+    AnswerMode,
+    Batch,
+    Example,
+    Features,
+    LossSum,
+    Prediction,
+    Rendered,
+    TaskState,
+    content_id,
+)
+
+if TYPE_CHECKING:
+    from lushan.tasks import Preparation
+
+MOST_LABELS_IN_PROMPT = 20
+_TINY = 1e-300
+"""Stands for a probability of zero, whose logarithm is no number."""
+
+
+def answer_layer(state: TaskState, answer: AnswerMode) -> AnswerLayer:
+    """A layer with one output per label, or the vocabulary."""
+    if answer == "generate":
+        return AnswerLayer("language")
+    return AnswerLayer("classify", state.labels, state.multi_label)
+
+
+def learn_labels(
+    examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
+) -> TaskState:
+    """Fix the order of the labels, the class weights and the worked examples.
+
+    Raises:
+        DataError: If there are fewer than two labels.
+    """
+    counts = count_labels(examples)
+    labels = tuple(sorted(counts))
+    if len(labels) < (1 if multi_label else 2):
+        raise DataError(
+            f"The training rows have {len(labels)} label(s) ({', '.join(labels)}); at least two are needed."
+        )
+    weights: tuple[float, ...] = ()
+    if preparation.class_weights == "balanced":
+        total = sum(counts.values())
+        weights = tuple(total / (len(labels) * counts[label]) for label in labels)
+    return TaskState(
+        labels=labels,
+        multi_label=multi_label,
+        shots=tuple(_choose_shots(examples, preparation)),
+        class_weights=weights,
+        instruction=preparation.instruction,
+    )
+
+
+def _choose_shots(examples: Sequence[Example], preparation: Preparation) -> list[Example]:
+    """Worked examples: the classes in turn, each class's examples in an order that the seed decides."""
+    num_shots = preparation.num_shots
+    first: dict[tuple[str, ...], list[tuple[str, int]]] = {}
+    codes, kinds = kinds_of(examples)
+    for place, (each, code) in enumerate(zip(examples, codes.tolist(), strict=True)):
+        members = first.setdefault(kinds[code].classes, [])
+        members.append((content_id(preparation.seed, each.id), place))
+        if len(members) >= 100 * num_shots:
+            members[:] = heapq.nsmallest(num_shots, members)
+    ordered = sorted(sorted(members)[:num_shots] for members in first.values())
+    by_label = [[examples[place] for _, place in members] for members in ordered]
+    turns = [
+        each
+        for turn in range(num_shots)
+        for members in by_label
+        for each in members[turn : turn + 1]
+    ]
+    return turns[:num_shots]
+
+
+def render_prompt(
+    text: Rendered,
+    *,
+    opening: str,
+    shots: Sequence[tuple[str, str]],
+    question: str,
+    answer: str | None,
+) -> Rendered:
+    """Write instruction, worked examples and question; and the answer, which is supervised.
+
+    Args:
+        text: What is asked about, and what of it may be cut.
+        opening: The instruction, with the blank line behind it.
+        shots: Text and answer of every worked example.
+        question: Follows every text.
+        answer: With the space before it; None where it is asked for.
+    """
+    prompt = opening + "".join(f"Text: {shown}\n{question}{told}\n\n" for shown, told in shots)
+    start = len(prompt) + len("Text: ")
+    prompt += f"Text: {text.text}\n{question}"
+    asked = replace(
+        text, text=prompt, cuttable=(start + text.cuttable[0], start + text.cuttable[1])
+    )
+    if answer is None:
+        return asked
+    supervised = ((len(prompt), len(prompt) + len(answer)),)
+    return replace(asked, text=prompt + answer, supervised=supervised, ends_with_stop=True)
+
+
+def encode_labels(
+    rendered: Sequence[Sequence[Rendered]],
+    examples: Sequence[Example],
+    state: TaskState,
+    tokenizer: Tokenizer,
+    *,
+    answer: AnswerMode,
+    limit: LengthLimit,
+    with_target: bool,
+) -> list[Features]:
+    """Token ids with class numbers (head) or supervised answer tokens (generate).
+
+    Args:
+        rendered: The documents of every example: one, or one for each label that is asked about by itself.
+        examples: What they were made of.
+        state: The labels.
+        tokenizer: The model's.
+        answer: Which way they are answered.
+        limit: Longest document.
+        with_target: Whether the truth is told.
+
+    Raises:
+        DataError: If a text is too long and the policy is `error`, or a label is not known.
+    """
+    asks_each = answer == "generate" and state.multi_label
+    documents = [
+        (index, candidate if asks_each else -1, document)
+        for index, each in enumerate(rendered)
+        for candidate, document in enumerate(each)
+    ]
+    windows = encode_rendered(
+        [document for _, _, document in documents],
+        tokenizer,
+        limit=limit,
+        places=[examples[index].place for index, _, _ in documents],
+    )
+    numbers = {label: number for number, label in enumerate(state.labels)}
+    targets = [_target(example, state, numbers) if with_target else -1 for example in examples]
+    weights = [_weight(example, state, numbers) if with_target else 1.0 for example in examples]
+    return [
+        Features(
+            token_ids=window.token_ids,
+            place=examples[index].place,
+            example_index=index,
+            target=targets[index],
+            targets_from=window.targets_from if with_target else -1,
+            candidate=candidate,
+            num_cut_tokens=window.num_cut_tokens,
+            weight=weights[index] / len(parts),
+        )
+        for (index, candidate, _), parts in zip(documents, windows, strict=True)
+        for window in parts
+    ]
+
+
+def _target(example: Example, state: TaskState, numbers: dict[str, int]) -> int | tuple[int, ...]:
+    labels = example.classes
+    for label in labels:
+        if label not in numbers:
+            raise DataError(
+                f"{example.place}: label `{label}` is not one of the {len(numbers)} that the model knows."
+            )
+    if state.multi_label:
+        return tuple(int(label in labels) for label in state.labels)
+    return numbers[labels[0]]
+
+
+def _weight(example: Example, state: TaskState, numbers: dict[str, int]) -> float:
+    labels = example.classes
+    if not state.class_weights or not labels:
+        return 1.0
+    return sum(state.class_weights[numbers[label]] for label in labels) / len(labels)
+
+
+def label_loss(backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float) -> LossSum:
+    """Cross-entropy of the label, of each label's yes or no, or of the answer's tokens."""
+    hidden_TD = backbone.hidden_states(batch)
+    if batch.features[0].targets_from >= 0:
+        return _answer_loss(backbone, hidden_TD, batch)
+    logits_NC = class_logits(backbone.plain_model, hidden_TD, batch, dropout=dropout)
+    weights_N = logits_NC.new_tensor([each.weight for each in batch.features])
+    targets = torch.tensor([each.target for each in batch.features], device=logits_NC.device)
+    if state.multi_label:
+        losses_NC = functional.binary_cross_entropy_with_logits(
+            logits_NC, targets.float(), reduction="none"
+        )
+        losses_N = losses_NC.mean(dim=1)
+    else:
+        losses_N = functional.cross_entropy(logits_NC, targets, reduction="none")
+    return LossSum((losses_N * weights_N).sum(), sum(each.weight for each in batch.features))
+
+
+def _answer_loss(backbone: Backbone, hidden_TD: Tensor, batch: Batch) -> LossSum:
+    """Cross-entropy of the supervised tokens; only their positions meet the vocabulary."""
+    starts = batch.first_N.tolist()
+    targets_K = torch.cat([
+        torch.arange(start + each.targets_from, start + len(each.token_ids))
+        for start, each in zip(starts, batch.features, strict=True)
+    ]).to(hidden_TD.device)
+    weights_K = torch.tensor(
+        [each.weight for each in batch.features for _ in range(each.num_supervised)],
+        device=hidden_TD.device,
+    )
+    total = vocabulary_loss(
+        backbone.plain_model,
+        hidden_TD[targets_K - 1],
+        batch.token_ids_1T[0, targets_K],
+        weights_K,
+    )
+    count = sum(each.weight * each.num_supervised for each in batch.features)
+    return LossSum(total, count)
+
+
+def class_outputs(backbone: Backbone, batch: Batch) -> list[np.ndarray]:
+    """Class scores before softmax or sigmoid; (C,) each."""
+    hidden_TD = backbone.hidden_states(batch)
+    return list(class_logits(backbone.plain_model, hidden_TD, batch).cpu().numpy())
+
+
+def decode_labels(
+    outputs: Sequence[np.ndarray],
+    features: Sequence[Features],
+    examples: Sequence[Example],
+    state: TaskState,
+    *,
+    answer: AnswerMode,
+) -> list[Prediction]:
+    """Turn scores into labels; probabilities of a text's windows are averaged."""
+    probabilities_FC = _probabilities(np.stack(outputs), state, answer=answer)
+    table_EC = np.zeros((len(examples), len(state.labels)))
+    counts_EC = np.zeros_like(table_EC)
+    for row_C, each in zip(probabilities_FC, features, strict=True):
+        columns = slice(None) if each.candidate < 0 else each.candidate
+        table_EC[each.example_index, columns] += row_C[0] if each.candidate >= 0 else row_C
+        counts_EC[each.example_index, columns] += 1
+    table_EC /= counts_EC
+    return [
+        _prediction(example, row_C, state)
+        for example, row_C in zip(examples, table_EC, strict=True)
+    ]
+
+
+def _probabilities(outputs: np.ndarray, state: TaskState, *, answer: AnswerMode) -> np.ndarray:
+    outputs = outputs.astype(np.float64)
+    if answer == "head" and state.multi_label:
+        return 1 / (1 + np.exp(-outputs))
+    shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def _prediction(example: Example, probabilities_C: np.ndarray, state: TaskState) -> Prediction:
+    by_label = {
+        label: float(value) for label, value in zip(state.labels, probabilities_C, strict=True)
+    }
+    if state.multi_label:
+        answer = tuple(label for label, value in by_label.items() if value >= 0.5)
+        certain = np.where(probabilities_C >= 0.5, probabilities_C, 1 - probabilities_C)
+        return Prediction(
+            example.id, answer, by_label, float(np.log(np.maximum(certain, _TINY)).sum())
+        )
+    best = int(np.argmax(probabilities_C))
+    likelihood = float(np.log(max(probabilities_C[best], _TINY)))
+    return Prediction(example.id, state.labels[best], by_label, likelihood)
+
+
+def log_loss(
+    predictions: Sequence[Prediction], examples: Sequence[Example], state: TaskState
+) -> float:
+    """Mean negative log-likelihood of the truth; per label where a text can have several."""
+    total = 0.0
+    for prediction, example in zip(predictions, examples, strict=True):
+        truth = set(example.classes)
+        asked = state.labels if state.multi_label else tuple(truth)
+        for label in asked:
+            value = prediction.probabilities.get(label, 0.0)
+            total -= math.log(max(value if label in truth else 1 - value, _TINY)) / len(asked)
+    return total / len(examples)

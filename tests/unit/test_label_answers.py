@@ -1,0 +1,68 @@
+"""What tasks with labels share; their own tests compare losses, weights and probabilities with others."""
+
+import numpy as np
+import pytest
+
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.errors import DataError
+from lushan.label_answers import (
+    answer_layer,
+    decode_labels,
+    encode_labels,
+    learn_labels,
+    log_loss,
+    render_prompt,
+)
+from lushan.records import Example, Features, Rendered, TaskState
+from lushan.tasks import Preparation
+from tests.conftest import MakeTiny
+
+ONE = Example("1", "a b", ("x",), "a.csv, row 1")
+LIMIT = LengthLimit(100)
+
+
+def test_layer_has_an_output_for_every_label_or_is_the_vocabulary() -> None:
+    state = TaskState(labels=("x", "y"))
+    assert answer_layer(state, "head") == ("classify", ("x", "y"), False)
+    assert answer_layer(state, "generate").purpose == "language"
+
+
+def test_prompt_keeps_the_limits_of_its_text_and_supervises_the_answer() -> None:
+    text = Rendered("far near", cuttable=(0, 3), cuts_start=True, uncut="The rest")
+    parts = {"opening": "Say.\n\n", "shots": [("s", " x")], "question": "So:"}
+    asked = render_prompt(text, **parts, answer=None)
+    told = render_prompt(text, **parts, answer=" y")
+    assert told.text == "Say.\n\nText: s\nSo: x\n\nText: far near\nSo: y"
+    assert [each.text[slice(*each.cuttable)] for each in (asked, told)] == ["far", "far"]
+    assert [(each.cuts_start, each.uncut) for each in (asked, told)] == [(True, "The rest")] * 2
+    assert [told.text[start:end] for start, end in told.supervised] == [" y"]
+    assert (asked.supervised, asked.ends_with_stop, told.ends_with_stop) == ((), False, True)
+
+
+def test_only_label_of_several_is_asked_about_by_itself(tiny_folder: MakeTiny) -> None:
+    state = TaskState(labels=("x",), multi_label=True)
+    tokenizer = Tokenizer.load(tiny_folder("llama"))
+    found = [
+        encode_labels([[Rendered("a b")]], [ONE], state, tokenizer, answer=answer, limit=LIMIT, with_target=False)[0]
+        for answer in ("head", "generate")
+    ]  # fmt: skip
+    assert [each.candidate for each in found] == [-1, 0]
+    (prediction,) = decode_labels([np.array([2.0, 0.0])], found[1:], [ONE], state, answer="generate")  # fmt: skip
+    assert prediction.probabilities["x"] == pytest.approx(np.exp(2) / (np.exp(2) + 1))
+
+
+def test_probabilities_of_windows_are_averaged() -> None:
+    state = TaskState(labels=("x", "y"))
+    windows = [Features((1,), "", 0), Features((2,), "", 0)]
+    outputs = [np.log([0.9, 0.1]), np.log([0.3, 0.7])]
+    (found,) = decode_labels(outputs, windows, [ONE], state, answer="head")
+    assert found.answer == "x"
+    assert found.probabilities == pytest.approx({"x": 0.6, "y": 0.4})
+    assert log_loss([found], [ONE], state) == pytest.approx(-np.log(0.6))
+
+
+def test_one_label_alone_is_refused_unless_a_text_can_have_none() -> None:
+    with pytest.raises(DataError, match=r"1 label\(s\) \(x\); at least two"):
+        learn_labels([ONE], Preparation(), multi_label=False)
+    assert learn_labels([ONE], Preparation(), multi_label=True).labels == ("x",)
