@@ -14,6 +14,7 @@ from lushan.workflows.resolve import (
     predict_tokens_per_second,
     refuse_what_the_task_lacks,
     resolve,
+    with_usual_answer,
 )
 
 FACTS = ModelFacts(
@@ -299,3 +300,14 @@ def test_usual_values_of_what_a_task_does_not_have_are_no_mistake() -> None:
     usual = recipe_of(task="tagging").model_dump()["task_settings"]
     recipe = recipe_of(task="tagging", task_settings={**usual, "multi_label": False})
     refuse_what_the_task_lacks(recipe, load_task("tagging"))
+
+
+def test_task_answers_in_its_usual_way_where_nobody_said_how() -> None:
+    task = load_task("choice")
+    found = with_usual_answer(recipe_of(task="choice"), task)
+    assert found.answer == "generate"
+    refuse_what_the_task_lacks(found, task)
+    given = recipe_of(task="choice", answer="head")
+    assert with_usual_answer(given, task) is given
+    with pytest.raises(SettingError, match=r"the task `choice` .* Use `--answer generate`"):
+        refuse_what_the_task_lacks(given, task)
