@@ -174,6 +174,20 @@ def _paired(**change: object) -> Callable[[Path], Path]:
     return build
 
 
+def _choice(**change: object) -> Callable[[Path], Path]:
+    """Good questions, of which the third has other values."""
+
+    def build(folder: Path) -> Path:
+        rows: list[dict[str, Any]] = [
+            {"question": row["text"], "choices": ["yes", "no", "maybe"], "answer": number % 3}
+            for number, row in enumerate(good_rows())
+        ]
+        rows[2] |= change
+        return write_lines(folder / "data.jsonl", rows)
+
+    return build
+
+
 CSV = "text,label\nfine day,good\nrainy day,bad\n"
 BAD_INPUTS = (
     BadInput("no such path", lambda folder: folder / "nowhere", "nowhere` does not exist.*Give"),
@@ -388,6 +402,35 @@ BAD_INPUTS = (
                 "row 3: column `head`: its `text` is 'wave', but",
             ),
             ("several relations", _paired(label=["a", "b"]), "row 3: column `label` holds a list"),
+        )
+    ),
+    *(
+        BadInput(name, build, message, task="choice")
+        for name, build, message in (
+            (
+                "an answer that is none of the choices",
+                _choice(answer="never"),
+                "row 3: column `answer`: `never` is none of the 3 choices. Give its text, its number",
+            ),
+            ("a number behind the last choice", _choice(answer=3), "`3` is none of the 3 choices"),
+            (
+                "one choice",
+                _choice(choices=["yes"], answer=0),
+                r"row 3: column `choices` must hold a list of at least two texts, got \['yes'\]",
+            ),
+            (
+                "a choice twice",
+                _choice(choices=["yes", "no", " yes"]),
+                "row 3: column `choices` has 'yes' twice.*Take one out",
+            ),
+            ("an empty choice", _choice(choices=["yes", " "]), "row 3: column `choices` must hold"),
+            ("choices in one text", _choice(choices="yes|no"), "row 3: column `choices` must hold"),
+            ("no choices", _lines({"question": "a", "answer": 0}), "no column `choices`"),
+            (
+                "fewer names than choices",
+                _choice(choices={"text": ["a", "b"], "label": ["A"]}, answer="A"),
+                "row 3: column `choices` has 2 texts, but 1 different labels",
+            ),
         )
     ),
 )

@@ -154,13 +154,27 @@ class Features:
     positions: tuple[int, ...] | None = None
     """Tokens at which a head answers, one target each; None where it answers once, for the whole document."""
     units: tuple[tuple[int, int], ...] = ()
-    """What each position answers for: the numbers of a first and a last word of the example."""
+    """What each position answers for: the numbers of a first and a last word of the example; or the number of a
+    branch, and the token that is to follow."""
     candidate: int = -1
     """Which candidate answer (label number) this document asks about; -1 if it asks about all."""
+    branches: tuple[tuple[int, int], ...] = ()
+    """Parts that each continue the start of the document and do not see each other, such as the choices after a
+    question: first token of each, and characters of its text; empty in a plain document."""
     num_cut_tokens: int = 0
     """Tokens left out because the document was too long."""
     weight: float = 1.0
     """Weight of this document's loss (class weights)."""
+
+    @property
+    def branch_starts(self) -> tuple[int, ...]:
+        """First token of each branch."""
+        return tuple(start for start, _ in self.branches)
+
+    @property
+    def content(self) -> tuple[int, ...]:
+        """What decides the hidden states: the tokens, and behind them, as negative numbers, where branches begin."""
+        return (*self.token_ids, *(-1 - start for start in self.branch_starts))
 
     @property
     def num_supervised(self) -> int:
@@ -219,6 +233,9 @@ class Prediction:
     """Natural logarithm of the probability of the answer."""
     model_version: str = ""
     """Version of the model that answered: the digest in its certificate."""
+    log_likelihoods: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Choice to the natural logarithm of the probability that its text follows the question, where each example has
+    choices of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,11 @@ import pytest
 
 from lushan.catalog import load_task, names_in
 from lushan.cli.main import run
+from lushan.errors import DataError
 from lushan.model_store import certificate
 from lushan.records import AnswerMode
 from lushan.tasks import Task
+from lushan.workflows.predict import open_run
 from tests.bad_inputs import write_splits
 from tests.conftest import MakeTiny
 from tests.runs import answers_of_this_process, read, tune
@@ -85,3 +87,25 @@ def test_way_of_answering_that_a_task_does_not_have_is_refused(
     assert run([*words, "--set", "task_settings.class_weights=balanced"]) == 2
     assert "`task_settings.class_weights` has no effect on the task" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_task_without_a_head_runs_as_it_is_and_answers_rows_in_memory(
+    tmp_path: Path, tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate, "_answers_of_fresh_process", answers_of_this_process)
+    rows = [dict(row.values) for row in load_task("choice").sample_rows()]
+    data = write_splits(tmp_path, train=rows, validation=rows, test=rows)
+    options = ("--task", "choice", "--model", str(tiny_folder("llama")), "--overlap", "keep")
+    assert (
+        tune(data, tmp_path / "run", *options, "--epochs", "1", "--set=model.precision=fp32") == 0
+    )
+    results = read(tmp_path / "run" / "results.json")
+    assert results["answer"] == "generate"
+    assert {"acc", "acc_norm"} < set(results["before"])
+    assert set(results["baselines"]["longest_choice"]) == {"accuracy"}
+    assert {"zero_shot", "few_shot"} < set(results["baselines"])
+    model = open_run(tmp_path / "run")
+    (found,) = model.predict([{"question": "A fire needs", "choices": ["water", "air"]}])
+    assert found.answer in ("water", "air")
+    with pytest.raises(DataError, match="text, row 1: column `choices`"):
+        model.predict(["A fire needs"])

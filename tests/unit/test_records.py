@@ -34,6 +34,13 @@ def test_row_tells_its_place() -> None:
     assert Row({}, "reviews.csv", 12).place == "reviews.csv, row 12"
 
 
+def test_content_of_a_document_tells_its_branches_from_its_tokens() -> None:
+    assert Features((1, 2, 3), "id", 0).content == (1, 2, 3)
+    branched = Features((1, 2, 3), "id", 0, branches=((1, 9), (2, 4)))
+    assert branched.branch_starts == (1, 2)
+    assert branched.content == (1, 2, 3, -2, -3)
+
+
 def test_features_of_a_head_have_one_target_and_those_of_a_text_one_per_token() -> None:
     assert Features((1, 2, 3), "id", 0).num_supervised == 1
     assert Features((1, 2, 3), "id", 0, targets_from=1).num_supervised == 2

@@ -73,6 +73,8 @@ class Group:
     lengths: list[int]
     slots_T: Tensor | None
     """Slot of each token in the padded (N * L) table; None if all lengths are equal."""
+    branches: list[tuple[int, ...]] = field(default_factory=list)
+    """First token of each branch of each document; empty where no document has any."""
     masks: dict[tuple[bool, int | None], Tensor | None] = field(default_factory=dict)
     """Masks by causality and window, made once and used by every layer."""
 
@@ -120,11 +122,17 @@ class Packing:
         return self.prefix.num_tokens if self.prefix else 0
 
 
-def plan_packing(lengths: Sequence[int], *, device: torch.device | str = "cpu") -> Packing:
+def plan_packing(
+    lengths: Sequence[int],
+    *,
+    branches: Sequence[tuple[int, ...]] = (),
+    device: torch.device | str = "cpu",
+) -> Packing:
     """Group documents of similar length.
 
     Args:
         lengths: Tokens of each document, ascending, in the order of the flat row.
+        branches: First token of each branch of each document: branches see the document's start and themselves.
         device: Where the index tensors go.
     """
     groups: list[Group] = []
@@ -137,7 +145,10 @@ def plan_packing(lengths: Sequence[int], *, device: torch.device | str = "cpu") 
             stop += 1
         members = list(lengths[position:stop])
         end = start + sum(members)
-        groups.append(Group(start, end, members, _slots(members, device)))
+        parts = list(branches[position:stop])
+        if not any(parts):
+            parts = []
+        groups.append(Group(start, end, members, _slots(members, device), parts))
         start, position = end, stop
     return Packing(groups)
 
@@ -247,8 +258,12 @@ def _build_mask(
     allowed_NLK = (distance_LK >= 0 if causal else torch.ones_like(distance_LK, dtype=torch.bool))[
         None
     ]
+    distance_NLK = distance_LK[None]
+    if group.branches:
+        seen_NLK, distance_NLK = _inside_branches(group, num_prefix_tokens, device=like.device)
+        allowed_NLK = allowed_NLK & seen_NLK
     if window is not None:
-        allowed_NLK = allowed_NLK & (distance_LK.abs() < window)
+        allowed_NLK = allowed_NLK & (distance_NLK.abs() < window)
     if not causal and group.slots_T is not None:
         # A causal query never reaches the padding, which stands behind its document.
         ends_N = torch.tensor(group.lengths, device=like.device) + num_prefix_tokens
@@ -258,6 +273,43 @@ def _build_mask(
     # A padding query may be left without any key; the lowest finite number keeps its softmax finite.
     lowest = torch.finfo(like.dtype).min
     return torch.zeros_like(allowed_NLK, dtype=like.dtype).masked_fill_(~allowed_NLK, lowest)
+
+
+def _inside_branches(
+    group: Group, num_prefix_tokens: int, *, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Which keys a query's branch sees, and how many tokens before it they are; (N, L, K) each."""
+    branch_NK, position_NK = (
+        torch.stack(each).to(device)
+        for each in zip(
+            *(
+                branches_and_positions(num_prefix_tokens + group.longest, starts, num_prefix_tokens)
+                for starts in group.branches
+            ),
+            strict=True,
+        )
+    )
+    own_NL1 = branch_NK[:, num_prefix_tokens:, None]
+    seen_NLK = (branch_NK[:, None] == 0) | (branch_NK[:, None] == own_NL1)
+    return seen_NLK, position_NK[:, num_prefix_tokens:, None] - position_NK[:, None]
+
+
+def branches_and_positions(
+    num_tokens: int, starts: Sequence[int], num_before: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Number of each token's branch (0 for the start that all continue), and its place in what it continues; (T,) each.
+
+    Args:
+        num_tokens: T.
+        starts: First token of each branch.
+        num_before: Tokens of the T that stand before the one that is counted as 0 in `starts`.
+    """
+    branch_T, position_T = torch.zeros(num_tokens, dtype=torch.long), torch.arange(num_tokens)
+    for number, start in enumerate(starts, start=1):
+        first = num_before + start
+        branch_T[first:] = number
+        position_T[first:] = torch.arange(num_tokens - first) + num_before + starts[0]
+    return branch_T, position_T
 
 
 def _attend(
@@ -294,10 +346,20 @@ def _attend(
     return (weights_NGSK @ value_NGKD).reshape(num_documents, heads, longest, width)
 
 
-def block_mask(lengths: Sequence[int], *, dtype: torch.dtype, causal: bool) -> Tensor:
+def block_mask(
+    lengths: Sequence[int],
+    *,
+    branches: Sequence[tuple[int, ...]] = (),
+    dtype: torch.dtype,
+    causal: bool,
+) -> Tensor:
     """The same as an explicit mask, for models that only take one; (1, 1, T, T), additive."""
     documents_T = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     allowed_TT = documents_T[:, None] == documents_T
+    if any(branches):
+        parts = zip(lengths, branches, strict=True)
+        branch_T = torch.cat([branches_and_positions(*part)[0] for part in parts])
+        allowed_TT &= (branch_T == 0) | (branch_T[:, None] == branch_T)
     if causal:
         allowed_TT = allowed_TT.tril()
     lowest = torch.finfo(dtype).min

@@ -29,7 +29,7 @@ class FrozenStates:
     position: Position
     """Whether the rows are those of all tokens, or of the one token that a class layer reads."""
     first_rows: Mapping[tuple[int, ...], int]
-    """Row of the first kept token, by the document's token ids."""
+    """Row of the first kept token, by the document's content."""
     states_RD: Tensor
 
     def of(self, batch: Batch) -> Tensor | None:
@@ -37,7 +37,7 @@ class FrozenStates:
 
         Rows of tokens that were not kept hold NaN, so that whoever reads one by mistake is found out.
         """
-        firsts = [self.first_rows.get(each.token_ids) for each in batch.features]
+        firsts = [self.first_rows.get(each.content) for each in batch.features]
         if None in firsts:
             return None
         firsts_N = torch.tensor(firsts)

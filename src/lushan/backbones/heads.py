@@ -7,11 +7,12 @@ Shapes: T tokens, N documents, D width, C classes, K chosen positions, V vocabul
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from lushan.backbones.frozen import Position
 from lushan.backbones.token_models import is_token_model
@@ -170,6 +171,30 @@ def vocabulary_loss(
     if len(hidden_KD) <= size or not torch.is_grad_enabled() or _trains(layer.bias):
         return part_loss(hidden_KD, layer.weight, whole)
     return _SumOverParts.apply(hidden_KD, layer.weight, part_loss, size)
+
+
+def token_log_likelihoods(model: nn.Module, hidden_KD: Tensor, targets_K: Tensor) -> Tensor:
+    """Log-probability of the token that follows each chosen position; (K,), float32.
+
+    Logits are made part after part, and again for the gradient, so that a large table is never held.
+
+    Args:
+        model: A causal language model of `transformers`.
+        hidden_KD: Hidden states of the positions, and no others.
+        targets_K: The token that follows each.
+    """
+    layer: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    size = max(1, _MOST_LOGITS // len(layer.weight))
+
+    def of_part(part_KD: Tensor, following_K: Tensor) -> Tensor:
+        logits_KV = vocabulary_logits(model, part_KD)
+        return -functional.cross_entropy(logits_KV, following_K, reduction="none")
+
+    parts = list(zip(hidden_KD.split(size), targets_K.split(size), strict=True))
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        return torch.cat([of_part(*part) for part in parts])
+    found = [checkpoint(of_part, *part, use_reentrant=False) for part in parts]
+    return torch.cat(cast("list[Tensor]", found))
 
 
 def _trains(bias: Tensor | None) -> bool:

@@ -164,14 +164,20 @@ class Backbone:
     ) -> list[_Call]:
         """Cut a batch into what runs at once."""
         lengths = [len(each.token_ids) for each in batch.features]
+        branches = [each.branch_starts for each in batch.features]
         if self.packing_mode == "packed":
-            packing = plan_packing(lengths, device=batch.token_ids_1T.device)
+            device = batch.token_ids_1T.device
+            packing = plan_packing(lengths, branches=branches, device=device)
             packing.prefix, packing.record = prefix, record
             return [_Call(batch.token_ids_1T, batch.position_ids_1T, {"packing": packing})]
-        parts = _consecutive(lengths, self._most_masked_tokens())
+        most_tokens = self._most_masked_tokens()
+        _refuse_long_branches(self.core.config, branches, lengths, most_tokens)
+        parts = _consecutive(lengths, most_tokens)
         sizes = [sum(part) for part in parts]
+        rest = iter(branches)
         pieces = zip(
             parts,
+            [[next(rest) for _ in part] for part in parts],
             batch.token_ids_1T.split(sizes, dim=1),
             batch.position_ids_1T.split(sizes, dim=1),
             strict=True,
@@ -186,12 +192,17 @@ class Backbone:
         return min(_MASKED_TOKENS, window, self.facts.context_tokens)
 
     def _masked_call(
-        self, lengths: list[int], token_ids_1T: Tensor, position_ids_1T: Tensor
+        self,
+        lengths: list[int],
+        branches: list[tuple[int, ...]],
+        token_ids_1T: Tensor,
+        position_ids_1T: Tensor,
     ) -> _Call:
         """Without the own attention: one document alone, or several under a mask."""
-        if len(lengths) == 1:
+        if len(lengths) == 1 and not any(branches):
             return _Call(token_ids_1T, position_ids_1T, {})
-        mask = block_mask(lengths, dtype=self.core.dtype, causal=self.facts.family == "decoder")
+        causal = self.facts.family == "decoder"
+        mask = block_mask(lengths, branches=branches, dtype=self.core.dtype, causal=causal)
         return _Call(token_ids_1T, position_ids_1T, {"attention_mask": mask.to(self.device)})
 
     def _run(self, call: _Call) -> Tensor:
@@ -220,6 +231,21 @@ def compute_layers_twice(backbone: Backbone) -> None:
     # It also has embeddings give gradients, for a kind of checkpointing that is not used here: they would make the
     # backward pass go through frozen layers.
     model.disable_input_require_grads()
+
+
+def _refuse_long_branches(
+    config: Any,  # noqa: ANN401
+    branches: list[tuple[int, ...]],
+    lengths: list[int],
+    most_tokens: int,
+) -> None:
+    # Without the own attention a window counts tokens, and those of other branches are among them.
+    most = min(most_tokens, getattr(config, "window_size", None) or most_tokens)
+    if any(each and size > most for each, size in zip(branches, lengths, strict=True)):
+        raise ModelError(
+            f"`{config.model_type}` models cannot keep apart the choices of a row whose question and choices have "
+            f"more than {most} tokens. Use another model."
+        )
 
 
 def _joined(outputs: list[Tensor]) -> Tensor:
@@ -417,4 +443,5 @@ def _probe_packed(backbone: Backbone, ids: list[Tensor]) -> Tensor:
         return backbone._run(
             _Call(token_ids_1T, position_ids_1T, {"packing": plan_packing(lengths)})
         )
-    return backbone._run(backbone._masked_call(lengths, token_ids_1T, position_ids_1T))
+    no_branches: list[tuple[int, ...]] = [()] * len(lengths)
+    return backbone._run(backbone._masked_call(lengths, no_branches, token_ids_1T, position_ids_1T))

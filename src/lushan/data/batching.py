@@ -30,6 +30,12 @@ def pack(
     starts_N = ends_N - lengths_N
     document_ids_T = torch.arange(len(ordered)).repeat_interleave(lengths_N)
     positions_T = torch.arange(int(ends_N[-1])) - starts_N[document_ids_T] + first_position
+    for start, each in zip(starts_N.tolist(), ordered, strict=True):
+        for first in each.branch_starts:
+            # Every branch goes on where the start of its document ends; the last one decides about what follows it.
+            end = start + len(each.token_ids)
+            place = first_position + each.branch_starts[0]
+            positions_T[start + first : end] = torch.arange(place, place + end - start - first)
     token_ids_T = torch.tensor([token for each in ordered for token in each.token_ids])
     return Batch(
         token_ids_1T=token_ids_T[None].to(device),

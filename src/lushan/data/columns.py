@@ -24,6 +24,8 @@ class Columns:
     """Taken where they are there."""
     guesses: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     """Other names under which a column is often found, such as `text: (review, sentence)`."""
+    asked_with: tuple[str, ...] = ()
+    """Columns, beside the first, that a row also needs when it is only asked about."""
     labels: tuple[str, ...] = ()
     """Those that hold class names: stripped, and `1.0` is read as `1`."""
     lists: tuple[str, ...] = ()
@@ -50,7 +52,7 @@ class Columns:
     def asked(self) -> "Columns":
         """What is left where a row is only asked about: what the model reads, in any form."""
         others = tuple(each.asked for each in self.others)
-        read, guesses = self.required[:1], self.guesses
+        read, guesses = (*self.required[:1], *self.asked_with), self.guesses
         return Columns(read, self.optional, guesses=guesses, others=others)
 
 
@@ -132,12 +134,13 @@ def find_columns(
 
 
 def form_of(found: Sequence[str], *, mapping: Mapping[str, str], wanted: Columns) -> Columns:
-    """Give the form of a file's rows: the first whose read column is named, there, or can be guessed."""
+    """Give the form of a file's rows: the first of which a column is named, whose read columns are there, or can be guessed."""
     if not wanted.others:
         return wanted
     folded = {name.strip().casefold() for name in found}
     for is_there in (
         lambda form, _: any(name in mapping for name in form.names),
+        lambda form, _: all(name in found for name in form.asked.required),
         lambda _, name: name in found,
         lambda form, name: bool(folded & {name, *form.guesses.get(name, ())}),
     ):

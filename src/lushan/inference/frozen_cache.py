@@ -124,7 +124,7 @@ class _Documents(Sequence[Features]):
         self._features = features
         digests, lengths = bytearray(), array("q")
         for each in features:
-            digests += _digest(each.token_ids)
+            digests += _digest(each.content)
             lengths.append(len(each.token_ids))
         all_lengths = np.array(lengths, dtype=np.int64)
         order = np.argsort(all_lengths, kind="stable")
@@ -149,7 +149,7 @@ class _Documents(Sequence[Features]):
 
 
 class _FirstRows(Mapping[tuple[int, ...], int]):
-    """Row of the first kept token of each document, by its token ids."""
+    """Row of the first kept token of each document, by its content."""
 
     def __init__(self, documents: _Documents, rows: NDArray[np.int64]) -> None:
         order = np.argsort(documents.digests)
@@ -160,18 +160,18 @@ class _FirstRows(Mapping[tuple[int, ...], int]):
         return len(self._documents)
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
-        return (each.token_ids for each in self._documents)
+        return (each.content for each in self._documents)
 
-    def __getitem__(self, token_ids: tuple[int, ...]) -> int:
-        digest = np.frombuffer(_digest(token_ids), dtype=_DIGEST)
+    def __getitem__(self, content: tuple[int, ...]) -> int:
+        digest = np.frombuffer(_digest(content), dtype=_DIGEST)
         place = int(np.searchsorted(self._digests, digest)[0])
         if place == len(self) or self._digests[place] != digest[0]:
-            raise KeyError(token_ids)
+            raise KeyError(content)
         return int(self._rows[place])
 
 
-def _digest(token_ids: tuple[int, ...]) -> bytes:
-    return hashlib.blake2b(array("q", token_ids).tobytes(), digest_size=16).digest()
+def _digest(content: tuple[int, ...]) -> bytes:
+    return hashlib.blake2b(array("q", content).tobytes(), digest_size=16).digest()
 
 
 def _name(backbone: Backbone, part: FrozenPart, documents: _Documents) -> str:

@@ -6,7 +6,7 @@ Shapes: N documents of a batch, F all documents, C classes or candidate answers.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -62,10 +62,7 @@ class Predictor:
             features = self.encode(examples, shots=shots)
         outputs = self._outputs(features, advance)
         predictions = self.task.decode(outputs, features, examples, self.state, answer=self.answer)
-        return [
-            Prediction(each.id, each.answer, each.probabilities, each.log_likelihood, self.version)
-            for each in predictions
-        ]
+        return [replace(each, model_version=self.version) for each in predictions]
 
     def encode(
         self, examples: Sequence[Example], *, shots: Sequence[Example] = ()
@@ -90,8 +87,8 @@ class Predictor:
         self.backbone.model.eval()
         try:
             with torch.inference_mode():
-                if self.answer == "generate":
-                    candidates = self.task.candidates(self.state)
+                candidates = self.task.candidates(self.state)
+                if self.answer == "generate" and candidates:
                     return list(
                         score_candidates(self.backbone, features, candidates, advance=advance)
                     )

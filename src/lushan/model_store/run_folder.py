@@ -247,6 +247,7 @@ def _plain(prediction: Prediction) -> dict[str, Any]:
         "probabilities": dict(likely[:_MOST_PROBABILITIES]),
         "log_likelihood": prediction.log_likelihood,
         "model_version": prediction.model_version,
+        "log_likelihoods": dict(prediction.log_likelihoods),
     }
 
 

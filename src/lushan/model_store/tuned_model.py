@@ -112,6 +112,7 @@ def _read_state(values: dict[str, Any]) -> TaskState:
             answer_from_plain(each["target"]),
             each["place"],
             each["extra"],
+            None if each.get("labels") is None else tuple(each["labels"]),
         )
         for each in values["shots"]
     )

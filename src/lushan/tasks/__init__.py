@@ -141,7 +141,10 @@ class Task(Protocol):
         ...
 
     def candidates(self, state: TaskState) -> list[str]:
-        """The closed list of answers that `generate` chooses from, each as it follows the prompt."""
+        """The closed list of answers that `generate` chooses from, each as it follows the prompt.
+
+        Empty where every example has choices of its own: then `outputs` says how likely each of them is.
+        """
         ...
 
     def loss(
@@ -151,7 +154,10 @@ class Task(Protocol):
         ...
 
     def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
-        """What the head says of every document of a batch, in packed order; (C,) or (positions, C) each, float32."""
+        """What the head says of every document of a batch, in packed order; (C,) or (positions, C) each, float32.
+
+        Without `candidates`, what the vocabulary says of a document's own choices; (C,) each.
+        """
         ...
 
     def decode(

@@ -18,6 +18,7 @@ from lushan.workflows.resolve import (
     refuse_what_does_not_fit,
     refuse_what_the_task_lacks,
     refuse_without_effect,
+    with_usual_answer,
 )
 from lushan.workflows.setup import make_setup
 
@@ -37,6 +38,7 @@ def check(data: Path, recipe: TuneRecipe, *, tell: Callable[[str], None]) -> dic
         UserError: If something would block a run; says where and what to do.
     """
     task: Task = load_task(recipe.task)
+    recipe = with_usual_answer(recipe, task)
     refuse_what_the_task_lacks(recipe, task)
     refuse_without_effect(recipe)
     prepared = prepare(data, task=task, recipe=recipe)

@@ -162,7 +162,7 @@ class TuneRecipe(Settings):
     """A file of `lushan/tasks`."""
 
     answer: AnswerMode = "head"
-    """`head` answers by a new layer, `generate` by writing; a task may know only one of them."""
+    """`head` answers by a new layer, `generate` by writing; a task that knows only one of them takes that."""
 
     effort: Effort = "normal"
     """One dial for what is left open: `quick` (at most 6 minutes), `normal`, `thorough`."""

@@ -220,6 +220,14 @@ def refuse_without_effect(recipe: TuneRecipe) -> None:
                 )
 
 
+def with_usual_answer(recipe: TuneRecipe, task: Task) -> TuneRecipe:
+    """Have a task answer in its usual way where nobody said how."""
+    usual = task.answers[0]
+    if "answer" in recipe.model_fields_set or recipe.answer == usual:
+        return recipe
+    return recipe.model_copy(update={"answer": usual})
+
+
 def refuse_what_the_task_lacks(recipe: TuneRecipe, task: Task) -> None:
     """Stop on a way of answering or a setting that this task does not have.
 

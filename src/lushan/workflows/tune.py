@@ -54,7 +54,7 @@ from lushan.workflows.encode import Encoder, encode, open_cache
 from lushan.workflows.outcome import adapter_name, peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
 from lushan.workflows.recipe import TuneRecipe
-from lushan.workflows.resolve import refuse_what_the_task_lacks
+from lushan.workflows.resolve import refuse_what_the_task_lacks, with_usual_answer
 from lushan.workflows.setup import (
     Setup,
     check_same_data,
@@ -146,6 +146,7 @@ def _begin(
     started = time.perf_counter()
     check_is_free(out, overwrite=overwrite)
     task = load_task(recipe.task)
+    recipe = with_usual_answer(recipe, task)
     refuse_what_the_task_lacks(recipe, task)
     base = locate(recipe.model.name)
     if overwrite:

@@ -14,6 +14,7 @@ from lushan.backbones import attention
 from lushan.backbones.attention import Packing, Prefix, block_mask, packed_attention, plan_packing
 from lushan.backbones.load import load_backbone
 from lushan.data.batching import pack
+from lushan.errors import ModelError
 from lushan.records import Batch, Features
 from tests.conftest import MakeTiny
 from tests.tiny import ENCODER_TYPES, TINY_TYPES
@@ -49,6 +50,47 @@ def run_alone(model: nn.Module, documents: Sequence[Document]) -> Tensor:
 
 def eager(folder: Path) -> nn.Module:
     return AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+BRANCHED = (3, 2, 4, 11)
+"""Tokens of a start, and of what goes on from there in three ways; longer than the window of 8."""
+
+
+def branched_documents() -> list[Features]:
+    (tokens,) = random_documents([sum(BRANCHED)])
+    starts = ((3, 1), (5, 1), (9, 1))
+    (other,) = random_documents([17])
+    return [Features(tokens, "a", 0, branches=starts), Features(other, "b", 1)]
+
+
+@pytest.mark.parametrize("model_type", [*PACKED_DECODERS, "gpt2 masked"])
+def test_branches_are_as_if_each_stood_alone_behind_the_start(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    name, _, mode = model_type.partition(" ")
+    backbone = load_backbone(tiny_folder(name), purpose="embed")
+    if mode:
+        backbone.packing_mode = "masked"
+        backbone.core.config._attn_implementation = "eager"
+    branched, other = branched_documents()
+    batch = pack([branched, other])
+    tokens = branched.token_ids
+    paths = [tokens[:5], tokens[:3] + tokens[5:9], tokens[:3] + tokens[9:]]
+    with torch.inference_mode():
+        found_TD = backbone.hidden_states(batch)
+        plain, *alone = (
+            run_alone(eager(tiny_folder(name)), [x]) for x in (other.token_ids, *paths)
+        )
+    expected_TD = torch.cat([plain, alone[0], alone[1][3:], alone[2][3:]])
+    torch.testing.assert_close(found_TD, expected_TD, rtol=1e-4, atol=1e-5)
+
+
+def test_branches_longer_than_a_window_that_counts_tokens_are_refused(
+    tiny_folder: MakeTiny,
+) -> None:
+    backbone = load_backbone(tiny_folder("gpt_neo"), purpose="embed")
+    with pytest.raises(ModelError, match=r"gpt_neo.*more than 8 tokens"):
+        backbone.hidden_states(pack(branched_documents()))
 
 
 def with_settings(source: Path, target: Path, **settings: object) -> Path:

@@ -22,6 +22,7 @@ from lushan.backbones.heads import (
     class_logits,
     mean_over_tokens,
     read_position,
+    token_log_likelihoods,
     token_logits,
     vocabulary_logits,
     vocabulary_loss,
@@ -315,3 +316,20 @@ def test_dropout_before_the_token_layer_is_for_training_only_and_of_our_choice(
     model.train()
     assert torch.equal(token_logits(model, hidden_TD), expected)
     assert not torch.equal(token_logits(model, hidden_TD, dropout=0.9), expected)
+
+
+@pytest.mark.parametrize("most_logits", [1 << 25, 3 * TINY_VOCABULARY])
+def test_token_log_likelihoods_and_their_gradients_do_not_depend_on_the_parts(
+    most_logits: int, tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lushan.backbones.heads._MOST_LOGITS", most_logits)
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"))
+    hidden_KD = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    targets_K = torch.arange(8) + 20
+    found_K = token_log_likelihoods(model, hidden_KD, targets_K)
+    expected_K = model.lm_head(hidden_KD).log_softmax(-1)[torch.arange(8), targets_K]
+    assert_close(found_K, expected_K)
+    weights_K = torch.arange(8.0)
+    (found,) = torch.autograd.grad((found_K * weights_K).sum(), hidden_KD)
+    (expected,) = torch.autograd.grad((expected_K * weights_K).sum(), hidden_KD)
+    assert_close(found, expected)

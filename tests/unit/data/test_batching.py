@@ -34,6 +34,12 @@ def test_packed_documents_keep_their_tokens_and_count_their_own_positions() -> N
     assert [each.example_index for each in batch.features] == [2, 1]
 
 
+def test_every_branch_goes_on_where_the_start_of_its_document_ends() -> None:
+    branched = Features((5, 6, 7, 8, 9, 5), "a", 0, branches=((2, 1), (3, 1), (5, 1)))
+    batch = pack([branched, document(1, 2)], first_position=4)
+    assert batch.position_ids_1T.tolist() == [[4, 5, 4, 5, 6, 6, 7, 6]]
+
+
 def test_positions_go_on_behind_a_shared_prefix() -> None:
     batch = pack([document(1, 2)], first_position=7)
     assert batch.position_ids_1T.tolist() == [[7, 8]]

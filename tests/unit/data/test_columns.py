@@ -194,3 +194,22 @@ def test_notes_count_each_kind_once_and_keep_the_first_place() -> None:
         "data.csv: read as JSON Lines.",
     ]
     assert notes.times("empty rows left out") == 2
+
+
+CHOICES = Columns(
+    required=("question", "choices", "answer"),
+    optional=("relation",),
+    asked_with=("choices",),
+    others=(Columns(required=("premise", "choice1"), optional=("question",)),),
+)
+
+
+def test_what_a_question_cannot_do_without_is_also_read_where_it_is_only_asked() -> None:
+    assert CHOICES.asked.names == ("question", "choices", "relation")
+    assert WANTED.asked.required == ("text",)
+
+
+def test_form_is_the_one_of_which_all_read_columns_are_there() -> None:
+    found = ("premise", "question", "choice1")
+    assert form_of(found, mapping={}, wanted=CHOICES).required[0] == "premise"
+    assert form_of(("question", "choices"), mapping={}, wanted=CHOICES) is CHOICES

@@ -36,6 +36,7 @@ def encode(examples: Sequence[Example], *, largest: int = 65_535) -> list[Featur
             targets_from=number - 2,
             positions=(0, number) if number % 2 else None,
             units=((0, 1), (number, number)) if number % 2 else (),
+            branches=((1, 7), (2, number)) if number % 2 else (),
             candidate=window,
             num_cut_tokens=number,
             weight=1 / (number + 1),

@@ -185,3 +185,16 @@ def test_what_a_killed_run_left_is_removed_after_a_day(disk: Disk) -> None:
     disk.states()
     assert not old.exists()
     assert new.exists()
+
+
+def test_equal_tokens_with_other_branches_are_other_documents(disk: Disk) -> None:
+    branched = [
+        replace(DOCUMENTS[0], branches=each) for each in ((), ((2, 1), (5, 1)), ((2, 1), (6, 1)))
+    ]
+    found = disk.states(branched)
+    assert found is not None
+    for each in branched:
+        with torch.no_grad():
+            expected_TD = disk.backbone.states_at(1, pack([each]))
+        torch.testing.assert_close(found.of(pack([each])), expected_TD)
+    assert len({each.content for each in branched}) == 3

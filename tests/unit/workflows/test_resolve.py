@@ -15,6 +15,7 @@ from lushan.workflows.resolve import (
     predict_tokens_per_second,
     refuse_what_the_task_lacks,
     resolve,
+    with_usual_answer,
 )
 
 FACTS = ModelFacts(
@@ -321,3 +322,14 @@ def test_gain_of_compiling_is_that_of_all_tokens_of_the_run(
     assert tokens == 5_000 * 3 * 20
     assert full_seconds == pytest.approx(0.5 / predict_tokens_per_second(FACTS, precision="bf16"))
     assert top_seconds == pytest.approx(full_seconds * 3 / 12)
+
+
+def test_task_answers_in_its_usual_way_where_nobody_said_how() -> None:
+    task = load_task("choice")
+    found = with_usual_answer(recipe_of(task="choice"), task)
+    assert found.answer == "generate"
+    refuse_what_the_task_lacks(found, task)
+    given = recipe_of(task="choice", answer="head")
+    assert with_usual_answer(given, task) is given
+    with pytest.raises(SettingError, match=r"the task `choice` .* Use `--answer generate`"):
+        refuse_what_the_task_lacks(given, task)
