@@ -28,6 +28,8 @@ class Columns:
     """Those that hold class names: stripped, and `1.0` is read as `1`."""
     lists: tuple[str, ...] = ()
     """Those labels of which a row may have several: a JSON list, or text cut at `|` or `;`."""
+    num_asked: int = 1
+    """How many of the required columns a row needs that is only asked about."""
     others: tuple["Columns", ...] = ()
     """Other forms of the same rows; a file has one of them."""
 
@@ -50,8 +52,8 @@ class Columns:
     def asked(self) -> "Columns":
         """What is left where a row is only asked about: what the model reads, in any form."""
         others = tuple(each.asked for each in self.others)
-        read, guesses = self.required[:1], self.guesses
-        return Columns(read, guesses=guesses, others=others)
+        read, guesses = self.required[: self.num_asked], self.guesses
+        return Columns(read, guesses=guesses, num_asked=self.num_asked, others=others)
 
 
 class Notes:

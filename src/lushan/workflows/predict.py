@@ -45,8 +45,11 @@ class Opened:
     run_columns: Mapping[str, str]
     """The same, as it was said when the model was tuned."""
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+    def predict(self, texts: Sequence[str | Mapping[str, Any]]) -> list[Prediction]:
         """Answer texts, in order.
+
+        Args:
+            texts: Texts, or rows with the task's columns where it reads several, such as a context and a question.
 
         Raises:
             DataError: If one is empty, or too long under the `error` policy; `text 3` is the third.
@@ -56,7 +59,10 @@ class Opened:
                 f"Expected a list of texts, got one text. Write `predict([{texts!r}])`."
             )
         column = self.predictor.task.columns.required[0]
-        rows = (Row({column: text}, "text", number) for number, text in enumerate(texts, start=1))
+        rows = (
+            Row(each if isinstance(each, Mapping) else {column: each}, "text", number)
+            for number, each in enumerate(texts, start=1)
+        )
         read = partial(
             self.predictor.task.read,
             multi_label=self.predictor.state.multi_label,
