@@ -1,6 +1,6 @@
 """The sentence that shares the most words with the question: what a search inside the text would show.
 
-A whole sentence is mostly longer than an answer, so its F1 tells more than its exact match, which is close to zero.
+A whole sentence is mostly longer than an answer, so its F1 tells more than its exact match.
 """
 
 import re

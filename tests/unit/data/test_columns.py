@@ -70,6 +70,11 @@ def test_row_that_is_only_asked_about_needs_what_is_read_in_any_form() -> None:
     assert FORMS.asked.forms[0].guesses == {"text": ("body",)}
 
 
+def test_row_that_is_only_asked_about_may_need_several_columns() -> None:
+    wanted = Columns(required=("context", "question", "answers"), num_asked=2)
+    assert wanted.asked.required == ("context", "question") == wanted.asked.asked.required
+
+
 def test_guessed_names_are_told() -> None:
     names, notes = find("Review", "category")
     assert names == {"text": "Review", "label": "category"}

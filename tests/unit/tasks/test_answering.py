@@ -1,20 +1,24 @@
 """Answering: where the answer is learned, how windows are put together, and that no answer is made up."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from transformers import AutoModelForTokenClassification
 
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.data.batching import pack
 from lushan.errors import DataError, SettingError
+from lushan.model_store.tuned_model import save_model
 from lushan.records import Example, Features, Prediction, Row, Span, TaskState
 from lushan.tasks import Preparation
 from lushan.tasks.answering import Task
 from tests.conftest import MakeTiny
+from tests.saved import meaning_of
 
 TASK = Task()
 STATE = TaskState(labels=("answer",))
@@ -189,3 +193,18 @@ def test_chinese_is_scored_by_characters_and_english_by_words() -> None:
 def test_generation_is_refused() -> None:
     with pytest.raises(SettingError, match="`answering` answers by a head only"):
         TASK.render(example(), STATE, answer="generate", with_target=False)
+
+
+def test_saved_model_gives_the_same_scores_in_transformers(
+    backbone: Backbone, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    base = tiny_folder(backbone.facts.model_type)
+    save_model(tmp_path / "model", backbone, meaning_of(backbone, base))
+    loaded = AutoModelForTokenClassification.from_pretrained(tmp_path / "model").eval()
+    (features,) = encode(backbone, example(), with_target=False)
+    candidates = [index for index, each in enumerate(features.units) if each != (0, 0)]
+    with torch.inference_mode():
+        (found_K2,) = TASK.outputs(backbone, pack([features]))
+        logits_T2 = loaded(torch.tensor([features.token_ids])).logits[0]
+    assert loaded.config.id2label == {0: "start", 1: "end"}
+    assert found_K2 == pytest.approx(logits_T2[[*candidates, -1]].numpy(), abs=1e-5)
