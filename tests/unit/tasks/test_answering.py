@@ -69,7 +69,10 @@ def test_answer_is_learned_at_borders_of_tokens_without_spaces(backbone: Backbon
         (features,) = encode(backbone, example(answer))
         assert answer in (found := learned(features) or "")
         assert found == found.strip()
-        assert len(found) <= len(answer) + 2
+        places = [each for each in features.units if each != (0, 0)]
+        start, end = CONTEXT.index(answer), CONTEXT.index(answer) + len(answer)
+        touched = [n for n, (a, b) in enumerate(places) if a < end and b > start]
+        assert features.target == (touched[0], touched[-1])
 
 
 def test_question_without_an_answer_learns_the_last_token(backbone: Backbone) -> None:
@@ -144,6 +147,17 @@ def test_surest_window_answers_and_no_answer_needs_all_windows(backbone: Backbon
         assert found.log_likelihood <= 0
     assert texts == ["bread", "soup", ""]
     assert len(decode([absent, absent], parts, STATE).answer) == 1
+
+
+def test_windows_are_compared_by_how_much_likelier_the_answer_is_than_none(
+    backbone: Backbone,
+) -> None:
+    parts = [windows(backbone, example("bread"), num_fewer=25)[-1]] * 2
+    doubtful = scores_for(parts[0], "soup", 9.0) + scores_for(parts[0], None, 9.2)
+    faint = scores_for(parts[0], "bread", 1.0)
+    (span,) = decode([doubtful, faint], parts, ABSTAINS).answer
+    assert isinstance(span, Span)
+    assert span.text == "bread"
 
 
 def test_answer_is_the_likeliest_pair_and_never_ends_before_it_starts(backbone: Backbone) -> None:
