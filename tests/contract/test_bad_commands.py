@@ -80,7 +80,9 @@ OPTIONS = (
 
 SETTINGS = (
     bad(
-        "tune rows.jsonl --task translation", "Unknown task `translation`", "Known: classification"
+        "tune rows.jsonl --task translation",
+        "Unknown task `translation`",
+        "Known: answering, classification",
     ),
     bad("tune rows.jsonl --effort max", "`effort`", "'quick', 'normal' or 'thorough'", "Got 'max'"),
     bad("tune rows.jsonl --answer both", "`answer`", "'head' or 'generate'", "Got 'both'"),
