@@ -159,6 +159,33 @@ def _unknown_type(folder: Path) -> Path:
     return _marked_splits(folder, train=[[0, 3, "thing"]], test=[[0, 3, "planet"]])
 
 
+def _questions(**change: object) -> list[dict[str, Any]]:
+    rows = [
+        {
+            "context": row["text"],
+            "question": "What does what?",
+            "answers": {"text": [row["text"][4:8]], "answer_start": [4]},
+        }
+        for row in good_rows()
+    ]
+    return [{**row, **change} for row in rows]
+
+
+def _asked(**change: object) -> Callable[[Path], Path]:
+    """Good questions, of which the third has other values."""
+
+    def build(folder: Path) -> Path:
+        rows = _questions()
+        rows[2] |= change
+        return write_lines(folder / "data.jsonl", rows)
+
+    return build
+
+
+def _answered(texts: list[object], starts: list[object]) -> Callable[[Path], Path]:
+    return _asked(context="The wave.", answers={"text": texts, "answer_start": starts})
+
+
 def _no_entity(folder: Path) -> Path:
     return _marked_splits(folder, train=[], test=[])
 
@@ -430,6 +457,49 @@ BAD_INPUTS = (
                 "fewer names than choices",
                 _choice(choices={"text": ["a", "b"], "label": ["A"]}, answer="A"),
                 "row 3: column `choices` has 2 texts, but 1 different labels",
+            ),
+        )
+    ),
+    *(
+        BadInput(name, build, message, task="answering")
+        for name, build, message in (
+            ("no question", _lines({"context": "a", "answers": []}), "no column `question`"),
+            ("an empty question", _asked(question=" "), r"1 row\(s\) have no `question`.*: row 3"),
+            ("no answers", _asked(answers=None), r"1 row\(s\) have no `answers`.*: row 3"),
+            ("a text for answers", _asked(answers="Ada"), "row 3: column `answers` must hold"),
+            (
+                "an answer beside its place",
+                _answered(["wave"], [5]),
+                "row 3: column `answers`, answer 1: 'wave' is not at character 5 .* It first stands at character 4",
+            ),
+            (
+                "an answer that is not in the context",
+                _answered(["Wave"], [4]),
+                "row 3: column `answers`, answer 1: 'Wave' is not at .* stands nowhere in it",
+            ),
+            ("an empty answer", _answered([""], [4]), "row 3: .* answer 1: expected a text"),
+            ("a start that is no number", _answered(["wave"], ["4"]), "`answer_start` must be"),
+            ("a start below zero", _answered(["."], [-1]), "`answer_start` must be a number"),
+            ("fewer starts than answers", _answered(["wave"], []), r"has 1 text\(s\), but 0"),
+            (
+                "only empty contexts",
+                _lines({"context": " ", "question": "a", "answers": []}),
+                "no row with a `context`",
+            ),
+            (
+                "no answer at all",
+                _lines(*_questions(answers={"text": [], "answer_start": []})),
+                "All .* training rows have the same label",
+            ),
+            (
+                "an article without paragraphs that are a list",
+                _file("data.json", '{"data": [{"paragraphs": 1}]}'),
+                "article 1: expected an object with a list `paragraphs`",
+            ),
+            (
+                "a paragraph without questions",
+                _file("data.json", '{"data": [{"paragraphs": [{"context": "a"}]}]}'),
+                "article 1, paragraph 1: expected an object with a list `qas`",
             ),
         )
     ),

@@ -84,9 +84,15 @@ class Example:
     place: str = ""
     """`reviews.csv, row 12`."""
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What a task needs beyond one text, as JSON has it."""
+    """What a task needs beyond one text, as JSON has it; `question` is what was asked about the text."""
     labels: tuple[str, ...] | None = None
     """The class names in the truth; None takes those of the target. Empty where a target is free text."""
+
+    @property
+    def shown(self) -> str:
+        """What people are shown: the question that was asked, if there is one, and the text."""
+        question = self.extra.get("question")
+        return self.text if question is None else f"{question}\n{self.text}"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -155,7 +161,8 @@ class Features:
     """Tokens at which a head answers, one target each; None where it answers once, for the whole document."""
     units: tuple[tuple[int, int], ...] = ()
     """What each position answers for: the numbers of a first and a last word of the example; or the number of a
-    branch, and the token that is to follow."""
+    branch, and the token that is to follow. Without positions: the characters [start, end) of the text that each token
+    stands for; (0, 0) where it stands for none."""
     candidate: int = -1
     """Which candidate answer (label number) this document asks about; -1 if it asks about all."""
     branches: tuple[tuple[int, int], ...] = ()

@@ -82,7 +82,7 @@ SETTINGS = (
     bad(
         "tune rows.jsonl --task translation",
         "Unknown task `translation`",
-        "Known: choice, classification",
+        "Known: answering, choice, classification",
     ),
     bad("tune rows.jsonl --effort max", "`effort`", "'quick', 'normal' or 'thorough'", "Got 'max'"),
     bad("tune rows.jsonl --answer both", "`answer`", "'head' or 'generate'", "Got 'both'"),

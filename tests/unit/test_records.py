@@ -67,3 +67,8 @@ def test_classes_are_those_of_the_target_unless_it_is_free_text() -> None:
     assert Example("1", "a", (Span(0, 1, "x"), Span(2, 3, "x"))).classes == ("x",)
     assert Example("1", "a", "a free answer", labels=()).classes == ()
     assert Example("1", "a", None).classes == ()
+
+
+def test_people_are_shown_the_question_in_front_of_the_text() -> None:
+    assert Example("id", "text", None).shown == "text"
+    assert Example("id", "text", None, extra={"question": "why"}).shown == "why\ntext"

@@ -41,6 +41,7 @@ def encode_rendered(
     *,
     limit: LengthLimit,
     places: Sequence[str],
+    overlapping: bool = False,
 ) -> list[list[Window]]:
     """Tokenise rendered texts; several windows for a text that is too long under the `window` policy.
 
@@ -49,6 +50,8 @@ def encode_rendered(
         tokenizer: The model's tokenizer.
         limit: Longest document, and the policy for longer ones.
         places: Where each text came from, for messages.
+        overlapping: Whether a window begins in the middle of the one before, so that what is no longer than half a
+            window is whole in one of them.
 
     Raises:
         DataError: If a text is too long under the `error` policy, or what may not be cut is too
@@ -56,13 +59,19 @@ def encode_rendered(
     """
     encoded = tokenizer.encode([each.text for each in rendered])
     return [
-        _windows(one, text, tokenizer, limit=limit, place=place)
+        _windows(one, text, tokenizer, limit=limit, place=place, overlapping=overlapping)
         for one, text, place in zip(encoded, rendered, places, strict=True)
     ]
 
 
 def _windows(
-    encoded: Encoded, rendered: Rendered, tokenizer: Tokenizer, *, limit: LengthLimit, place: str
+    encoded: Encoded,
+    rendered: Rendered,
+    tokenizer: Tokenizer,
+    *,
+    limit: LengthLimit,
+    place: str,
+    overlapping: bool,
 ) -> list[Window]:
     ids = list(encoded.ids)
     first, last = _token_range(encoded, rendered)
@@ -89,6 +98,9 @@ def _windows(
         )
     kept_from = last - room if rendered.cuts_start else first
     starts = range(first, last, room) if limit.policy == "window" else [kept_from]
+    if limit.policy == "window" and overlapping:
+        step = max(1, room // 2)
+        starts = range(first, last - room + step, step)
     whole = Window(tuple(ids), supervised, offsets=offsets)
     return [
         _cut(whole, keep=(start, min(start + room, last)), of=(first, last), policy=limit.policy)

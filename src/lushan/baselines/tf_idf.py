@@ -16,7 +16,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from lushan.baselines import Baseline
 from lushan.data.splits import Parts
-from lushan.data.words import UNSPACED
+from lushan.data.words import is_unspaced
 from lushan.errors import DataError
 from lushan.metrics.classification import Answer, score
 from lushan.records import Example, Prediction, TaskState
@@ -27,13 +27,9 @@ INVERSE_PENALTIES = (0.1, 1.0, 10.0, 100.0)
 """Values of scikit-learn's `C` that are tried on the validation rows."""
 MAX_FEATURES = 50_000
 """Most frequent n-grams kept; bounds memory at 151 labels to some hundred megabytes."""
-UNSPACED_FRACTION = 0.3
-"""Above this share of letters from scripts without spaces, characters are counted, not words."""
 
-_UNSPACED = re.compile(f"[{UNSPACED}]")
 # scikit-learn's own pattern drops words of one letter, such as `I` or `5`.
 _WORD = r"(?u)\b\w+\b"
-_LETTER = re.compile(r"[^\W\d_]")
 
 
 def answer(parts: Parts, *, state: TaskState) -> Baseline:
@@ -68,13 +64,6 @@ def answer(parts: Parts, *, state: TaskState) -> Baseline:
         _predictions(test, classifier.answers(probability_NL), probability_NL, state),
         f"TF-IDF of {features}, logistic regression with C = {inverse_penalty:g}{reason}.",
     )
-
-
-def is_unspaced(texts: Sequence[str]) -> bool:
-    """Say whether texts are mostly written in scripts that put no spaces between words."""
-    num_letters = sum(len(_LETTER.findall(text)) for text in texts)
-    num_unspaced = sum(len(_UNSPACED.findall(text)) for text in texts)
-    return num_unspaced > UNSPACED_FRACTION * max(num_letters, 1)
 
 
 def _vectorizer(texts: Sequence[str]) -> tuple[TfidfVectorizer, str]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lushan.data.example_store import count_kinds, hashes_of, kinds_of, take
+from lushan.data.example_store import count_kinds, hash_text, hashes_of, kinds_of, take
 from lushan.data.overlap import OverlapCounts, OverlapPolicy, find_overlap, remove_overlap
 from lushan.data.splits import Parts, count_labels, labels_of
 from lushan.errors import DataError
@@ -145,8 +145,10 @@ def _repeats(name: str, part: Sequence[Example]) -> tuple[int, _Found]:
     """Count the rows whose text stands earlier, and find those texts that have several labels."""
     if not part:
         return 0, _Found(0, [])
-    hashes = hashes_of(part).plain
     codes, kinds = kinds_of(part)
+    # Different questions about one text are no repeats.
+    questions = [hash_text(str(kind.extra.get("question", ""))) for kind in kinds]
+    hashes = hashes_of(part).plain ^ np.array(questions, dtype=np.uint64)[codes]
     targets: dict[object, int] = {}
     target_of = np.array([targets.setdefault(kind.target, len(targets)) for kind in kinds])
     # Equal texts stand together, in the order of the rows.
@@ -168,7 +170,7 @@ def _repeats(name: str, part: Sequence[Example]) -> tuple[int, _Found]:
 def _contradiction(name: str, examples: Sequence[Example]) -> Contradiction:
     return Contradiction(
         name,
-        text=examples[0].text,
+        text=examples[0].shown,
         labels=tuple(sorted({" + ".join(labels_of(kind)) for kind, _ in count_kinds(examples)})),
         places=tuple(each.place for each in examples[:NUM_SHOWN]),
     )

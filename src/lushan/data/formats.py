@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 from lushan.data.columns import Notes
 from lushan.data.json_lists import ListReader
+from lushan.data.squad import flat_rows, is_squad
 from lushan.errors import DataError
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -196,8 +197,26 @@ def _read_json(path: Path, notes: Notes) -> Iterator[Record]:
     if first.startswith("["):
         yield from _read_json_list(path)
         return
+    if (content := _squad_content(path, first)) is not None:
+        notes.say("it has the nested form of SQuAD; its rows are its questions, counted from 1.")
+        yield from itertools.starmap(
+            _numbered, enumerate(flat_rows(content, source=path.name), start=1)
+        )
+        return
     notes.say("it is no list but holds one object a line; read as JSON Lines.")
     yield from _read_json_lines(path, notes)
+
+
+def _squad_content(path: Path, first: str) -> dict[str, Any] | None:
+    """The content of a file that is one object of SQuAD's form, which is read as a whole; None if it is not."""
+    is_likely = '"data"' in first or '"version"' in first or first.strip() == "{"
+    if not is_likely:
+        return None
+    try:
+        content = json.loads("".join(line for _, line in _lines(path)))
+    except (ValueError, RecursionError):
+        return None
+    return content if is_squad(content) else None
 
 
 def _read_json_list(path: Path) -> Iterator[Record]:

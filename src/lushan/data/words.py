@@ -15,8 +15,18 @@ UNSPACED = (
 _WIDE = re.compile(f"[{UNSPACED}\u3000-\u303f\uff00-\uffef\u2018-\u201d\u2026\u2014]")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+|[^\w\s]")
+_LETTER = re.compile(r"[^\W\d_]")
+UNSPACED_FRACTION = 0.3
+"""Above this share of letters from scripts without spaces, characters are counted, not words."""
 _JOINERS = {"Mn", "Mc", "Me", "Cf"}
 """Categories of characters that belong to what stands before them: accents, vowel signs, joiners."""
+
+
+def is_unspaced(texts: Sequence[str]) -> bool:
+    """Say whether texts are mostly written in scripts that put no spaces between words."""
+    num_letters = sum(len(_LETTER.findall(text)) for text in texts)
+    num_unspaced = sum(len(_UNSPACED.findall(text)) for text in texts)
+    return num_unspaced > UNSPACED_FRACTION * max(num_letters, 1)
 
 
 def words_of(text: str) -> list[tuple[int, int]]:

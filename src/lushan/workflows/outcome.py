@@ -147,7 +147,7 @@ def worst_errors(
     return [
         {
             "id": example.id,
-            "text": example.text,
+            "text": example.shown,
             "truth": plain_answer(example.target),
             "answer": plain_answer(prediction.answer),
             "probability": math.exp(prediction.log_likelihood),

@@ -48,6 +48,9 @@ class Opened:
     def predict(self, texts: Sequence[str | Mapping[str, Any]]) -> list[Prediction]:
         """Answer texts, or rows by the task's columns where an answer needs more than a text; in order.
 
+        Args:
+            texts: Texts, or rows with the task's columns where it reads several, such as a context and a question.
+
         Raises:
             DataError: If one is empty, or too long under the `error` policy; `text 3` is the third.
         """

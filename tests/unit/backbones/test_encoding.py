@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -126,6 +127,21 @@ def test_windows_cover_the_text_once_and_each_keeps_what_surrounds_it(plain: Tok
     inside = "".join(text[len("Text:") : -len("\nLabel:")] for text in texts)
     assert inside.replace(" ", "") == PROMPT[TEXT[0] : TEXT[1]].replace(" ", "")
     assert [window.num_cut_tokens for window in windows] == [0] * len(windows)
+
+
+def test_overlapping_windows_begin_in_the_middle_of_the_one_before(plain: Tokenizer) -> None:
+    (whole,) = encode(ASKED, plain, 1000)
+    limit = LengthLimit(len(whole.token_ids) - 5, "window")
+    (windows,) = encode_rendered([ASKED], plain, limit=limit, places=["row 3"], overlapping=True)
+    inside = [
+        [each for each in window.offsets if TEXT[0] < each[1] <= TEXT[1]] for window in windows
+    ]
+    room = len(inside[0])
+    assert len(windows) > 1
+    for before, after in pairwise(inside):
+        assert before[room // 2 :] == after[: room - room // 2]
+    assert inside[-1][-1][1] == TEXT[1]
+    assert all(len(window.token_ids) <= limit.max_tokens for window in windows)
 
 
 @pytest.mark.parametrize("policy", ["truncate", "window"])

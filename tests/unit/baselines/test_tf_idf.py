@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lushan.baselines import Baseline
-from lushan.baselines.tf_idf import answer, is_unspaced
+from lushan.baselines.tf_idf import answer
 from lushan.data.splits import Parts
 from lushan.records import Example, TaskState
 from tests.unit.baselines.topics import CHINESE, TOPICS, examples, several
@@ -83,12 +83,3 @@ def test_tf_idf_repeats_itself() -> None:
     train, test = examples(TOPICS, 60), examples(TOPICS, 20, seed=2)
     state = TaskState(labels=tuple(TOPICS))
     assert tf_idf(train, train, test, state=state) == tf_idf(train, train, test, state=state)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("plain English", False), ("这家店很好吃", True), ("iPhone 手机壳很好用", True),
-     ("the word 山 means mountain", False), ("とてもおいしい", True), ("한국어 문장입니다", False), ("123 :-)", False)],
-)  # fmt: skip
-def test_scripts_without_spaces_are_recognised(text: str, *, expected: bool) -> None:
-    assert is_unspaced([text]) is expected

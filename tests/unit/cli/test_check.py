@@ -57,5 +57,5 @@ def test_an_unknown_task_or_policy_exits_2(data: Path, capsys: pytest.CaptureFix
     assert run(["check", str(data), "--task", "clasification"]) == 2
     assert run(["check", str(data), "--overlap", "drop"]) == 2
     error = capsys.readouterr().err
-    assert "Unknown task `clasification`. Known: choice, classification" in error
+    assert "Unknown task `clasification`. Known: answering, choice, classification" in error
     assert "data.overlap" in error

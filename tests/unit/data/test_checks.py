@@ -115,3 +115,15 @@ def test_labels_that_differ_only_in_capital_letters_are_told() -> None:
     train: Pairs = [(f"text {number}", ("a", "b", "A")[number % 3]) for number in range(30)]
     warnings = check_parts(parts(train, train, train)).warnings
     assert warnings == ("Labels that differ only in capital letters: `A`, `a`.",)
+
+
+def test_different_questions_about_one_text_are_no_repeats() -> None:
+    asked = [
+        Example(f"{n}", "text", label, f"row {n}", {"question": question})
+        for n, (question, label) in enumerate([("who", "a"), ("why", "b"), ("why", "c")])
+    ]
+    findings = check_parts(
+        Parts(asked, part("validation", [("v", "a")]), part("test", [("t", "a")]))
+    )
+    assert findings.num_repeats["train"] == findings.num_contradictions["train"] == 1
+    assert [each.text for each in findings.contradictions] == ["why\ntext"]

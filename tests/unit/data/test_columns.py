@@ -72,6 +72,11 @@ def test_row_that_is_only_asked_about_needs_what_is_read_in_any_form() -> None:
     assert optional.names == ("text", "head")
 
 
+def test_row_that_is_only_asked_about_may_need_several_columns() -> None:
+    wanted = Columns(required=("context", "question", "answers"), asked_with=("question",))
+    assert wanted.asked.required == ("context", "question") == wanted.asked.asked.required
+
+
 def test_guessed_names_are_told() -> None:
     names, notes = find("Review", "category")
     assert names == {"text": "Review", "label": "category"}

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from lushan.data.words import join_words, words_of
+from lushan.data.words import is_unspaced, join_words, words_of
 
 PIECES = ("a", "Z", "9", "_", "é", "e\u0301", "山", "の", "ส", "ั", "नि", "👩", "\u200d", "\ufe0f", " ", "\t", ".", "$", "'", "\uff0c")  # fmt: skip
 
@@ -55,3 +55,12 @@ def test_joined_words_have_spaces_where_their_script_has(words: list[str], text:
     joined, places = join_words(words)
     assert joined == text
     assert [joined[start:end] for start, end in places] == words
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("plain English", False), ("这家店很好吃", True), ("iPhone 手机壳很好用", True),
+     ("the word 山 means mountain", False), ("とてもおいしい", True), ("한국어 문장입니다", False), ("123 :-)", False)],
+)  # fmt: skip
+def test_scripts_without_spaces_are_recognised(text: str, *, expected: bool) -> None:
+    assert is_unspaced([text]) is expected

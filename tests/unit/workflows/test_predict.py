@@ -119,6 +119,13 @@ def test_texts_in_memory_are_answered_with_the_models_version(tiny_run: Path) ->
     assert sum(prediction.probabilities.values()) == pytest.approx(1.0)
 
 
+def test_rows_in_memory_are_answered_as_texts_are(tiny_run: Path) -> None:
+    opened = open_run(tiny_run)
+    assert opened.predict([{"text": "a warm film"}]) == opened.predict(["a warm film"])
+    with pytest.raises(DataError, match="text, row 2: column `text` must hold a text, got None"):
+        opened.predict(["a warm film", {"body": "dull"}])
+
+
 def test_one_text_in_place_of_a_list_is_refused(tiny_run: Path) -> None:
     with pytest.raises(DataError, match=r"Write `predict\(\['The boat'\]\)`"):
         open_run(tiny_run).predict("The boat")
