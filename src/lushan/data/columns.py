@@ -53,7 +53,9 @@ class Columns:
         """What is left where a row is only asked about: what the model reads, in any form."""
         others = tuple(each.asked for each in self.others)
         read, guesses = (*self.required[:1], *self.asked_with), self.guesses
-        return Columns(read, self.optional, guesses=guesses, others=others)
+        return Columns(
+            read, self.optional, asked_with=self.asked_with, guesses=guesses, others=others
+        )
 
 
 class Notes:
