@@ -435,16 +435,12 @@ BAD_INPUTS = (
         BadInput(name, build, message, task="choice")
         for name, build, message in (
             (
-                "an answer that is none of the choices",
+                "an answer that is no choice",
                 _choice(answer="never"),
                 "row 3: column `answer`: `never` is none of the 3 choices. Give its text, its number",
             ),
             ("a number behind the last choice", _choice(answer=3), "`3` is none of the 3 choices"),
-            (
-                "one choice",
-                _choice(choices=["yes"], answer=0),
-                r"row 3: column `choices` must hold a list of at least two texts, got \['yes'\]",
-            ),
+            ("one choice", _choice(choices=["yes"], answer=0), r"two texts, got \['yes'\]"),
             (
                 "a choice twice",
                 _choice(choices=["yes", "no", " yes"]),
@@ -453,11 +449,7 @@ BAD_INPUTS = (
             ("an empty choice", _choice(choices=["yes", " "]), "row 3: column `choices` must hold"),
             ("choices in one text", _choice(choices="yes|no"), "row 3: column `choices` must hold"),
             ("no choices", _lines({"question": "a", "answer": 0}), "no column `choices`"),
-            (
-                "fewer names than choices",
-                _choice(choices={"text": ["a", "b"], "label": ["A"]}, answer="A"),
-                "row 3: column `choices` has 2 texts, but 1 different labels",
-            ),
+            ("no name", _choice(choices={"text": ["a", "b"], "label": ["A"]}), "1 different"),
         )
     ),
     *(
