@@ -250,7 +250,7 @@ def _trained(
     predictor = untrained(setup, tell=tell)
     backbone = predictor.backbone
     num_weights = trained_parts(backbone.model)
-    with run.clock("compile"):
+    with run.clock("compile") if setup.recipe.engine.compile else nullcontext():
         layers = compiled_layers(
             backbone,
             setup.recipe,

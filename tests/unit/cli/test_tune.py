@@ -127,7 +127,7 @@ def test_every_choice_has_its_reason(whole: Whole) -> None:
     reasons = {each["name"]: each["why"] for each in whole.printed["choices"]}
     assert set(reasons) == {
         *("model.precision", "model.max_length", "threads"),
-        *("engine.batch_tokens", "engine.gradient_checkpointing"),
+        *("engine.batch_tokens", "engine.gradient_checkpointing", "engine.compile"),
     }
     assert all(reasons.values())
     assert "GFLOP/s" in reasons["model.precision"]
