@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lushan import label_answers
 from lushan.backbones.encoding import LengthLimit, Window, encode_rendered
 from lushan.backbones.hardware import Choice
 from lushan.backbones.load import Backbone
@@ -178,7 +179,7 @@ def test_mask_that_hides_what_is_to_be_learned_is_refused_before_anything_is_wri
             for one, parts in zip(rendered, windows, strict=True)
         ]
 
-    monkeypatch.setattr(classification, "encode_rendered", encode)
+    monkeypatch.setattr(label_answers, "encode_rendered", encode)
     data = write_lines(place / "data.jsonl", ROWS)
     options = ("--model", str(tiny_folder("llama")), *QUICK, *GENERATE, "--json")
     assert tune(data, place / "run", *options) == 2
