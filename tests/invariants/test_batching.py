@@ -452,7 +452,7 @@ def test_changed_document_leaves_all_others_as_they_were_bit_for_bit(
     tiny_folder: MakeTiny,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "_FLASH_FROM_TOKENS", flash_from_tokens)
+    monkeypatch.setattr(attention, "FLASH_FROM_TOKENS", flash_from_tokens)
     backbone = load_backbone(tiny_folder(model_type), purpose="embed")
     documents = documents_without_a_token_in_common(LENGTHS)
     batch = pack(documents)
@@ -473,7 +473,7 @@ def test_gradient_of_a_document_reaches_its_own_tokens_and_no_others(
     tiny_folder: MakeTiny,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "_FLASH_FROM_TOKENS", flash_from_tokens)
+    monkeypatch.setattr(attention, "FLASH_FROM_TOKENS", flash_from_tokens)
     backbone = load_backbone(tiny_folder(model_type), purpose="embed")
     batch = pack(documents_without_a_token_in_common(LENGTHS))
     hidden_TD = backbone.hidden_states(batch)

@@ -28,7 +28,8 @@ ATTENTION_NAME = "lushan_packed"
 
 _GROUP_GROWTH = 1.5
 _GROUP_SLACK_TOKENS = 16
-_FLASH_FROM_TOKENS = 512
+FLASH_FROM_TOKENS = 512
+"""Shorter documents are attended to by plain products, which keep a table of scores."""
 _UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias")
 """What some architectures add to their attention and this one does not."""
 
@@ -323,7 +324,7 @@ def _attend(
 ) -> Tensor:
     num_documents, heads, longest, width = query_NHLD.shape
     shared = heads // key_NGKD.shape[1]
-    if longest >= _FLASH_FROM_TOKENS:
+    if longest >= FLASH_FROM_TOKENS:
         return functional.scaled_dot_product_attention(
             query_NHLD,
             key_NGKD,

@@ -119,8 +119,10 @@ class _SumOverParts(torch.autograd.Function):
         wanted = [n for n, needed in enumerate(ctx.needs_input_grad[:2]) if needed]
         hidden_KD, weight_VD = hidden_KD.detach(), weight_VD.detach()
         total = torch.zeros((), device=hidden_KD.device)
-        # The sum over parts would lose in bf16 what it adds.
-        sums = [torch.empty_like(hidden_KD), torch.zeros_like(weight_VD, dtype=torch.float32)]
+        sums = {0: torch.empty_like(hidden_KD)}
+        if 1 in wanted:
+            # In bf16 a sum over parts would lose what it adds.
+            sums[1] = torch.zeros_like(weight_VD, dtype=torch.float32)
         for start in range(0, len(hidden_KD), size):
             part = slice(start, min(start + size, len(hidden_KD)))
             inputs = [each.detach().requires_grad_() for each in (hidden_KD[part], weight_VD)]

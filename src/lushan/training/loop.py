@@ -21,7 +21,7 @@ from lushan.training.optimizer import Optimizer
 from lushan.training.processes import Team
 
 _TIDY_EVERY_STEPS = 10
-"""Steps differ in size, so the memory that they free falls to pieces; giving it back this often costs 1 or 2 %."""
+"""Steps differ in size, so the memory that they free falls to pieces; given back at every step, it would have to be zeroed anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lushan.backbones.attention import FLASH_FROM_TOKENS
 from lushan.backbones.inspect import ModelFacts
 from lushan.data.batching import MAX_BATCH_TOKENS
 from lushan.data.feature_store import distinct_tokens, lengths_of
@@ -24,8 +25,6 @@ _OPTIMIZER_BYTES = {"adamw": 8, "adafactor": 0, "sgd": 4}
 _LEAST_BATCH_TOKENS = 256
 _ADAPTER_SHARE = 1.3
 """What a layer with adapters keeps, to what it keeps without: outputs that are added up are of their size."""
-_SHORT_TOKENS = 512
-"""Longer documents are attended to by a kernel that keeps no table of scores."""
 _HEAD_WIDTH = 64
 
 
@@ -151,5 +150,5 @@ def _activation_bytes(facts: ModelFacts, layer_weights: int, longest: int, numbe
     width = facts.width
     inner_width = max(0.0, (layer_weights - 3 * width**2) / (3 * width))
     norms = 2 * (4 + number) * width
-    scores = width / _HEAD_WIDTH * min(longest, _SHORT_TOKENS) * 3 * number
+    scores = width / _HEAD_WIDTH * min(longest, FLASH_FROM_TOKENS) * 3 * number
     return norms + number * (6 * width + 4 * inner_width) + scores

@@ -119,7 +119,7 @@ def test_packed_documents_are_as_alone_in_transformers(
 def test_flash_kernel_gives_the_same(
     model_type: str, tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_FLASH_FROM_TOKENS", 1)
+    monkeypatch.setattr(attention, "FLASH_FROM_TOKENS", 1)
     assert_same_as_alone(tiny_folder(model_type))
 
 
@@ -150,7 +150,7 @@ def test_documents_that_continue_a_shared_prefix_are_as_whole_ones(
     tiny_folder: MakeTiny,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "_FLASH_FROM_TOKENS", flash_from_tokens)
+    monkeypatch.setattr(attention, "FLASH_FROM_TOKENS", flash_from_tokens)
     folder = tiny_folder(model_type)
     start, *documents = random_documents((PREFIX_TOKENS, *LENGTHS))
     backbone = load_backbone(folder, purpose="embed")
@@ -173,7 +173,7 @@ def test_gradients_are_those_of_transformers(
     tiny_folder: MakeTiny,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "_FLASH_FROM_TOKENS", flash_from_tokens)
+    monkeypatch.setattr(attention, "FLASH_FROM_TOKENS", flash_from_tokens)
     documents = random_documents(LENGTHS)
     backbone, model = (
         load_backbone(tiny_folder(model_type), purpose="embed"),
@@ -226,7 +226,7 @@ def test_padding_and_its_inverse_keep_every_row() -> None:
 def test_dropout_takes_its_share_of_the_weights_and_scales_the_rest(
     flash_from_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_FLASH_FROM_TOKENS", flash_from_tokens)
+    monkeypatch.setattr(attention, "FLASH_FROM_TOKENS", flash_from_tokens)
     torch.manual_seed(0)
     query = torch.zeros(1, 1, 400, 4)
     options = {"packing": plan_packing([400]), "is_causal": False, "dropout": 0.25}
