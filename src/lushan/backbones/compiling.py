@@ -117,7 +117,9 @@ def choose_compiling(
     if work.num_trained_layers == 0:
         return Choice("off", "no layer is trained")
     if (work.method, work.precision) == ("lora", "bf16"):
-        return Choice("off", "compiled adapters could not use frozen weights that are laid out once")
+        return Choice(
+            "off", "compiled adapters could not use frozen weights that are laid out once"
+        )
     if reason := why_impossible(device):
         return Choice("off", reason)
     known = _read(cache).get(work.key)
