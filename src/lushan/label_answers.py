@@ -1,6 +1,6 @@
 """What tasks share whose answer is a label of a closed list, or several: state, targets, loss, decoding.
 
-Shapes: N documents, T tokens, D width, C classes, K supervised positions, F features (documents), E examples.
+Shapes: N documents, T tokens, D width, C classes, F features (documents), E examples.
 """
 
 from __future__ import annotations
@@ -8,16 +8,14 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from lushan.backbones.encoding import LengthLimit, encode_rendered
-from lushan.backbones.heads import class_logits, vocabulary_loss
+from lushan.backbones.heads import class_logits
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.example_store import kinds_of
@@ -34,6 +32,7 @@ from lushan.records import (
     TaskState,
     content_id,
 )
+from lushan.text_answers import answer_loss
 
 if TYPE_CHECKING:
     from lushan.tasks import Preparation
@@ -96,35 +95,6 @@ def _choose_shots(examples: Sequence[Example], preparation: Preparation) -> list
         for each in members[turn : turn + 1]
     ]
     return turns[:num_shots]
-
-
-def render_prompt(
-    text: Rendered,
-    *,
-    opening: str,
-    shots: Sequence[tuple[str, str]],
-    question: str,
-    answer: str | None,
-) -> Rendered:
-    """Write instruction, worked examples and question; and the answer, which is supervised.
-
-    Args:
-        text: What is asked about, and what of it may be cut.
-        opening: The instruction, with the blank line behind it.
-        shots: Text and answer of every worked example.
-        question: Follows every text.
-        answer: With the space before it; None where it is asked for.
-    """
-    prompt = opening + "".join(f"Text: {shown}\n{question}{told}\n\n" for shown, told in shots)
-    start = len(prompt) + len("Text: ")
-    prompt += f"Text: {text.text}\n{question}"
-    asked = replace(
-        text, text=prompt, cuttable=(start + text.cuttable[0], start + text.cuttable[1])
-    )
-    if answer is None:
-        return asked
-    supervised = ((len(prompt), len(prompt) + len(answer)),)
-    return replace(asked, text=prompt + answer, supervised=supervised, ends_with_stop=True)
 
 
 def encode_labels(
@@ -205,7 +175,7 @@ def label_loss(backbone: Backbone, batch: Batch, state: TaskState, *, dropout: f
     """Cross-entropy of the label, of each label's yes or no, or of the answer's tokens."""
     hidden_TD = backbone.hidden_states(batch)
     if batch.features[0].targets_from >= 0:
-        return _answer_loss(backbone, hidden_TD, batch)
+        return answer_loss(backbone, hidden_TD, batch)
     logits_NC = class_logits(backbone.plain_model, hidden_TD, batch, dropout=dropout)
     weights_N = logits_NC.new_tensor([each.weight for each in batch.features])
     targets = torch.tensor([each.target for each in batch.features], device=logits_NC.device)
@@ -217,27 +187,6 @@ def label_loss(backbone: Backbone, batch: Batch, state: TaskState, *, dropout: f
     else:
         losses_N = functional.cross_entropy(logits_NC, targets, reduction="none")
     return LossSum((losses_N * weights_N).sum(), sum(each.weight for each in batch.features))
-
-
-def _answer_loss(backbone: Backbone, hidden_TD: Tensor, batch: Batch) -> LossSum:
-    """Cross-entropy of the supervised tokens; only their positions meet the vocabulary."""
-    starts = batch.first_N.tolist()
-    targets_K = torch.cat([
-        torch.arange(start + each.targets_from, start + len(each.token_ids))
-        for start, each in zip(starts, batch.features, strict=True)
-    ]).to(hidden_TD.device)
-    weights_K = torch.tensor(
-        [each.weight for each in batch.features for _ in range(each.num_supervised)],
-        device=hidden_TD.device,
-    )
-    total = vocabulary_loss(
-        backbone.plain_model,
-        hidden_TD[targets_K - 1],
-        batch.token_ids_1T[0, targets_K],
-        weights_K,
-    )
-    count = sum(each.weight * each.num_supervised for each in batch.features)
-    return LossSum(total, count)
 
 
 def class_outputs(backbone: Backbone, batch: Batch) -> list[np.ndarray]:

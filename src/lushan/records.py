@@ -125,6 +125,8 @@ class TaskState:
     """Weight of each class in the loss; empty where all count the same."""
     instruction: str | None = None
     """First line of the prompt; None takes the task's own."""
+    stop_strings: tuple[str, ...] = ()
+    """Texts that end a written answer, because no answer that was learned from holds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +229,15 @@ class LossSum:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """An answer that a model wrote, as it came."""
+
+    text: str
+    log_likelihood: float
+    """Natural logarithm of the probability of its tokens."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """One answer."""
 
@@ -243,6 +254,10 @@ class Prediction:
     log_likelihoods: Mapping[str, float] = field(default_factory=dict[str, float])
     """Choice to the natural logarithm of the probability that its text follows the question, where each example has
     choices of its own."""
+    truth_log_likelihood: float | None = None
+    """Natural logarithm of the probability that the model writes the truth; None where it was not asked."""
+    num_truth_tokens: int = 0
+    """Tokens of the truth, its stop token included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +275,9 @@ class Scores:
 
     main_metric: str
     metrics: Mapping[str, Interval]
-    """Metric name to value and interval; fractions in [0, 1]."""
-    correct: Sequence[bool] = ()
-    """Per example, in order: whether the answer is right (paired tests need it)."""
+    """Metric name to value and interval; fractions in [0, 1], but for `bleu` and `chrf` (0 to 100, as sacrebleu prints
+    them), `perplexity`, lengths, and log-likelihoods (natural logarithm, per token)."""
+    correct: Sequence[float] = ()
+    """Per example, in order: whether the answer is right, or how good it is, from 0 to 1 (paired tests need it)."""
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Tables as plain values, where a task has them: `labels`, `per_class`, `confusion`; `log_loss`."""

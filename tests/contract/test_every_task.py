@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ from lushan.backbones.load import Backbone, load_backbone
 from lushan.catalog import load_baseline, load_task, names_in
 from lushan.data.batching import pack
 from lushan.data.splits import Parts
-from lushan.errors import DataError
+from lushan.errors import DataError, SettingError
+from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
 from lushan.records import (
     AnswerMode,
@@ -33,9 +35,19 @@ from lushan.workflows.recipe import TaskSettings
 from tests.conftest import MakeTiny
 
 LIMIT = LengthLimit(128, "error")
+SHORT = GenerationSettings(max_new_tokens=12)
 WAYS: list[tuple[str, AnswerMode]] = [
     (name, answer) for name in names_in("lushan.tasks") for answer in load_task(name).answers
 ]
+SCALES = {
+    "bleu": (0, 100.0001),  # a sum of logarithms does not end at 100 exactly
+    "chrf": (0, 100),
+    "perplexity": (1, math.inf),
+    "answer_log_likelihood": (-math.inf, 0),
+    "reply_length": (0, math.inf),
+    "compression": (0, math.inf),
+}
+"""Least and most of metrics that are no fractions."""
 PREDICTION_FIELDS = {"id", "answer", "probabilities", "log_likelihood", "model_version"}
 
 
@@ -60,8 +72,12 @@ class Setup:
         )
 
     def predict(self, examples: Sequence[Example]) -> list[Prediction]:
-        predictor = Predictor(self.backbone, self.task, self.state, self.answer, LIMIT, "v1")
-        return predictor.predict(examples)
+        return self.predictor(LIMIT).predict(examples)
+
+    def predictor(self, limit: LengthLimit) -> Predictor:
+        return Predictor(
+            self.backbone, self.task, self.state, self.answer, limit, "v1", generation=SHORT
+        )
 
     def mean_loss(self) -> torch.Tensor:
         found = self.task.loss(self.backbone, pack(self.encode()), self.state, dropout=0.0)
@@ -176,10 +192,13 @@ def test_prediction_does_not_depend_on_the_truth(setup: Setup) -> None:
 def test_text_in_windows_gets_one_answer_per_example(setup: Setup) -> None:
     longest = max(len(each.token_ids) for each in setup.encode(with_target=False))
     limit = LengthLimit(longest - 3, "window")
+    if setup.predictor(limit).writes:
+        with pytest.raises(SettingError, match=r"`data\.over_length=window`.*truncate"):
+            setup.encode(limit=limit)
+        return
     windows = setup.encode(with_target=False, limit=limit)
     assert len(windows) > len(setup.encode(with_target=False))
-    predictor = Predictor(setup.backbone, setup.task, setup.state, setup.answer, limit)
-    predictions = predictor.predict(setup.examples)
+    predictions = setup.predictor(limit).predict(setup.examples)
     assert [each.id for each in predictions] == [each.id for each in setup.examples]
 
 
@@ -198,7 +217,7 @@ def test_baseline_of_a_task_is_there_and_answers_its_samples(setup: Setup) -> No
 
 def test_wording_fits_into_its_sentences(task: Task) -> None:
     assert task.wording.use.format(count=2, labels="a, b").endswith(".")
-    assert "-" in task.wording.pipeline_tag
+    assert re.fullmatch(r"[a-z]+(-[a-z]+)*", task.wording.pipeline_tag)
 
 
 def test_predictions_survive_json(setup: Setup) -> None:
@@ -216,17 +235,24 @@ def test_state_survives_json(setup: Setup) -> None:
 
 
 def test_perfect_answers_score_the_maximum(setup: Setup) -> None:
-    truth = [dataclasses.replace(each, answer=example.target) for each, example in pairs(setup)]
+    certain = {"truth_log_likelihood": 0.0, "num_truth_tokens": 1}
+    truth = [
+        dataclasses.replace(each, answer=example.target, **certain)
+        for each, example in pairs(setup)
+    ]
     scores = setup.task.score(truth, setup.examples, setup.state)
-    assert scores.metrics[scores.main_metric].value == 1.0
-    assert list(scores.correct) == [True] * len(setup.examples)
+    best = SCALES.get(scores.main_metric, (0, 1))[1]
+    assert scores.metrics[scores.main_metric].value == pytest.approx(best)
+    assert list(scores.correct) == pytest.approx([1] * len(setup.examples))
 
 
 def test_scores_and_their_intervals_are_in_range(setup: Setup) -> None:
-    predictions = setup.predict(setup.examples)
+    predictions = setup.predictor(LIMIT).examine(setup.examples)
     scores = setup.task.score(predictions, setup.examples, setup.state)
-    for interval in scores.metrics.values():
-        assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    assert scores.main_metric in scores.metrics
+    for name, interval in scores.metrics.items():
+        least, most = SCALES.get(name, (0, 1))
+        assert least <= interval.low <= interval.value <= interval.high <= most
 
 
 def pairs(setup: Setup) -> list[tuple[Any, Example]]:

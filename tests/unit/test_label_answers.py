@@ -12,7 +12,6 @@ from lushan.label_answers import (
     encode_labels,
     learn_labels,
     log_loss,
-    render_prompt,
 )
 from lushan.records import Example, Features, Rendered, TaskState
 from lushan.tasks import Preparation
@@ -26,18 +25,6 @@ def test_layer_has_an_output_for_every_label_or_is_the_vocabulary() -> None:
     state = TaskState(labels=("x", "y"))
     assert answer_layer(state, "head") == ("classify", ("x", "y"), False)
     assert answer_layer(state, "generate").purpose == "language"
-
-
-def test_prompt_keeps_the_limits_of_its_text_and_supervises_the_answer() -> None:
-    text = Rendered("far near", cuttable=(0, 3), cuts_start=True, uncut="The rest")
-    parts = {"opening": "Say.\n\n", "shots": [("s", " x")], "question": "So:"}
-    asked = render_prompt(text, **parts, answer=None)
-    told = render_prompt(text, **parts, answer=" y")
-    assert told.text == "Say.\n\nText: s\nSo: x\n\nText: far near\nSo: y"
-    assert [each.text[slice(*each.cuttable)] for each in (asked, told)] == ["far", "far"]
-    assert [(each.cuts_start, each.uncut) for each in (asked, told)] == [(True, "The rest")] * 2
-    assert [told.text[start:end] for start, end in told.supervised] == [" y"]
-    assert (asked.supervised, asked.ends_with_stop, told.ends_with_stop) == ((), False, True)
 
 
 def test_only_label_of_several_is_asked_about_by_itself(tiny_folder: MakeTiny) -> None:

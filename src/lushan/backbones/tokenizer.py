@@ -8,14 +8,16 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import tokenizers
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -35,12 +37,29 @@ PROBES = (
 )
 """Texts on which tokenizers are known to differ: digits, runs of spaces, composed and decomposed letters, no text."""
 
+PLAIN_CHAT = """\
+{% for message in messages %}
+{% if message.role == 'system' %}
+{{ message.content }}
+
+{% else %}
+{{ message.role | capitalize }}: {{ message.content }}{{ eos_token if message.role == 'assistant' }}
+
+{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ 'Assistant:' }}
+{%- endif %}
+"""
+"""The chat template of base models, which have none of their own: plain words, and the stop token behind every answer."""
+
+_CHAT_TEMPLATE = "chat_template.jinja"
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    _CHAT_TEMPLATE,
 )
 _ALWAYS_BOS = ("gemma", "gemma2", "gemma3_text")
 
@@ -146,29 +165,54 @@ class Tokenizer:
         return self._raw.to_str()
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
     ) -> str:
         """Write messages (`role`, `content`) as the model's chat template does.
 
+        A model without one gets a plain template, which `save` then writes beside the tokenizer.
+
+        Args:
+            messages: What was said, in order.
+            tools: What the assistant may call, as JSON schemas.
+            add_generation_prompt: Whether the assistant's next turn is begun.
+
         Raises:
-            ModelError: If the model has no chat template, or its template refuses the messages.
+            ModelError: If the template refuses the messages.
         """
-        source = read_chat_template(self._folder)
-        if source is None:
-            raise ModelError(f"`{self._folder.name}` has no chat template; it is a base model.")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.globals["raise_exception"] = _refuse
         try:
-            return environment.from_string(source).render(
+            return self._chat.render(
                 messages=messages,
+                tools=tools,
                 add_generation_prompt=add_generation_prompt,
                 bos_token=self._token(self.bos_id),
                 eos_token=self._token(self.stop_id),
             )
         except TemplateError as error:
             raise ModelError(f"The chat template of `{self._folder.name}`: {error}.") from None
+
+    @cached_property
+    def _chat(self) -> Template:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.globals["raise_exception"] = _refuse
+        environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
+        return environment.from_string(read_chat_template(self._folder) or PLAIN_CHAT)
+
+    def find_special(self, text: str) -> str | None:
+        """Give the first special token, such as `<|im_end|>`, that a text would be read to hold."""
+        found = self._special_names.search(text) if self._special_names else None
+        return None if found is None else found[0]
+
+    @cached_property
+    def _special_names(self) -> re.Pattern[str] | None:
+        added = self._raw.get_added_tokens_decoder().values()
+        names = [re.escape(each.content) for each in added if each.special]
+        return re.compile("|".join(names)) if names else None
 
     def _token(self, token_id: int | None) -> str:
         return "" if token_id is None else self._raw.id_to_token(token_id) or ""
@@ -179,11 +223,13 @@ class Tokenizer:
             source, target = self._folder / name, folder / name
             if source.is_file() and source.resolve() != target.resolve():
                 shutil.copyfile(source, target)
+        if "_chat" in vars(self) and read_chat_template(self._folder) is None:
+            (folder / _CHAT_TEMPLATE).write_text(PLAIN_CHAT, encoding="utf-8")
 
 
 def read_chat_template(folder: Path) -> str | None:
     """Give the chat template of a model folder, wherever its generation of the library keeps it."""
-    file = folder / "chat_template.jinja"
+    file = folder / _CHAT_TEMPLATE
     if file.is_file():
         return file.read_text(encoding="utf-8")
     stored = read_json(folder / "tokenizer_config.json").get("chat_template")

@@ -37,13 +37,15 @@ def command(
 
 
 def show_comparison(found: dict[str, Any]) -> None:
-    """Print the accuracy of each run, and each pair."""
+    """Print the accuracy, or mean score, of each run, and each pair."""
+    graded = "mean_row_score" in found["runs"][0]
+    key, name = ("mean_row_score", "row score") if graded else ("accuracy", "accuracy")
     accuracies = [
-        (each["name"], _written(each["accuracy"], sign=""), _interval(each["accuracy"], sign=""))
+        (each["name"], _written(each[key], sign=""), _interval(each[key], sign=""))
         for each in found["runs"]
     ]
     title = f"{found['num_examples']:,} different rows"
-    show_table(("run", "accuracy", "95 % interval"), accuracies, title=title)
+    show_table(("run", name, "95 % interval"), accuracies, title=title)
     pairs = [
         (
             f"{each['second']} - {each['first']}",
@@ -54,7 +56,8 @@ def show_comparison(found: dict[str, Any]) -> None:
         )
         for each in found["comparisons"]
     ]
-    columns = ("difference in accuracy", "", "95 % interval", "only one is right", "p (Holm)")
+    better = "rows won : lost" if graded else "only one is right"
+    columns = (f"difference in {name}", "", "95 % interval", better, "p (Holm)")
     show_table(columns, pairs)
 
 

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 from lushan.errors import DataError
-from lushan.metrics.statistics import accuracy_difference, holm, mcnemar
+from lushan.metrics.statistics import accuracy_difference, are_graded, holm, paired_test
 from lushan.records import Interval
+
+TestName = Literal["mcnemar", "permutation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,19 +19,22 @@ class Comparison:
     first: str
     second: str
     difference: Interval
-    """Accuracy of the second minus that of the first, with its paired 95 % bootstrap interval."""
+    """Accuracy, or mean score, of the second minus that of the first, with its paired 95 % bootstrap interval."""
     wins: int
-    """Rows that only the second got right."""
+    """Rows that only the second got right, or did better."""
     losses: int
-    """Rows that only the first got right."""
+    """Rows that only the first got right, or did better."""
+    test: TestName
+    """Exact McNemar test where rows are right or wrong; else a permutation test."""
     p_value: float
-    """Exact McNemar test, two-sided, of this pair alone."""
+    """Two-sided, of this pair alone."""
     p_value_holm: float
     """The same, corrected after Holm for all comparisons made together."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `results.json` and `--json`."""
         return {
+            "test": self.test,
             "p_value": self.p_value,
             "p_value_holm": self.p_value_holm,
             "wins": self.wins,
@@ -43,12 +48,12 @@ class Comparison:
 
 
 def comparisons(
-    after: Sequence[bool], others: Mapping[str, Sequence[bool]], *, seed: int
+    after: Sequence[float], others: Mapping[str, Sequence[float]], *, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Compare the tuned model with `before` and every baseline: a block of `results.json`.
 
     Args:
-        after: Whether the tuned model is right, per test row.
+        after: Whether the tuned model is right, or how good it is, per test row.
         others: Name to the same rows of another system; a difference is `after` minus it.
         seed: Of the bootstrap.
     """
@@ -57,11 +62,11 @@ def comparisons(
     return {each.first: each.as_dict() for each in made}
 
 
-def compare_runs(runs: Mapping[str, Mapping[str, bool]], *, seed: int) -> list[Comparison]:
+def compare_runs(runs: Mapping[str, Mapping[str, float]], *, seed: int) -> list[Comparison]:
     """Compare every run with every later one.
 
     Args:
-        runs: Run name to example id to whether it was answered right; in the order to show. Rows
+        runs: Run name to example id to whether it was answered right, or how well; in the order to show. Rows
             of the same content have one id and count once: they tell nothing new.
         seed: Of the bootstrap.
 
@@ -81,9 +86,10 @@ def compare_runs(runs: Mapping[str, Mapping[str, bool]], *, seed: int) -> list[C
 
 
 def _compare(
-    pairs: Sequence[tuple[str, str]], systems: Mapping[str, Sequence[bool]], *, seed: int
+    pairs: Sequence[tuple[str, str]], systems: Mapping[str, Sequence[float]], *, seed: int
 ) -> list[Comparison]:
-    tests = {pair: mcnemar(systems[pair[0]], systems[pair[1]]) for pair in pairs}
+    tests = {pair: paired_test(systems[pair[0]], systems[pair[1]], seed=seed) for pair in pairs}
+    name: TestName = "permutation" if are_graded(*systems.values()) else "mcnemar"
     corrected = holm({str(pair): test.p_value for pair, test in tests.items()})
     return [
         Comparison(
@@ -91,6 +97,7 @@ def _compare(
             accuracy_difference(systems[pair[0]], systems[pair[1]], seed=seed),
             wins=test.wins,
             losses=test.losses,
+            test=name,
             p_value=test.p_value,
             p_value_holm=corrected[str(pair)],
         )

@@ -4,18 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lushan.evaluation.measures import measure
+
 SIGNIFICANT_BELOW = 0.05
 """A difference is called clear below this p-value."""
 
-_METRICS = {
-    "accuracy": "Accuracy",
-    "macro_f1": "Macro F1",
-    "micro_f1": "Micro F1",
-    "f1": "F1",
-    "precision": "Precision",
-    "recall": "Recall",
-    "exact_match": "Exact match",
-}
 _SYSTEMS = {
     "before": "Untouched model, zero-shot",
     "after": "Tuned model",
@@ -57,32 +50,35 @@ def headline(results: Mapping[str, Any]) -> Headline:
     is_model = results.get("before_is_model", True)
     before = results.get("before", {}).get(metric) if is_model else None
     test = results.get("comparisons", {}).get("before") if is_model else None
-    details = [f"95\u00a0% interval {100 * after['low']:.1f} to {percent(after['high'])}"]
+    shown = measure(metric)
+    details = [f"95\u00a0% interval {shown.bare(after['low'])} to {shown.text(after['high'])}"]
     if test:
-        details.append(f"{p_text(test['p_value'])}, exact McNemar test")
+        details.append(f"{p_text(test['p_value'])}, {test_name(test)}")
     details.append(f"{results['num_examples']['test']:,} test rows")
     return Headline(
-        _lead(metric_name(metric), before, after, test),
-        percent(after["value"]),
+        _lead(metric, before, after, test),
+        shown.text(after["value"]),
         "; ".join(details),
         _verdict(results),
     )
 
 
 def _lead(
-    name: str,
+    metric: str,
     before: Mapping[str, float] | None,
     after: Mapping[str, float],
     test: Mapping[str, Any] | None,
 ) -> str:
+    name = metric_name(metric)
     if before is None:
         return f"{name} is"
+    was = measure(metric).text(before["value"])
     if test is None:
-        return f"{name} went from {percent(before['value'])} to"
+        return f"{name} went from {was} to"
     if test["p_value"] >= SIGNIFICANT_BELOW:
-        return f"{name} did not change clearly: {percent(before['value'])} before, now"
+        return f"{name} did not change clearly: {was} before, now"
     verb = "rose" if after["value"] > before["value"] else "fell"
-    return f"{name} {verb} from {percent(before['value'])} to"
+    return f"{name} {verb} from {was} to"
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
@@ -96,12 +92,13 @@ def _verdict(results: Mapping[str, Any]) -> str:
         return ""
     best = max(baselines, key=baselines.__getitem__)
     titles = results.get("system_titles", {})
-    reached = f"{system_name(best, titles)} at {percent(baselines[best])}"
+    shown = measure(metric)
+    reached = f"{system_name(best, titles)} at {shown.text(baselines[best])}"
     unbeaten = [name for name in baselines if not _is_beaten(comparisons.get(name))]
     if not unbeaten:
         return f"Every baseline is clearly beaten; the best is {reached}."
     named = ", ".join(
-        f"{system_name(name, titles)} ({percent(baselines[name])})" for name in unbeaten
+        f"{system_name(name, titles)} ({shown.text(baselines[name])})" for name in unbeaten
     )
     return f"Not clearly better than: {named}."
 
@@ -119,18 +116,32 @@ def standing(comparison: Mapping[str, Any]) -> str:
 
 def metric_name(metric: str) -> str:
     """`macro_f1` -> `Macro F1`."""
-    return _METRICS.get(metric, metric.replace("_", " ").capitalize())
+    return measure(metric).name
+
+
+def test_name(comparison: Mapping[str, Any]) -> str:
+    """Name the test that a comparison was made with."""
+    if comparison.get("test") == "permutation":
+        return "paired permutation test"
+    return "exact McNemar test"
+
+
+def is_graded(results: Mapping[str, Any]) -> bool:
+    """Whether rows have scores between right and wrong."""
+    return any(each.get("test") == "permutation" for each in results["comparisons"].values())
 
 
 def right_rows(results: Mapping[str, Any]) -> str:
-    """Name the share of right rows, on which the paired test rests."""
+    """Name what the paired test rests on: the share of right rows, or the mean score of a row."""
+    if is_graded(results):
+        return "Row score"
     names = [name for name in ("accuracy", "exact_match") if name in results["after"]]
     return metric_name(names[0]) if names else "Right rows"
 
 
 def inline(name: str) -> str:
-    """`Macro F1` -> `macro F1`: a name inside a sentence; `F1` stays."""
-    return name if name[1:2].isdigit() else name[:1].lower() + name[1:]
+    """`Macro F1` -> `macro F1`: a name inside a sentence; `F1` and `ROUGE-L` stay."""
+    return name if name[1:2].isdigit() or name[1:2].isupper() else name[:1].lower() + name[1:]
 
 
 def system_name(name: str, titles: Mapping[str, str] = _NO_TITLES) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lushan.evaluation import charts, phrases
+from lushan.evaluation.measures import measure
 
 MAX_MATRIX_LABELS = 30
 """Up to so many labels the confusion matrix is drawn; beyond, the most confused pairs tell more."""
@@ -105,7 +106,7 @@ def standing(results: Mapping[str, Any]) -> dict[str, Any]:
     """The first chart: the tuned model's way up, and the others beside it, best first."""
     metric = results["main_metric"]
     values = {name: scores[metric] for name, scores in systems(results).items()}
-    scale, ticks = charts.score_scale(list(values.values()))
+    scale, ticks = charts.score_scale(list(values.values()), measure(metric))
     rows = [
         {"name": name, "mark": scale.mark(score), "score": score} for name, score in values.items()
     ]
@@ -133,7 +134,12 @@ def learning(
     best = results["best_epoch"]
     panels = {
         "loss": charts.loss_panel(steps, validation),
-        "score": charts.score_panel(validation, best_epoch=best, last_step=last_step),
+        "score": charts.score_panel(
+            validation,
+            measure(results["main_metric"]),
+            best_epoch=best,
+            last_step=last_step,
+        ),
     }
     if not any(panels.values()):
         return None
@@ -201,7 +207,8 @@ def error(error: Mapping[str, Any]) -> dict[str, Any]:
     """One mistake, with its text cut to a readable length."""
     text = error["text"]
     shown = text[:MAX_TEXT_CHARACTERS]
-    return {**error, "text": shown, "num_hidden_characters": len(text) - len(shown)}
+    num_hidden = len(text) - len(shown)
+    return {"score": None, **error, "text": shown, "num_hidden_characters": num_hidden}
 
 
 def costs(seconds: Mapping[str, float]) -> list[dict[str, Any]]:

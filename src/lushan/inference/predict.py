@@ -6,7 +6,7 @@ Shapes: N documents of a batch, F all documents, C classes or candidate answers.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from lushan.backbones.load import Backbone
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
 from lushan.data.feature_store import lengths_of
 from lushan.inference.constrained import score_candidates
-from lushan.records import AnswerMode, Example, Features, Prediction, TaskState
+from lushan.inference.generate import generate
+from lushan.inference.generation_settings import GenerationSettings
+from lushan.records import AnswerMode, Example, Features, Prediction, TaskState, Written
 from lushan.tasks import Outputs, Task
 
 Advance = Callable[[int], None]
@@ -36,6 +38,21 @@ class Predictor:
     answer: AnswerMode
     limit: LengthLimit
     version: str = ""
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    """How answers are written, by a task that writes them."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether answers are free text."""
+        return self.task.writes and self.answer == "generate"
+
+    @property
+    def asked_limit(self) -> LengthLimit:
+        """Longest document that is asked about: it leaves room to what is written."""
+        if not self.writes:
+            return self.limit
+        room = self.backbone.facts.context_tokens - self.generation.max_new_tokens
+        return replace(self.limit, max_tokens=min(self.limit.max_tokens, room))
 
     def predict(
         self,
@@ -64,6 +81,26 @@ class Predictor:
         predictions = self.task.decode(outputs, features, examples, self.state, answer=self.answer)
         return [replace(each, model_version=self.version) for each in predictions]
 
+    def examine(
+        self,
+        examples: Sequence[Example],
+        *,
+        shots: Sequence[Example] = (),
+        features: Sequence[Features] | None = None,
+        advance: Advance = _ignore,
+    ) -> list[Prediction]:
+        """Answer examples whose truth is known, as `predict` does; where answers are written, tell how likely the truth was."""
+        predictions = self.predict(examples, shots=shots, features=features, advance=advance)
+        if not self.writes or not examples:
+            return predictions
+        told = self._encode(examples, self.limit, with_target=True, shots=shots)
+        with torch.inference_mode():
+            truths = head_outputs(self.task, self.backbone, told)
+        return [
+            replace(each, truth_log_likelihood=float(total), num_truth_tokens=int(size))
+            for each, (total, size) in zip(predictions, truths, strict=True)
+        ]
+
     def encode(
         self, examples: Sequence[Example], *, shots: Sequence[Example] = ()
     ) -> list[Features]:
@@ -72,13 +109,23 @@ class Predictor:
         Raises:
             DataError: If a text is too long and the policy is `error`.
         """
+        return self._encode(examples, self.asked_limit, with_target=False, shots=shots)
+
+    def _encode(
+        self,
+        examples: Sequence[Example],
+        limit: LengthLimit,
+        *,
+        with_target: bool,
+        shots: Sequence[Example],
+    ) -> list[Features]:
         return self.task.encode(
             examples,
             self.state,
             self.backbone.tokenizer,
             answer=self.answer,
-            limit=self.limit,
-            with_target=False,
+            limit=limit,
+            with_target=with_target,
             shots=shots,
         )
 
@@ -87,6 +134,8 @@ class Predictor:
         self.backbone.model.eval()
         try:
             with torch.inference_mode():
+                if self.writes:
+                    return self._written(features, advance)
                 candidates = self.task.candidates(self.state)
                 if self.answer == "generate" and candidates:
                     return list(
@@ -95,6 +144,13 @@ class Predictor:
                 return head_outputs(self.task, self.backbone, features, advance)
         finally:
             self.backbone.model.train(was_training)
+
+    def _written(self, features: Sequence[Features], advance: Advance) -> list[Written]:
+        stop_strings = (*self.generation.stop_strings, *self.state.stop_strings)
+        prompts = [each.token_ids for each in features]
+        settings = self.generation.model_copy(update={"stop_strings": stop_strings})
+        found = generate(self.backbone, prompts, settings, advance=advance)
+        return [Written(each.text, each.log_likelihood) for each in found]
 
 
 def head_outputs(

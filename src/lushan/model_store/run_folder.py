@@ -122,7 +122,7 @@ class RunFolder:
         self.note(seconds=all_seconds)
 
     def save_predictions(
-        self, system: str, predictions: Sequence[Prediction], *, correct: Sequence[bool] = ()
+        self, system: str, predictions: Sequence[Prediction], *, correct: Sequence[float] = ()
     ) -> None:
         """Keep what a system answered on the test rows, and what of it was right once that is known."""
         file = _predictions_file(self.path, system)
@@ -146,8 +146,8 @@ class RunFolder:
         write_json(self.path / "run.json", self._status)
 
 
-def read_correct(run: Path) -> dict[str, bool]:
-    """Tell of every test row of a finished run whether the tuned model was right, by the row's id.
+def read_correct(run: Path) -> dict[str, float]:
+    """Tell of every test row of a finished run whether the tuned model was right, or how good it was, by the row's id.
 
     Raises:
         RunError: If there is no run, it is not finished, or its answers are missing or broken.
@@ -248,6 +248,8 @@ def _plain(prediction: Prediction) -> dict[str, Any]:
         "log_likelihood": prediction.log_likelihood,
         "model_version": prediction.model_version,
         "log_likelihoods": dict(prediction.log_likelihoods),
+        "truth_log_likelihood": prediction.truth_log_likelihood,
+        "num_truth_tokens": prediction.num_truth_tokens,
     }
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.sources import locate
 from lushan.catalog import load_task
 from lushan.errors import ModelError, RunError
+from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
 from lushan.records import AnswerMode, Example, TaskState, answer_from_plain
 from lushan.tasks import Task
@@ -47,6 +48,8 @@ class TunedModel:
     base_digest: str
     """SHA-256 of the base model's weights; an adapter is refused on others."""
     tokenizer_fingerprint: str
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    """How answers are written, by a task that writes them."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -58,7 +61,8 @@ def save_model(folder: Path, backbone: Backbone, meaning: TunedModel) -> None:
     with quiet_transformers(), _named_attention(backbone):
         backbone.model.save_pretrained(beside)
     backbone.tokenizer.save(beside)
-    meaning_text = json.dumps(dataclasses.asdict(meaning), ensure_ascii=False, indent=1)
+    values = {**dataclasses.asdict(meaning), "generation": meaning.generation.model_dump()}
+    meaning_text = json.dumps(values, ensure_ascii=False, indent=1)
     (beside / _FILE).write_text(meaning_text + "\n", encoding="utf-8")
     for file in beside.iterdir():
         file.chmod(0o644)  # transformers leaves weights unreadable for other users
@@ -99,6 +103,7 @@ def read_meaning(folder: Path) -> TunedModel:
             )
         values["state"] = _read_state(values["state"])
         values["limit"] = LengthLimit(**values["limit"])
+        values["generation"] = GenerationSettings(**values.get("generation", {}))
         return TunedModel(**values)
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"`{file}` is broken: {error!r}. Tune again, or restore the file.") from None
@@ -122,6 +127,7 @@ def _read_state(values: dict[str, Any]) -> TaskState:
         shots=shots,
         class_weights=tuple(values["class_weights"]),
         instruction=values["instruction"],
+        stop_strings=tuple(values.get("stop_strings", ())),
     )
 
 
@@ -157,6 +163,7 @@ def load_predictor(run: Path) -> Predictor:
         meaning.answer,
         meaning.limit,
         version=model_version(folder),
+        generation=meaning.generation,
     )
 
 

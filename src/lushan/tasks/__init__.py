@@ -6,9 +6,7 @@ Lushan needs to know about a task, it asks the task: nothing outside this folder
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-import numpy as np
+from typing import Any, Literal, Protocol
 
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.inspect import Family
@@ -59,8 +57,8 @@ Untuned = Literal["prompt", "similarity", "nothing"]
 """How an untouched model is asked: it writes one of the candidates; an encoder takes the label that is most like the
 text; or it cannot be asked, and the baseline `nothing` stands in its place."""
 
-Outputs = Sequence[np.ndarray]
-"""What the head or the vocabulary says of every document; float."""
+Outputs = Sequence[Any]
+"""What the head or the vocabulary says of every document, as float arrays; or the answer that it wrote, as `Written`."""
 
 
 class Task(Protocol):
@@ -77,6 +75,8 @@ class Task(Protocol):
     """The ways in which a tuned model can answer, the usual one first."""
     settings: frozenset[str]
     """Names of `task_settings` that this task reads; others are refused."""
+    writes: bool
+    """Whether `generate` writes any text; else it chooses among answers that are known."""
     untuned: Mapping[Family, Untuned]
     """How an untouched model of a family is asked, with the same state, for `before` and few-shot."""
     baselines: tuple[str, ...]
@@ -156,7 +156,8 @@ class Task(Protocol):
     def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
         """What the head says of every document of a batch, in packed order; (C,) or (positions, C) each, float32.
 
-        Without `candidates`, what the vocabulary says of a document's own choices; (C,) each.
+        Without `candidates`, what the vocabulary says of a document's own choices; (C,) each. Of a task that writes: how
+        likely the truth is, and its number of tokens; (2,) each.
         """
         ...
 

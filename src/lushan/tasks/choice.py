@@ -76,6 +76,7 @@ class Task:
     )
     answers: tuple[AnswerMode, ...] = ("generate",)
     settings = frozenset({"num_shots", "instruction"})
+    writes = False
     untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
     baselines: tuple[str, ...] = ("frequent_position", "longest_choice", "alike_choice")
     wording = Wording(

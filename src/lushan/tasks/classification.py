@@ -29,6 +29,7 @@ from lushan.records import (
     content_id,
 )
 from lushan.tasks import Outputs, Preparation, Untuned, Wording
+from lushan.text_answers import render_prompt
 
 _YES_NO = (" yes", " no")
 
@@ -51,6 +52,7 @@ class Task:
 
     answers: tuple[AnswerMode, ...] = ("head", "generate")
     settings = frozenset({"multi_label", "class_weights", "num_shots", "instruction"})
+    writes = False
     untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "similarity"}
     baselines: tuple[str, ...] = ("majority", "tf_idf")
     wording = Wording(
@@ -235,7 +237,7 @@ def _render_question(
     with_target: bool,
     shots: Sequence[Example],
 ) -> Rendered:
-    return label_answers.render_prompt(
+    return render_prompt(
         Rendered(example.text, cuttable=(0, len(example.text))),
         opening=_instruction(state),
         shots=[(shot.text, _answer(shot, label)) for shot in shots],

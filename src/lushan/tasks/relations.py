@@ -33,6 +33,7 @@ from lushan.records import (
     content_id,
 )
 from lushan.tasks import Outputs, Preparation, Untuned, Wording
+from lushan.text_answers import render_prompt
 
 _SPANS = f"of {HEAD_MARKS[0]} and {TAIL_MARKS[0]}"
 
@@ -56,6 +57,7 @@ class Task:
     )
     answers: tuple[AnswerMode, ...] = ("head", "generate")
     settings = frozenset({"class_weights", "num_shots", "instruction"})
+    writes = False
     untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "similarity"}
     baselines: tuple[str, ...] = ("majority", "tf_idf")
     wording = Wording(
@@ -120,7 +122,7 @@ class Task:
         if answer == "head":
             return [text]
         return [
-            label_answers.render_prompt(
+            render_prompt(
                 text,
                 opening=_opening(state),
                 shots=[(shot.text, f" {shot.target}") for shot in shots],

@@ -65,6 +65,7 @@ class Task:
     )
     answers: tuple[AnswerMode, ...] = ("head",)
     settings = frozenset[str]()
+    writes = False
     untuned: Mapping[Family, Untuned] = {"decoder": "nothing", "encoder": "nothing"}
     baselines: tuple[str, ...] = ("dictionary",)
     wording = Wording(

@@ -44,8 +44,11 @@ def answer_untuned(
     # A prompt is longer than its text: it must not stop a run whose texts fit.
     limit = LengthLimit(facts.context_tokens, "truncate")
     backbone = load_backbone(setup.base, purpose="language", precision=precision)
-    predictor = Predictor(backbone, setup.task, setup.state, "generate", limit)
-    return predictor.predict(examples, shots=shots)
+    generation = setup.recipe.generation
+    predictor = Predictor(
+        backbone, setup.task, setup.state, "generate", limit, generation=generation
+    )
+    return predictor.examine(examples, shots=shots)
 
 
 def what_is_asked(setup: Setup) -> str:
@@ -101,6 +104,8 @@ def shots_that_fit(setup: Setup) -> tuple[Example, ...]:
     """Give as many worked examples as leave half of the model's context to the text that is asked about."""
     tokenizer = Tokenizer.load(setup.base)
     most_tokens = describe(setup.base).context_tokens // 2
+    if setup.task.writes:
+        most_tokens -= setup.recipe.generation.max_new_tokens
     blank = Example("", "", None)
     for num_shots in range(len(setup.state.shots), 0, -1):
         shots = setup.state.shots[:num_shots]

@@ -12,6 +12,7 @@ from lushan.catalog import load_baseline
 from lushan.evaluation.compare import comparisons
 from lushan.evaluation.model_card import write_model_card
 from lushan.evaluation.report import write_report
+from lushan.metrics.statistics import are_graded
 from lushan.model_store.run_folder import RunFolder
 from lushan.records import Example, Interval, Prediction, Scores, plain_answer
 from lushan.workflows.comparison import FEW_SHOT
@@ -62,7 +63,7 @@ def collect_results(
     """
     recipe, examples = setup.recipe, setup.parts.test
     after = scores["after"]
-    others = {name: each.correct for name, each in scores.items() if name != "after"}
+    others = {name: x.correct for name, x in scores.items() if name != "after" and x.correct}
     compared = comparisons(after.correct, others, seed=recipe.seed) if after.correct else {}
     found_baselines = {
         name: plain(scores[name]) for name in _baseline_names(setup) if name in scores
@@ -137,23 +138,30 @@ def adapter_name(recipe: TuneRecipe) -> str:
 def worst_errors(
     predictions: Sequence[Prediction], examples: Sequence[Example], scores: Scores
 ) -> list[dict[str, Any]]:
-    """Wrong answers that the model was surest of."""
+    """Wrong answers that the model was surest of; where answers are graded, the worst first."""
     wrong = [
-        (prediction, example)
+        (prediction, example, right)
         for prediction, example, right in zip(predictions, examples, scores.correct, strict=True)
-        if not right
+        if right < 1
     ]
-    wrong.sort(key=lambda each: -each[0].log_likelihood)
+    graded = are_graded(scores.correct)
+    wrong.sort(key=lambda each: (each[2], -each[0].log_likelihood))
     return [
         {
             "id": example.id,
             "text": example.shown,
             "truth": plain_answer(example.target),
             "answer": plain_answer(prediction.answer),
-            "probability": math.exp(prediction.log_likelihood),
+            **_sureness(prediction, right if graded else None),
         }
-        for prediction, example in wrong[:_NUM_ERRORS]
+        for prediction, example, right in wrong[:_NUM_ERRORS]
     ]
+
+
+def _sureness(prediction: Prediction, score: float | None) -> dict[str, float | None]:
+    if score is None:
+        return {"probability": math.exp(prediction.log_likelihood)}
+    return {"probability": None, "score": score}  # that of a whole text says little
 
 
 def peak_rss_bytes() -> int:

@@ -14,13 +14,14 @@ from lushan.backbones.encoding import LengthLimit
 from lushan.data.columns import Columns, Notes
 from lushan.data.readers import check_mapping, find_files, read_rows
 from lushan.errors import DataError, RunError, SettingError
+from lushan.inference.generation_settings import check_settings
 from lushan.inference.predict import Advance, Predictor
 from lushan.model_store.run_folder import check_can_be_folder
 from lushan.model_store.tuned_model import load_predictor, read_meaning
 from lushan.records import Example, Prediction, Row
 from lushan.settings import build, read_yaml
 from lushan.workflows.prepare import columns_for
-from lushan.workflows.recipe import DataSettings, TuneRecipe
+from lushan.workflows.recipe import TuneRecipe
 
 Tell = Callable[[str], None]
 
@@ -115,30 +116,45 @@ def open_run(run: Path, settings: Mapping[str, Any] | None = None) -> Opened:
         RunError: If there is no whole tuned model.
         SettingError: If a setting is given that has no effect here.
     """
-    given = _read_settings(settings or {})
+    recipe = _read_settings(settings or {})
+    given = recipe.data
     task_name = read_meaning(run / "model" if (run / "model").is_dir() else run).task
     predictor = load_predictor(run)
     if "over_length" in given.model_fields_set:
         limit = LengthLimit(predictor.limit.max_tokens, given.over_length)
         predictor = replace(predictor, limit=limit)
+    if written := recipe.generation.model_dump(exclude_unset=True):
+        predictor = _writing(predictor, written, task_name)
     recipe_file = run / "recipe.yaml"
-    recipe = read_yaml(recipe_file) if recipe_file.is_file() else {}
-    data = recipe.get("data")
+    values = read_yaml(recipe_file) if recipe_file.is_file() else {}
+    data = values.get("data")
     run_columns = data.get("columns", {}) if isinstance(data, Mapping) else {}
     return Opened(predictor, task_name, given.columns, run_columns)
 
 
-def _read_settings(settings: Mapping[str, Any]) -> DataSettings:
-    known = ", ".join(f"`data.{name}`" for name in READ_SETTINGS)
+def _writing(predictor: Predictor, given: Mapping[str, Any], task_name: str) -> Predictor:
+    """Have a model that writes do so in another way."""
+    if not predictor.writes:
+        raise SettingError(
+            f"Setting `generation.{next(iter(given))}` has no effect here: this model of the task `{task_name}` writes "
+            "no free text. Remove it."
+        )
+    settings = predictor.generation.model_copy(update=dict(given))
+    check_settings(settings)
+    return replace(predictor, generation=settings)
+
+
+def _read_settings(settings: Mapping[str, Any]) -> TuneRecipe:
+    known = ", ".join([*(f"`data.{name}`" for name in READ_SETTINGS), "`generation`"])
     for part, values in settings.items():
         names = list(values) if isinstance(values, Mapping) else [""]
         for name in names:
-            if part != "data" or name not in READ_SETTINGS:
+            if part != "generation" and (part != "data" or name not in READ_SETTINGS):
                 full_name = f"{part}.{name}".rstrip(".")
                 raise SettingError(
                     f"Setting `{full_name}` has no effect here. What counts: {known}."
                 )
-    return build(TuneRecipe, settings, source="--set").data
+    return build(TuneRecipe, settings, source="--set")
 
 
 def open_rows(opened: Opened, data: Path, *, needs_target: bool) -> Rows:

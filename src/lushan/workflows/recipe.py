@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict
 from pydantic import Field
 
 from lushan.errors import SettingError
+from lushan.inference.generation_settings import GenerationSettings
 from lushan.records import AnswerMode
 from lushan.settings import Settings, build, merged, parse_assignments, read_yaml
 
@@ -193,6 +194,9 @@ class TuneRecipe(Settings):
 
     engine: EngineSettings = EngineSettings()
     """How training is computed; changes no result beyond rounding."""
+
+    generation: GenerationSettings = GenerationSettings()
+    """How answers are written, by a task that writes them; the longest training answer decides `max_new_tokens`."""
 
 
 def make_recipe(

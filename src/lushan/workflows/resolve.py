@@ -9,6 +9,7 @@ from lushan.backbones.hardware import choose_num_threads, choose_precision, mach
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.sources import cache_folder
 from lushan.errors import SettingError
+from lushan.inference.generation_settings import GenerationSettings, check_settings
 from lushan.settings import merged
 from lushan.tasks import Task
 from lushan.workflows.compiling import work_of
@@ -239,6 +240,7 @@ def refuse_what_the_task_lacks(recipe: TuneRecipe, task: Task) -> None:
         raise SettingError(
             f"`--answer {recipe.answer}`: the task `{recipe.task}` does not answer in this way. Use {ways}."
         )
+    _refuse_ways_of_writing(recipe, task)
     given = recipe.task_settings
     for name, field in type(given).model_fields.items():
         if name not in task.settings and getattr(given, name) not in (None, False, field.default):
@@ -247,6 +249,24 @@ def refuse_what_the_task_lacks(recipe: TuneRecipe, task: Task) -> None:
                 f"Setting `task_settings.{name}` has no effect on the task `{recipe.task}`, "
                 f"which reads {known or 'none of its kind'}. Remove it."
             )
+
+
+def _refuse_ways_of_writing(recipe: TuneRecipe, task: Task) -> None:
+    settings = recipe.generation
+    if not (task.writes and recipe.answer == "generate"):
+        for name, field in GenerationSettings.model_fields.items():
+            if getattr(settings, name) != field.default:
+                raise SettingError(
+                    f"Setting `generation.{name}` has no effect here: the task `{recipe.task}` with `--answer "
+                    f"{recipe.answer}` writes no free text. Remove it."
+                )
+        return
+    check_settings(settings)
+    if settings.num_return_sequences > 1:
+        raise SettingError(
+            f"Setting `generation.num_return_sequences` is {settings.num_return_sequences}, but one answer a row is "
+            "scored. Leave it out."
+        )
 
 
 def refuse_what_does_not_fit(recipe: TuneRecipe, facts: ModelFacts) -> None:

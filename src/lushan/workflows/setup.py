@@ -10,6 +10,7 @@ from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.hardware import choose_device, free_memory_bytes
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.tokenizer import Tokenizer
+from lushan.data.feature_store import columns_of
 from lushan.data.ledger import Ledger, count_tokens, refuse_without_signal
 from lushan.data.splits import Parts
 from lushan.errors import DataError
@@ -85,11 +86,44 @@ def plan(
     setup = make_setup(
         prepared, resolved.recipe, task=task, base=base, tokenizer=tokenizer, state=state
     )
-    setup, decisions = _fitted_into_memory(setup, facts)
-    decisions = [*resolved.decisions, *decisions]
+    decisions = list(resolved.decisions)
+    if task.writes and recipe.answer == "generate":
+        setup, found = _with_room_for_answers(setup, recipe, facts)
+        decisions += found
+    setup, found = _fitted_into_memory(setup, facts)
+    decisions += found
     learned_from = task.notes(prepared.parts.train)
     notes = [*tokenizer.notes, *prepared.notes, *setup.notes, *learned_from]
     return Planned(setup, decisions, notes)
+
+
+def _with_room_for_answers(
+    setup: Setup, given: TuneRecipe, facts: ModelFacts
+) -> tuple[Setup, list[Decision]]:
+    """Decide how long written answers may become, and refuse texts that leave no room for one.
+
+    Raises:
+        DataError: If a text does, and must not be cut.
+    """
+    settings, decisions = setup.recipe.generation, []
+    if "max_new_tokens" not in given.generation.model_fields_set:
+        longest = int(columns_of(setup.features["train"]).num_supervised().max())
+        most = max(1, min(longest + longest // 4 + 1, facts.context_tokens // 2))
+        why = f"the longest training answer has {longest} tokens"
+        decisions.append(Decision("generation.max_new_tokens", most, why))
+        settings = settings.model_copy(update={"max_new_tokens": most})
+        setup = replace(setup, recipe=setup.recipe.model_copy(update={"generation": settings}))
+    most_read = min(setup.limit.max_tokens, facts.context_tokens - settings.max_new_tokens)
+    for name in ("validation", "test"):
+        for each in setup.features[name]:
+            num_tokens = len(each.token_ids) - each.num_supervised
+            if num_tokens > most_read and setup.limit.policy == "error":
+                raise DataError(
+                    f"{each.place}: {num_tokens} tokens, but only {most_read} fit beside an answer of up to "
+                    f"{settings.max_new_tokens} tokens. Choose `--set data.over_length=truncate`, or lower "
+                    "`generation.max_new_tokens`."
+                )
+    return setup, decisions
 
 
 def _fitted_into_memory(setup: Setup, facts: ModelFacts) -> tuple[Setup, list[Decision]]:

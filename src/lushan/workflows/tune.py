@@ -120,7 +120,7 @@ def tune(
     if run.predictions("after") is None:
         with run.clock("after_evaluation"):
             tell(f"After: asking the tuned model about {len(setup.parts.test):,} test rows.")
-            run.save_predictions("after", predictor.predict(setup.parts.test))
+            run.save_predictions("after", predictor.examine(setup.parts.test))
     del predictor  # the tuned and the untouched model are never in memory together
     _ask_before(run, setup, tell=tell)
     if setup.recipe.baselines:
@@ -322,7 +322,14 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
         )
     num_weights = trained_parts(backbone.model)
     tell(f"Training {num_weights['trained']:,} weights; {num_weights['frozen']:,} stay frozen.")
-    return Predictor(backbone, setup.task, setup.state, recipe.answer, setup.limit)
+    return Predictor(
+        backbone,
+        setup.task,
+        setup.state,
+        recipe.answer,
+        setup.limit,
+        generation=recipe.generation,
+    )
 
 
 def _frozen_states(setup: Setup, backbone: Backbone, *, tell: Tell) -> FrozenStates | None:
@@ -394,7 +401,7 @@ def train(
         backbone.frozen = _frozen_states(setup, backbone, tell=tell)
     frozen_seconds = time.perf_counter() - started
     torch.manual_seed(recipe.seed + team.place[0])  # dropout
-    asked = _asked(setup, backbone.tokenizer, tell=tell)
+    asked = _asked(setup, predictor, tell=tell)
     evaluate = partial(_evaluate, setup, predictor, asked, clock)
 
     def loss(batch: Batch) -> LossSum:
@@ -422,9 +429,10 @@ def train(
     return fitted
 
 
-def _asked(setup: Setup, tokenizer: Tokenizer, *, tell: Tell) -> Sequence[Features]:
+def _asked(setup: Setup, predictor: Predictor, *, tell: Tell) -> Sequence[Features]:
     """Give the validation rows as the model is asked about them, for all evaluations."""
-    encoder = Encoder(setup.task, setup.state, tokenizer, setup.recipe.answer, setup.limit)
+    tokenizer, limit = predictor.backbone.tokenizer, predictor.asked_limit
+    encoder = Encoder(setup.task, setup.state, tokenizer, setup.recipe.answer, limit)
     cache = open_cache(setup.recipe)
     features = encode(setup.parts.validation, encoder, with_target=False, cache=cache)
     for note in cache.notes:
@@ -437,7 +445,7 @@ def _evaluate(
 ) -> Evaluated:
     with clock():
         examples = setup.parts.validation
-        predictions = predictor.predict(examples, features=features)
+        predictions = predictor.examine(examples, features=features)
         scores = setup.task.score(predictions, examples, setup.state)
         loss = scores.details.get("log_loss")
         if loss is None:
@@ -459,4 +467,5 @@ def meaning_of(setup: Setup, backbone: Backbone, *, base_digest: str) -> TunedMo
         base_model=recipe.model.name,
         base_digest=base_digest,
         tokenizer_fingerprint=backbone.tokenizer.fingerprint,
+        generation=recipe.generation,
     )

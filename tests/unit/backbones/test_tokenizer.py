@@ -239,9 +239,32 @@ def test_chat_is_written_as_transformers_writes_it(
     assert Tokenizer.load(folder).render_chat(MESSAGES, add_generation_prompt=prompt) == theirs
 
 
-def test_chat_with_a_base_model_is_refused(tiny_folder: MakeTiny) -> None:
-    with pytest.raises(ModelError, match="no chat template"):
-        Tokenizer.load(tiny_folder("llama")).render_chat(MESSAGES)
+def test_base_model_gets_a_plain_template_which_is_saved_once_it_was_used(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.load(tiny_folder("llama"))
+    (tmp_path / "unused").mkdir()
+    tokenizer.save(tmp_path / "unused")
+    stop = tokenizer._token(tokenizer.stop_id)
+    turns = [*MESSAGES[:1], {"role": "assistant", "content": "Hello."}]
+    assert tokenizer.render_chat(turns, add_generation_prompt=False).endswith(
+        f"\n\nAssistant: Hello.{stop}\n\n"
+    )
+    (tmp_path / "used").mkdir()
+    tokenizer.save(tmp_path / "used")
+    assert not (tmp_path / "unused" / "chat_template.jinja").exists()
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "used").apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True
+    )
+    assert Tokenizer.load(tmp_path / "used").render_chat(turns) == theirs
+    assert theirs.endswith("Assistant:")
+
+
+def test_special_token_in_a_text_is_found(tiny_folder: MakeTiny) -> None:
+    tokenizer = Tokenizer.load(tiny_folder("llama"))
+    stop = tokenizer._token(tokenizer.stop_id)
+    assert tokenizer.find_special(f"a {stop} b") == stop
+    assert tokenizer.find_special("a b") is None
 
 
 def test_chat_template_may_refuse(tiny_folder: MakeTiny, tmp_path: Path) -> None:

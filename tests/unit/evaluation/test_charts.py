@@ -6,12 +6,16 @@ import re
 import pytest
 
 from lushan.evaluation import charts
+from lushan.evaluation.measures import measure
 
 STEPS = [{"step": step, "loss": 2.0 / step} for step in range(1, 1_001)]
 VALIDATION = [
     {"epoch": 1, "step": 500, "score": 0.7, "loss": 0.4},
     {"epoch": 2, "step": 1_000, "score": 0.9, "loss": 0.3},
 ]
+
+
+SHOWN = measure("accuracy")
 
 
 def _points(path: str) -> list[tuple[float, float]]:
@@ -40,7 +44,7 @@ def test_scale_places_values_in_percent_and_keeps_them_inside() -> None:
 
 def test_score_axis_holds_every_interval_and_stays_a_fraction() -> None:
     scores = [{"value": 0.97, "low": 0.95, "high": 0.99}, {"value": 0.6, "low": 0.55, "high": 0.64}]
-    scale, ticks = charts.score_scale(scores)
+    scale, ticks = charts.score_scale(scores, SHOWN)
     assert scale.low <= 0.55
     assert 0.99 <= scale.high <= 1
     assert [tick.text for tick in ticks] == ["50", "60", "70", "80", "90", "100"]
@@ -48,7 +52,7 @@ def test_score_axis_holds_every_interval_and_stays_a_fraction() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_score_axis_of_one_value_has_a_width(value: float) -> None:
-    scale, ticks = charts.score_scale([{"value": value, "low": value, "high": value}])
+    scale, ticks = charts.score_scale([{"value": value, "low": value, "high": value}], SHOWN)
     assert 0 <= scale.low < scale.high <= 1
     assert len(ticks) >= 2
 
@@ -78,11 +82,11 @@ def test_a_loss_that_is_not_finite_is_left_out() -> None:
 
 def test_no_steps_no_curve() -> None:
     assert charts.loss_panel([], VALIDATION) is None
-    assert charts.score_panel([], best_epoch=None) is None
+    assert charts.score_panel([], SHOWN, best_epoch=None) is None
 
 
 def test_best_epoch_is_marked() -> None:
-    panel = charts.score_panel(VALIDATION, best_epoch=1, last_step=1_000)
+    panel = charts.score_panel(VALIDATION, SHOWN, best_epoch=1, last_step=1_000)
     assert panel is not None
     assert panel.best_x == 50
     assert [(dot.text, dot.is_best) for dot in panel.dots] == [("70.0", True), ("90.0", False)]
@@ -91,6 +95,20 @@ def test_best_epoch_is_marked() -> None:
 
 def test_best_of_several_evaluations_in_one_epoch_is_marked() -> None:
     twice = [*VALIDATION, {"epoch": 2, "step": 1_500, "score": 0.95, "loss": 0.3}]
-    panel = charts.score_panel(twice, best_epoch=2)
+    panel = charts.score_panel(twice, SHOWN, best_epoch=2)
     assert panel is not None
     assert [dot.is_best for dot in panel.dots] == [False, False, True]
+
+
+def test_axis_of_another_scale_is_written_in_it_and_keeps_its_ends() -> None:
+    scores = [
+        {"value": -1.5, "low": -1.62, "high": -1.41},
+        {"value": -2.5, "low": -2.6, "high": -2.4},
+    ]
+    scale, ticks = charts.score_scale(scores, measure("answer_log_likelihood"))
+    assert scale.low <= -2.6
+    assert scale.high >= -1.41
+    assert all(re.fullmatch("\u2212[0-9.]+", tick.text) for tick in ticks)
+    scale, ticks = charts.score_scale([{"value": 99, "low": 97, "high": 99.8}], measure("chrf"))
+    assert 99.8 <= scale.high <= 100
+    assert max(float(tick.text) for tick in ticks) > 1

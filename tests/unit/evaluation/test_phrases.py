@@ -111,9 +111,27 @@ def test_titles_of_systems_come_with_the_results() -> None:
 
 
 def test_right_rows_are_named_by_their_metric() -> None:
-    assert phrases.right_rows({"after": {"f1": {}, "exact_match": {}}}) == "Exact match"
-    assert phrases.right_rows({"after": {"accuracy": {}}}) == "Accuracy"
-    assert phrases.right_rows({"after": {"bleu": {}}}) == "Right rows"
+    rest = {"comparisons": {"before": {"test": "mcnemar"}}}
+    assert phrases.right_rows({"after": {"f1": {}, "exact_match": {}}, **rest}) == "Exact match"
+    assert phrases.right_rows({"after": {"accuracy": {}}, **rest}) == "Accuracy"
+    assert phrases.right_rows({"after": {"f1": {}}, **rest}) == "Right rows"
+    graded = {"comparisons": {"before": {"test": "permutation"}}}
+    assert phrases.right_rows({"after": {"accuracy": {}}, **graded}) == "Row score"
+
+
+def test_headline_of_another_scale_is_written_in_it_and_names_its_test() -> None:
+    after, before = ({"value": x, "low": x - 1, "high": x + 1} for x in (36.25, 12.5))
+    compared = {"p_value": 1e-4, "wins": 9, "losses": 1, "test": "permutation"}
+    results = {
+        "main_metric": "chrf",
+        "after": {"chrf": after},
+        "before": {"chrf": before},
+        "comparisons": {"before": compared},
+        "num_examples": {"test": 10},
+    }
+    assert phrases.headline(results).sentence == (
+        "chrF rose from 12.5 to 36.2 (95\u00a0% interval 35.2 to 37.2; p < 0.001, paired permutation test; 10 test rows)."
+    )
 
 
 def test_spans_are_shown_with_their_labels() -> None:
@@ -126,6 +144,7 @@ def test_names_are_for_people() -> None:
     assert phrases.metric_name("macro_f1") == "Macro F1"
     assert phrases.inline("Macro F1") == "macro F1"
     assert phrases.inline("F1") == "F1"
+    assert phrases.inline("ROUGE-L") == "ROUGE-L"
     assert phrases.system_name("zero_shot") == "Untouched model, zero-shot"
     assert phrases.answer_text(()) == "no label"
     assert phrases.answer_text(("a", "b")) == "a, b"

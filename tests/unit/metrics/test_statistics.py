@@ -9,10 +9,14 @@ from scipy import stats
 from lushan.metrics.statistics import (
     accuracy,
     accuracy_difference,
+    are_graded,
     holm,
     mcnemar,
+    mean_interval,
+    paired_test,
     percentile_interval,
     resample,
+    sign_flip,
 )
 
 
@@ -120,3 +124,39 @@ def test_accuracy_is_the_share_of_right_rows_with_an_interval_near_the_normal_on
 def test_accuracy_of_no_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="No rows"):
         accuracy([], seed=0)
+
+
+def test_flipped_signs_give_the_p_value_of_scipy() -> None:
+    generator = np.random.default_rng(1)
+    for shift in (0.0, 0.02, 0.06):
+        first = generator.random(60) * 0.5
+        second = first + generator.normal(shift, 0.1, size=60)
+        expected = stats.permutation_test(
+            (second - first,), lambda x, axis: np.mean(x, axis=axis), permutation_type="samples",
+            n_resamples=20_000, vectorized=True, rng=3,
+        ).pvalue  # fmt: skip
+        found = sign_flip(first.tolist(), second.tolist(), seed=0)
+        assert found.p_value == pytest.approx(expected, abs=0.02)
+        assert found.wins == (second > first).sum()
+        assert found.wins + found.losses == 60
+
+
+def test_right_and_wrong_rows_are_tested_exactly_and_graded_ones_by_flips() -> None:
+    first, second = _paired(10, 2)
+    assert paired_test(first, second, seed=0) == mcnemar(first, second)
+    graded = [0.5 * each for each in first]
+    assert are_graded(graded)
+    assert not are_graded(first, second, [1.0, 0.0])
+    assert paired_test(graded, second, seed=0) == sign_flip(graded, second, seed=0)
+    assert paired_test(graded, graded, seed=0).p_value == 1.0
+
+
+def test_mean_of_graded_rows_has_the_interval_of_scipy() -> None:
+    values = np.random.default_rng(4).beta(2, 5, size=150)
+    expected = stats.bootstrap((values,), np.mean, method="percentile", rng=1).confidence_interval
+    found = mean_interval(values.tolist(), seed=0)
+    assert found.value == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.004)
+    assert accuracy(values.tolist(), seed=0) == found
+    change = accuracy_difference([0.0] * 150, values.tolist(), seed=0)
+    assert (change.low, change.high) == pytest.approx((expected.low, expected.high), abs=0.004)

@@ -1,0 +1,451 @@
+"""Chat: answer as an assistant, in conversations of any number of turns.
+
+Columns: `messages`, a list of objects with `role` (`system`, `user`, `assistant`, `tool`) and `content`, of which the last
+is the assistant's; `tools` (a list) where some may be called. A message of the assistant with `weight` 0 is read, but not
+learned. The forms of ShareGPT (`conversations` with `from` and `value`) and Alpaca (`instruction`, `input`, `output`) are
+read too.
+
+The model's own chat template writes the conversation; a base model that has none gets a plain one, which is saved with it.
+The loss is taken on what the assistant says, its stop token included, and on nothing else.
+
+Shapes: N documents, T tokens, D width, K supervised positions.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lushan import text_answers
+from lushan.backbones.encoding import LengthLimit, Window, encode_rendered
+from lushan.backbones.heads import token_log_likelihoods, vocabulary_loss
+from lushan.backbones.inspect import Family
+from lushan.backbones.load import AnswerLayer, Backbone
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.data.columns import Columns
+from lushan.errors import DataError, ModelError, SettingError
+from lushan.metrics import dialogue as metrics
+from lushan.records import (
+    AnswerMode,
+    Batch,
+    Example,
+    Features,
+    LossSum,
+    Prediction,
+    Rendered,
+    Row,
+    Scores,
+    TaskState,
+    content_id,
+)
+from lushan.tasks import Outputs, Preparation, Untuned, Wording
+
+_ROLES = ("system", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
+_KEPT = ("role", "content", "weight", "name", "tool_calls", "tool_call_id")
+
+Message = Mapping[str, Any]
+
+
+class Task:
+    """Dialogue, written by the model.
+
+    Columns: `messages` (the conversation, the assistant's answer last), `tools`; or those of ShareGPT or Alpaca.
+    """
+
+    columns = Columns(
+        required=("messages",),
+        optional=("tools",),
+        guesses={"messages": ("dialogue", "dialog", "turns")},
+        others=(
+            Columns(required=("conversations",), optional=("system", "tools")),
+            Columns(
+                required=("instruction", "output"),
+                optional=("input", "system"),
+                guesses={"output": ("response", "answer"), "input": ("context",)},
+            ),
+        ),
+    )
+    answers: tuple[AnswerMode, ...] = ("generate",)
+    settings = frozenset({"num_shots", "instruction"})
+    writes = True
+    untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
+    baselines: tuple[str, ...] = ()
+    wording = Wording(
+        pipeline_tag="text-generation",
+        use="Answering in conversations like those it was trained on.",
+        label="answer",
+        counted="conversations",
+    )
+
+    def read(self, row: Row, *, multi_label: bool = False, needs_target: bool = True) -> Example:
+        """Check one row, in any of its forms.
+
+        Raises:
+            DataError: If there is no conversation, a message has no role or content, or the last is not the assistant's.
+        """
+        messages = _in_one_form(row)
+        target = None
+        if messages[-1]["role"] == "assistant":
+            target = messages[-1]["content"]
+            last_weight = messages[-1].get("weight", 1)
+            messages = messages[:-1]
+            if needs_target and not last_weight:
+                raise DataError(
+                    f"{row.place}: the last message has `weight` 0, but it is the answer that is learned. Take the row "
+                    "or its last turn out."
+                )
+        elif needs_target:
+            raise DataError(
+                f"{row.place}: the last message must be the assistant's, got `{messages[-1]['role']}`."
+            )
+        if not any(each["role"] in ("user", "tool") for each in messages):
+            raise DataError(f"{row.place}: nobody has said anything that could be answered.")
+        extra: dict[str, Any] = {"messages": messages}
+        if tools := row.values.get("tools"):
+            if not isinstance(tools, list | tuple):
+                raise DataError(f"{row.place}: column `tools` must hold a list, got {tools!r}.")
+            extra["tools"] = list(tools)
+        text = "\n".join(f"{each['role']}: {each['content']}" for each in messages)
+        if not needs_target:
+            return Example(content_id(text, extra), text, None, row.place, extra, ())
+        return Example(content_id(text, extra, target), text, target, row.place, extra, ())
+
+    def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
+        """The vocabulary."""
+        return text_answers.vocabulary_layer("dialogue", answer)
+
+    def notes(self, examples: Sequence[Example]) -> list[str]:
+        """Nothing beside what every task tells."""
+        return []
+
+    def prepare(
+        self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
+    ) -> TaskState:
+        """Draw the worked examples; the template's stop token alone ends an answer."""
+        return replace(text_answers.learn_to_write(examples, preparation), stop_strings=())
+
+    def render(
+        self,
+        example: Example,
+        state: TaskState,
+        *,
+        answer: AnswerMode,
+        with_target: bool,
+        shots: Sequence[Example] = (),
+    ) -> list[Rendered]:
+        """Who said what; `encode` writes it as the model's chat template does."""
+        messages = _conversation(example, state, with_target=with_target, shots=shots)
+        return [Rendered("\n".join(f"{each['role']}: {each['content']}" for each in messages))]
+
+    def encode(
+        self,
+        examples: Sequence[Example],
+        state: TaskState,
+        tokenizer: Tokenizer,
+        *,
+        answer: AnswerMode,
+        limit: LengthLimit,
+        with_target: bool,
+        shots: Sequence[Example] = (),
+    ) -> list[Features]:
+        """One document a conversation; what the assistant says is supervised.
+
+        Raises:
+            DataError: If a conversation is too long and the policy is `error`, or holds one of the model's special tokens.
+            ModelError: If the chat template writes earlier turns anew when a later one comes.
+        """
+        if limit.policy == "window":
+            raise SettingError(
+                "`data.over_length=window`: each window would be given an answer of its own. Use `truncate`, which "
+                "leaves out the oldest turns, or `error`."
+            )
+        features: list[Features] = []
+        for index, example in enumerate(examples):
+            messages = _conversation(example, state, with_target=with_target, shots=shots)
+            chat = _Chat(tokenizer, example.extra.get("tools"), example.place)
+            window, spans, num_cut = _fitted(chat, messages, with_target=with_target, limit=limit)
+            positions = _positions(window, spans) if with_target else None
+            features.append(
+                Features(
+                    token_ids=window.token_ids,
+                    place=example.place,
+                    example_index=index,
+                    positions=positions,
+                    num_cut_tokens=num_cut,
+                )
+            )
+        return features
+
+    def candidates(self, state: TaskState) -> list[str]:
+        """None: any text may be written."""
+        return []
+
+    def loss(
+        self, backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float
+    ) -> LossSum:
+        """Cross-entropy of what the assistant says."""
+        hidden_KD, targets_K = _supervised(backbone, batch)
+        weights_K = torch.ones(len(targets_K), device=hidden_KD.device)
+        total = vocabulary_loss(backbone.plain_model, hidden_KD, targets_K, weights_K)
+        return LossSum(total, len(targets_K))
+
+    def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
+        """How likely it is that the assistant says what it does in the data; (2,) each."""
+        hidden_KD, targets_K = _supervised(backbone, batch)
+        logs_K = token_log_likelihoods(backbone.plain_model, hidden_KD, targets_K)
+        return text_answers.sums_per_document(logs_K, batch)
+
+    def decode(
+        self,
+        outputs: Outputs,
+        features: Sequence[Features],
+        examples: Sequence[Example],
+        state: TaskState,
+        *,
+        answer: AnswerMode,
+    ) -> list[Prediction]:
+        """What was written."""
+        return text_answers.decode_written(outputs, examples)
+
+    def score(
+        self,
+        predictions: Sequence[Prediction],
+        examples: Sequence[Example],
+        state: TaskState,
+        *,
+        seed: int = 0,
+    ) -> Scores:
+        """How likely the answers in the data are first, per token; and how varied and long the written ones are."""
+        answers = [str(each.answer) for each in predictions]
+        found = metrics.score(answers, text_answers.truths(predictions), seed=seed)
+        return Scores(
+            main_metric="answer_log_likelihood",
+            metrics=found.metrics,
+            correct=found.row_scores,
+            details=text_answers.details(predictions),
+        )
+
+    def sample_rows(self) -> list[Row]:
+        """Six short conversations."""
+        samples = (
+            ("When do you open?", "We open at nine."),
+            ("Is there a table for two tonight?", "Yes, at eight. Shall I book it?"),
+            ("Do you have vegan food?", "Yes, three dishes."),
+            ("Where can I park?", "Behind the house, for free."),
+            ("May I bring my dog?", "Of course, dogs are welcome."),
+            ("How do I get there?", "Take bus 5 to the market."),
+        )
+        return [
+            Row(
+                {
+                    "messages": [
+                        {"role": "user", "content": "Hello!"},
+                        {"role": "assistant", "content": "Good day."},
+                        {"role": "user", "content": question},
+                        {"role": "assistant", "content": reply},
+                    ]
+                },
+                "samples",
+                number,
+            )
+            for number, (question, reply) in enumerate(samples, start=1)
+        ]
+
+
+def _in_one_form(row: Row) -> list[dict[str, Any]]:
+    """Give the conversation of any form as messages.
+
+    Raises:
+        DataError: If it is none.
+    """
+    values = row.values
+    system = [{"role": "system", "content": values["system"]}] if values.get("system") else []
+    if values.get("instruction") is not None:
+        asked = text_answers.read_text(row, "instruction")
+        more = values.get("input")
+        content = f"{asked}\n\n{more}" if isinstance(more, str) and more.strip() else asked
+        found: Any = [*system, {"role": "user", "content": content}]
+        if values.get("output") not in (None, ""):
+            reply = text_answers.read_text(row, "output")
+            found.append({"role": "assistant", "content": reply})
+    elif values.get("conversations") is not None:
+        turns = _listed(row, "conversations")
+        found = [*system, *(_from_sharegpt(turn) for turn in turns)]
+    else:
+        found = _listed(row, "messages")
+    return [_read_message(row, number, each) for number, each in enumerate(found, start=1)]
+
+
+def _listed(row: Row, name: str) -> Sequence[Any]:
+    value = row.values.get(name)
+    if not isinstance(value, list | tuple) or not value:
+        raise DataError(
+            f"{row.place}: column `{name}` must hold a list of messages, got {value!r}."
+        )
+    return value
+
+
+def _from_sharegpt(turn: object) -> object:
+    if not isinstance(turn, Mapping):
+        return turn
+    speaker = turn.get("from")
+    role = _SHAREGPT_ROLES.get(str(speaker), speaker)
+    kept = {name: turn[name] for name in ("weight", "tool_calls") if name in turn}
+    return {"role": role, "content": turn.get("value"), **kept}
+
+
+def _read_message(row: Row, number: int, message: object) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
+        raise DataError(
+            f"{row.place}: message {number} must be an object with a `role` ({', '.join(_ROLES)}) and `content`, "
+            f"got {str(message)[:200]}."
+        )
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        content = ""
+    if not isinstance(content, str) or not (content.strip() or message.get("tool_calls")):
+        raise DataError(f"{row.place}: message {number} has no text in `content`, got {content!r}.")
+    return {name: message[name] for name in _KEPT if name in message} | {"content": content}
+
+
+def _conversation(
+    example: Example, state: TaskState, *, with_target: bool, shots: Sequence[Example]
+) -> list[dict[str, Any]]:
+    """Give all messages: what the system says, worked examples as earlier turns, the conversation, its answer."""
+    messages: list[dict[str, Any]] = list(example.extra.get("messages", ()))
+    system = [each for each in messages[:1] if each["role"] == "system"]
+    messages = messages[len(system) :]
+    if state.instruction is not None:
+        system = [{"role": "system", "content": state.instruction}]
+    earlier = [
+        {**each, "weight": 0}
+        for shot in shots
+        for each in (
+            *(each for each in shot.extra["messages"] if each["role"] != "system"),
+            {"role": "assistant", "content": shot.target},
+        )
+    ]
+    last = [{"role": "assistant", "content": example.target}] if with_target else []
+    return [*system, *earlier, *messages, *last]
+
+
+class _Chat(NamedTuple):
+    """How the conversations of one row are written."""
+
+    tokenizer: Tokenizer
+    tools: Sequence[Any] | None
+    place: str
+
+    def write(self, messages: Sequence[Message], *, ask: bool) -> str:
+        """Write messages as the chat template does; with `ask`, up to where the assistant begins."""
+        try:
+            return self.tokenizer.render_chat(messages, tools=self.tools, add_generation_prompt=ask)
+        except ModelError as error:
+            raise DataError(f"{self.place}: {error}") from None
+
+
+def _fitted(
+    chat: _Chat, messages: Sequence[Message], *, with_target: bool, limit: LengthLimit
+) -> tuple[Window, list[tuple[int, int]], int]:
+    """Tokenise a conversation; under `truncate` the oldest turns are left out until it fits, the system's never.
+
+    Returns:
+        The tokens, the characters of the written conversation that are supervised, and the number of tokens left out.
+
+    Raises:
+        DataError: If it is too long under `error`, or its last turn is by itself.
+    """
+    _refuse_special_tokens(chat, messages)
+    num_system = 1 if messages[0]["role"] == "system" else 0
+    num_tokens = 0
+    for first in range(num_system, len(messages)):
+        kept = [*messages[:num_system], *messages[first:]]
+        text = chat.write(kept, ask=not with_target)
+        spans = _spans(chat, kept, text) if with_target else []
+        text = text[: spans[-1][1]] if spans else text
+        rendered = Rendered(
+            text,
+            cuttable=_content_range(text, kept, num_system),
+            cuts_start=True,
+            uncut="The last turn",
+        )
+        try:
+            ((window,),) = encode_rendered(
+                [rendered], chat.tokenizer, limit=limit, places=[chat.place]
+            )
+        except DataError:
+            if limit.policy == "error" or first + 1 + with_target >= len(messages):
+                raise
+            num_tokens = num_tokens or len(chat.tokenizer.encode([text])[0].ids)
+            continue
+        num_tokens = num_tokens or len(window.token_ids) + window.num_cut_tokens
+        return window, spans, num_tokens - len(window.token_ids)
+    raise AssertionError("a conversation has messages")
+
+
+def _refuse_special_tokens(chat: _Chat, messages: Sequence[Message]) -> None:
+    """A text that holds `<|im_end|>` or its like could speak for somebody else."""
+    for each in messages:
+        if found := chat.tokenizer.find_special(each["content"]):
+            raise DataError(
+                f"{chat.place}: a message holds `{found}`, which this model takes for a mark of its own. Take it out."
+            )
+
+
+def _content_range(text: str, messages: Sequence[Message], num_system: int) -> tuple[int, int]:
+    """Where the first message after the system's stands; its start may be cut."""
+    start = 0
+    content = ""
+    for message in messages[: num_system + 1]:
+        start += len(content)
+        content = message["content"].strip()
+        start = text.find(content, start)
+        if start < 0:  # a template that changes what it writes
+            return (0, 0)
+    return (start, start + len(content))
+
+
+def _spans(chat: _Chat, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
+    """Where the assistant speaks, with what ends its turn; turns of weight 0 left out.
+
+    Raises:
+        ModelError: If the template writes earlier turns anew when a later one comes.
+    """
+    spans: list[tuple[int, int]] = []
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant" or not message.get("weight", 1):
+            continue
+        before = chat.write(messages[:number], ask=True)
+        until = chat.write(messages[: number + 1], ask=False)
+        if not (until.startswith(before) and text.startswith(until.rstrip())):
+            raise ModelError(
+                f"{chat.place}: this model's chat template writes a turn in another way once others follow, so that "
+                "not every turn can be learned as it is asked. Give the earlier turns of the assistant `weight` 0."
+            )
+        spans.append((len(before), len(until.rstrip())))
+    return spans
+
+
+def _positions(window: Window, spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Tokens whose next token is supervised."""
+    starts = [start for start, _ in spans]
+    found: list[int] = []
+    for index, (start, end) in enumerate(window.offsets):
+        place = bisect_right(starts, end - 1) - 1
+        if index and end > start and place >= 0 and start < spans[place][1]:
+            found.append(index - 1)
+    return tuple(found)
+
+
+def _supervised(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Hidden states of the positions whose next token is supervised, (K, D), and those tokens, (K,)."""
+    places_K = torch.cat([
+        torch.tensor(each.positions) + start
+        for start, each in zip(batch.first_N.tolist(), batch.features, strict=True)
+    ]).to(batch.token_ids_1T.device)
+    hidden_TD = backbone.hidden_states(batch)
+    return hidden_TD[places_K], batch.token_ids_1T[0, places_K + 1]

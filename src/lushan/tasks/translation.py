@@ -1,0 +1,256 @@
+"""Translate a text: from one language to another, in any number of pairs of languages.
+
+Columns: `source`, `target`, and `source_lang` and `target_lang` (such as `en` and `de`) where they are known; they are told
+to the model, so that one model learns several directions.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from lushan import text_answers
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.inspect import Family
+from lushan.backbones.load import AnswerLayer, Backbone
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.data.columns import Columns
+from lushan.errors import DataError
+from lushan.metrics import translation as metrics
+from lushan.records import (
+    AnswerMode,
+    Batch,
+    Example,
+    Features,
+    LossSum,
+    Prediction,
+    Rendered,
+    Row,
+    Scores,
+    TaskState,
+    content_id,
+)
+from lushan.tasks import Outputs, Preparation, Untuned, Wording
+
+_LANGUAGES = {
+    "ar": "Arabic",
+    "cs": "Czech",
+    "da": "Danish",
+    "de": "German",
+    "el": "Greek",
+    "en": "English",
+    "es": "Spanish",
+    "fi": "Finnish",
+    "fr": "French",
+    "he": "Hebrew",
+    "hi": "Hindi",
+    "hu": "Hungarian",
+    "id": "Indonesian",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "nl": "Dutch",
+    "no": "Norwegian",
+    "pl": "Polish",
+    "pt": "Portuguese",
+    "ro": "Romanian",
+    "ru": "Russian",
+    "sv": "Swedish",
+    "th": "Thai",
+    "tr": "Turkish",
+    "uk": "Ukrainian",
+    "vi": "Vietnamese",
+    "zh": "Chinese",
+}
+"""Names that a model knows better than their codes; a language of another name is told as it is written."""
+
+
+class Task:
+    """Translation, written by the model.
+
+    Columns: `source` (the text), `target` (its translation), `source_lang`, `target_lang` (their languages).
+    """
+
+    columns = Columns(
+        required=("source", "target"),
+        optional=("source_lang", "target_lang"),
+        guesses={
+            "source": ("src", "original", "source_text"),
+            "target": ("tgt", "translation", "target_text"),
+            "source_lang": ("src_lang", "source_language"),
+            "target_lang": ("tgt_lang", "target_language"),
+        },
+    )
+    answers: tuple[AnswerMode, ...] = ("generate",)
+    settings = frozenset({"num_shots", "instruction"})
+    writes = True
+    untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
+    baselines: tuple[str, ...] = ("copied_source", "nearest_answer")
+    wording = Wording(
+        pipeline_tag="translation",
+        use="Translating texts like those it was trained on, between the same languages.",
+        label="translation",
+        counted="texts",
+    )
+
+    def read(self, row: Row, *, multi_label: bool = False, needs_target: bool = True) -> Example:
+        """Check one row.
+
+        Raises:
+            DataError: If the text is missing, or its translation is although it is needed, or a language is no text.
+        """
+        source = text_answers.read_text(row, "source")
+        languages = {
+            name: _read_language(row, name)
+            for name in ("source_lang", "target_lang")
+            if row.values.get(name) not in (None, "")
+        }
+        if row.values.get("target") in (None, "") and not needs_target:
+            return Example(content_id(source, languages), source, None, row.place, languages, ())
+        target = text_answers.read_text(row, "target")
+        return Example(
+            content_id(source, languages, target), source, target, row.place, languages, ()
+        )
+
+    def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
+        """The vocabulary."""
+        return text_answers.vocabulary_layer("translation", answer)
+
+    def notes(self, examples: Sequence[Example]) -> list[str]:
+        """Whether the languages are known."""
+        if all("target_lang" in each.extra for each in examples):
+            return []
+        return [
+            "No column `target_lang` in some rows: the model is not told into which language it translates."
+        ]
+
+    def prepare(
+        self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
+    ) -> TaskState:
+        """Draw the worked examples, and learn where a translation ends."""
+        return text_answers.learn_to_write(examples, preparation)
+
+    def render(
+        self,
+        example: Example,
+        state: TaskState,
+        *,
+        answer: AnswerMode,
+        with_target: bool,
+        shots: Sequence[Example] = (),
+    ) -> list[Rendered]:
+        """The two languages, the text and the word that asks for the translation."""
+        return [
+            text_answers.render_prompt(
+                Rendered(example.text, cuttable=(0, len(example.text))),
+                opening=_instruction(example, state),
+                shots=[(shot.text, f" {shot.target}") for shot in shots],
+                question="Translation:",
+                answer=f" {example.target}" if with_target else None,
+            )
+        ]
+
+    def encode(
+        self,
+        examples: Sequence[Example],
+        state: TaskState,
+        tokenizer: Tokenizer,
+        *,
+        answer: AnswerMode,
+        limit: LengthLimit,
+        with_target: bool,
+        shots: Sequence[Example] = (),
+    ) -> list[Features]:
+        """One document a row; the translation's tokens are supervised.
+
+        Raises:
+            DataError: If a text is too long and the policy is `error`.
+        """
+        rendered = [
+            self.render(each, state, answer=answer, with_target=with_target, shots=shots)[0]
+            for each in examples
+        ]
+        return text_answers.encode_text(rendered, examples, tokenizer, limit=limit)
+
+    def candidates(self, state: TaskState) -> list[str]:
+        """None: any text may be written."""
+        return []
+
+    def loss(
+        self, backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float
+    ) -> LossSum:
+        """Cross-entropy of the translation's tokens."""
+        return text_answers.answer_loss(backbone, backbone.hidden_states(batch), batch)
+
+    def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
+        """How likely the translation in the data is; (2,) each."""
+        return text_answers.truth_likelihoods(backbone, batch)
+
+    def decode(
+        self,
+        outputs: Outputs,
+        features: Sequence[Features],
+        examples: Sequence[Example],
+        state: TaskState,
+        *,
+        answer: AnswerMode,
+    ) -> list[Prediction]:
+        """What was written."""
+        return text_answers.decode_written(outputs, examples)
+
+    def score(
+        self,
+        predictions: Sequence[Prediction],
+        examples: Sequence[Example],
+        state: TaskState,
+        *,
+        seed: int = 0,
+    ) -> Scores:
+        """First chrF, then BLEU, as sacrebleu counts them; a row's score is its sentence chrF."""
+        truth = [str(each.target) for each in examples]
+        answers = [str(each.answer) for each in predictions]
+        languages = [each.extra.get("target_lang") for each in examples]
+        found = metrics.score(truth, answers, languages=languages, seed=seed)
+        return Scores(
+            main_metric="chrf",
+            metrics={**found.metrics, **text_answers.likelihoods(predictions, seed=seed)},
+            correct=found.row_scores,
+            details={**text_answers.details(predictions), "signatures": found.signatures},
+        )
+
+    def sample_rows(self) -> list[Row]:
+        """Six short sentences, from English to German."""
+        samples = (
+            ("The door is open.", "Die T\u00fcr ist offen."),
+            ("I drink a glass of water.", "Ich trinke ein Glas Wasser."),
+            ("Two dogs run over a field.", "Zwei Hunde laufen \u00fcber ein Feld."),
+            ("She reads a book.", "Sie liest ein Buch."),
+            ("We are going home.", "Wir gehen nach Hause."),
+            ("The train is late.", "Der Zug hat Versp\u00e4tung."),
+        )
+        return [
+            Row(
+                {"source": source, "target": target, "source_lang": "en", "target_lang": "de"},
+                "samples",
+                number,
+            )
+            for number, (source, target) in enumerate(samples, start=1)
+        ]
+
+
+def _read_language(row: Row, name: str) -> str:
+    value = row.values[name]
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{row.place}: column `{name}` must name a language, got {value!r}.")
+    return value.strip()
+
+
+def _instruction(example: Example, state: TaskState) -> str:
+    if state.instruction is not None:
+        return f"{state.instruction}\n\n"
+    source, target = (example.extra.get(name) for name in ("source_lang", "target_lang"))
+    start = f" from {_language(source)}" if source else ""
+    end = f" to {_language(target)}" if target else ""
+    return f"Translate{start}{end}.\n\n" if start or end else "Translate the text.\n\n"
+
+
+def _language(name: str) -> str:
+    """`de` or `de-AT` -> `German`."""
+    return _LANGUAGES.get(name.lower().replace("_", "-").partition("-")[0], name)

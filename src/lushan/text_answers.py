@@ -1,0 +1,216 @@
+"""What tasks share whose answer is a text that the model writes: prompt, targets, loss, where an answer ends.
+
+Shapes: N documents, T tokens, D width, K supervised positions.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lushan.backbones.encoding import LengthLimit, encode_rendered
+from lushan.backbones.heads import token_log_likelihoods, vocabulary_loss
+from lushan.backbones.load import AnswerLayer, Backbone
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.errors import DataError, SettingError
+from lushan.metrics.dialogue import likelihood_metrics
+from lushan.records import (
+    AnswerMode,
+    Batch,
+    Example,
+    Features,
+    Interval,
+    LossSum,
+    Prediction,
+    Rendered,
+    Row,
+    TaskState,
+    Written,
+    content_id,
+)
+
+if TYPE_CHECKING:
+    from lushan.tasks import Preparation
+
+_STOP_STRINGS = ("\n", "\n\n", "\n\nText:")
+"""What may follow a written answer, the tightest first; the last begins the next worked example."""
+
+
+def read_text(row: Row, name: str) -> str:
+    """Give a column's text, without the space around it.
+
+    Raises:
+        DataError: If there is none; names the row and the column.
+    """
+    value = row.values.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{row.place}: column `{name}` must hold a text, got {value!r}.")
+    return value.strip()
+
+
+def vocabulary_layer(task: str, answer: AnswerMode) -> AnswerLayer:
+    """The vocabulary.
+
+    Raises:
+        SettingError: If a head is to answer.
+    """
+    if answer != "generate":
+        raise SettingError(
+            f"The task `{task}` writes its answers. Use `--answer generate`, or leave it out."
+        )
+    return AnswerLayer("language")
+
+
+def learn_to_write(examples: Sequence[Example], preparation: Preparation) -> TaskState:
+    """Draw the worked examples, and find out what ends an answer: the shortest break that no training answer holds."""
+    ranked = ((content_id(preparation.seed, each.id), place) for place, each in enumerate(examples))
+    drawn = heapq.nsmallest(preparation.num_shots, ranked)
+    open_breaks = list(_STOP_STRINGS)
+    for each in examples:
+        open_breaks = [mark for mark in open_breaks if mark not in str(each.target)]
+    return TaskState(
+        shots=tuple(examples[place] for _, place in drawn),
+        instruction=preparation.instruction,
+        stop_strings=tuple(open_breaks[:1]),
+    )
+
+
+def render_prompt(
+    text: Rendered,
+    *,
+    opening: str,
+    shots: Sequence[tuple[str, str]],
+    question: str,
+    answer: str | None,
+) -> Rendered:
+    """Write instruction, worked examples and question; and the answer, which is supervised.
+
+    Args:
+        text: What is asked about, and what of it may be cut.
+        opening: The instruction, with the blank line behind it.
+        shots: Text and answer of every worked example.
+        question: Follows every text.
+        answer: With the space before it; None where it is asked for.
+    """
+    prompt = opening + "".join(f"Text: {shown}\n{question}{told}\n\n" for shown, told in shots)
+    start = len(prompt) + len("Text: ")
+    prompt += f"Text: {text.text}\n{question}"
+    asked = replace(
+        text, text=prompt, cuttable=(start + text.cuttable[0], start + text.cuttable[1])
+    )
+    if answer is None:
+        return asked
+    supervised = ((len(prompt), len(prompt) + len(answer)),)
+    return replace(asked, text=prompt + answer, supervised=supervised, ends_with_stop=True)
+
+
+def encode_text(
+    rendered: Sequence[Rendered],
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    *,
+    limit: LengthLimit,
+) -> list[Features]:
+    """Token ids of one document per example; what follows the prompt, if it does, is supervised.
+
+    Raises:
+        SettingError: If a text that is too long is to be read in windows.
+        DataError: If one is too long and the policy is `error`.
+    """
+    if limit.policy == "window":
+        raise SettingError(
+            "`data.over_length=window`: each window would be given an answer of its own. Use `truncate`, which cuts "
+            "the end of the text, or `error`."
+        )
+    places = [each.place for each in examples]
+    windows = encode_rendered(rendered, tokenizer, limit=limit, places=places)
+    return [
+        Features(
+            token_ids=window.token_ids,
+            place=example.place,
+            example_index=index,
+            targets_from=window.targets_from,
+            num_cut_tokens=window.num_cut_tokens,
+        )
+        for index, (example, (window,)) in enumerate(zip(examples, windows, strict=True))
+    ]
+
+
+def _supervised_positions(batch: Batch) -> Tensor:
+    """Index of every supervised token on the token axis; (K,)."""
+    return torch.cat([
+        torch.arange(start + each.targets_from, start + len(each.token_ids))
+        for start, each in zip(batch.first_N.tolist(), batch.features, strict=True)
+    ]).to(batch.token_ids_1T.device)
+
+
+def answer_loss(backbone: Backbone, hidden_TD: Tensor, batch: Batch) -> LossSum:
+    """Cross-entropy of the supervised tokens; only their positions meet the vocabulary."""
+    targets_K = _supervised_positions(batch)
+    weights_K = torch.tensor(
+        [each.weight for each in batch.features for _ in range(each.num_supervised)],
+        device=hidden_TD.device,
+    )
+    total = vocabulary_loss(
+        backbone.plain_model,
+        hidden_TD[targets_K - 1],
+        batch.token_ids_1T[0, targets_K],
+        weights_K,
+    )
+    count = sum(each.weight * each.num_supervised for each in batch.features)
+    return LossSum(total, count)
+
+
+def truth_likelihoods(backbone: Backbone, batch: Batch) -> list[np.ndarray]:
+    """Summed log-probability of the supervised tokens of each document, and their number; (2,) each."""
+    hidden_TD = backbone.hidden_states(batch)
+    targets_K = _supervised_positions(batch)
+    logs_K = token_log_likelihoods(
+        backbone.plain_model, hidden_TD[targets_K - 1], batch.token_ids_1T[0, targets_K]
+    )
+    return sums_per_document(logs_K, batch)
+
+
+def sums_per_document(logs_K: Tensor, batch: Batch) -> list[np.ndarray]:
+    """Sum what was found for supervised tokens over each document, and tell their number; (2,) each."""
+    sizes = [each.num_supervised for each in batch.features]
+    sums = [float(part.double().sum()) for part in logs_K.detach().split(sizes)]
+    return [np.array(pair) for pair in zip(sums, sizes, strict=True)]
+
+
+def decode_written(written: Sequence[Written], examples: Sequence[Example]) -> list[Prediction]:
+    """One prediction per example: what was written, without the space around it."""
+    return [
+        Prediction(example.id, each.text.strip(), log_likelihood=each.log_likelihood)
+        for example, each in zip(examples, written, strict=True)
+    ]
+
+
+def truths(predictions: Sequence[Prediction]) -> list[tuple[float, int]] | None:
+    """Log-probability and tokens of every truth; None where the model was not asked for them, as of a baseline."""
+    found = [
+        (each.truth_log_likelihood, each.num_truth_tokens)
+        for each in predictions
+        if each.truth_log_likelihood is not None
+    ]
+    return found if len(found) == len(predictions) else None
+
+
+def details(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """The tables that a task without labels has none of, and the validation loss: per token of the truth."""
+    found: dict[str, Any] = {"labels": [], "per_class": []}
+    if known := truths(predictions):
+        found["log_loss"] = -sum(total for total, _ in known) / sum(size for _, size in known)
+    return found
+
+
+def likelihoods(predictions: Sequence[Prediction], *, seed: int) -> dict[str, Interval]:
+    """`perplexity` and `answer_log_likelihood` of the truth; nothing where the model was not asked for it."""
+    known = truths(predictions)
+    return likelihood_metrics(known, seed=seed) if known else {}

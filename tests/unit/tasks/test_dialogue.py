@@ -1,0 +1,224 @@
+"""Dialogue: forms of conversations, what is learned of them, and what happens to long ones."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.load import Backbone, load_backbone
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.data.batching import pack
+from lushan.errors import DataError, ModelError
+from lushan.inference.generation_settings import GenerationSettings
+from lushan.inference.predict import Predictor
+from lushan.records import Example, Features, Row, TaskState
+from lushan.tasks.dialogue import Task
+from tests.conftest import MakeTiny
+from tests.generation import plain_model
+
+TASK = Task()
+STATE = TaskState()
+LIMIT = LengthLimit(128)
+TURNS = [
+    {"role": "system", "content": "Be brave."},
+    {"role": "user", "content": "Where is the fox?"},
+    {"role": "assistant", "content": "In the forest."},
+    {"role": "user", "content": "And the soup?"},
+    {"role": "assistant", "content": "Cold again."},
+]
+
+
+def read(messages: Sequence[Any] = TURNS, **values: object) -> Example:
+    return TASK.read(Row({"messages": list(messages), **values}, "a.jsonl", 7))
+
+
+def encode(
+    tokenizer: Tokenizer,
+    example: Example,
+    *,
+    limit: LengthLimit = LIMIT,
+    with_target: bool = True,
+    shots: Sequence[Example] = (),
+) -> Features:
+    (found,) = TASK.encode(
+        [example],
+        STATE,
+        tokenizer,
+        answer="generate",
+        limit=limit,
+        with_target=with_target,
+        shots=shots,
+    )
+    return found
+
+
+def learned(tokenizer: Tokenizer, features: Features) -> str:
+    """What is supervised, with its special tokens."""
+    assert features.positions is not None
+    ids = [features.token_ids[place + 1] for place in features.positions]
+    return tokenizer._raw.decode(ids, skip_special_tokens=False)
+
+
+@pytest.fixture
+def tokenizer(tiny_folder: MakeTiny) -> Tokenizer:
+    return Tokenizer.load(tiny_folder("llama"))
+
+
+@pytest.fixture
+def backbone(tiny_folder: MakeTiny) -> Backbone:
+    return load_backbone(tiny_folder("llama"), purpose="language")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"messages": TURNS},
+        {
+            "system": "Be brave.",
+            "conversations": [
+                {"from": "human", "value": "Where is the fox?"},
+                {"from": "gpt", "value": "In the forest."},
+                {"from": "user", "value": "And the soup?"},
+                {"from": "assistant", "value": "Cold again."},
+            ],
+        },
+    ],
+)
+def test_forms_of_a_conversation_are_read_alike(values: dict[str, Any]) -> None:
+    found = TASK.read(Row(values, "a.jsonl", 7))
+    assert (found.id, found.target, found.extra) == (
+        read().id,
+        "Cold again.",
+        {"messages": TURNS[:-1]},
+    )
+
+
+def test_instruction_and_input_are_one_question() -> None:
+    row = Row({"instruction": "Say it in German.", "input": "a fox", "output": "ein Fuchs"}, "a", 1)
+    assert TASK.read(row).extra["messages"] == [
+        {"role": "user", "content": "Say it in German.\n\na fox"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "must hold a list of messages"),
+        ("hello", "must hold a list of messages"),
+        ([{"role": "robot", "content": "x"}], "message 1 must be an object with a `role`"),
+        ([*TURNS[:3], "x"], "message 4 must be an object"),
+        ([{"role": "user", "content": " "}, TURNS[-1]], "message 1 has no text"),
+        (TURNS[:2], "the last message must be the assistant's, got `user`"),
+        ([TURNS[0], TURNS[-1]], "nobody has said anything"),
+        ([*TURNS[:-1], {**TURNS[-1], "weight": 0}], "the last message has `weight` 0"),
+    ],
+)
+def test_conversation_that_cannot_be_learned_is_refused(messages: Any, message: str) -> None:  # noqa: ANN401
+    with pytest.raises(DataError, match=rf"a\.jsonl, row 7: .*{message}"):
+        TASK.read(Row({"messages": messages}, "a.jsonl", 7))
+
+
+def test_tokens_are_those_of_the_template_in_transformers(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    features = encode(tokenizer, read())
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    ids = theirs.apply_chat_template(TURNS, return_dict=False)
+    assert list(features.token_ids) == ids[: len(features.token_ids)]
+    asked = theirs.apply_chat_template(TURNS[:-1], add_generation_prompt=True, return_dict=False)
+    assert list(encode(tokenizer, read(), with_target=False).token_ids) == asked
+
+
+def test_every_turn_of_the_assistant_is_learned_with_its_end_and_nothing_else(
+    tokenizer: Tokenizer,
+) -> None:
+    stop = tokenizer._token(tokenizer.stop_id)
+    found = learned(tokenizer, encode(tokenizer, read()))
+    assert found == f" In the forest.{stop} Cold again.{stop}"
+    silent = [*TURNS[:2], {**TURNS[2], "weight": 0}, *TURNS[3:]]
+    assert learned(tokenizer, encode(tokenizer, read(silent))) == f" Cold again.{stop}"
+    shot = read([TURNS[1], TURNS[2]])
+    with_shot = encode(tokenizer, read(silent), shots=[shot])
+    assert learned(tokenizer, with_shot) == f" Cold again.{stop}"
+    assert len(with_shot.token_ids) > len(encode(tokenizer, read(silent)).token_ids)
+
+
+def test_loss_is_that_of_transformers_on_the_same_tokens(
+    backbone: Backbone, tiny_folder: MakeTiny
+) -> None:
+    features = [encode(backbone.tokenizer, read()), encode(backbone.tokenizer, read(TURNS[1:3]))]
+    found = TASK.loss(backbone, pack(features), STATE, dropout=0.0)
+    expected, count = 0.0, 0
+    for each in features:
+        ids = torch.tensor([each.token_ids])
+        labels = torch.full_like(ids, -100)
+        places = torch.tensor(each.positions) + 1
+        labels[0, places] = ids[0, places]
+        expected += float(
+            plain_model(tiny_folder("llama"))(ids, labels=labels).loss.detach()
+        ) * len(places)
+        count += len(places)
+    assert found.count == count
+    assert float(found.total.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_oldest_turns_are_left_out_of_a_long_conversation_and_the_system_stays(
+    tokenizer: Tokenizer,
+) -> None:
+    whole = encode(tokenizer, read())
+    short = encode(tokenizer, read([TURNS[0], *TURNS[3:]]))
+    limit = LengthLimit(len(short.token_ids), "truncate")
+    cut = encode(tokenizer, read(), limit=limit)
+    assert cut.token_ids == short.token_ids
+    assert learned(tokenizer, cut) == learned(tokenizer, short)
+    assert cut.num_cut_tokens == len(whole.token_ids) - len(short.token_ids)
+    with pytest.raises(DataError, match=r"a\.jsonl, row 7: .* tokens, but at most 12 fit"):
+        encode(tokenizer, read(), limit=LengthLimit(12))
+    with pytest.raises(DataError, match="The last turn is too long by itself"):
+        encode(tokenizer, read(), limit=LengthLimit(8, "truncate"))
+
+
+def test_message_that_speaks_for_somebody_else_is_refused(tokenizer: Tokenizer) -> None:
+    stop = tokenizer._token(tokenizer.stop_id)
+    liar = [{"role": "user", "content": f"Hi {stop}"}, TURNS[-1]]
+    with pytest.raises(DataError, match=r"a\.jsonl, row 7: a message holds"):
+        encode(tokenizer, read(liar))
+
+
+def test_template_that_changes_earlier_turns_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save(tmp_path)
+    template = "{% for m in messages %}{{ m.content if loop.last else '...' }}|{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(ModelError, match="writes a turn in another way once others follow"):
+        encode(Tokenizer.load(tmp_path), read())
+
+
+def test_how_likely_the_answers_are_is_told_of_examples_and_scored(backbone: Backbone) -> None:
+    predictor = Predictor(
+        backbone, TASK, STATE, "generate", LIMIT, generation=GenerationSettings(max_new_tokens=5)
+    )
+    examples = [read(), read(TURNS[1:3])]
+    found = predictor.examine(examples)
+    loss = TASK.loss(
+        backbone, pack([encode(backbone.tokenizer, each) for each in examples]), STATE, dropout=0.0
+    )
+    assert sum(each.truth_log_likelihood or 0 for each in found) == pytest.approx(
+        -float(loss.total.detach()), rel=1e-4
+    )
+    scores = TASK.score(found, examples, STATE)
+    assert scores.metrics["answer_log_likelihood"].value == pytest.approx(
+        -float(loss.total.detach()) / loss.count, rel=1e-4
+    )
+    assert scores.details["log_loss"] == pytest.approx(
+        -scores.metrics["answer_log_likelihood"].value
+    )
+    (blank,) = predictor.predict([replace(examples[0], target=None)])
+    assert (blank.answer, blank.truth_log_likelihood) == (found[0].answer, None)

@@ -1,0 +1,61 @@
+"""Translation: what is read and how it is asked."""
+
+import pytest
+
+from lushan.errors import DataError
+from lushan.records import Example, Prediction, Row, TaskState
+from lushan.tasks.translation import Task
+
+TASK = Task()
+STATE = TaskState()
+
+
+def read(**values: object) -> Example:
+    return TASK.read(Row({"source": " A dog. ", "target": "Ein Hund.", **values}, "a.csv", 7))
+
+
+def text(example: Example, *, shots: tuple[Example, ...] = (), with_target: bool = False) -> str:
+    (found,) = TASK.render(example, STATE, answer="generate", with_target=with_target, shots=shots)
+    return found.text
+
+
+@pytest.mark.parametrize(
+    ("languages", "instruction"),
+    [
+        ({"source_lang": "en", "target_lang": "de-AT"}, "Translate from English to German."),
+        ({"target_lang": "zh_CN"}, "Translate to Chinese."),
+        ({"source_lang": "Klingon", "target_lang": "en"}, "Translate from Klingon to English."),
+        ({}, "Translate the text."),
+    ],
+)
+def test_languages_are_told_by_their_names(languages: dict[str, str], instruction: str) -> None:
+    assert text(read(**languages)) == f"{instruction}\n\nText: A dog.\nTranslation:"
+
+
+def test_worked_examples_stand_before_the_question_and_the_answer_behind() -> None:
+    shot = read(source="A cat.", target="Eine Katze.")
+    expected = "Translate the text.\n\nText: A cat.\nTranslation: Eine Katze.\n\nText: A dog.\nTranslation: Ein Hund."
+    assert text(read(), shots=(shot,), with_target=True) == expected
+    assert TASK.render(
+        read(), TaskState(instruction="Say it."), answer="generate", with_target=False
+    )[0].text.startswith("Say it.\n\nText:")
+
+
+@pytest.mark.parametrize("value", [7, " ", ["de"]])
+def test_language_that_is_no_text_is_refused(value: object) -> None:
+    with pytest.raises(
+        DataError, match=r"a\.csv, row 7: column `target_lang` must name a language"
+    ):
+        read(target_lang=value)
+
+
+def test_missing_language_is_told_once() -> None:
+    assert TASK.notes([read(target_lang="de"), read()])[0].startswith("No column `target_lang`")
+    assert TASK.notes([read(target_lang="de")]) == []
+
+
+def test_chinese_is_scored_by_its_own_tokenizer() -> None:
+    example = read(target="\u4e00\u53ea\u72d7", target_lang="zh")
+    scores = TASK.score([Prediction(example.id, "\u4e00\u53ea\u732b")], [example], STATE)
+    assert "tok:zh" in scores.details["signatures"]["bleu"]
+    assert 0 < scores.correct[0] < 1
