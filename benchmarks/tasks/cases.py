@@ -1,0 +1,135 @@
+"""What is tuned: one public set per line, with the floor that the tuned model should reach on its test rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SMALL, CHINESE = "SmolLM2-135M-Instruct", "gemma-3-270m"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One run of `lushan tune`."""
+
+    data: str
+    """Folder below `LUSHAN_DATA`."""
+    task: str
+    model: str = SMALL
+    options: tuple[str, ...] = ()
+    """Settings, chosen on validation rows or set beforehand."""
+    floor: float | None = None
+    """What the main metric should reach."""
+    above: tuple[str, float] | None = None
+    """Whom it should beat, and by how much."""
+
+    @property
+    def name(self) -> str:
+        """What its results are called."""
+        return self.data.replace("/", "-")
+
+    def command(self, data: str, out: str) -> list[str]:
+        """The words behind `python -m lushan`."""
+        words = ["tune", data, "--task", self.task, "--model", self.model, "--out", out]
+        return [*words, *self.options, "--json"]
+
+
+def _settings(**values: object) -> tuple[str, ...]:
+    return tuple(
+        word
+        for name, value in values.items()
+        for word in ("--set", f"{name.replace('__', '.')}={value}")
+    )
+
+
+CASES = (
+    Case(
+        data="translation/multi30k_en_de",
+        task="translation",
+        options=_settings(
+            training__epochs=2, training__learning_rate=1e-4, data__max_train_rows=6000
+        ),
+        above=("before", 10),
+    ),
+    Case(
+        data="relation/semeval2010_task8",
+        task="relations",
+        options=_settings(training__epochs=4, training__learning_rate=1e-4),
+        floor=0.84,
+    ),
+    Case(
+        data="translation/tatoeba_en_zh",
+        task="translation",
+        model=CHINESE,
+        options=_settings(
+            training__epochs=2, training__learning_rate=5e-5, data__max_train_rows=6000
+        ),
+        above=("before", 10),
+    ),
+    Case(
+        data="ner/bc5cdr",
+        task="tagging",
+        options=_settings(training__epochs=3, training__learning_rate=1e-4),
+        floor=0.80,
+    ),
+    Case(
+        data="summarization/debian_descriptions",
+        task="summarization",
+        options=_settings(
+            training__epochs=1, training__learning_rate=1e-4, data__max_train_rows=4000
+        ),
+        above=("lead_sentence", 0),
+    ),
+    Case(
+        data="commonsense/openbookqa",
+        task="choice",
+        options=_settings(training__epochs=2, training__learning_rate=5e-5),
+        above=("before", 0.05),
+    ),
+    Case(
+        data="dialogue/sgd",
+        task="dialogue",
+        options=_settings(
+            training__epochs=1, training__learning_rate=1e-4, data__max_train_rows=1000
+        ),
+        above=("before", 0),
+    ),
+    Case(
+        data="summarization/csl_title",
+        task="summarization",
+        model=CHINESE,
+        options=_settings(training__epochs=3, training__learning_rate=5e-5),
+        above=("lead_sentence", 0),
+    ),
+    Case(
+        data="dialogue/alpaca_zh_demo",
+        task="dialogue",
+        model=CHINESE,
+        options=_settings(training__epochs=1, training__learning_rate=5e-5),
+        above=("before", 0),
+    ),
+    Case(
+        data="ner/resume_ner",
+        task="tagging",
+        model=CHINESE,
+        options=_settings(training__epochs=3, training__learning_rate=5e-5),
+        floor=0.93,
+    ),
+    Case(
+        data="qa/squad11_dev_articles",
+        task="answering",
+        options=_settings(training__epochs=1, training__learning_rate=1e-4),
+        floor=0.35,
+    ),
+    Case(
+        data="qa/cmrc2018",
+        task="answering",
+        model=CHINESE,
+        options=_settings(training__epochs=2, training__learning_rate=5e-5),
+        above=("before", 0.2),
+    ),
+)
+
+
+def case_named(name: str) -> Case:
+    """Give one case."""
+    return next(case for case in CASES if case.name == name)
