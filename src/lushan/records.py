@@ -71,6 +71,11 @@ def answer_from_plain(value: Any) -> Any:  # noqa: ANN401 - an `Answer`, or None
     return tuple(each if isinstance(each, str) else Span(**each) for each in value)
 
 
+FORM_FIELDS = ("must", "must_not", "regex", "json_schema")
+"""Of a form: words that an answer must have, words that it must not have, an expression that it matches as a whole, a
+JSON Schema that accepts it (which then stands alone)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One row that a task has checked and understood."""
@@ -84,7 +89,8 @@ class Example:
     place: str = ""
     """`reviews.csv, row 12`."""
     extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What a task needs beyond one text, as JSON has it; `question` is what was asked about the text."""
+    """What a task needs beyond one text, as JSON has it; `question` is what was asked about the text, `form` (see
+    `FORM_FIELDS`) what an answer that is written must keep to."""
     labels: tuple[str, ...] | None = None
     """The class names in the truth; None takes those of the target. Empty where a target is free text."""
 

@@ -104,10 +104,14 @@ def render_prompt(
     asked = replace(
         text, text=prompt, cuttable=(start + text.cuttable[0], start + text.cuttable[1])
     )
-    if answer is None:
-        return asked
-    supervised = ((len(prompt), len(prompt) + len(answer)),)
-    return replace(asked, text=prompt + answer, supervised=supervised, ends_with_stop=True)
+    return asked if answer is None else told(asked, answer)
+
+
+def told(asked: Rendered, answer: str) -> Rendered:
+    """Write the answer behind a prompt; it is supervised, the stop token included."""
+    start = len(asked.text)
+    supervised = ((start, start + len(answer)),)
+    return replace(asked, text=asked.text + answer, supervised=supervised, ends_with_stop=True)
 
 
 def encode_text(

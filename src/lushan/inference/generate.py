@@ -31,6 +31,9 @@ MAX_ROWS = 32
 Prompt = str | Sequence[int]
 """A rendered text, or its token ids."""
 
+Constraints = Constraint | Sequence[Constraint | None] | None
+"""A form for all answers, or one for each prompt."""
+
 
 @dataclass(slots=True)
 class Generated:
@@ -65,7 +68,7 @@ def generate(
     prompts: Sequence[Prompt],
     settings: GenerationSettings,
     *,
-    constraint: Constraint | None = None,
+    constraint: Constraints = None,
     max_rows: int = MAX_ROWS,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[Generated]:
@@ -75,7 +78,7 @@ def generate(
         backbone: A causal language model.
         prompts: Rendered texts, or their token ids.
         settings: How answers are written.
-        constraint: A form that all answers must have.
+        constraint: A form that all answers must have, or one for each prompt.
         max_rows: Drafts that are written at once.
         advance: Called with the number of prompts that were answered since the last call.
 
@@ -110,7 +113,7 @@ def stream(
     prompts: Sequence[Prompt],
     settings: GenerationSettings,
     *,
-    constraint: Constraint | None = None,
+    constraint: Constraints = None,
     max_rows: int = MAX_ROWS,
 ) -> Iterator[TokenEvent]:
     """Answer every prompt and tell each token as it comes; beam search tells an answer when it is final.
@@ -124,8 +127,13 @@ def stream(
     if len(prefix_ids) < SHORTEST_PREFIX_TOKENS:
         prefix_ids = ()
     engine = GenerationEngine(backbone, max_rows=max_rows, prefix_ids=prefix_ids)
-    for index, each in enumerate(token_ids):
-        engine.add(each, settings, index=index, constraint=constraint)
+    constraints: Sequence[Constraint | None] = (
+        [constraint] * len(token_ids)
+        if constraint is None or isinstance(constraint, Constraint)
+        else constraint
+    )
+    for index, (each, form) in enumerate(zip(token_ids, constraints, strict=True)):
+        engine.add(each, settings, index=index, constraint=form)
     return _run(engine)
 
 

@@ -4,6 +4,7 @@ Shapes: V vocabulary.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,6 +50,39 @@ class Constraint:
             raise SettingError(f"A choice needs texts that are not empty; got {list(texts)!r}.")
         lark = "start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in texts)
         return cls(LLMatcher.grammar_from_lark(lark), f"choice of {len(texts)} texts")
+
+    @classmethod
+    def form(cls, form: Mapping[str, Any], *, most_tokens: int) -> Self:
+        """Allow what a form (`records.FORM_FIELDS`) allows, behind the space that parts an answer from its prompt.
+
+        Words are looked for in any case, also inside of longer words. Without an expression the answer is one paragraph.
+
+        Args:
+            form: What the answer must keep to.
+            most_tokens: Tokens that it may have. Words that it must have begin so early that they fit, if no character takes
+                more than a token.
+        """
+        if "json_schema" in form:
+            schema = json.dumps(form["json_schema"], ensure_ascii=False)
+            lark = f'start: " "? value\nvalue: %json {schema}\n'
+            return cls(LLMatcher.grammar_from_lark(lark), f"JSON Schema `{schema}`")
+        parts = [f"( )?(?:{form['regex']})" if "regex" in form else ".*"]
+        must = form.get("must", ())
+        most_before = max(0, most_tokens - sum(map(len, must)) - 1)
+        parts += [f"(?is:.{{0,{most_before}}}{re.escape(word)}.*)" for word in must]
+        terms = [_expression(part) for part in parts]
+        terms += [
+            f"~{_expression(f'(?is:.*{re.escape(word)}.*)')}" for word in form.get("must_not", ())
+        ]
+        lark = f"start: ANSWER\nANSWER: {' & '.join(terms)}\n"
+        return cls(
+            LLMatcher.grammar_from_lark(lark), f"form {json.dumps(dict(form), ensure_ascii=False)}"
+        )
+
+
+def _expression(pattern: str) -> str:
+    """Write a regular expression between the slashes of a grammar."""
+    return "/" + re.sub(r"(?<!\\)/", r"\/", pattern).replace("\n", "\\n") + "/"
 
 
 class GrammarState:

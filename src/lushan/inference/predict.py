@@ -5,8 +5,9 @@ Documents run packed, longest last, and what all prompts share at their start is
 Shapes: N documents of a batch, F all documents, C classes or candidate answers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from lushan.data.feature_store import lengths_of
 from lushan.inference.constrained import score_candidates
 from lushan.inference.generate import generate
 from lushan.inference.generation_settings import GenerationSettings
+from lushan.inference.grammar import Constraint
 from lushan.records import AnswerMode, Example, Features, Prediction, TaskState, Written
 from lushan.tasks import Outputs, Task
 
@@ -77,7 +79,8 @@ class Predictor:
             return []
         if features is None:
             features = self.encode(examples, shots=shots)
-        outputs = self._outputs(features, advance)
+        forms = [each.extra.get("form") for each in examples]
+        outputs = self._outputs(features, forms, advance)
         predictions = self.task.decode(outputs, features, examples, self.state, answer=self.answer)
         return [replace(each, model_version=self.version) for each in predictions]
 
@@ -129,13 +132,15 @@ class Predictor:
             shots=shots,
         )
 
-    def _outputs(self, features: Sequence[Features], advance: Advance) -> Outputs:
+    def _outputs(
+        self, features: Sequence[Features], forms: Sequence[Any], advance: Advance
+    ) -> Outputs:
         was_training = self.backbone.model.training
         self.backbone.model.eval()
         try:
             with torch.inference_mode():
                 if self.writes:
-                    return self._written(features, advance)
+                    return self._written(features, forms, advance)
                 candidates = self.task.candidates(self.state)
                 if self.answer == "generate" and candidates:
                     return list(
@@ -145,12 +150,32 @@ class Predictor:
         finally:
             self.backbone.model.train(was_training)
 
-    def _written(self, features: Sequence[Features], advance: Advance) -> list[Written]:
-        stop_strings = (*self.generation.stop_strings, *self.state.stop_strings)
-        prompts = [each.token_ids for each in features]
-        settings = self.generation.model_copy(update={"stop_strings": stop_strings})
-        found = generate(self.backbone, prompts, settings, advance=advance)
-        return [Written(each.text, each.log_likelihood) for each in found]
+    def _written(
+        self, features: Sequence[Features], forms: Sequence[Any], advance: Advance
+    ) -> list[Written]:
+        found: dict[int, Written] = {}
+        for has_form in (False, True):
+            places = [place for place, form in enumerate(forms) if bool(form) is has_form]
+            # What a form asks for ends the answer; a stop string could come before.
+            learned = () if has_form else self.state.stop_strings
+            stop_strings = (*self.generation.stop_strings, *learned)
+            answers = generate(
+                self.backbone,
+                [features[place].token_ids for place in places],
+                self.generation.model_copy(update={"stop_strings": stop_strings}),
+                constraint=[self._constraint(forms[place]) for place in places],
+                advance=advance,
+            )
+            found |= {
+                place: Written(each.text, each.log_likelihood)
+                for place, each in zip(places, answers, strict=True)
+            }
+        return [found[place] for place in range(len(features))]
+
+    def _constraint(self, form: Mapping[str, Any] | None) -> Constraint | None:
+        if not form:
+            return None
+        return Constraint.form(form, most_tokens=self.generation.max_new_tokens)
 
 
 def head_outputs(

@@ -1,19 +1,14 @@
 """What can be told of free answers without a judge: how likely the truth was, how varied and how long they are."""
 
 import math
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from lushan.metrics.statistics import difference_interval, mean_interval, resampled_sums
+from lushan.metrics.words import words
 from lushan.records import Interval
-
-_TOKEN = re.compile(
-    "[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
-)
-"""A Chinese or Japanese character, or a word."""
 
 Likelihood = tuple[float, int]
 """Log-probability of a truth, and its number of tokens."""
@@ -39,10 +34,10 @@ def score(answers: Sequence[str], likelihoods: Sequence[Likelihood] | None, *, s
         likelihoods: Of the truth of each; None where the model was not asked.
         seed: Of the bootstrap over rows.
     """
-    words = [_TOKEN.findall(answer.lower()) for answer in answers]
+    spoken = [words(answer) for answer in answers]
     metrics = likelihood_metrics(likelihoods, seed=seed) if likelihoods else {}
-    metrics |= {f"distinct_{size}": _distinct(words, size, seed=seed) for size in (1, 2)}
-    metrics["reply_length"] = mean_interval([float(len(each)) for each in words], seed=seed)
+    metrics |= {f"distinct_{size}": _distinct(spoken, size, seed=seed) for size in (1, 2)}
+    metrics["reply_length"] = mean_interval([float(len(each)) for each in spoken], seed=seed)
     return Spoken(metrics, [math.exp(total / size) for total, size in likelihoods or ()])
 
 
@@ -56,11 +51,11 @@ def likelihood_metrics(likelihoods: Sequence[Likelihood], *, seed: int) -> dict[
     return {"answer_log_likelihood": found, "perplexity": perplexity}
 
 
-def _distinct(words: Sequence[Sequence[str]], size: int, *, seed: int) -> Interval:
+def _distinct(spoken: Sequence[Sequence[str]], size: int, *, seed: int) -> Interval:
     """Give the share of different runs of words, with an interval: the share of each row's runs that no earlier row has."""
     seen: set[tuple[str, ...]] = set()
     counts: list[tuple[int, int]] = []
-    for row in words:
+    for row in spoken:
         runs = [tuple(row[start : start + size]) for start in range(len(row) - size + 1)]
         counts.append((len(set(runs) - seen), len(runs)))
         seen.update(runs)

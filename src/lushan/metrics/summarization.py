@@ -6,12 +6,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from lushan.metrics.statistics import mean_interval
+from lushan.metrics.words import UNSPACED
 from lushan.records import Interval
 
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-_TOKEN = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[a-z0-9]+")
+_TOKEN = re.compile(f"[{UNSPACED}]|[a-z0-9]+")
 """A Chinese or Japanese character, or a word; as rouge-score has it, what is no letter or digit separates."""
-_UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _COPIED_TOKENS = 3
 
