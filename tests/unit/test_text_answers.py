@@ -1,6 +1,7 @@
 """What tasks that write share; the tasks' own tests compare their scores with others."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from lushan.backbones.load import load_backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.batching import pack
 from lushan.errors import DataError, SettingError
-from lushan.records import Example, Prediction, Rendered, Row, Written
+from lushan.records import Example, Features, Prediction, Rendered, Row, Written
 from lushan.tasks import Preparation
 from lushan.text_answers import (
     answer_loss,
@@ -71,6 +72,13 @@ def test_worked_examples_are_drawn_by_the_seed_alone() -> None:
     assert drawn != learn_to_write(rows, Preparation(num_shots=3, seed=1)).shots
 
 
+def plain_likelihood(model: Any, features: Features) -> tuple[float, int]:  # noqa: ANN401
+    ids = torch.tensor([features.token_ids])
+    logs_TV = model(ids).logits.detach()[0, :-1].log_softmax(-1)
+    logs_T = logs_TV.gather(1, ids[0, 1:, None])[features.targets_from - 1 :]
+    return float(logs_T.sum()), len(logs_T)
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text"])
 def test_likelihood_of_the_truth_and_loss_are_those_of_transformers(
     model_type: str, tiny_folder: MakeTiny
@@ -83,13 +91,8 @@ def test_likelihood_of_the_truth_and_loss_are_those_of_transformers(
     ]  # fmt: skip
     features = encode_text(rendered, rows, backbone.tokenizer, limit=LengthLimit(99))
     batch = pack(features)
-    expected = []
-    for each in features:
-        ids = torch.tensor([each.token_ids])
-        logs_TV = plain_model(tiny_folder(model_type))(ids).logits.detach()[0, :-1].log_softmax(-1)
-        logs_T = logs_TV.gather(1, ids[0, 1:, None])[each.targets_from - 1 :]
-        expected.append((float(logs_T.sum()), len(logs_T)))
-        assert each.token_ids[-1] == backbone.tokenizer.stop_id
+    expected = [plain_likelihood(plain_model(tiny_folder(model_type)), each) for each in features]
+    assert {each.token_ids[-1] for each in features} == {backbone.tokenizer.stop_id}
     found = {
         f.example_index: pair.tolist()
         for f, pair in zip(batch.features, truth_likelihoods(backbone, batch), strict=True)

@@ -12,15 +12,12 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import tokenizers
-from jinja2 import Template, TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from lushan.backbones.chat import CHAT_TEMPLATE_FILE, ChatTemplate
 from lushan.backbones.inspect import ENCODERS, read_json
 from lushan.backbones.sources import cache_folder
 from lushan.errors import DataError, ModelError
@@ -37,29 +34,12 @@ PROBES = (
 )
 """Texts on which tokenizers are known to differ: digits, runs of spaces, composed and decomposed letters, no text."""
 
-PLAIN_CHAT = """\
-{% for message in messages %}
-{% if message.role == 'system' %}
-{{ message.content }}
-
-{% else %}
-{{ message.role | capitalize }}: {{ message.content }}{{ eos_token if message.role == 'assistant' }}
-
-{% endif %}
-{% endfor %}
-{% if add_generation_prompt %}
-{{ 'Assistant:' }}
-{%- endif %}
-"""
-"""The chat template of base models, which have none of their own: plain words, and the stop token behind every answer."""
-
-_CHAT_TEMPLATE = "chat_template.jinja"
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    _CHAT_TEMPLATE,
+    CHAT_TEMPLATE_FILE,
 )
 _ALWAYS_BOS = ("gemma", "gemma2", "gemma3_text")
 
@@ -103,6 +83,11 @@ class Tokenizer:
         self._folder = folder
         self.notes = tuple(notes)
         """What a user should know: differences to `AutoTokenizer`, rules that were left out."""
+        self.chat = ChatTemplate(folder)
+        """How conversations are written."""
+        names = [x.content for x in raw.get_added_tokens_decoder().values() if x.special]
+        self.special_names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        """Finds special tokens, such as `<|im_end|>`, that a text would be read to hold."""
         self.fingerprint = _fingerprint(folder, special)
         """SHA-256 of the raw file and the special-token rule: equal fingerprints, equal ids."""
 
@@ -183,36 +168,10 @@ class Tokenizer:
         Raises:
             ModelError: If the template refuses the messages.
         """
-        try:
-            return self._chat.render(
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                bos_token=self._token(self.bos_id),
-                eos_token=self._token(self.stop_id),
-            )
-        except TemplateError as error:
-            raise ModelError(f"The chat template of `{self._folder.name}`: {error}.") from None
-
-    @cached_property
-    def _chat(self) -> Template:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        marks = {"bos_token": self._token(self.bos_id), "eos_token": self._token(self.stop_id)}
+        return self.chat.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, marks=marks
         )
-        environment.globals["raise_exception"] = _refuse
-        environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
-        return environment.from_string(read_chat_template(self._folder) or PLAIN_CHAT)
-
-    def find_special(self, text: str) -> str | None:
-        """Give the first special token, such as `<|im_end|>`, that a text would be read to hold."""
-        found = self._special_names.search(text) if self._special_names else None
-        return None if found is None else found[0]
-
-    @cached_property
-    def _special_names(self) -> re.Pattern[str] | None:
-        added = self._raw.get_added_tokens_decoder().values()
-        names = [re.escape(each.content) for each in added if each.special]
-        return re.compile("|".join(names)) if names else None
 
     def _token(self, token_id: int | None) -> str:
         return "" if token_id is None else self._raw.id_to_token(token_id) or ""
@@ -223,23 +182,7 @@ class Tokenizer:
             source, target = self._folder / name, folder / name
             if source.is_file() and source.resolve() != target.resolve():
                 shutil.copyfile(source, target)
-        if "_chat" in vars(self) and read_chat_template(self._folder) is None:
-            (folder / _CHAT_TEMPLATE).write_text(PLAIN_CHAT, encoding="utf-8")
-
-
-def read_chat_template(folder: Path) -> str | None:
-    """Give the chat template of a model folder, wherever its generation of the library keeps it."""
-    file = folder / _CHAT_TEMPLATE
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    stored = read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(stored, list):  # several named templates
-        stored = next((each["template"] for each in stored if each["name"] == "default"), None)
-    return stored
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
+        self.chat.save_if_provided(folder)
 
 
 def _read_raw(folder: Path) -> tokenizers.Tokenizer:

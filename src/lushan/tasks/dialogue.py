@@ -390,9 +390,9 @@ def _fitted(
 def _refuse_special_tokens(chat: _Chat, messages: Sequence[Message]) -> None:
     """A text that holds `<|im_end|>` or its like could speak for somebody else."""
     for each in messages:
-        if found := chat.tokenizer.find_special(each["content"]):
+        if found := chat.tokenizer.special_names.search(each["content"]):
             raise DataError(
-                f"{chat.place}: a message holds `{found}`, which this model takes for a mark of its own. Take it out."
+                f"{chat.place}: a message holds `{found[0]}`, which this model takes for a mark of its own. Take it out."
             )
 
 

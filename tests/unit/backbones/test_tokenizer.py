@@ -214,64 +214,12 @@ def test_broken_raw_file_is_named(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
-CHAT = """{% for m in messages %}
-    {% if m['role'] == 'user' %}
-<{{ m['role'] }}>
-{{ m['content'] }}{{ eos_token }}
-    {% endif %}
-{% endfor %}
-{% if add_generation_prompt %}
-<assistant>
-{% endif %}"""
-MESSAGES = [{"role": "user", "content": "Who are you?"}]
-
-
-@pytest.mark.parametrize("prompt", [True, False])
-def test_chat_is_written_as_transformers_writes_it(
-    prompt: bool,
-    tiny_folder: MakeTiny,
-    tmp_path: Path,
-) -> None:
-    folder = change(tiny_folder("llama"), tmp_path / "model", chat_template=CHAT)
-    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
-        MESSAGES, tokenize=False, add_generation_prompt=prompt
-    )
-    assert Tokenizer.load(folder).render_chat(MESSAGES, add_generation_prompt=prompt) == theirs
-
-
-def test_base_model_gets_a_plain_template_which_is_saved_once_it_was_used(
-    tiny_folder: MakeTiny, tmp_path: Path
-) -> None:
-    tokenizer = Tokenizer.load(tiny_folder("llama"))
-    (tmp_path / "unused").mkdir()
-    tokenizer.save(tmp_path / "unused")
-    stop = tokenizer._token(tokenizer.stop_id)
-    turns = [*MESSAGES[:1], {"role": "assistant", "content": "Hello."}]
-    assert tokenizer.render_chat(turns, add_generation_prompt=False).endswith(
-        f"\n\nAssistant: Hello.{stop}\n\n"
-    )
-    (tmp_path / "used").mkdir()
-    tokenizer.save(tmp_path / "used")
-    assert not (tmp_path / "unused" / "chat_template.jinja").exists()
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "used").apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=True
-    )
-    assert Tokenizer.load(tmp_path / "used").render_chat(turns) == theirs
-    assert theirs.endswith("Assistant:")
-
-
 def test_special_token_in_a_text_is_found(tiny_folder: MakeTiny) -> None:
     tokenizer = Tokenizer.load(tiny_folder("llama"))
-    stop = tokenizer._token(tokenizer.stop_id)
-    assert tokenizer.find_special(f"a {stop} b") == stop
-    assert tokenizer.find_special("a b") is None
-
-
-def test_chat_template_may_refuse(tiny_folder: MakeTiny, tmp_path: Path) -> None:
-    template = "{{ raise_exception('roles must alternate') }}"
-    folder = change(tiny_folder("llama"), tmp_path / "model", chat_template=template)
-    with pytest.raises(ModelError, match="roles must alternate"):
-        Tokenizer.load(folder).render_chat(MESSAGES)
+    found = tokenizer.special_names.search(f"a {tokenizer._token(tokenizer.stop_id)} b")
+    assert found is not None
+    assert found[0] == tokenizer._token(tokenizer.stop_id)
+    assert tokenizer.special_names.search("a b") is None
 
 
 def set_rows(folder: Path, rows: int) -> None:

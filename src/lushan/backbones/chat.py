@@ -1,0 +1,94 @@
+"""Conversations as text: the chat template of a model, and a plain one for base models, which have none."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lushan.backbones.inspect import read_json
+from lushan.errors import ModelError
+
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+
+PLAIN_CHAT = """\
+{% for message in messages %}
+{% if message.role == 'system' %}
+{{ message.content }}
+
+{% else %}
+{{ message.role | capitalize }}: {{ message.content }}{{ eos_token if message.role == 'assistant' }}
+
+{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ 'Assistant:' }}
+{%- endif %}
+"""
+"""The chat template of base models, which have none of their own: plain words, and the stop token behind every answer."""
+
+
+class ChatTemplate:
+    """The chat template of a model folder, or the plain one where it has none."""
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder; it is read when the first conversation is written."""
+        self._folder = folder
+
+    @cached_property
+    def _compiled(self) -> Template:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.globals["raise_exception"] = _refuse
+        environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
+        return environment.from_string(read_chat_template(self._folder) or PLAIN_CHAT)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None,
+        add_generation_prompt: bool,
+        marks: Mapping[str, str],
+    ) -> str:
+        """Write messages.
+
+        Args:
+            messages: What was said, in order.
+            tools: What the assistant may call, as JSON schemas.
+            add_generation_prompt: Whether the assistant's next turn is begun.
+            marks: `bos_token` and `eos_token`.
+
+        Raises:
+            ModelError: If the template is broken or refuses the messages.
+        """
+        try:
+            return self._compiled.render(
+                messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, **marks
+            )
+        except TemplateError as error:
+            raise ModelError(f"The chat template of `{self._folder.name}`: {error}.") from None
+
+    def save_if_provided(self, folder: Path) -> None:
+        """Write the plain template into a model folder, if it is the one that conversations were written with."""
+        if "_compiled" in vars(self) and read_chat_template(self._folder) is None:
+            (folder / CHAT_TEMPLATE_FILE).write_text(PLAIN_CHAT, encoding="utf-8")
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """Give the chat template of a model folder, wherever its generation of the library keeps it."""
+    file = folder / CHAT_TEMPLATE_FILE
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    stored = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(stored, list):  # several named templates
+        stored = next((each["template"] for each in stored if each["name"] == "default"), None)
+    return stored
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
