@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from lushan.errors import DataError
-from lushan.metrics.statistics import accuracy_difference, holm, mcnemar
+from lushan.metrics.statistics import TestName, accuracy_difference, holm, paired_tests
 from lushan.records import Interval
 
 
@@ -17,19 +17,23 @@ class Comparison:
     first: str
     second: str
     difference: Interval
-    """Accuracy of the second minus that of the first, with its paired 95 % bootstrap interval."""
+    """Accuracy of the second minus that of the first (graded rows: mean scores), with its paired 95 % bootstrap
+    interval."""
+    test: TestName
+    """`mcnemar`, exact, where rows are right or wrong; `permutation`, paired, where they are graded."""
     wins: int
-    """Rows that only the second got right."""
+    """Rows that only the second got right, or did better."""
     losses: int
-    """Rows that only the first got right."""
+    """Rows that only the first got right, or did better."""
     p_value: float
-    """Exact McNemar test, two-sided, of this pair alone."""
+    """Of the test, two-sided, of this pair alone."""
     p_value_holm: float
     """The same, corrected after Holm for all comparisons made together."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `results.json` and `--json`."""
         return {
+            "test": self.test,
             "p_value": self.p_value,
             "p_value_holm": self.p_value_holm,
             "wins": self.wins,
@@ -43,27 +47,27 @@ class Comparison:
 
 
 def comparisons(
-    after: Sequence[bool], others: Mapping[str, Sequence[bool]], *, seed: int
+    after: Sequence[float], others: Mapping[str, Sequence[float]], *, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Compare the tuned model with `before` and every baseline: a block of `results.json`.
 
     Args:
-        after: Whether the tuned model is right, per test row.
+        after: Whether the tuned model is right, or how good it is from 0 to 1, per test row.
         others: Name to the same rows of another system; a difference is `after` minus it.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap and the permutations.
     """
     pairs = [(name, "after") for name in others]
     made = _compare(pairs, {**others, "after": after}, seed=seed)
     return {each.first: each.as_dict() for each in made}
 
 
-def compare_runs(runs: Mapping[str, Mapping[str, bool]], *, seed: int) -> list[Comparison]:
+def compare_runs(runs: Mapping[str, Mapping[str, float]], *, seed: int) -> list[Comparison]:
     """Compare every run with every later one.
 
     Args:
-        runs: Run name to example id to whether it was answered right; in the order to show. Rows
-            of the same content have one id and count once: they tell nothing new.
-        seed: Of the bootstrap.
+        runs: Run name to example id to whether it was answered right, or how well from 0 to 1; in the order to
+            show. Rows of the same content have one id and count once: they tell nothing new.
+        seed: Of the bootstrap and the permutations.
 
     Raises:
         DataError: If fewer than two runs came, or they were not tested on the same rows.
@@ -81,14 +85,16 @@ def compare_runs(runs: Mapping[str, Mapping[str, bool]], *, seed: int) -> list[C
 
 
 def _compare(
-    pairs: Sequence[tuple[str, str]], systems: Mapping[str, Sequence[bool]], *, seed: int
+    pairs: Sequence[tuple[str, str]], systems: Mapping[str, Sequence[float]], *, seed: int
 ) -> list[Comparison]:
-    tests = {pair: mcnemar(systems[pair[0]], systems[pair[1]]) for pair in pairs}
+    rows = [(systems[first], systems[second]) for first, second in pairs]
+    tests = dict(zip(pairs, paired_tests(rows, seed=seed), strict=True))
     corrected = holm({str(pair): test.p_value for pair, test in tests.items()})
     return [
         Comparison(
             *pair,
             accuracy_difference(systems[pair[0]], systems[pair[1]], seed=seed),
+            test=test.name,
             wins=test.wins,
             losses=test.losses,
             p_value=test.p_value,

@@ -122,9 +122,9 @@ class RunFolder:
         self.note(seconds=all_seconds)
 
     def save_predictions(
-        self, system: str, predictions: Sequence[Prediction], *, correct: Sequence[bool] = ()
+        self, system: str, predictions: Sequence[Prediction], *, correct: Sequence[float] = ()
     ) -> None:
-        """Keep what a system answered on the test rows, and what of it was right once that is known."""
+        """Keep what a system answered on the test rows, and once that is known what of it was right, or how good."""
         file = _predictions_file(self.path, system)
         file.parent.mkdir(exist_ok=True)
         lines = [_plain(each) for each in predictions]
@@ -146,8 +146,8 @@ class RunFolder:
         write_json(self.path / "run.json", self._status)
 
 
-def read_correct(run: Path) -> dict[str, bool]:
-    """Tell of every test row of a finished run whether the tuned model was right, by the row's id.
+def read_correct(run: Path) -> dict[str, float]:
+    """Tell of every test row of a finished run whether the tuned model was right, or how good, by the row's id.
 
     Raises:
         RunError: If there is no run, it is not finished, or its answers are missing or broken.

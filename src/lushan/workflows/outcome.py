@@ -12,6 +12,7 @@ from lushan.catalog import load_baseline
 from lushan.evaluation.compare import comparisons
 from lushan.evaluation.model_card import write_model_card
 from lushan.evaluation.report import write_report
+from lushan.metrics.statistics import is_graded
 from lushan.model_store.run_folder import RunFolder
 from lushan.records import Example, Interval, Prediction, Scores, plain_answer
 from lushan.workflows.comparison import FEW_SHOT
@@ -137,22 +138,25 @@ def adapter_name(recipe: TuneRecipe) -> str:
 def worst_errors(
     predictions: Sequence[Prediction], examples: Sequence[Example], scores: Scores
 ) -> list[dict[str, Any]]:
-    """Wrong answers that the model was surest of."""
+    """Wrong answers that the model was surest of; where rows are graded, those of the lowest score."""
     wrong = [
-        (prediction, example)
-        for prediction, example, right in zip(predictions, examples, scores.correct, strict=True)
-        if not right
+        (value, prediction, example)
+        for prediction, example, value in zip(predictions, examples, scores.correct, strict=True)
+        if value < 1
     ]
-    wrong.sort(key=lambda each: -each[0].log_likelihood)
+    wrong.sort(key=lambda each: (each[0], -each[1].log_likelihood))
+    graded = is_graded(scores.correct)
     return [
         {
             "id": example.id,
             "text": example.shown,
             "truth": plain_answer(example.target),
             "answer": plain_answer(prediction.answer),
-            "probability": math.exp(prediction.log_likelihood),
+            # A whole text is never probable: that of a label tells something, that of a text does not.
+            "probability": None if graded else math.exp(prediction.log_likelihood),
+            **({"score": value} if graded else {}),
         }
-        for prediction, example in wrong[:_NUM_ERRORS]
+        for value, prediction, example in wrong[:_NUM_ERRORS]
     ]
 
 

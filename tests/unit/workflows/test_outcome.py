@@ -191,6 +191,19 @@ def test_worst_errors_are_the_wrong_answers_that_were_surest_first() -> None:
     }
 
 
+def test_worst_errors_of_graded_rows_are_the_lowest_scores_below_1() -> None:
+    examples = [Example(f"id{n}", f"text {n}", "the truth") for n in range(4)]
+    predictions = [answer(each, "hill") for each in examples]
+    scores = Scores("rouge_l", {}, correct=[0.7, 1.0, 0.0, 0.2])
+    found = worst_errors(predictions, examples, scores)
+    assert [(each["id"], each["score"]) for each in found] == [
+        ("id2", 0),
+        ("id3", 0.2),
+        ("id0", 0.7),
+    ]
+    assert {each["probability"] for each in found} == {None}
+
+
 @pytest.mark.parametrize(
     ("adapter", "name"),
     [
