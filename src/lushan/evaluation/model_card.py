@@ -41,6 +41,7 @@ def write_model_card(results: Mapping[str, Any], folder: Path) -> Path:
         use=_use(results, wording),
         wording=wording,
         right_rows=phrases.right_rows(results),
+        test=phrases.test_words(phrases.any_graded(results)),
         weakest=_weakest(results),
     )
     target = folder / "README.md"

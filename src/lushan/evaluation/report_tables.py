@@ -97,7 +97,8 @@ def systems(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     metric = results["main_metric"]
     others = {**before, **results["baselines"]}
     known = [name for name, scores in others.items() if metric in scores]
-    known.sort(key=lambda name: -others[name][metric]["value"])
+    lower_is_better = phrases.metric_scale(metric).lower_is_better
+    known.sort(key=lambda name: others[name][metric]["value"], reverse=not lower_is_better)
     return {"after": results["after"], **{name: others[name] for name in known}}
 
 
@@ -105,12 +106,19 @@ def standing(results: Mapping[str, Any]) -> dict[str, Any]:
     """The first chart: the tuned model's way up, and the others beside it, best first."""
     metric = results["main_metric"]
     values = {name: scores[metric] for name, scores in systems(results).items()}
-    scale, ticks = charts.score_scale(list(values.values()))
+    metric_scale = phrases.metric_scale(metric)
+    scale, ticks = charts.score_scale(list(values.values()), metric_scale)
     rows = [
         {"name": name, "mark": scale.mark(score), "score": score} for name, score in values.items()
     ]
     start = scale.place(values["before"]["value"]) if "before" in values else None
-    return {"rows": rows, "ticks": ticks, "start": start, "metric": metric}
+    return {
+        "rows": rows,
+        "ticks": ticks,
+        "start": start,
+        "metric": metric,
+        "unit": metric_scale.unit,
+    }
 
 
 def scores(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +141,12 @@ def learning(
     best = results["best_epoch"]
     panels = {
         "loss": charts.loss_panel(steps, validation),
-        "score": charts.score_panel(validation, best_epoch=best, last_step=last_step),
+        "score": charts.score_panel(
+            validation,
+            best_epoch=best,
+            last_step=last_step,
+            metric=phrases.metric_scale(results["main_metric"]),
+        ),
     }
     if not any(panels.values()):
         return None

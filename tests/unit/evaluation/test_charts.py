@@ -6,6 +6,7 @@ import re
 import pytest
 
 from lushan.evaluation import charts
+from lushan.evaluation.phrases import metric_scale
 
 STEPS = [{"step": step, "loss": 2.0 / step} for step in range(1, 1_001)]
 VALIDATION = [
@@ -94,3 +95,45 @@ def test_best_of_several_evaluations_in_one_epoch_is_marked() -> None:
     panel = charts.score_panel(twice, best_epoch=2)
     assert panel is not None
     assert [dot.is_best for dot in panel.dots] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("metric", "lows", "highs", "texts"),
+    [
+        ("bleu", (11, 34), (14, 38), ["10", "20", "30", "40"]),
+        ("perplexity", (35, 11), (44, 14), ["10", "20", "30", "40", "50"]),
+        ("answer_log_likelihood", (-3.9, -1.6), (-3.5, -0.1), ["\u22124", "\u22123", "\u22122", "\u22121", "0"]),
+    ],
+)  # fmt: skip
+def test_score_axis_holds_other_scales_and_negative_values(
+    metric: str, lows: tuple[float, float], highs: tuple[float, float], texts: list[str]
+) -> None:
+    scores = [
+        {"value": low, "low": low, "high": high} for low, high in zip(lows, highs, strict=True)
+    ]
+    scale, ticks = charts.score_scale(scores, metric_scale(metric))
+    assert scale.low <= min(lows) < max(highs) <= scale.high
+    assert [tick.text for tick in ticks] == texts
+    assert all(0 <= tick.at <= 100 for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [("bleu", 0.0), ("bleu", 100.0), ("perplexity", 900.0), ("answer_log_likelihood", 0.0)],
+)
+def test_axis_of_one_value_of_another_scale_has_a_width(metric: str, value: float) -> None:
+    one = {"value": value, "low": value, "high": value}
+    scale, ticks = charts.score_scale([one], metric_scale(metric))
+    bounds = metric_scale(metric)
+    assert bounds.lowest <= scale.low < scale.high <= bounds.highest
+    assert len(ticks) >= 2
+
+
+def test_learning_curve_of_a_negative_metric_stays_in_its_scale() -> None:
+    validation = [{**each, "score": -1 / each["epoch"]} for each in VALIDATION]
+    metric = metric_scale("answer_log_likelihood")
+    panel = charts.score_panel(validation, best_epoch=2, metric=metric)
+    assert panel is not None
+    assert [dot.text for dot in panel.dots] == ["\u22121.00", "\u22120.50"]
+    assert panel.dots[0].y > panel.dots[1].y
+    assert all(0 < dot.y < 100 for dot in panel.dots)

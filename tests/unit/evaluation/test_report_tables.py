@@ -116,3 +116,13 @@ def test_facts_bear_a_run_without_times() -> None:
 def test_learning_needs_something_learned(validation: list[dict[str, Any]]) -> None:
     found = tables.learning(_results(validation=validation, best_epoch=1), [])
     assert (found is None) == (validation == [])
+
+
+def test_systems_of_a_metric_that_should_be_low_stand_lowest_first() -> None:
+    scores = {name: {"perplexity": {"value": value}} for name, value in (("a", 30), ("b", 9))}
+    results = tables.complete({
+        "main_metric": "perplexity",
+        "after": scores["a"],
+        "baselines": scores,
+    })
+    assert list(tables.systems(results)) == ["after", "b", "a"]
