@@ -133,6 +133,8 @@ def test_summaries_longer_than_their_documents_are_told_as_they_are() -> None:
     rows = [_scored("x", "y" * 3), _scored("x", "y")]
     compression = intervals(rows, seed=0)["compression"]
     assert (compression.value, compression.low, compression.high) == (2, 1, 3)
+    copies = intervals([_scored("x", "x")] * 3, seed=0)["compression"]
+    assert (copies.low, copies.high) == (1, 1)
 
 
 def test_copied_share_is_that_of_all_ngrams_together() -> None:
