@@ -102,6 +102,14 @@ def systems(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {"after": results["after"], **{name: others[name] for name in known}}
 
 
+def all_systems(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Every system that has any of the tuned model's metrics: those of `systems`, then the others."""
+    before = {"before": results["before"]} if results["before"] else {}
+    others = {**before, **results["baselines"]}
+    having = {name: scores for name, scores in others.items() if scores.keys() & results["after"]}
+    return {**systems(results), **having}
+
+
 def standing(results: Mapping[str, Any]) -> dict[str, Any]:
     """The first chart: the tuned model's way up, and the others beside it, best first."""
     metric = results["main_metric"]
@@ -124,7 +132,7 @@ def standing(results: Mapping[str, Any]) -> dict[str, Any]:
 def scores(results: Mapping[str, Any]) -> dict[str, Any]:
     """Every metric of every system."""
     metrics = [name for name in results["after"] if name != "micro_f1" or _is_multi(results)]
-    return {"metrics": metrics, "systems": systems(results)}
+    return {"metrics": metrics, "systems": all_systems(results)}
 
 
 def _is_multi(results: Mapping[str, Any]) -> bool:

@@ -63,7 +63,8 @@ def collect_results(
     """
     recipe, examples = setup.recipe, setup.parts.test
     after = scores["after"]
-    others = {name: each.correct for name, each in scores.items() if name != "after"}
+    # Where rows are scored by likelihood, what wrote an answer without one has no score to compare.
+    others = {name: x.correct for name, x in scores.items() if name != "after" and x.correct}
     compared = comparisons(after.correct, others, seed=recipe.seed) if after.correct else {}
     found_baselines = {
         name: plain(scores[name]) for name in _baseline_names(setup) if name in scores
@@ -72,7 +73,7 @@ def collect_results(
     if found_baselines and is_model:
         # Before tuning, the untouched model was asked without examples: that is the zero-shot baseline.
         found_baselines["zero_shot"] = plain(scores["before"])
-        compared |= {"zero_shot": compared["before"]} if compared else {}
+        compared |= {"zero_shot": compared["before"]} if "before" in compared else {}
     training = run.get("training")
     return {
         "run": str(run.path),

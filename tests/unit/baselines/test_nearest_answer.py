@@ -1,6 +1,7 @@
 """The most similar training text is scikit-learn's, however many parts the rows are read in."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,9 +48,14 @@ def test_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _answers(train, test) == expected
 
 
-def test_a_training_text_finds_itself_and_of_equal_ones_the_first() -> None:
+def test_a_training_text_finds_itself_and_of_equal_ones_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     train = _examples(30, 0)
-    assert _answers([*train, *train], train) == [each.target for each in train]
+    copies = [replace(each, target="of the copy") for each in train]
+    assert _answers([*train, *copies], train) == [each.target for each in train]
+    monkeypatch.setattr(nearest_answer, "ROWS_AT_ONCE", 7)
+    assert _answers([*train, *copies], train) == [each.target for each in train]
 
 
 def test_a_text_that_shares_nothing_gets_an_answer_all_the_same() -> None:

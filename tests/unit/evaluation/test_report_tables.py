@@ -26,6 +26,13 @@ def test_a_system_without_the_main_metric_is_left_out() -> None:
     assert list(tables.systems(results)) == ["after", "before"]
 
 
+def test_a_system_without_the_main_metric_stands_last_in_the_table_of_all_scores() -> None:
+    after = {**_score(0.9), "distinct_1": {"value": 0.1}}
+    others = {"odd": {"distinct_1": {"value": 0.2}}, "strange": {"bleu": {}}, "good": _score(0.95)}
+    found = tables.scores(_results(after=after, baselines=others))
+    assert list(found["systems"]) == ["after", "good", "before", "odd"]
+
+
 def test_the_untouched_model_is_not_shown_twice() -> None:
     both = {"zero_shot": _score(0.2), "majority": _score(0.1)}
     results = _results(baselines=both, comparisons={name: {} for name in both})

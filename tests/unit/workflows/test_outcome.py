@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lushan.model_store.run_folder import RunFolder, read_correct
 from lushan.records import Example, Interval, Prediction, Scores
 from lushan.workflows.outcome import (
     adapter_name,
+    collect_results,
     peak_rss_bytes,
     plain,
     worst_errors,
@@ -166,6 +168,18 @@ def test_peak_memory_is_in_bytes_and_covers_what_is_held_now() -> None:
     held = psutil.Process().memory_info().rss
     # The system counts pages in lots, so its peak may lag a little.
     assert 0.9 * held < peak_rss_bytes() < 1000 * held
+
+
+def test_a_system_without_row_scores_is_not_compared(setup: Setup, run: RunFolder) -> None:
+    answers = {name: found for name in ("before", "after") if (found := run.predictions(name))}
+    scores = {
+        name: setup.task.score(found, setup.parts.test, setup.state)
+        for name, found in answers.items()
+    }
+    scores["majority"] = replace(scores["before"], correct=())
+    results = collect_results(run, setup, answers=answers, scores=scores)
+    assert set(results["comparisons"]) == {"before", "zero_shot"}
+    assert set(results["baselines"]) == {"majority", "zero_shot"}
 
 
 def test_worst_errors_are_the_wrong_answers_that_were_surest_first() -> None:
