@@ -281,9 +281,10 @@ class Scores:
 
     main_metric: str
     metrics: Mapping[str, Interval]
-    """Metric name to value and interval; fractions in [0, 1], but for `bleu` and `chrf` (0 to 100, as sacrebleu prints
-    them), `perplexity`, lengths, and log-likelihoods (natural logarithm, per token)."""
+    """Metric name to value and interval; fractions in [0, 1], except `bleu` and `chrf` (0 to 100, as sacrebleu prints
+    them), perplexity, log-likelihoods (natural logarithm) and lengths."""
     correct: Sequence[float] = ()
-    """Per example, in order: whether the answer is right, or how good it is, from 0 to 1 (paired tests need it)."""
+    """Per example, in order: true or false where an answer is right or wrong, else how good it is, from 0 to 1 (paired
+    tests need it)."""
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Tables as plain values, where a task has them: `labels`, `per_class`, `confusion`; `log_loss`."""

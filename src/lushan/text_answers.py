@@ -19,7 +19,7 @@ from lushan.backbones.heads import token_log_likelihoods, vocabulary_loss
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import DataError, SettingError
-from lushan.metrics.dialogue import likelihood_metrics
+from lushan.metrics.dialogue import likelihood_intervals
 from lushan.records import (
     AnswerMode,
     Batch,
@@ -217,4 +217,4 @@ def details(predictions: Sequence[Prediction]) -> dict[str, Any]:
 def likelihoods(predictions: Sequence[Prediction], *, seed: int) -> dict[str, Interval]:
     """`perplexity` and `answer_log_likelihood` of the truth; nothing where the model was not asked for it."""
     known = truths(predictions)
-    return likelihood_metrics(known, seed=seed) if known else {}
+    return likelihood_intervals(known, seed=seed) if known else {}

@@ -37,15 +37,16 @@ def command(
 
 
 def show_comparison(found: dict[str, Any]) -> None:
-    """Print the accuracy, or mean score, of each run, and each pair."""
+    """Print the accuracy (or mean row score) of each run, and each pair."""
     graded = "mean_row_score" in found["runs"][0]
-    key, name = ("mean_row_score", "row score") if graded else ("accuracy", "accuracy")
-    accuracies = [
-        (each["name"], _written(each[key], sign=""), _interval(each[key], sign=""))
+    name = "mean_row_score" if graded else "accuracy"
+    means = [
+        (each["name"], _written(each[name], sign=""), _interval(each[name], sign=""))
         for each in found["runs"]
     ]
+    shown = name.replace("_", " ")
     title = f"{found['num_examples']:,} different rows"
-    show_table(("run", name, "95 % interval"), accuracies, title=title)
+    show_table(("run", shown, "95 % interval"), means, title=title)
     pairs = [
         (
             f"{each['second']} - {each['first']}",
@@ -56,8 +57,8 @@ def show_comparison(found: dict[str, Any]) -> None:
         )
         for each in found["comparisons"]
     ]
-    better = "rows won : lost" if graded else "only one is right"
-    columns = (f"difference in {name}", "", "95 % interval", better, "p (Holm)")
+    sides = "one is better" if graded else "only one is right"
+    columns = (f"difference in {shown}", "", "95 % interval", sides, "p (Holm)")
     show_table(columns, pairs)
 
 

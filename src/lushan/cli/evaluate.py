@@ -55,9 +55,14 @@ def command(
 def show_scores(result: dict[str, Any]) -> None:
     """Print the metrics with their intervals, and the labels."""
     from lushan.catalog import load_task
+    from lushan.evaluation.phrases import metric_decimal
 
     rows = [
-        (name, f"{found['value']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}")
+        (
+            name,
+            metric_decimal(found["value"], name),
+            f"{metric_decimal(found['low'], name)} to {metric_decimal(found['high'], name)}",
+        )
         for name, found in result["metrics"].items()
     ]
     title = f"{result['num_examples']:,} rows of {result['data']}"

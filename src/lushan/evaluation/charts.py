@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from lushan.evaluation.measures import Measure
+from lushan.evaluation.phrases import FRACTION, MetricScale
 
 MAX_POINTS = 400
 """Points a line is drawn with; longer histories are averaged in bins."""
 MIN_WIDTH_FRACTION = 0.05
-"""An axis of scores is at least this wide: smaller differences should look small."""
+"""An axis of scores is at least this share of all possible ones wide (without bounds: of the largest): smaller
+differences should look small."""
 SMOOTHING_FRACTION = 0.05
 """The smoothed training loss remembers about this share of all steps."""
 
@@ -91,17 +92,24 @@ def nice_ticks(low: float, high: float, *, about: int = 5) -> list[float]:
 
 
 def score_scale(
-    intervals: Sequence[Mapping[str, float]], shown: Measure
+    intervals: Sequence[Mapping[str, float]], metric: MetricScale = FRACTION
 ) -> tuple[Scale, list[Tick]]:
-    """Make an axis that holds every interval of a metric, with its ticks as the metric is written."""
-    width = MIN_WIDTH_FRACTION * shown.span
+    """Make an axis that holds every interval, with its ticks as the metric is written."""
     high = max(each["high"] for each in intervals)
-    low = min(*(each["low"] for each in intervals), max(shown.least, high - width))
+    lows = [each["low"] for each in intervals]
+    width = MIN_WIDTH_FRACTION * _span(metric, [*lows, high])
+    low = min(*lows, max(metric.lowest, high - width))
     high = max(high, low + width)
     ticks = nice_ticks(low, high, about=5)
-    values = [value for value in ticks if shown.least <= value <= shown.most]
-    scale = Scale(min([*values, low]), max([*values, high]))
-    return scale, [Tick(scale.place(value), shown.tick(value)) for value in values]
+    values = [value for value in ticks if metric.lowest <= value <= metric.highest]
+    scale = Scale(min(*values, low), max(*values, high))
+    return scale, [Tick(scale.place(value), metric.short(value)) for value in values]
+
+
+def _span(metric: MetricScale, values: Sequence[float]) -> float:
+    """How far apart values can be; without bounds, how large they are."""
+    span = metric.highest - metric.lowest
+    return span if math.isfinite(span) else max(*map(abs, values), 1e-6)
 
 
 def loss_panel(
@@ -133,18 +141,18 @@ def loss_panel(
 
 def score_panel(
     validation: Sequence[Mapping[str, Any]],
-    shown: Measure,
     *,
     best_epoch: float | None,
     last_step: float = 0,
+    metric: MetricScale = FRACTION,
 ) -> Panel | None:
     """Draw the validation score of every epoch, with the best one marked."""
     if not validation:
         return None
     scores = [each["score"] for each in validation]
-    padding = max(0.02 * shown.span, 0.15 * (max(scores) - min(scores)))
-    low, high = max(shown.least, min(scores) - padding), min(shown.most, max(scores) + padding)
-    ticks = nice_ticks(low, high, about=4)
+    padding = max(0.02 * _span(metric, scores), 0.15 * (max(scores) - min(scores)))
+    low = max(metric.lowest, min(scores) - padding)
+    ticks = nice_ticks(low, min(metric.highest, max(scores) + padding), about=4)
     x_scale = _step_scale(last_step, validation)
     y_scale = Scale(ticks[0], ticks[-1])
     of_best_epoch = [each for each in validation if each["epoch"] == best_epoch]
@@ -153,7 +161,7 @@ def score_panel(
         Dot(
             x_scale.place(each["step"]),
             100 - y_scale.place(each["score"]),
-            shown.bare(each["score"]),
+            metric.number(each["score"]),
             each is best,
         )
         for each in validation
@@ -163,7 +171,7 @@ def score_panel(
         paths=(("score", _path(x, y, x_scale, y_scale)),),
         dots=dots,
         x_ticks=_step_ticks(x_scale),
-        y_ticks=tuple(Tick(100 - y_scale.place(value), shown.tick(value)) for value in ticks),
+        y_ticks=tuple(Tick(100 - y_scale.place(value), metric.short(value)) for value in ticks),
         best_x=next((dot.x for dot in dots if dot.is_best), None),
     )
 

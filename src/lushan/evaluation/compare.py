@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 from lushan.errors import DataError
-from lushan.metrics.statistics import accuracy_difference, are_graded, holm, paired_test
+from lushan.metrics.statistics import TestName, accuracy_difference, holm, paired_tests
 from lushan.records import Interval
-
-TestName = Literal["mcnemar", "permutation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +17,16 @@ class Comparison:
     first: str
     second: str
     difference: Interval
-    """Accuracy, or mean score, of the second minus that of the first, with its paired 95 % bootstrap interval."""
+    """Accuracy of the second minus that of the first (graded rows: mean scores), with its paired 95 % bootstrap
+    interval."""
+    test: TestName
+    """`mcnemar`, exact, where rows are right or wrong; `permutation`, paired, where they are graded."""
     wins: int
     """Rows that only the second got right, or did better."""
     losses: int
     """Rows that only the first got right, or did better."""
-    test: TestName
-    """Exact McNemar test where rows are right or wrong; else a permutation test."""
     p_value: float
-    """Two-sided, of this pair alone."""
+    """Of the test, two-sided, of this pair alone."""
     p_value_holm: float
     """The same, corrected after Holm for all comparisons made together."""
 
@@ -53,9 +52,9 @@ def comparisons(
     """Compare the tuned model with `before` and every baseline: a block of `results.json`.
 
     Args:
-        after: Whether the tuned model is right, or how good it is, per test row.
+        after: Whether the tuned model is right, or how good it is from 0 to 1, per test row.
         others: Name to the same rows of another system; a difference is `after` minus it.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap and the permutations.
     """
     pairs = [(name, "after") for name in others]
     made = _compare(pairs, {**others, "after": after}, seed=seed)
@@ -66,9 +65,9 @@ def compare_runs(runs: Mapping[str, Mapping[str, float]], *, seed: int) -> list[
     """Compare every run with every later one.
 
     Args:
-        runs: Run name to example id to whether it was answered right, or how well; in the order to show. Rows
-            of the same content have one id and count once: they tell nothing new.
-        seed: Of the bootstrap.
+        runs: Run name to example id to whether it was answered right, or how well from 0 to 1; in the order to
+            show. Rows of the same content have one id and count once: they tell nothing new.
+        seed: Of the bootstrap and the permutations.
 
     Raises:
         DataError: If fewer than two runs came, or they were not tested on the same rows.
@@ -88,16 +87,16 @@ def compare_runs(runs: Mapping[str, Mapping[str, float]], *, seed: int) -> list[
 def _compare(
     pairs: Sequence[tuple[str, str]], systems: Mapping[str, Sequence[float]], *, seed: int
 ) -> list[Comparison]:
-    tests = {pair: paired_test(systems[pair[0]], systems[pair[1]], seed=seed) for pair in pairs}
-    name: TestName = "permutation" if are_graded(*systems.values()) else "mcnemar"
+    rows = [(systems[first], systems[second]) for first, second in pairs]
+    tests = dict(zip(pairs, paired_tests(rows, seed=seed), strict=True))
     corrected = holm({str(pair): test.p_value for pair, test in tests.items()})
     return [
         Comparison(
             *pair,
             accuracy_difference(systems[pair[0]], systems[pair[1]], seed=seed),
+            test=test.name,
             wins=test.wins,
             losses=test.losses,
-            test=name,
             p_value=test.p_value,
             p_value_holm=corrected[str(pair)],
         )

@@ -10,7 +10,7 @@ from lushan.atomic import write_text
 from lushan.catalog import load_task
 from lushan.evaluation import phrases
 from lushan.evaluation.report import environment, markdown_text
-from lushan.evaluation.report_tables import complete, facts, systems
+from lushan.evaluation.report_tables import all_systems, complete, facts
 from lushan.tasks import Wording
 
 MAX_LABELS = 40
@@ -36,12 +36,12 @@ def write_model_card(results: Mapping[str, Any], folder: Path) -> Path:
         name=markdown_text(folder.resolve().name),
         headline=phrases.headline(results),
         facts=[(name, markdown_text(value)) for name, value in facts(results)],
-        systems=systems(results),
+        systems=all_systems(results),
         metrics=list(results["after"]),
         use=_use(results, wording),
         wording=wording,
         right_rows=phrases.right_rows(results),
-        is_graded=phrases.is_graded(results),
+        test=phrases.test_words(phrases.any_graded(results)),
         weakest=_weakest(results),
     )
     target = folder / "README.md"

@@ -1,14 +1,33 @@
 """Numbers and results in words, the same in the report, the model card and on the terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lushan.evaluation.measures import measure
-
 SIGNIFICANT_BELOW = 0.05
 """A difference is called clear below this p-value."""
 
+_METRICS = {
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "micro_f1": "Micro F1",
+    "f1": "F1",
+    "precision": "Precision",
+    "recall": "Recall",
+    "exact_match": "Exact match",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "perplexity": "Perplexity",
+    "answer_log_likelihood": "Answer log-likelihood",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "reply_length": "Mean reply length",
+    "pass_at_1": "pass@1",
+}
 _SYSTEMS = {
     "before": "Untouched model, zero-shot",
     "after": "Tuned model",
@@ -18,6 +37,64 @@ _SYSTEMS = {
 
 
 _NO_TITLES: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class MetricScale:
+    """How the values of a metric are written, and which there can be."""
+
+    factor: float = 1
+    """What a value is multiplied with before it is written."""
+    decimals: int = 1
+    unit: str = ""
+    """What follows the number, with its space."""
+    lowest: float = 0.0
+    highest: float = math.inf
+    lower_is_better: bool = False
+
+    def number(self, value: float) -> str:
+        """`0.941` -> `94.1`: without the unit, with a true minus sign."""
+        return _with_minus(f"{self.factor * value:.{self.decimals}f}")
+
+    def short(self, value: float) -> str:
+        """`0.9` -> `90`: a round number, as on an axis."""
+        return _with_minus(f"{self.factor * value:g}")
+
+    def text(self, value: float) -> str:
+        """`0.941` -> `94.1 %`."""
+        return f"{self.number(value)}{self.unit}"
+
+
+FRACTION = MetricScale(factor=100, unit="\u00a0%", highest=1.0)
+_SCALES = {
+    "bleu": MetricScale(highest=100.0),
+    "chrf": MetricScale(highest=100.0),
+    "perplexity": MetricScale(lower_is_better=True),
+    "bits_per_byte": MetricScale(decimals=3, lower_is_better=True),
+    "answer_log_likelihood": MetricScale(decimals=2, lowest=-math.inf, highest=0.0),
+    "reply_length": MetricScale(),
+}
+
+
+def metric_scale(metric: str) -> MetricScale:
+    """Give the scale of a metric: a fraction, written in percent, unless it is known to be something else."""
+    return _SCALES.get(metric, FRACTION)
+
+
+def metric_text(value: float, metric: str) -> str:
+    """Write a metric's value in its own scale: `94.1 %`, of `bleu` `36.2`."""
+    return metric_scale(metric).text(value)
+
+
+def metric_number(value: float, metric: str) -> str:
+    """Write a metric's value in its own scale, without a unit: `94.1`."""
+    return metric_scale(metric).number(value)
+
+
+def metric_decimal(value: float, metric: str) -> str:
+    """Write a metric's value for a table on a terminal: a fraction as `0.941`, any other in its own scale."""
+    scale = metric_scale(metric)
+    return f"{value:.{3 if scale == FRACTION else scale.decimals}f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +127,14 @@ def headline(results: Mapping[str, Any]) -> Headline:
     is_model = results.get("before_is_model", True)
     before = results.get("before", {}).get(metric) if is_model else None
     test = results.get("comparisons", {}).get("before") if is_model else None
-    shown = measure(metric)
-    details = [f"95\u00a0% interval {shown.bare(after['low'])} to {shown.text(after['high'])}"]
+    scale = metric_scale(metric)
+    details = [f"95\u00a0% interval {scale.number(after['low'])} to {scale.text(after['high'])}"]
     if test:
-        details.append(f"{p_text(test['p_value'])}, {test_name(test)}")
+        details.append(f"{p_text(test['p_value'])}, {test_words(is_graded(test)).name}")
     details.append(f"{results['num_examples']['test']:,} test rows")
     return Headline(
         _lead(metric, before, after, test),
-        shown.text(after["value"]),
+        scale.text(after["value"]),
         "; ".join(details),
         _verdict(results),
     )
@@ -72,13 +149,13 @@ def _lead(
     name = metric_name(metric)
     if before is None:
         return f"{name} is"
-    was = measure(metric).text(before["value"])
+    start = metric_text(before["value"], metric)
     if test is None:
-        return f"{name} went from {was} to"
+        return f"{name} went from {start} to"
     if test["p_value"] >= SIGNIFICANT_BELOW:
-        return f"{name} did not change clearly: {was} before, now"
+        return f"{name} did not change clearly: {start} before, now"
     verb = "rose" if after["value"] > before["value"] else "fell"
-    return f"{name} {verb} from {was} to"
+    return f"{name} {verb} from {start} to"
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
@@ -90,15 +167,15 @@ def _verdict(results: Mapping[str, Any]) -> str:
     }
     if not baselines:
         return ""
-    best = max(baselines, key=baselines.__getitem__)
+    scale = metric_scale(metric)
+    best = (min if scale.lower_is_better else max)(baselines, key=baselines.__getitem__)
     titles = results.get("system_titles", {})
-    shown = measure(metric)
-    reached = f"{system_name(best, titles)} at {shown.text(baselines[best])}"
+    reached = f"{system_name(best, titles)} at {scale.text(baselines[best])}"
     unbeaten = [name for name in baselines if not _is_beaten(comparisons.get(name))]
     if not unbeaten:
         return f"Every baseline is clearly beaten; the best is {reached}."
     named = ", ".join(
-        f"{system_name(name, titles)} ({shown.text(baselines[name])})" for name in unbeaten
+        f"{system_name(name, titles)} ({scale.text(baselines[name])})" for name in unbeaten
     )
     return f"Not clearly better than: {named}."
 
@@ -111,36 +188,59 @@ def standing(comparison: Mapping[str, Any]) -> str:
     """Say how the tuned model stands in one comparison: `better`, `worse` or `no clear difference`."""
     if comparison.get("p_value_holm", comparison["p_value"]) >= SIGNIFICANT_BELOW:
         return "no clear difference"
+    if is_graded(comparison):
+        return "better" if comparison["difference"]["value"] > 0 else "worse"
     return "better" if comparison["wins"] > comparison["losses"] else "worse"
+
+
+@dataclass(frozen=True, slots=True)
+class TestWords:
+    """What the test of a comparison and its columns are called."""
+
+    name: str
+    wins: str
+    losses: str
+    p_value: str
+
+
+_TEST_WORDS = {
+    False: TestWords("exact McNemar test", "Only it is right", "Only the other is", "McNemar p"),
+    True: TestWords(
+        "paired permutation test", "It is better", "The other is better", "Permutation p"
+    ),
+}
+
+
+def test_words(graded: bool) -> TestWords:
+    """Give the words for comparisons of rows that are graded, or else right or wrong."""
+    return _TEST_WORDS[graded]
+
+
+def is_graded(comparison: Mapping[str, Any]) -> bool:
+    """Say whether a comparison of `results.json` is one of graded rows."""
+    return comparison.get("test") == "permutation"
+
+
+def any_graded(results: Mapping[str, Any]) -> bool:
+    """Say whether the comparisons of a run are those of graded rows."""
+    return any(is_graded(each) for each in results.get("comparisons", {}).values())
 
 
 def metric_name(metric: str) -> str:
     """`macro_f1` -> `Macro F1`."""
-    return measure(metric).name
-
-
-def test_name(comparison: Mapping[str, Any]) -> str:
-    """Name the test that a comparison was made with."""
-    if comparison.get("test") == "permutation":
-        return "paired permutation test"
-    return "exact McNemar test"
-
-
-def is_graded(results: Mapping[str, Any]) -> bool:
-    """Whether rows have scores between right and wrong."""
-    return any(each.get("test") == "permutation" for each in results["comparisons"].values())
+    return _METRICS.get(metric, metric.replace("_", " ").capitalize())
 
 
 def right_rows(results: Mapping[str, Any]) -> str:
-    """Name what the paired test rests on: the share of right rows, or the mean score of a row."""
-    if is_graded(results):
+    """Name the share of right rows, or the mean score of graded ones, on which the paired test rests."""
+    if any_graded(results):
         return "Row score"
     names = [name for name in ("accuracy", "exact_match") if name in results["after"]]
     return metric_name(names[0]) if names else "Right rows"
 
 
 def inline(name: str) -> str:
-    """`Macro F1` -> `macro F1`: a name inside a sentence; `F1` and `ROUGE-L` stay."""
+    """`Macro F1` -> `macro F1`: a name inside a sentence; `F1` and `BLEU` stay."""
     return name if name[1:2].isdigit() or name[1:2].isupper() else name[:1].lower() + name[1:]
 
 
@@ -164,12 +264,16 @@ def answer_text(answer: str | Sequence[str | Mapping[str, Any]], nothing: str = 
 
 def percent(fraction: float) -> str:
     """`0.941` -> `94.1 %`, with a space that does not break."""
-    return f"{100 * fraction:.1f}\u00a0%"
+    return FRACTION.text(fraction)
 
 
 def points(fraction: float) -> str:
     """`0.052` -> `+5.2`: a difference in percentage points, with a true minus sign."""
-    return f"{100 * fraction:+.1f}".replace("-", "\u2212")
+    return _with_minus(f"{100 * fraction:+.1f}")
+
+
+def _with_minus(number: str) -> str:
+    return number.replace("-", "\u2212")
 
 
 def p_text(p_value: float) -> str:

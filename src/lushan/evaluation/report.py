@@ -14,7 +14,6 @@ from lushan.catalog import load_task
 from lushan.errors import RunError
 from lushan.evaluation import phrases
 from lushan.evaluation import report_tables as tables
-from lushan.evaluation.measures import measure
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:
@@ -49,11 +48,11 @@ def environment() -> Environment:
     )
     found.filters |= {
         "percent": phrases.percent,
-        "score_text": lambda value, metric: measure(metric).text(value),
-        "bare_score": lambda value, metric: measure(metric).bare(value),
         "points": phrases.points,
         "p_text": phrases.p_text,
         "metric_name": phrases.metric_name,
+        "metric_text": phrases.metric_text,
+        "metric_number": phrases.metric_number,
         "system_name": phrases.system_name,
         "duration": phrases.duration,
         "inline": phrases.inline,
@@ -77,8 +76,8 @@ def _view(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "results": results,
         "wording": load_task(results["task"]).wording,
         "right_rows": phrases.right_rows(results),
-        "is_graded": phrases.is_graded(results),
-        "unit": measure(results["main_metric"]).unit.strip(),
+        "graded": phrases.any_graded(results),
+        "test": phrases.test_words(phrases.any_graded(results)),
         "headline": phrases.headline(results),
         "facts": tables.facts(results),
         "standing": tables.standing(results),

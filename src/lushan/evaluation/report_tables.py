@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lushan.evaluation import charts, phrases
-from lushan.evaluation.measures import measure
 
 MAX_MATRIX_LABELS = 30
 """Up to so many labels the confusion matrix is drawn; beyond, the most confused pairs tell more."""
@@ -98,26 +97,42 @@ def systems(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     metric = results["main_metric"]
     others = {**before, **results["baselines"]}
     known = [name for name, scores in others.items() if metric in scores]
-    known.sort(key=lambda name: -others[name][metric]["value"])
+    lower_is_better = phrases.metric_scale(metric).lower_is_better
+    known.sort(key=lambda name: others[name][metric]["value"], reverse=not lower_is_better)
     return {"after": results["after"], **{name: others[name] for name in known}}
+
+
+def all_systems(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Every system that has any of the tuned model's metrics: those of `systems`, then the others."""
+    before = {"before": results["before"]} if results["before"] else {}
+    others = {**before, **results["baselines"]}
+    having = {name: scores for name, scores in others.items() if scores.keys() & results["after"]}
+    return {**systems(results), **having}
 
 
 def standing(results: Mapping[str, Any]) -> dict[str, Any]:
     """The first chart: the tuned model's way up, and the others beside it, best first."""
     metric = results["main_metric"]
     values = {name: scores[metric] for name, scores in systems(results).items()}
-    scale, ticks = charts.score_scale(list(values.values()), measure(metric))
+    metric_scale = phrases.metric_scale(metric)
+    scale, ticks = charts.score_scale(list(values.values()), metric_scale)
     rows = [
         {"name": name, "mark": scale.mark(score), "score": score} for name, score in values.items()
     ]
     start = scale.place(values["before"]["value"]) if "before" in values else None
-    return {"rows": rows, "ticks": ticks, "start": start, "metric": metric}
+    return {
+        "rows": rows,
+        "ticks": ticks,
+        "start": start,
+        "metric": metric,
+        "unit": metric_scale.unit,
+    }
 
 
 def scores(results: Mapping[str, Any]) -> dict[str, Any]:
     """Every metric of every system."""
     metrics = [name for name in results["after"] if name != "micro_f1" or _is_multi(results)]
-    return {"metrics": metrics, "systems": systems(results)}
+    return {"metrics": metrics, "systems": all_systems(results)}
 
 
 def _is_multi(results: Mapping[str, Any]) -> bool:
@@ -136,9 +151,9 @@ def learning(
         "loss": charts.loss_panel(steps, validation),
         "score": charts.score_panel(
             validation,
-            measure(results["main_metric"]),
             best_epoch=best,
             last_step=last_step,
+            metric=phrases.metric_scale(results["main_metric"]),
         ),
     }
     if not any(panels.values()):
@@ -207,8 +222,7 @@ def error(error: Mapping[str, Any]) -> dict[str, Any]:
     """One mistake, with its text cut to a readable length."""
     text = error["text"]
     shown = text[:MAX_TEXT_CHARACTERS]
-    num_hidden = len(text) - len(shown)
-    return {"score": None, **error, "text": shown, "num_hidden_characters": num_hidden}
+    return {**error, "text": shown, "num_hidden_characters": len(text) - len(shown)}
 
 
 def costs(seconds: Mapping[str, float]) -> list[dict[str, Any]]:

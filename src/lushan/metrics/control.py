@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lushan.metrics.words import words
+from lushan.metrics.pieces import pieces
 
 LENGTH_TOLERANCE = 0.2
 """A text may be so much longer or shorter than asked, and at least two words."""
@@ -33,7 +33,7 @@ def _checks(answer: str, control: Mapping[str, Any]) -> list[bool]:
     if "length" in control:
         wanted = control["length"]
         allowed = max(2, LENGTH_TOLERANCE * wanted)
-        found.append(abs(len(words(answer)) - wanted) <= allowed)
+        found.append(abs(len(pieces(answer)) - wanted) <= allowed)
     if "regex" in form:
         found.append(re.fullmatch(form["regex"], answer, re.DOTALL) is not None)
     if "json_schema" in form:

@@ -1,90 +1,144 @@
-"""ROUGE as the rouge-score library counts it, and what it does not see: length, copying, numbers that came from nowhere."""
+"""ROUGE of summaries, as the rouge-score library counts it, and how they stand to their documents; with intervals.
+
+Shapes: N rows, M metrics, R resamples.
+"""
 
 import re
+import unicodedata
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING
 
-from lushan.metrics.statistics import mean_interval
-from lushan.metrics.words import UNSPACED
+import numpy as np
+
+from lushan.errors import DataError
+from lushan.metrics.pieces import is_unspaced, ngrams, pieces, share_of_letters
+from lushan.metrics.statistics import difference_interval, percentile_interval, resampled_totals
 from lushan.records import Interval
 
-ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-_TOKEN = re.compile(f"[{UNSPACED}]|[a-z0-9]+")
-"""A Chinese or Japanese character, or a word; as rouge-score has it, what is no letter or digit separates."""
-_UNSPACED = re.compile(f"[{UNSPACED}]")
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+
+COPIED_SIZE = 3
+"""Words (or characters) in a row that count as copied where the document has them too."""
+
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_COPIED_TOKENS = 3
+_THOUSANDS = re.compile(r",(?=\d{3}(?!\d))")
 
 
-class Summarized(NamedTuple):
-    """How good summaries are."""
+@dataclass(frozen=True, slots=True)
+class SummaryScore:
+    """How good one summary is."""
 
-    metrics: dict[str, Interval]
-    row_scores: list[float]
-    """ROUGE-L of each."""
+    rouge_1: float
+    """F1 of words, the best of all references; a fraction in [0, 1]."""
+    rouge_2: float
+    """F1 of pairs of words, likewise."""
+    rouge_l: float
+    """F1 of the longest common subsequence, likewise: how good the row is."""
+    compression: float
+    """Characters of the summary per character of the document; above 1 where it is longer."""
+    num_copied: int
+    """Different 3-grams of the summary that stand in its document."""
+    num_ngrams: int
+    """Different 3-grams of the summary."""
+    number_support: float
+    """1 where every number of the summary stands in the document, or it has none; else 0."""
 
 
-class _Characters:
-    """Tokens of texts without spaces, in the form that rouge-score asks for: characters, and words where there are any."""
+def score_rows(
+    documents: Sequence[str], references: Sequence[Sequence[str]], answers: Sequence[str]
+) -> list[SummaryScore]:
+    """Compare each summary with those that people wrote, and with its document.
 
-    def tokenize(self, text: str) -> list[str]:
-        """Cut a text."""
-        return _TOKEN.findall(text.lower())
-
-
-def score(
-    truth: Sequence[Sequence[str]], answers: Sequence[str], *, documents: Sequence[str], seed: int
-) -> Summarized:
-    """Score summaries against one reference or more each; of several, the one that is most like it counts.
-
-    `rouge_1`, `rouge_2`, `rouge_l` are F1, with Porter's stemmer, or over characters where the reference is Chinese or
-    Japanese. `compression` is the length of a summary as a share of its document's, `copied_share` the share of its
-    different runs of three tokens that stand in the document, `number_support` the share of summaries all of whose
-    numbers do.
+    Words are those of the ROUGE scripts: runs of a to z and digits, stemmed by Porter's rules. Where the references
+    are mostly written in other letters, words of any letters are taken as they are; of scripts without spaces each
+    character is one. Of several references the best counts, for each metric by itself.
 
     Args:
-        truth: The references of each document.
-        answers: What was written.
-        documents: What was summed up.
-        seed: Of the bootstrap over rows.
+        documents: What was summarised.
+        references: The right summaries of each row.
+        answers: The given ones.
+
+    Raises:
+        DataError: If a row has no reference.
+        ValueError: If the sequences differ in length.
     """
-    rows: dict[str, list[float]] = {name: [] for name in ROUGE}
-    for references, answer in zip(truth, answers, strict=True):
-        found = _scorer(any(map(_UNSPACED.search, references))).score_multi(references, answer)
-        for name, theirs in ROUGE.items():
-            rows[name].append(found[theirs].fmeasure)
-    pairs = list(zip(answers, documents, strict=True))
-    rows["compression"] = [len(answer) / max(len(document), 1) for answer, document in pairs]
-    rows["copied_share"] = [copied_share(*pair) for pair in pairs]
-    rows["number_support"] = [float(numbers_are_supported(*pair)) for pair in pairs]
-    metrics = {name: mean_interval(values, seed=seed) for name, values in rows.items()}
-    return Summarized(metrics, rows["rouge_l"])
+    plain, by_piece = _scorers()
+    rows: list[SummaryScore] = []
+    for document, right, answer in zip(documents, references, answers, strict=True):
+        if not right:
+            raise DataError("A row without a reference cannot be scored by ROUGE.")
+        scorer = by_piece if _needs_pieces(right) else plain
+        rouge = scorer.score_multi(right, answer)
+        rouge_1, rouge_2, rouge_l = (float(rouge[name].fmeasure) for name in scorer.rouge_types)
+        against = _against_document(document, answer)
+        rows.append(SummaryScore(rouge_1, rouge_2, rouge_l, *against))
+    return rows
 
 
-@cache
-def _scorer(by_characters: bool) -> Any:  # noqa: ANN401 - the library has no types
-    from rouge_score.rouge_scorer import RougeScorer  # two seconds, of which nltk takes most
+def intervals(rows: Sequence[SummaryScore], *, seed: int) -> dict[str, Interval]:
+    """Give the mean of every metric with its 95 % interval, by a bootstrap over rows.
 
-    names = list(ROUGE.values())
-    if by_characters:
-        return RougeScorer(names, tokenizer=_Characters())
-    return RougeScorer(names, use_stemmer=True)
+    `copied_share` is the share of all 3-grams together, so that a summary without any changes nothing.
 
-
-def copied_share(answer: str, document: str) -> float:
-    """Share of the different runs of three tokens of an answer that its document has too; 0 where there is no run."""
-    runs, known = (_runs(_TOKEN.findall(text.lower())) for text in (answer, document))
-    return len(runs & known) / len(runs) if runs else 0.0
-
-
-def _runs(tokens: Sequence[str]) -> set[tuple[str, ...]]:
-    return {
-        tuple(tokens[start : start + _COPIED_TOKENS])
-        for start in range(len(tokens) - _COPIED_TOKENS + 1)
+    Raises:
+        DataError: If there are no rows.
+    """
+    if not rows:
+        raise DataError("No rows to score: expected at least one row with a known summary.")
+    table_NM = np.array([astuple(each) for each in rows], dtype=np.float64)
+    resampled = _means(resampled_totals(table_NM, seed=seed), len(rows))
+    values = _means(table_NM.sum(axis=0)[None], len(rows))
+    found = {
+        name: percentile_interval(float(values[name][0]), resampled_R, num_rows=len(rows))
+        for name, resampled_R in resampled.items()
     }
+    # Compression has no upper end.
+    compression = difference_interval(found["compression"].value, resampled["compression"])
+    return {**found, "compression": compression}
 
 
-def numbers_are_supported(answer: str, document: str) -> bool:
-    """Whether every number of an answer, written as it is, stands in its document; also where there is none."""
-    return set(_NUMBER.findall(answer)) <= set(_NUMBER.findall(document))
+def _means(totals_RM: np.ndarray, num_rows: int) -> dict[str, np.ndarray]:
+    """Every metric of sums over rows; (R,) each."""
+    columns = dict(zip(SummaryScore.__slots__, totals_RM.T, strict=True))
+    num_copied, num_ngrams = columns.pop("num_copied"), columns.pop("num_ngrams")
+    means = {name: total_R / num_rows for name, total_R in columns.items()}
+    means["copied_share"] = num_copied / np.maximum(num_ngrams, 1)
+    return means
+
+
+def _scorers() -> "tuple[RougeScorer, RougeScorer]":
+    """One that cuts words as the ROUGE scripts do, and one for other scripts."""
+    # The library imports nltk, which takes seconds that no other task should wait for.
+    from rouge_score.rouge_scorer import RougeScorer
+
+    names = ["rouge1", "rouge2", "rougeL"]
+    return RougeScorer(names, use_stemmer=True), RougeScorer(names, tokenizer=PieceTokenizer())
+
+
+class PieceTokenizer:
+    """Cuts texts for ROUGE where its own rule, which keeps a to z and digits alone, would leave nothing."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Give words and numbers whole, and single characters of scripts without spaces."""
+        return pieces(text)
+
+
+def _needs_pieces(references: Sequence[str]) -> bool:
+    return is_unspaced(references) or share_of_letters(references, "\u0250-\U0003ffff") > 1 / 2
+
+
+def _against_document(document: str, answer: str) -> tuple[float, int, int, float]:
+    """Compression, copied and all 3-grams, and whether the numbers are supported."""
+    answered = set(ngrams(pieces(answer), COPIED_SIZE))
+    copied = answered & set(ngrams(pieces(document), COPIED_SIZE))
+    is_supported = numbers_in(answer) <= numbers_in(document)
+    compression = len(answer) / max(len(document), 1)
+    return compression, len(copied), len(answered), float(is_supported)
+
+
+def numbers_in(text: str) -> set[str]:
+    """Give the numbers of a text, without commas between thousands: `1,200` is `1200`."""
+    found = _NUMBER.findall(unicodedata.normalize("NFKC", text))
+    return {_THOUSANDS.sub("", number) for number in found}

@@ -1,94 +1,158 @@
-"""BLEU and chrF as sacrebleu counts them, with the tokenizer that fits the language, and intervals."""
+"""BLEU and chrF of translations, as sacrebleu counts them, with intervals; from 0 to 100.
 
-import re
-from collections.abc import Sequence
-from typing import NamedTuple
+Shapes: N rows, K counts of a row, R resamples.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from sacrebleu.metrics.bleu import BLEU
+from numpy.typing import NDArray
+from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER
 from sacrebleu.metrics.chrf import CHRF
 
-from lushan.metrics.statistics import NUM_RESAMPLES, difference_interval
+from lushan.errors import DataError
+from lushan.metrics.pieces import HAN, KANA, THAI_TO_KHMER, UNSPACED_FRACTION, share_of_letters
+from lushan.metrics.statistics import percentile_interval, resampled_totals
 from lushan.records import Interval
 
-_HAN = re.compile("[\u4e00-\u9fff]")
-_KANA = re.compile("[\u3040-\u30ff]")
-_TOKENIZERS = {"zh": "zh", "ja": "char", "th": "char", "km": "char", "lo": "char", "my": "char"}
-"""Of languages without spaces; all others take sacrebleu's usual one, `13a`."""
-_HAN_FRACTION = 0.2
-"""Above this share of Han characters a text is taken for Chinese, or with kana for Japanese."""
+Languages = Sequence[str | None]
+"""Target language of each row, as its code or English name; None where it is not known."""
 
-
-class Translated(NamedTuple):
-    """How good translations are."""
-
-    metrics: dict[str, Interval]
-    """`chrf` and `bleu`, from 0 to 100."""
-    row_scores: list[float]
-    """chrF of each sentence, from 0 to 1."""
-    signatures: dict[str, str]
-    """How sacrebleu says that each was counted."""
+_CHINESE = frozenset({"zh", "zho", "chi", "cmn", "yue", "lzh", "wuu", "chinese", "mandarin", "cantonese"})  # fmt: skip
+_BY_CHARACTER = frozenset({
+    "ja", "jpn", "japanese", "th", "tha", "thai", "lo", "lao", "km", "khm", "khmer", "my", "mya", "bur", "burmese",
+})  # fmt: skip
 
 
 def score(
-    truth: Sequence[str],
-    answers: Sequence[str],
-    *,
-    languages: Sequence[str | None],
-    seed: int,
-) -> Translated:
-    """Score translations against one reference each.
+    truth: Sequence[str], answers: Sequence[str], *, languages: Languages, seed: int
+) -> dict[str, Interval]:
+    """Give `bleu` and `chrf` of a whole set, with their 95 % intervals by a bootstrap over rows.
+
+    BLEU cuts words by the target language: `zh` for Chinese, `char` for Japanese, Thai and their neighbours, `13a`
+    for all others. Where no language is given, the script of the truth decides, of all such rows together. Rows of
+    several languages are each cut in their own way, and their counts are summed.
 
     Args:
-        truth: The references.
-        answers: What was written.
-        languages: Of each reference, such as `zh`; None is found out from the characters.
-        seed: Of the bootstrap over rows.
+        truth: The right translation of each row.
+        answers: The given ones.
+        languages: One of each row.
+        seed: Of the bootstrap.
+
+    Raises:
+        DataError: If there are no rows.
+        ValueError: If the sequences differ in length.
     """
-    bleu = BLEU(
-        tokenize=tokenizer_for(truth, languages),
-        force=True,  # only silences a warning
-    )
-    chrf = CHRF()
-    found = {
-        name: _with_interval(metric, answers, truth, seed=seed)
-        for name, metric in (("chrf", chrf), ("bleu", bleu))
+    _check(truth, answers, languages)
+    bleu_NK, chrf_NK = _bleu_counts(truth, answers, languages), _counts(CHRF(), truth, answers)
+    return {
+        "bleu": _interval(bleu_NK, _bleu_of, seed=seed),
+        "chrf": _interval(chrf_NK, _chrf_of, seed=seed),
     }
-    rows = [
-        chrf.sentence_score(answer, [one]).score / 100
-        for answer, one in zip(answers, truth, strict=True)
-    ]
-    signatures = {"chrf": str(chrf.get_signature()), "bleu": str(bleu.get_signature())}
-    return Translated(found, rows, signatures)
 
 
-def tokenizer_for(truth: Sequence[str], languages: Sequence[str | None]) -> str:
-    """Name sacrebleu's tokenizer for these references; if any of them has no spaces, the one for its language."""
-    for text, language in zip(truth, languages, strict=True):
-        code = _found_out(text) if language is None else re.split("[-_]", language.lower())[0]
-        if code in _TOKENIZERS:
-            return _TOKENIZERS[code]
-    return "13a"
+def row_scores(truth: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """Give chrF of each sentence by itself, as a fraction in [0, 1].
+
+    Raises:
+        ValueError: If there are not as many answers as truths.
+    """
+    metric = CHRF()
+    rows = zip(truth, answers, strict=True)
+    scores = [metric.sentence_score(answer, [right]).score / 100 for right, answer in rows]
+    return [min(each, 1.0) for each in scores]
 
 
-def _found_out(text: str) -> str:
-    kana, han = len(_KANA.findall(text)), len(_HAN.findall(text))
-    if kana + han <= _HAN_FRACTION * len(text):
-        return ""
-    return "ja" if kana else "zh"
+def signatures(truth: Sequence[str], languages: Languages) -> dict[str, str]:
+    """Give what sacrebleu prints to say how `bleu` and `chrf` were counted; several cuts of words joined by `+`.
+
+    Raises:
+        DataError: If there are no rows.
+        ValueError: If the sequences differ in length.
+    """
+    _check(truth, truth, languages)
+    bleu = BLEU()
+    bleu.tokenizer_signature = "+".join(sorted(set(tokenizers(truth, languages))))
+    chrf = CHRF()
+    for metric in (bleu, chrf):
+        # A signature tells the number of references, which a metric knows once it has scored.
+        metric.corpus_score(["a"], [["a"]])
+    return {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
 
 
-def _with_interval(
-    metric: BLEU | CHRF, answers: Sequence[str], truth: Sequence[str], *, seed: int
+def tokenizers(truth: Sequence[str], languages: Languages) -> list[str]:
+    """Give sacrebleu's name of the way in which each row is cut into words.
+
+    Raises:
+        ValueError: If there are not as many languages as truths.
+    """
+    rows = list(zip(truth, languages, strict=True))
+    unknown = _tokenizer_of_script([right for right, language in rows if not language])
+    return [_tokenizer_of(language) if language else unknown for _, language in rows]
+
+
+def _tokenizer_of(language: str) -> str:
+    # `zh-CN`, `zho_Hans` and `Chinese (Simplified)` begin with their language.
+    name = language.strip().casefold().replace("_", "-").replace(" ", "-").partition("-")[0]
+    if name in _CHINESE:
+        return "zh"
+    return "char" if name in _BY_CHARACTER else "13a"
+
+
+def _tokenizer_of_script(texts: Sequence[str]) -> str:
+    # Japanese mixes its syllables with Chinese characters, so they are looked for first.
+    if share_of_letters(texts, f"{KANA}{THAI_TO_KHMER}") > UNSPACED_FRACTION / 2:
+        return "char"
+    return "zh" if share_of_letters(texts, HAN) > UNSPACED_FRACTION else "13a"
+
+
+def _bleu_counts(
+    truth: Sequence[str], answers: Sequence[str], languages: Languages
+) -> NDArray[np.int64]:
+    """Lengths, matches and n-grams of each row, (N, K)."""
+    names = np.array(tokenizers(truth, languages))
+    counts_NK = np.zeros((len(truth), 2 + 2 * MAX_NGRAM_ORDER), dtype=np.int64)
+    for name in set(names.tolist()):
+        rows = np.flatnonzero(names == name).tolist()
+        # `force` leaves out a warning on stderr about answers that end in a space and a full stop.
+        metric = BLEU(tokenize=name, force=True)
+        counts_NK[rows] = _counts(metric, [truth[n] for n in rows], [answers[n] for n in rows])
+    return counts_NK
+
+
+def _counts(metric: BLEU | CHRF, truth: Sequence[str], answers: Sequence[str]) -> NDArray[np.int64]:
+    """What each row adds to the counts of the set, (N, K)."""
+    # sacrebleu's own bootstrap sums these rows too (sacrebleu/significance.py), but its seed is one of the process.
+    counts = metric._extract_corpus_statistics(list(answers), [list(truth)])
+    return np.array(counts, dtype=np.int64)
+
+
+def _bleu_of(totals: list[int]) -> float:
+    length, right_length, *counts = totals
+    matches, all_ngrams = counts[:MAX_NGRAM_ORDER], counts[MAX_NGRAM_ORDER:]
+    return BLEU.compute_bleu(matches, all_ngrams, length, right_length, smooth_method="exp").score
+
+
+def _chrf_of(totals: list[int]) -> float:
+    return CHRF()._compute_score_from_stats(totals).score
+
+
+def _interval(
+    counts_NK: NDArray[np.int64], value_of: Callable[[list[int]], float], *, seed: int
 ) -> Interval:
-    """Give the score of a corpus and its 95 % bootstrap interval over rows."""
-    value = metric.corpus_score(answers, [truth]).score
-    counts_NS = np.array(metric._extract_corpus_statistics(answers, [truth]))
-    generator = np.random.default_rng(seed)
-    times_RN = generator.multinomial(
-        len(counts_NS), np.full(len(counts_NS), 1 / len(counts_NS)), size=NUM_RESAMPLES
-    )
-    resampled_R = [
-        metric._compute_score_from_stats(sums_S.tolist()).score for sums_S in times_RN @ counts_NS
-    ]
-    return difference_interval(value, np.array(resampled_R))
+    value = value_of(counts_NK.sum(axis=0).tolist())
+    totals_RK = resampled_totals(counts_NK, seed=seed).astype(np.int64)
+    resampled_R = np.array([value_of(totals) for totals in totals_RK.tolist()])
+    # The last digit of a perfect score must not hide that it is perfect.
+    share = round(value / 100, 12)
+    found = percentile_interval(share, resampled_R.round(9) / 100, num_rows=len(counts_NK))
+    return Interval(value, min(value, 100 * found.low), max(value, 100 * found.high))
+
+
+def _check(truth: Sequence[str], answers: Sequence[str], languages: Languages) -> None:
+    if not truth:
+        raise DataError("No rows to score: expected at least one row with a known translation.")
+    if not len(truth) == len(answers) == len(languages):
+        raise ValueError(
+            f"{len(truth)} truths, {len(answers)} answers and {len(languages)} languages."
+        )

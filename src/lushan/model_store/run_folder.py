@@ -124,7 +124,7 @@ class RunFolder:
     def save_predictions(
         self, system: str, predictions: Sequence[Prediction], *, correct: Sequence[float] = ()
     ) -> None:
-        """Keep what a system answered on the test rows, and what of it was right once that is known."""
+        """Keep what a system answered on the test rows, and once that is known what of it was right, or how good."""
         file = _predictions_file(self.path, system)
         file.parent.mkdir(exist_ok=True)
         lines = [_plain(each) for each in predictions]
@@ -147,7 +147,7 @@ class RunFolder:
 
 
 def read_correct(run: Path) -> dict[str, float]:
-    """Tell of every test row of a finished run whether the tuned model was right, or how good it was, by the row's id.
+    """Tell of every test row of a finished run whether the tuned model was right, or how good, by the row's id.
 
     Raises:
         RunError: If there is no run, it is not finished, or its answers are missing or broken.

@@ -20,7 +20,7 @@ from lushan.data.columns import Columns
 from lushan.errors import DataError
 from lushan.metrics import dialogue as metrics
 from lushan.metrics.control import satisfied_shares
-from lushan.metrics.statistics import mean_interval
+from lushan.metrics.statistics import accuracy
 from lushan.records import (
     FORM_FIELDS,
     AnswerMode,
@@ -183,13 +183,15 @@ class Task:
     ) -> Scores:
         """How likely the texts in the data are first, per token; and whether what was written keeps to its control fields."""
         answers = [str(each.answer) for each in predictions]
-        found = metrics.score(answers, text_answers.truths(predictions), seed=seed)
+        found = text_answers.likelihoods(predictions, seed=seed)
+        found |= metrics.reply_intervals(answers, seed=seed)
         shares = satisfied_shares(answers, [each.extra for each in examples])
-        kept = {"constraint_satisfaction": mean_interval(shares, seed=seed)} if shares else {}
+        if shares:
+            found["constraint_satisfaction"] = accuracy(shares, seed=seed)
         return Scores(
             main_metric="answer_log_likelihood",
-            metrics={**found.metrics, **kept},
-            correct=found.row_scores,
+            metrics=found,
+            correct=metrics.row_scores(text_answers.truths(predictions) or ()),
             details=text_answers.details(predictions),
         )
 

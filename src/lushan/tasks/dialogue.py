@@ -221,11 +221,11 @@ class Task:
     ) -> Scores:
         """How likely the answers in the data are first, per token; and how varied and long the written ones are."""
         answers = [str(each.answer) for each in predictions]
-        found = metrics.score(answers, text_answers.truths(predictions), seed=seed)
+        likelihoods = text_answers.likelihoods(predictions, seed=seed)
         return Scores(
             main_metric="answer_log_likelihood",
-            metrics=found.metrics,
-            correct=found.row_scores,
+            metrics={**likelihoods, **metrics.reply_intervals(answers, seed=seed)},
+            correct=metrics.row_scores(text_answers.truths(predictions) or ()),
             details=text_answers.details(predictions),
         )
 

@@ -169,11 +169,12 @@ class Task:
         truth = [each.extra.get("references") or [str(each.target)] for each in examples]
         answers = [str(each.answer) for each in predictions]
         documents = [each.text for each in examples]
-        found = metrics.score(truth, answers, documents=documents, seed=seed)
+        rows = metrics.score_rows(documents, truth, answers)
+        found = metrics.intervals(rows, seed=seed)
         return Scores(
             main_metric="rouge_l",
-            metrics={**found.metrics, **text_answers.likelihoods(predictions, seed=seed)},
-            correct=found.row_scores,
+            metrics={**found, **text_answers.likelihoods(predictions, seed=seed)},
+            correct=[each.rouge_l for each in rows],
             details=text_answers.details(predictions),
         )
 

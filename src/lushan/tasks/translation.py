@@ -208,11 +208,12 @@ class Task:
         answers = [str(each.answer) for each in predictions]
         languages = [each.extra.get("target_lang") for each in examples]
         found = metrics.score(truth, answers, languages=languages, seed=seed)
+        signatures = metrics.signatures(truth, languages)
         return Scores(
             main_metric="chrf",
-            metrics={**found.metrics, **text_answers.likelihoods(predictions, seed=seed)},
-            correct=found.row_scores,
-            details={**text_answers.details(predictions), "signatures": found.signatures},
+            metrics={**found, **text_answers.likelihoods(predictions, seed=seed)},
+            correct=metrics.row_scores(truth, answers),
+            details={**text_answers.details(predictions), "signatures": signatures},
         )
 
     def sample_rows(self) -> list[Row]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lushan.errors import DataError
 from lushan.evaluation.compare import compare_runs
 from lushan.inference.predict import Advance, Predictor
-from lushan.metrics.statistics import accuracy, are_graded
+from lushan.metrics.statistics import accuracy, is_graded
 from lushan.model_store.run_folder import read_correct
 from lushan.records import Example, Scores
 from lushan.workflows.outcome import plain, plain_interval
@@ -20,7 +20,7 @@ class Evaluation(NamedTuple):
     result: dict[str, Any]
     """What `lushan evaluate --json` prints."""
     correct: dict[str, float]
-    """Example id to whether it was answered right, or how well."""
+    """Example id to whether it was answered right, or how well from 0 to 1."""
 
 
 def evaluate(
@@ -104,14 +104,14 @@ def compare(
             tell(f"Asking {name}.")
             correct[name] = evaluate(run, data, settings=settings, seed=seed, tell=tell).correct
     compared = compare_runs(correct, seed=seed)
-    graded = are_graded(*(list(each.values()) for each in correct.values()))
-    measure = "mean_row_score" if graded else "accuracy"
+    graded = any(is_graded(list(rows.values())) for rows in correct.values())
+    mean_name = "mean_row_score" if graded else "accuracy"
     return {
         "runs": [
             {
                 "name": name,
                 "path": str(run),
-                measure: plain_interval(accuracy(list(correct[name].values()), seed=seed)),
+                mean_name: plain_interval(accuracy(list(correct[name].values()), seed=seed)),
             }
             for name, run in zip(names, runs, strict=True)
         ],
@@ -150,4 +150,4 @@ def _check_labels(predictor: Predictor, examples: Sequence[Example]) -> None:
 
 
 def _by_id(examples: Sequence[Example], scores: Scores) -> dict[str, float]:
-    return {each.id: is_right for each, is_right in zip(examples, scores.correct, strict=True)}
+    return {each.id: value for each, value in zip(examples, scores.correct, strict=True)}

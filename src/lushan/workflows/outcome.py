@@ -12,7 +12,7 @@ from lushan.catalog import load_baseline
 from lushan.evaluation.compare import comparisons
 from lushan.evaluation.model_card import write_model_card
 from lushan.evaluation.report import write_report
-from lushan.metrics.statistics import are_graded
+from lushan.metrics.statistics import is_graded
 from lushan.model_store.run_folder import RunFolder
 from lushan.records import Example, Interval, Prediction, Scores, plain_answer
 from lushan.workflows.comparison import FEW_SHOT
@@ -63,6 +63,7 @@ def collect_results(
     """
     recipe, examples = setup.recipe, setup.parts.test
     after = scores["after"]
+    # Where rows are scored by likelihood, what wrote an answer without one has no score to compare.
     others = {name: x.correct for name, x in scores.items() if name != "after" and x.correct}
     compared = comparisons(after.correct, others, seed=recipe.seed) if after.correct else {}
     found_baselines = {
@@ -72,7 +73,7 @@ def collect_results(
     if found_baselines and is_model:
         # Before tuning, the untouched model was asked without examples: that is the zero-shot baseline.
         found_baselines["zero_shot"] = plain(scores["before"])
-        compared |= {"zero_shot": compared["before"]} if compared else {}
+        compared |= {"zero_shot": compared["before"]} if "before" in compared else {}
     training = run.get("training")
     return {
         "run": str(run.path),
@@ -138,30 +139,26 @@ def adapter_name(recipe: TuneRecipe) -> str:
 def worst_errors(
     predictions: Sequence[Prediction], examples: Sequence[Example], scores: Scores
 ) -> list[dict[str, Any]]:
-    """Wrong answers that the model was surest of; where answers are graded, the worst first."""
+    """Wrong answers that the model was surest of; where rows are graded, those of the lowest score."""
     wrong = [
-        (prediction, example, right)
-        for prediction, example, right in zip(predictions, examples, scores.correct, strict=True)
-        if right < 1
+        (value, prediction, example)
+        for prediction, example, value in zip(predictions, examples, scores.correct, strict=True)
+        if value < 1
     ]
-    graded = are_graded(scores.correct)
-    wrong.sort(key=lambda each: (each[2], -each[0].log_likelihood))
+    wrong.sort(key=lambda each: (each[0], -each[1].log_likelihood))
+    graded = is_graded(scores.correct)
     return [
         {
             "id": example.id,
             "text": example.shown,
             "truth": plain_answer(example.target),
             "answer": plain_answer(prediction.answer),
-            **_sureness(prediction, right if graded else None),
+            # A whole text is never probable: that of a label tells something, that of a text does not.
+            "probability": None if graded else math.exp(prediction.log_likelihood),
+            **({"score": value} if graded else {}),
         }
-        for prediction, example, right in wrong[:_NUM_ERRORS]
+        for value, prediction, example in wrong[:_NUM_ERRORS]
     ]
-
-
-def _sureness(prediction: Prediction, score: float | None) -> dict[str, float | None]:
-    if score is None:
-        return {"probability": math.exp(prediction.log_likelihood)}
-    return {"probability": None, "score": score}  # that of a whole text says little
 
 
 def peak_rss_bytes() -> int:

@@ -1,11 +1,14 @@
-"""The baseline that gives a text back."""
+"""The source comes back as it is."""
 
 from lushan.baselines.copied_source import answer
 from lushan.data.splits import Parts
 from lushan.records import Example, TaskState
 
 
-def test_every_text_is_given_back() -> None:
-    test = [Example("1", "Ulm 7", "x"), Example("2", "b", "y")]
-    found = answer(Parts([], [], test), state=TaskState())
-    assert [(each.id, each.answer) for each in found.predictions] == [("1", "Ulm 7"), ("2", "b")]
+def test_every_text_answers_itself_to_the_character() -> None:
+    texts = [" Two  spaces \n", "\u5e90\u5c71", ""]
+    test = [Example(f"id{n}", text, "truth") for n, text in enumerate(texts)]
+    found = answer(Parts([], [], test), state=TaskState()).predictions
+    assert [(each.id, each.answer) for each in found] == [
+        (f"id{n}", text) for n, text in enumerate(texts)
+    ]

@@ -1,23 +1,69 @@
-"""The baseline that looks up the most similar training text."""
+"""The most similar training text is scikit-learn's, however many parts the rows are read in."""
 
+import random
+from dataclasses import replace
+
+import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics.pairwise import cosine_similarity
 
 from lushan.baselines import nearest_answer
 from lushan.data.splits import Parts
+from lushan.errors import DataError
 from lushan.records import Example, TaskState
 
-TRAIN = [
-    Example("1", "A dog runs over a field.", "Ein Hund"),
-    Example("2", "Two cats sleep on a sofa.", "Zwei Katzen"),
-    Example("3", "\u4e00\u53ea\u72d7\u5728\u8dd1", "a dog"),
-]
+WORDS = "where when is the next train bus flight to Ulm Rome \u5e90\u5c71 \u4e5d\u6c5f cheap late please?"
 
 
-@pytest.mark.parametrize("at_once", [1, 256])
-def test_answer_is_that_of_the_closest_text(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest_answer, "_ROWS_AT_ONCE", at_once)
-    texts = ("Two cats sit on the sofa", "\u72d7\u5728\u8dd1", "The dog runs over the field")
-    test = [Example(str(number), text, "?") for number, text in enumerate(texts)]
-    found = nearest_answer.answer(Parts(TRAIN, [], test), state=TaskState())
-    assert [each.answer for each in found.predictions] == ["Zwei Katzen", "a dog", "Ein Hund"]
-    assert "3 training texts" in found.description
+def _examples(num_rows: int, seed: int) -> list[Example]:
+    generator = random.Random(seed)
+    texts = [" ".join(generator.choices(WORDS.split(), k=8)) for _ in range(num_rows)]
+    return [Example(f"{seed}-{n}", text, f"reply {n}") for n, text in enumerate(texts)]
+
+
+def _answers(train: list[Example], test: list[Example]) -> list[object]:
+    found = nearest_answer.answer(Parts(train, [], test), state=TaskState())
+    assert [each.id for each in found.predictions] == [each.id for each in test]
+    return [each.answer for each in found.predictions]
+
+
+def test_answers_are_those_of_scikit_learns_most_similar_rows() -> None:
+    train, test = _examples(300, 0), _examples(100, 1)
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
+    train_matrix = vectorizer.fit_transform([each.text for each in train])
+    test_matrix = vectorizer.transform([each.text for each in test])
+    nearest = cosine_similarity(test_matrix, train_matrix).argmax(axis=1)
+    assert (
+        np.mean([a == train[n].target for a, n in zip(_answers(train, test), nearest, strict=True)])
+        > 0.97
+    )
+
+
+def test_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = _examples(300, 0), _examples(100, 1)
+    expected = _answers(train, test)
+    monkeypatch.setattr(nearest_answer, "ROWS_AT_ONCE", 41)
+    monkeypatch.setattr(nearest_answer, "_SIMILARITIES_AT_ONCE", 41 * 7)
+    assert _answers(train, test) == expected
+
+
+def test_a_training_text_finds_itself_and_of_equal_ones_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = _examples(30, 0)
+    copies = [replace(each, target="of the copy") for each in train]
+    assert _answers([*train, *copies], train) == [each.target for each in train]
+    monkeypatch.setattr(nearest_answer, "ROWS_AT_ONCE", 7)
+    assert _answers([*train, *copies], train) == [each.target for each in train]
+
+
+def test_a_text_that_shares_nothing_gets_an_answer_all_the_same() -> None:
+    assert _answers(_examples(3, 0), [Example("id", "###", None)]) == ["reply 0"]
+
+
+def test_training_rows_without_an_answer_are_refused_by_place() -> None:
+    with pytest.raises(DataError, match=r"a\.csv, row 2: no answer"):
+        _answers([Example("id", "text", None, "a.csv, row 2")], _examples(1, 0))
+    with pytest.raises(DataError, match="No training row"):
+        _answers([], _examples(1, 0))

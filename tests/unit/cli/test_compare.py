@@ -43,3 +43,16 @@ def test_a_difference_is_shown_with_its_sign_and_a_p_value(
     shown = capsys.readouterr().err
     for words in ("new - old", "+0.040", "-0.010 to +0.090", "12 : 4", "0.077"):
         assert words in shown
+
+
+def test_graded_rows_are_shown_by_their_mean_score(capsys: pytest.CaptureFixture[str]) -> None:
+    score = {"value": 0.4, "low": 0.35, "high": 0.45}
+    difference = {"value": 0.0, "low": -0.1, "high": 0.1}
+    pair = {"first": "old", "second": "new", "difference": difference, "wins": 3, "losses": 5}
+    runs = [{"name": name, "mean_row_score": score} for name in ("old", "new")]
+    found = {"runs": runs, "num_examples": 9, "comparisons": [{**pair, "p_value_holm": 1.0}]}
+    show_comparison(found)
+    shown = capsys.readouterr().err
+    for words in ("mean row score", "one is better", "0.400", "3 : 5"):
+        assert words in shown
+    assert "accuracy" not in shown

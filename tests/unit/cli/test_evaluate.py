@@ -37,3 +37,14 @@ def test_of_many_labels_the_worst_are_shown_and_the_rest_counted(
     assert f"of {len(labels)}" in shown
     assert "label-0" in shown
     assert f"label-{MOST_LABELS}" not in shown
+
+
+def test_metrics_of_texts_are_shown_in_their_own_scale(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {
+        "bleu": {"value": 36.18, "low": 34.96, "high": 38.2},
+        "answer_log_likelihood": {"value": -1.532, "low": -1.6, "high": -1.5},
+    }
+    show_scores({"metrics": metrics, "num_examples": 9, "data": "x.csv", "task": "classification"})
+    shown = capsys.readouterr().err
+    for words in ("36.2", "35.0 to 38.2", "-1.53", "-1.60 to -1.50"):
+        assert words in shown

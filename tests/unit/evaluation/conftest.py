@@ -265,11 +265,57 @@ def run(tmp_path: Path) -> Callable[[str], tuple[dict[str, Any], Path]]:
     return lambda kind_name: (write_run(kind_name, tmp_path / kind_name), tmp_path / kind_name)
 
 
+GRADED = {
+    "bleu": {"before": 12.34, "after": 36.18, "tf_idf": 20.0},
+    "perplexity": {"before": 41.3, "after": 12.31, "tf_idf": 20.0},
+    "answer_log_likelihood": {"before": -3.72, "after": -1.53, "tf_idf": -3.0},
+}
+"""Metric of a free text to the value of each system."""
+
+
+def _graded(results: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Turn results into those of a task of free text, scored by one metric and by graded rows."""
+    scores = {
+        name: {metric: {"value": value, "low": value - 1.04, "high": value + 1.26}}
+        for name, value in GRADED[metric].items()
+    }
+    rows = {
+        name: np.random.default_rng(n).uniform(0, share, 200).tolist()
+        for n, (name, share) in enumerate((("after", 1.0), ("before", 0.4), ("tf_idf", 0.5)))
+    }
+    others = {"before": rows["before"], "tf_idf": rows["tf_idf"]}
+    points = [scores["after"][metric]["value"] + change for change in (-3.0, -1.0, 0.2, -0.5)]
+    return {
+        **results, "main_metric": metric, "before": scores["before"], "after": scores["after"],
+        "baselines": {"tf_idf": scores["tf_idf"]}, "answer": "generate",
+        "comparisons": comparisons(rows["after"], others, seed=0),
+        "labels": [], "per_class": [], "confusion": [],
+        "worst_errors": [{"id": "1", "text": "t", "truth": "a", "answer": "b", "probability": None, "score": 0.125}],
+        "validation": [
+            {"epoch": n + 1, "step": 60 * (n + 1), "score": point, "loss": 1.0} for n, point in enumerate(points)
+        ],
+        "best_epoch": 3,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def graded_run(tmp_path: Path) -> Callable[[str], tuple[dict[str, Any], Path]]:
+    """Make a run of free texts scored by one metric; gives its results and its folder."""
+    return lambda metric: (
+        _graded(write_run("binary", tmp_path / metric), metric),
+        tmp_path / metric,
+    )
+
+
 if __name__ == "__main__":
     from lushan.evaluation.model_card import write_model_card
     from lushan.evaluation.report import write_report
 
     for name in KINDS:
         results = write_run(name, Path(sys.argv[1]) / name)
+        write_report(results, Path(sys.argv[1]) / name)
+        write_model_card(results, Path(sys.argv[1]) / name)
+    for name in GRADED:
+        results = _graded(write_run("binary", Path(sys.argv[1]) / name), name)
         write_report(results, Path(sys.argv[1]) / name)
         write_model_card(results, Path(sys.argv[1]) / name)

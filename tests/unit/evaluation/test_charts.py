@@ -6,16 +6,13 @@ import re
 import pytest
 
 from lushan.evaluation import charts
-from lushan.evaluation.measures import measure
+from lushan.evaluation.phrases import metric_scale
 
 STEPS = [{"step": step, "loss": 2.0 / step} for step in range(1, 1_001)]
 VALIDATION = [
     {"epoch": 1, "step": 500, "score": 0.7, "loss": 0.4},
     {"epoch": 2, "step": 1_000, "score": 0.9, "loss": 0.3},
 ]
-
-
-SHOWN = measure("accuracy")
 
 
 def _points(path: str) -> list[tuple[float, float]]:
@@ -44,7 +41,7 @@ def test_scale_places_values_in_percent_and_keeps_them_inside() -> None:
 
 def test_score_axis_holds_every_interval_and_stays_a_fraction() -> None:
     scores = [{"value": 0.97, "low": 0.95, "high": 0.99}, {"value": 0.6, "low": 0.55, "high": 0.64}]
-    scale, ticks = charts.score_scale(scores, SHOWN)
+    scale, ticks = charts.score_scale(scores)
     assert scale.low <= 0.55
     assert 0.99 <= scale.high <= 1
     assert [tick.text for tick in ticks] == ["50", "60", "70", "80", "90", "100"]
@@ -52,7 +49,7 @@ def test_score_axis_holds_every_interval_and_stays_a_fraction() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_score_axis_of_one_value_has_a_width(value: float) -> None:
-    scale, ticks = charts.score_scale([{"value": value, "low": value, "high": value}], SHOWN)
+    scale, ticks = charts.score_scale([{"value": value, "low": value, "high": value}])
     assert 0 <= scale.low < scale.high <= 1
     assert len(ticks) >= 2
 
@@ -82,11 +79,11 @@ def test_a_loss_that_is_not_finite_is_left_out() -> None:
 
 def test_no_steps_no_curve() -> None:
     assert charts.loss_panel([], VALIDATION) is None
-    assert charts.score_panel([], SHOWN, best_epoch=None) is None
+    assert charts.score_panel([], best_epoch=None) is None
 
 
 def test_best_epoch_is_marked() -> None:
-    panel = charts.score_panel(VALIDATION, SHOWN, best_epoch=1, last_step=1_000)
+    panel = charts.score_panel(VALIDATION, best_epoch=1, last_step=1_000)
     assert panel is not None
     assert panel.best_x == 50
     assert [(dot.text, dot.is_best) for dot in panel.dots] == [("70.0", True), ("90.0", False)]
@@ -95,20 +92,48 @@ def test_best_epoch_is_marked() -> None:
 
 def test_best_of_several_evaluations_in_one_epoch_is_marked() -> None:
     twice = [*VALIDATION, {"epoch": 2, "step": 1_500, "score": 0.95, "loss": 0.3}]
-    panel = charts.score_panel(twice, SHOWN, best_epoch=2)
+    panel = charts.score_panel(twice, best_epoch=2)
     assert panel is not None
     assert [dot.is_best for dot in panel.dots] == [False, False, True]
 
 
-def test_axis_of_another_scale_is_written_in_it_and_keeps_its_ends() -> None:
+@pytest.mark.parametrize(
+    ("metric", "lows", "highs", "texts"),
+    [
+        ("bleu", (11, 34), (14, 38), ["10", "20", "30", "40"]),
+        ("perplexity", (35, 11), (44, 14), ["10", "20", "30", "40", "50"]),
+        ("answer_log_likelihood", (-3.9, -1.6), (-3.5, -0.1), ["\u22124", "\u22123", "\u22122", "\u22121", "0"]),
+    ],
+)  # fmt: skip
+def test_score_axis_holds_other_scales_and_negative_values(
+    metric: str, lows: tuple[float, float], highs: tuple[float, float], texts: list[str]
+) -> None:
     scores = [
-        {"value": -1.5, "low": -1.62, "high": -1.41},
-        {"value": -2.5, "low": -2.6, "high": -2.4},
+        {"value": low, "low": low, "high": high} for low, high in zip(lows, highs, strict=True)
     ]
-    scale, ticks = charts.score_scale(scores, measure("answer_log_likelihood"))
-    assert scale.low <= -2.6
-    assert scale.high >= -1.41
-    assert all(re.fullmatch("\u2212[0-9.]+", tick.text) for tick in ticks)
-    scale, ticks = charts.score_scale([{"value": 99, "low": 97, "high": 99.8}], measure("chrf"))
-    assert 99.8 <= scale.high <= 100
-    assert max(float(tick.text) for tick in ticks) > 1
+    scale, ticks = charts.score_scale(scores, metric_scale(metric))
+    assert scale.low <= min(lows) < max(highs) <= scale.high
+    assert [tick.text for tick in ticks] == texts
+    assert all(0 <= tick.at <= 100 for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [("bleu", 0.0), ("bleu", 100.0), ("perplexity", 900.0), ("answer_log_likelihood", 0.0)],
+)
+def test_axis_of_one_value_of_another_scale_has_a_width(metric: str, value: float) -> None:
+    one = {"value": value, "low": value, "high": value}
+    scale, ticks = charts.score_scale([one], metric_scale(metric))
+    bounds = metric_scale(metric)
+    assert bounds.lowest <= scale.low < scale.high <= bounds.highest
+    assert len(ticks) >= 2
+
+
+def test_learning_curve_of_a_negative_metric_stays_in_its_scale() -> None:
+    validation = [{**each, "score": -1 / each["epoch"]} for each in VALIDATION]
+    metric = metric_scale("answer_log_likelihood")
+    panel = charts.score_panel(validation, best_epoch=2, metric=metric)
+    assert panel is not None
+    assert [dot.text for dot in panel.dots] == ["\u22121.00", "\u22120.50"]
+    assert panel.dots[0].y > panel.dots[1].y
+    assert all(0 < dot.y < 100 for dot in panel.dots)

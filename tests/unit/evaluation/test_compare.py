@@ -64,3 +64,13 @@ def test_one_run_is_not_enough() -> None:
 def test_runs_without_rows_are_refused() -> None:
     with pytest.raises(DataError, match="`old` has no test rows"):
         compare_runs({"old": {}, "new": {}}, seed=0)
+
+
+def test_graded_rows_are_compared_by_permutation_and_say_so() -> None:
+    after = [0.5 + n / 400 for n in range(100)]
+    found = comparisons(after, {"before": [0.4] * 100, "copied": BEFORE}, seed=0)
+    assert [each["test"] for each in found.values()] == ["permutation", "permutation"]
+    assert (found["before"]["wins"], found["before"]["losses"]) == (100, 0)
+    assert found["before"]["difference"]["value"] == pytest.approx(sum(after) / 100 - 0.4)
+    right = comparisons(AFTER, {"before": BEFORE}, seed=0)
+    assert right["before"]["test"] == "mcnemar"

@@ -63,3 +63,11 @@ def test_folders_of_this_machine_are_not_told(run: Run) -> None:
     card = write_model_card({**results, "model": "/home/me/models/tiny"}, folder)
     front = yaml.safe_load(card.read_text(encoding="utf-8").split("---")[1])
     assert front["base_model"] == "tiny"
+
+
+def test_card_of_a_text_metric_has_its_scale_and_its_test(graded_run: Run) -> None:
+    text = write_model_card(*graded_run("bleu")).read_text(encoding="utf-8")
+    assert "| BLEU |" in text
+    assert "| 36.2 (35.1 to 37.4) |" in text
+    assert "Row score, points | It is better | The other is better | Permutation p |" in text
+    assert "McNemar" not in text

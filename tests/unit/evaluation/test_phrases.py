@@ -111,27 +111,9 @@ def test_titles_of_systems_come_with_the_results() -> None:
 
 
 def test_right_rows_are_named_by_their_metric() -> None:
-    rest = {"comparisons": {"before": {"test": "mcnemar"}}}
-    assert phrases.right_rows({"after": {"f1": {}, "exact_match": {}}, **rest}) == "Exact match"
-    assert phrases.right_rows({"after": {"accuracy": {}}, **rest}) == "Accuracy"
-    assert phrases.right_rows({"after": {"f1": {}}, **rest}) == "Right rows"
-    graded = {"comparisons": {"before": {"test": "permutation"}}}
-    assert phrases.right_rows({"after": {"accuracy": {}}, **graded}) == "Row score"
-
-
-def test_headline_of_another_scale_is_written_in_it_and_names_its_test() -> None:
-    after, before = ({"value": x, "low": x - 1, "high": x + 1} for x in (36.25, 12.5))
-    compared = {"p_value": 1e-4, "wins": 9, "losses": 1, "test": "permutation"}
-    results = {
-        "main_metric": "chrf",
-        "after": {"chrf": after},
-        "before": {"chrf": before},
-        "comparisons": {"before": compared},
-        "num_examples": {"test": 10},
-    }
-    assert phrases.headline(results).sentence == (
-        "chrF rose from 12.5 to 36.2 (95\u00a0% interval 35.2 to 37.2; p < 0.001, paired permutation test; 10 test rows)."
-    )
+    assert phrases.right_rows({"after": {"f1": {}, "exact_match": {}}}) == "Exact match"
+    assert phrases.right_rows({"after": {"accuracy": {}}}) == "Accuracy"
+    assert phrases.right_rows({"after": {"bleu": {}}}) == "Right rows"
 
 
 def test_spans_are_shown_with_their_labels() -> None:
@@ -144,7 +126,92 @@ def test_names_are_for_people() -> None:
     assert phrases.metric_name("macro_f1") == "Macro F1"
     assert phrases.inline("Macro F1") == "macro F1"
     assert phrases.inline("F1") == "F1"
-    assert phrases.inline("ROUGE-L") == "ROUGE-L"
     assert phrases.system_name("zero_shot") == "Untouched model, zero-shot"
     assert phrases.answer_text(()) == "no label"
     assert phrases.answer_text(("a", "b")) == "a, b"
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        ("accuracy", 0.941, "94.1 %"),
+        ("rouge_l", 0.4567, "45.7 %"),
+        ("bleu", 36.18, "36.2"),
+        ("chrf", 58.0, "58.0"),
+        ("perplexity", 12.31, "12.3"),
+        ("answer_log_likelihood", -1.532, "\u22121.53"),
+        ("bits_per_byte", 0.8214, "0.821"),
+        ("reply_length", 9.25, "9.2"),
+    ],
+)
+def test_a_metric_is_written_in_its_own_scale(metric: str, value: float, text: str) -> None:
+    assert _plain(phrases.metric_text(value, metric)) == text
+    assert phrases.metric_number(value, metric) == text.removesuffix(" %")
+
+
+def test_a_terminal_shows_fractions_as_such_and_the_rest_in_its_scale() -> None:
+    assert phrases.metric_decimal(0.94149, "rouge_l") == "0.941"
+    assert phrases.metric_decimal(36.18, "bleu") == "36.2"
+    assert phrases.metric_decimal(-1.532, "answer_log_likelihood") == "-1.53"
+
+
+def test_metrics_of_texts_have_the_names_of_their_papers() -> None:
+    named = [
+        "bleu",
+        "chrf",
+        "rouge_1",
+        "rouge_2",
+        "rouge_l",
+        "distinct_1",
+        "distinct_2",
+        "pass_at_1",
+    ]
+    names = ["BLEU", "chrF", "ROUGE-1", "ROUGE-2", "ROUGE-L", "distinct-1", "distinct-2", "pass@1"]
+    assert [phrases.metric_name(metric) for metric in named] == names
+    assert [phrases.inline(name) for name in names] == names
+    assert phrases.inline(phrases.metric_name("answer_log_likelihood")) == "answer log-likelihood"
+
+
+def test_headline_of_bleu_has_no_percent_and_names_the_permutation_test() -> None:
+    results = _results(None, 0.5)
+    results |= {
+        "main_metric": "bleu",
+        "after": {"bleu": {"value": 36.18, "low": 34.96, "high": 38.2}},
+    }
+    results["before"] = {"bleu": {"value": 12.3, "low": 12.0, "high": 13.0}}
+    results["comparisons"] = {"before": {"p_value": 1e-4, "test": "permutation"}}
+    assert _plain(phrases.headline(results).sentence) == (
+        "BLEU rose from 12.3 to 36.2 "
+        "(95 % interval 35.0 to 38.2; p < 0.001, paired permutation test; 900 test rows)."
+    )
+
+
+def test_best_baseline_of_perplexity_is_the_lowest() -> None:
+    results = _results(None, 0.5)
+    results |= {
+        "main_metric": "perplexity",
+        "after": {"perplexity": {"value": 9, "low": 8, "high": 11}},
+    }
+    results["baselines"] = {
+        "a": {"perplexity": {"value": 20.0}},
+        "b": {"perplexity": {"value": 40.0}},
+    }
+    better = {"p_value": 1e-4, "test": "permutation", "difference": {"value": 0.1}}
+    results["comparisons"] = {"a": better, "b": better}
+    assert phrases.headline(results).verdict.endswith("the best is A at 20.0.")
+
+
+@pytest.mark.parametrize(("difference", "standing"), [(0.02, "better"), (-0.02, "worse")])
+def test_graded_rows_stand_by_their_mean_not_by_how_many_rows_are_better(
+    difference: float, standing: str
+) -> None:
+    compared = {"p_value": 0.001, "test": "permutation", "wins": 5, "losses": 5}
+    assert phrases.standing({**compared, "difference": {"value": difference}}) == standing
+
+
+def test_graded_rows_are_named_as_such() -> None:
+    graded = {"after": {"accuracy": {}}, "comparisons": {"before": {"test": "permutation"}}}
+    assert phrases.right_rows(graded) == "Row score"
+    assert phrases.any_graded(graded)
+    assert phrases.test_words(graded=True).wins == "It is better"
+    assert phrases.test_words(graded=False).wins == "Only it is right"

@@ -142,5 +142,35 @@ def test_broken_ledger_is_named(run: Run) -> None:
         write_report(results, folder)
 
 
+@pytest.mark.parametrize(
+    ("metric", "written", "curve"),
+    [
+        ("bleu", "<b>36.2</b> <small>35.1 to 37.4</small>", ">36.4</span>"),
+        ("perplexity", "<b>12.3</b> <small>11.3 to 13.6</small>", ">12.5</span>"),
+        (
+            "answer_log_likelihood",
+            "<b>\u22121.53</b> <small>\u22122.57 to \u22120.27</small>",
+            ">\u22121.33</span>",
+        ),
+    ],
+)
+def test_metrics_of_texts_are_shown_in_their_own_scale(
+    graded_run: Run, metric: str, written: str, curve: str
+) -> None:
+    html = write_report(*graded_run(metric)).read_text(encoding="utf-8")
+    assert Page(html).open == []
+    assert written in html
+    assert re.search(rf'class="best-text[^>]*{curve}', html)
+    assert "in %, by step" not in html
+
+
+def test_graded_rows_are_compared_in_their_own_words(graded_run: Run) -> None:
+    page = Page(write_report(*graded_run("bleu")).read_text(encoding="utf-8"))
+    for words in ("It is better", "Permutation p", "paired permutation test", "Worst answers"):
+        assert words in page.text
+    assert "row score 12.5\u00a0%" in page.text
+    assert "McNemar" not in page.text
+
+
 def test_markdown_text_is_one_plain_line() -> None:
     assert markdown_text("a | <b>\n# *c*") == r"a \| &lt;b&gt; \# \*c\*"

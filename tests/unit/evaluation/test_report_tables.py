@@ -26,6 +26,13 @@ def test_a_system_without_the_main_metric_is_left_out() -> None:
     assert list(tables.systems(results)) == ["after", "before"]
 
 
+def test_a_system_without_the_main_metric_stands_last_in_the_table_of_all_scores() -> None:
+    after = {**_score(0.9), "distinct_1": {"value": 0.1}}
+    others = {"odd": {"distinct_1": {"value": 0.2}}, "strange": {"bleu": {}}, "good": _score(0.95)}
+    found = tables.scores(_results(after=after, baselines=others))
+    assert list(found["systems"]) == ["after", "good", "before", "odd"]
+
+
 def test_the_untouched_model_is_not_shown_twice() -> None:
     both = {"zero_shot": _score(0.2), "majority": _score(0.1)}
     results = _results(baselines=both, comparisons={name: {} for name in both})
@@ -116,3 +123,13 @@ def test_facts_bear_a_run_without_times() -> None:
 def test_learning_needs_something_learned(validation: list[dict[str, Any]]) -> None:
     found = tables.learning(_results(validation=validation, best_epoch=1), [])
     assert (found is None) == (validation == [])
+
+
+def test_systems_of_a_metric_that_should_be_low_stand_lowest_first() -> None:
+    scores = {name: {"perplexity": {"value": value}} for name, value in (("a", 30), ("b", 9))}
+    results = tables.complete({
+        "main_metric": "perplexity",
+        "after": scores["a"],
+        "baselines": scores,
+    })
+    assert list(tables.systems(results)) == ["after", "b", "a"]

@@ -9,14 +9,14 @@ from scipy import stats
 from lushan.metrics.statistics import (
     accuracy,
     accuracy_difference,
-    are_graded,
     holm,
+    is_graded,
     mcnemar,
-    mean_interval,
-    paired_test,
+    paired_tests,
     percentile_interval,
+    permutation,
     resample,
-    sign_flip,
+    resampled_totals,
 )
 
 
@@ -126,37 +126,101 @@ def test_accuracy_of_no_rows_is_refused() -> None:
         accuracy([], seed=0)
 
 
-def test_flipped_signs_give_the_p_value_of_scipy() -> None:
-    generator = np.random.default_rng(1)
-    for shift in (0.0, 0.02, 0.06):
-        first = generator.random(60) * 0.5
-        second = first + generator.normal(shift, 0.1, size=60)
-        expected = stats.permutation_test(
-            (second - first,), lambda x, axis: np.mean(x, axis=axis), permutation_type="samples",
-            n_resamples=20_000, vectorized=True, rng=3,
-        ).pvalue  # fmt: skip
-        found = sign_flip(first.tolist(), second.tolist(), seed=0)
-        assert found.p_value == pytest.approx(expected, abs=0.02)
-        assert found.wins == (second > first).sum()
-        assert found.wins + found.losses == 60
+def _graded(num_rows: int, *, gain: float, seed: int = 0) -> tuple[list[float], list[float]]:
+    generator = np.random.default_rng(seed)
+    first = generator.uniform(0.2, 0.6, size=num_rows)
+    second = np.clip(first + generator.normal(gain, 0.1, size=num_rows), 0, 1)
+    return first.tolist(), second.tolist()
 
 
-def test_right_and_wrong_rows_are_tested_exactly_and_graded_ones_by_flips() -> None:
-    first, second = _paired(10, 2)
-    assert paired_test(first, second, seed=0) == mcnemar(first, second)
-    graded = [0.5 * each for each in first]
-    assert are_graded(graded)
-    assert not are_graded(first, second, [1.0, 0.0])
-    assert paired_test(graded, second, seed=0) == sign_flip(graded, second, seed=0)
-    assert paired_test(graded, graded, seed=0).p_value == 1.0
+@pytest.mark.parametrize("gain", [0.0, 0.02, 0.04])
+@pytest.mark.parametrize("num_rows", [9, 60])
+def test_permutation_agrees_with_scipys(num_rows: int, gain: float) -> None:
+    first, second = _graded(num_rows, gain=gain)
+    reference = stats.permutation_test(
+        (np.array(second), np.array(first)),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=20_000,
+        rng=np.random.default_rng(1),
+    )
+    assert permutation(first, second, seed=0).p_value == pytest.approx(reference.pvalue, abs=0.015)
 
 
-def test_mean_of_graded_rows_has_the_interval_of_scipy() -> None:
-    values = np.random.default_rng(4).beta(2, 5, size=150)
-    expected = stats.bootstrap((values,), np.mean, method="percentile", rng=1).confidence_interval
-    found = mean_interval(values.tolist(), seed=0)
-    assert found.value == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.004)
-    assert accuracy(values.tolist(), seed=0) == found
-    change = accuracy_difference([0.0] * 150, values.tolist(), seed=0)
-    assert (change.low, change.high) == pytest.approx((expected.low, expected.high), abs=0.004)
+def test_permutation_counts_rows_that_are_better_and_worse_and_is_never_certain() -> None:
+    found = permutation([0.1] * 40 + [0.5] * 3, [0.9] * 39 + [0.0] + [0.5] * 3, seed=0)
+    assert (found.wins, found.losses, found.name) == (39, 1, "permutation")
+    assert found.p_value == 1 / 10_001
+
+
+def test_permutation_depends_on_no_order_of_rows_or_systems() -> None:
+    first, second = _graded(30, gain=0.03)
+    expected = permutation(first, second, seed=3).p_value
+    assert permutation(first[::-1], second[::-1], seed=3).p_value == expected
+    assert permutation(second, first, seed=3).p_value == expected
+
+
+def test_permutation_of_equal_systems_finds_nothing() -> None:
+    assert permutation([0.3, 0.7], [0.3, 0.7], seed=0).p_value == 1.0
+    assert permutation([0.3, 0.7], [0.7, 0.3], seed=0).p_value == 1.0
+
+
+def test_permutation_in_parts_is_as_sure_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = _graded(50, gain=0.03)
+    at_once = permutation(first, second, seed=0).p_value
+    monkeypatch.setattr("lushan.metrics.statistics._CELLS_AT_ONCE", 7_000)
+    assert permutation(first, second, seed=0).p_value == pytest.approx(at_once, abs=0.02)
+
+
+def test_permutation_finds_no_difference_where_there_is_none_about_95_times_in_100() -> None:
+    pairs = [_graded(40, gain=0.0, seed=seed) for seed in range(200)]
+    found = [permutation(*pair, seed=0).p_value < 0.05 for pair in pairs]
+    assert 0.01 <= np.mean(found) <= 0.09
+
+
+def test_one_graded_row_decides_the_test_for_all_pairs() -> None:
+    right, graded = _paired(5, 1), ([0.5, 1.0], [1.0, 0.0])
+    assert [each.name for each in paired_tests([right], seed=0)] == ["mcnemar"]
+    assert [each.name for each in paired_tests([right, graded], seed=0)] == ["permutation"] * 2
+    assert not is_graded([True, 0, 1.0])
+    assert is_graded([1, 0.999])
+
+
+@pytest.mark.parametrize("strange", [1.5, -0.1, float("nan")])
+def test_a_score_outside_of_0_to_1_is_refused(strange: float) -> None:
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        paired_tests([([0.5], [strange])], seed=0)
+
+
+def test_graded_difference_is_close_to_the_paired_normal_interval() -> None:
+    first, second = _graded(400, gain=0.05)
+    interval = accuracy_difference(first, second, seed=3)
+    change = np.array(second) - np.array(first)
+    half = 1.96 * change.std() / np.sqrt(400)
+    assert interval.value == pytest.approx(change.mean())
+    assert (interval.low, interval.high) == pytest.approx(
+        (change.mean() - half, change.mean() + half), abs=0.002
+    )
+
+
+def test_graded_mean_is_close_to_scipys_bootstrap() -> None:
+    scores = np.random.default_rng(0).beta(2, 3, size=150)
+    interval = accuracy(scores.tolist(), seed=0)
+    reference = stats.bootstrap(
+        (scores,), np.mean, n_resamples=5_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert interval.value == pytest.approx(scores.mean())
+    assert (interval.low, interval.high) == pytest.approx(
+        (reference.low, reference.high), abs=0.004
+    )
+
+
+def test_totals_of_resamples_are_sums_of_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = np.array([[n, 2 * n, 1] for n in (1, 5, 5, 9)])
+    totals = resampled_totals(table, seed=0)
+    assert (totals[:, 2] == 4).all()
+    assert (totals[:, 1] == 2 * totals[:, 0]).all()
+    assert totals[:, 0].mean() == pytest.approx(20, abs=1)
+    monkeypatch.setattr("lushan.metrics.statistics._CELLS_AT_ONCE", 7)
+    assert (resampled_totals(table, seed=0) == totals).all()

@@ -67,6 +67,13 @@ def test_what_was_right_is_kept_beside_the_answers(tmp_path: Path) -> None:
     assert run.predictions("after") == predictions
 
 
+def test_how_good_graded_answers_are_is_kept_to_the_last_digit(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    run.save_predictions("after", [Prediction("one", "good")], correct=[0.1 + 0.2])
+    (run.path / "results.json").touch()
+    assert read_correct(run.path) == {"one": 0.1 + 0.2}
+
+
 @pytest.mark.parametrize("text", [None, '{"id": "one"', '{"id": "one"}', "[1]"])
 def test_missing_or_broken_answers_are_said(text: str | None, tmp_path: Path) -> None:
     (tmp_path / "results.json").touch()

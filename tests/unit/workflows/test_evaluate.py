@@ -1,5 +1,6 @@
 """Scores of a run on labelled rows, and runs against each other."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -100,3 +101,15 @@ def test_an_unfinished_run_is_refused(tiny_run: Path, other: Path) -> None:
 def test_settings_without_data_are_refused(tiny_run: Path, other: Path) -> None:
     with pytest.raises(DataError, match="`data` has no effect without `--data`"):
         compare([tiny_run, other], settings=WORDS)
+
+
+def test_graded_runs_are_compared_by_their_mean_row_score(tiny_run: Path, other: Path) -> None:
+    file = other / "predictions" / "after.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for number, row in enumerate(rows):
+        row["correct"] = number / 10
+    write_lines(file, rows)
+    found = compare([tiny_run, other])
+    assert found["runs"][1]["mean_row_score"]["value"] == pytest.approx(0.45)
+    assert {name for each in found["runs"] for name in each} == {"name", "path", "mean_row_score"}
+    assert found["comparisons"][0]["test"] == "permutation"

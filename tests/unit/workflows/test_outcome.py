@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lushan.model_store.run_folder import RunFolder, read_correct
 from lushan.records import Example, Interval, Prediction, Scores
 from lushan.workflows.outcome import (
     adapter_name,
+    collect_results,
     peak_rss_bytes,
     plain,
     worst_errors,
@@ -168,6 +170,18 @@ def test_peak_memory_is_in_bytes_and_covers_what_is_held_now() -> None:
     assert 0.9 * held < peak_rss_bytes() < 1000 * held
 
 
+def test_a_system_without_row_scores_is_not_compared(setup: Setup, run: RunFolder) -> None:
+    answers = {name: found for name in ("before", "after") if (found := run.predictions(name))}
+    scores = {
+        name: setup.task.score(found, setup.parts.test, setup.state)
+        for name, found in answers.items()
+    }
+    scores["majority"] = replace(scores["before"], correct=())
+    results = collect_results(run, setup, answers=answers, scores=scores)
+    assert set(results["comparisons"]) == {"before", "zero_shot"}
+    assert set(results["baselines"]) == {"majority", "zero_shot"}
+
+
 def test_worst_errors_are_the_wrong_answers_that_were_surest_first() -> None:
     examples = [Example(f"id{n}", f"text {n}", "sea") for n in range(40)]
     surenesses = [0.5 + (n * 7 % 40) / 100 for n in range(40)]
@@ -189,6 +203,19 @@ def test_worst_errors_are_the_wrong_answers_that_were_surest_first() -> None:
         "answer": "hill",
         "probability": pytest.approx(surenesses[number]),
     }
+
+
+def test_worst_errors_of_graded_rows_are_the_lowest_scores_below_1() -> None:
+    examples = [Example(f"id{n}", f"text {n}", "the truth") for n in range(4)]
+    predictions = [answer(each, "hill") for each in examples]
+    scores = Scores("rouge_l", {}, correct=[0.7, 1.0, 0.0, 0.2])
+    found = worst_errors(predictions, examples, scores)
+    assert [(each["id"], each["score"]) for each in found] == [
+        ("id2", 0),
+        ("id3", 0.2),
+        ("id0", 0.7),
+    ]
+    assert {each["probability"] for each in found} == {None}
 
 
 @pytest.mark.parametrize(
