@@ -241,6 +241,8 @@ class Written:
     text: str
     log_likelihood: float
     """Natural logarithm of the probability of its tokens."""
+    samples: tuple[str, ...] = ()
+    """All answers to this prompt, itself the first, where several were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +266,8 @@ class Prediction:
     """Natural logarithm of the probability that the model writes the truth; None where it was not asked."""
     num_truth_tokens: int = 0
     """Tokens of the truth, its stop token included."""
+    samples: tuple[str, ...] = ()
+    """All texts that were written, the answer first, where several were asked for (`generation.num_return_sequences`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Shapes: N documents, T tokens, D width, K supervised positions.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -188,10 +188,20 @@ def sums_per_document(logs_K: Tensor, batch: Batch) -> list[np.ndarray]:
     return [np.array(pair) for pair in zip(sums, sizes, strict=True)]
 
 
-def decode_written(written: Sequence[Written], examples: Sequence[Example]) -> list[Prediction]:
-    """One prediction per example: what was written, without the space around it."""
+def decode_written(
+    written: Sequence[Written],
+    examples: Sequence[Example],
+    *,
+    clean: Callable[[str], str] = str.strip,
+) -> list[Prediction]:
+    """One prediction per example: what was written, as a rule without the space around it."""
     return [
-        Prediction(example.id, each.text.strip(), log_likelihood=each.log_likelihood)
+        Prediction(
+            example.id,
+            clean(each.text),
+            log_likelihood=each.log_likelihood,
+            samples=tuple(map(clean, each.samples)),
+        )
         for example, each in zip(examples, written, strict=True)
     ]
 

@@ -80,8 +80,8 @@ OPTIONS = (
 
 SETTINGS = (
     bad(
-        "tune rows.jsonl --task translation",
-        "Unknown task `translation`",
+        "tune rows.jsonl --task telepathy",
+        "Unknown task `telepathy`",
         "Known: answering, choice, classification",
     ),
     bad("tune rows.jsonl --effort max", "`effort`", "'quick', 'normal' or 'thorough'", "Got 'max'"),

@@ -94,7 +94,7 @@ def setup(request: pytest.FixtureRequest, tiny_folder: MakeTiny) -> Setup:
     name, answer = request.param
     task: Task = load_task(name)
     examples = [task.read(row) for row in task.sample_rows()]
-    state = task.prepare(examples, Preparation(), multi_label=False)
+    state = task.prepare(examples, Preparation(run_code=True), multi_label=False)
     layer = task.layer(state, answer=answer)
     backbone = load_backbone(tiny_folder("llama"), **layer._asdict())
     return Setup(task, answer, backbone, examples, state)
@@ -226,6 +226,7 @@ def test_predictions_survive_json(setup: Setup) -> None:
     assert set(values) >= PREDICTION_FIELDS
     assert values["answer"] == plain_answer(prediction.answer)
     values["answer"] = answer_from_plain(values["answer"])
+    values["samples"] = tuple(values["samples"])
     assert Prediction(**values) == prediction
 
 

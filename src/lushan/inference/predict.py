@@ -166,10 +166,10 @@ class Predictor:
                 constraint=[self._constraint(forms[place]) for place in places],
                 advance=advance,
             )
-            found |= {
-                place: Written(each.text, each.log_likelihood)
-                for place, each in zip(places, answers, strict=True)
-            }
+            for number, place in enumerate(places):
+                written = [each for each in answers if each.prompt_index == number]
+                samples = tuple(each.text for each in written) if len(written) > 1 else ()
+                found[place] = Written(written[0].text, written[0].log_likelihood, samples)
         return [found[place] for place in range(len(features))]
 
     def _constraint(self, form: Mapping[str, Any] | None) -> Constraint | None:

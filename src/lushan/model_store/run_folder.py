@@ -250,10 +250,12 @@ def _plain(prediction: Prediction) -> dict[str, Any]:
         "log_likelihoods": dict(prediction.log_likelihoods),
         "truth_log_likelihood": prediction.truth_log_likelihood,
         "num_truth_tokens": prediction.num_truth_tokens,
+        "samples": list(prediction.samples),
     }
 
 
 def _prediction(values: dict[str, Any]) -> Prediction:
     values["answer"] = answer_from_plain(values["answer"])
+    values["samples"] = tuple(values.get("samples", ()))
     values.pop("correct", None)
     return Prediction(**values)

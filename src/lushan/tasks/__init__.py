@@ -34,6 +34,7 @@ class Preparation:
     class_weights: Literal["none", "balanced"] = "none"
     instruction: str | None = None
     num_shots: int = 8
+    run_code: bool = False
     seed: int = 0
 
 

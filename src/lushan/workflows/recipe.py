@@ -58,6 +58,9 @@ class TaskSettings(Settings):
     num_shots: int = Field(default=8, ge=1, le=64)
     """Worked examples in the few-shot baseline."""
 
+    run_code: bool = False
+    """Whether programs that a model writes may be run, in a sandbox that keeps out accidents and not attacks."""
+
     instruction: str | None = None
     """First line of the prompt in place of the built-in one; used by generation and prompting."""
 

@@ -262,11 +262,6 @@ def _refuse_ways_of_writing(recipe: TuneRecipe, task: Task) -> None:
                 )
         return
     check_settings(settings)
-    if settings.num_return_sequences > 1:
-        raise SettingError(
-            f"Setting `generation.num_return_sequences` is {settings.num_return_sequences}, but one answer a row is "
-            "scored. Leave it out."
-        )
 
 
 def refuse_what_does_not_fit(recipe: TuneRecipe, facts: ModelFacts) -> None:

@@ -1,0 +1,283 @@
+"""Write Python programs, and run them against tests.
+
+Columns: `prompt` (the beginning of a program, or what it should do in words), `reference` (how it goes on), `tests` (Python that
+raises where the program is wrong); `entry_point` and `task_id` where they are known.
+
+What a model writes is run: in a sandbox (`lushan/sandbox`), and only where the user allows it with `task_settings.run_code=true`.
+A prompt in words is shown as a docstring with the first test, which names the function, as the BigCode evaluation harness does.
+"""
+
+import ast
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from typing import Any
+
+from lushan import text_answers
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.inspect import Family
+from lushan.backbones.load import AnswerLayer, Backbone
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.data.columns import Columns
+from lushan.errors import DataError, SettingError
+from lushan.metrics.code import intervals, pass_at_k
+from lushan.records import (
+    AnswerMode,
+    Batch,
+    Example,
+    Features,
+    LossSum,
+    Prediction,
+    Rendered,
+    Row,
+    Scores,
+    TaskState,
+    content_id,
+)
+from lushan.sandbox.run import Limits, Verdict, run_programs
+from lushan.tasks import Outputs, Preparation, Untuned, Wording
+
+_STOP_STRINGS = (
+    *("\ndef ", "\nclass ", "\nassert ", "\nif __name__", "\nprint(", '\n"""', "\n```", "\n@"),
+    *("\n# ", "\nimport ", "\nfrom "),
+)
+"""What begins something else than the program that was asked for; those that training answers hold are left out."""
+LIMITS = Limits()
+"""What a program may use while it is scored."""
+_KS = (1, 10, 100)
+_BEGINS_CODE = ("def ", "class ", "import ", "from ", "@", "async def ")
+
+
+class Task:
+    """Python programs, written by the model and run against tests.
+
+    Columns: `prompt`, `reference`, `tests`, `entry_point`, `task_id`.
+    """
+
+    columns = Columns(
+        required=("prompt", "reference", "tests"),
+        optional=("entry_point", "task_id"),
+        guesses={
+            "reference": ("canonical_solution", "solution", "code"),
+            "tests": ("test", "test_code"),
+            "prompt": ("text", "description"),
+        },
+        asked_with=("tests",),
+    )
+    answers: tuple[AnswerMode, ...] = ("generate",)
+    settings = frozenset({"num_shots", "instruction", "run_code"})
+    writes = True
+    untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
+    baselines: tuple[str, ...] = ("nearest_answer",)
+    wording = Wording(
+        pipeline_tag="text-generation",
+        use="Writing Python programs like those it was trained on. Run them only where they can do no harm.",
+        label="program",
+        counted="problems",
+    )
+
+    def read(self, row: Row, *, multi_label: bool = False, needs_target: bool = True) -> Example:
+        """Check one row; its tests must be Python.
+
+        Raises:
+            DataError: If a column is missing, or the tests cannot be read.
+        """
+        prompt = _read_code(row, "prompt")
+        tests = _read_code(row, "tests")
+        try:
+            ast.parse(tests)
+        except SyntaxError as error:
+            raise DataError(
+                f"{row.place}: column `tests` is no Python: {error.msg} in line {error.lineno}."
+            ) from None
+        extra = {"prompt": prompt, "tests": tests}
+        if row.values.get("reference") in (None, "") and not needs_target:
+            return Example(content_id(prompt, tests), prompt, None, row.place, extra, ())
+        reference = _read_code(row, "reference").rstrip()
+        return Example(
+            content_id(prompt, tests, reference), prompt, reference, row.place, extra, ()
+        )
+
+    def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
+        """The vocabulary."""
+        return text_answers.vocabulary_layer("code", answer)
+
+    def notes(self, examples: Sequence[Example]) -> list[str]:
+        """Nothing beside what every task tells."""
+        return []
+
+    def prepare(
+        self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
+    ) -> TaskState:
+        """Draw the worked examples, and learn what ends a program.
+
+        Raises:
+            SettingError: If the user does not allow running what the model writes.
+        """
+        if not preparation.run_code:
+            raise SettingError(
+                "The task `code` runs what the model writes, in a sandbox that keeps out accidents and not attacks. "
+                "Allow it with `--set task_settings.run_code=true`."
+            )
+        state = text_answers.learn_to_write(examples, preparation)
+        targets = [f"\n{each.target}" for each in examples]
+        stops = [x for x in _STOP_STRINGS if not any(x in each[1:] for each in targets)]
+        return replace(state, stop_strings=tuple(stops))
+
+    def render(
+        self,
+        example: Example,
+        state: TaskState,
+        *,
+        answer: AnswerMode,
+        with_target: bool,
+        shots: Sequence[Example] = (),
+    ) -> list[Rendered]:
+        """The beginning of the program, or a docstring that says what it should do; its start may be cut."""
+        opening = "" if state.instruction is None else f"{state.instruction}\n\n"
+        earlier = "".join(f"{_shown(shot)}{shot.target}\n\n\n" for shot in shots)
+        shown = _shown(example)
+        prompt = f"{opening}{earlier}{shown}"
+        cuttable = (len(prompt) - len(shown), len(prompt))
+        rendered = Rendered(prompt, cuttable=cuttable, cuts_start=True, uncut="What is around it")
+        return [text_answers.told(rendered, str(example.target))] if with_target else [rendered]
+
+    def encode(
+        self,
+        examples: Sequence[Example],
+        state: TaskState,
+        tokenizer: Tokenizer,
+        *,
+        answer: AnswerMode,
+        limit: LengthLimit,
+        with_target: bool,
+        shots: Sequence[Example] = (),
+    ) -> list[Features]:
+        """One document a row; what follows the prompt is supervised.
+
+        Raises:
+            DataError: If a program is too long.
+        """
+        rendered = [
+            self.render(each, state, answer=answer, with_target=with_target, shots=shots)[0]
+            for each in examples
+        ]
+        return text_answers.encode_text(rendered, examples, tokenizer, limit=limit)
+
+    def candidates(self, state: TaskState) -> list[str]:
+        """None: any text may be written."""
+        return []
+
+    def loss(
+        self, backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float
+    ) -> LossSum:
+        """Cross-entropy of the reference."""
+        return text_answers.answer_loss(backbone, backbone.hidden_states(batch), batch)
+
+    def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
+        """How likely the reference is; (2,) each."""
+        return text_answers.truth_likelihoods(backbone, batch)
+
+    def decode(
+        self,
+        outputs: Outputs,
+        features: Sequence[Features],
+        examples: Sequence[Example],
+        state: TaskState,
+        *,
+        answer: AnswerMode,
+    ) -> list[Prediction]:
+        """What was written, with the spaces at its start."""
+        return text_answers.decode_written(outputs, examples, clean=str.rstrip)
+
+    def score(
+        self,
+        predictions: Sequence[Prediction],
+        examples: Sequence[Example],
+        state: TaskState,
+        *,
+        seed: int = 0,
+    ) -> Scores:
+        """Run every program with its tests: `pass_at_1` first, and `pass_at_10` and so on where as many were drawn.
+
+        A row is as good as the share of its programs that pass.
+        """
+        written = [each.samples or (str(each.answer),) for each in predictions]
+        programs = [
+            _program(example, text)
+            for example, texts in zip(examples, written, strict=True)
+            for text in texts
+        ]
+        verdicts = iter(run_programs(programs, LIMITS))
+        found = [list(islice(verdicts, len(texts))) for texts in written]
+        num_passed = [sum(each.passed for each in row) for row in found]
+        num_samples = [len(row) for row in found]
+        ks = [k for k in _KS if k <= min(num_samples)]
+        passed = intervals(num_samples, num_passed, ks=ks, seed=seed)
+        return Scores(
+            main_metric="pass_at_1",
+            metrics={
+                **{name.replace("@", "_at_"): x for name, x in passed.items()},
+                **text_answers.likelihoods(predictions, seed=seed),
+            },
+            correct=[pass_at_k(n, c, 1) for n, c in zip(num_samples, num_passed, strict=True)],
+            details={**text_answers.details(predictions), **_told(chain.from_iterable(found))},
+        )
+
+    def sample_rows(self) -> list[Row]:
+        """Six short functions."""
+        samples = (
+            ("add", "a, b", "a + b", "add(1, 2) == 3"),
+            ("double", "x", "2 * x", "double(4) == 8"),
+            ("first", "items", "items[0]", "first([5, 6]) == 5"),
+            ("is_even", "n", "n % 2 == 0", "is_even(4)"),
+            ("last", "items", "items[-1]", "last('ab') == 'b'"),
+            ("square", "x", "x * x", "square(3) == 9"),
+        )
+        return [
+            Row(
+                {
+                    "prompt": f"def {name}({arguments}):\n",
+                    "reference": f"    return {result}\n",
+                    "tests": f"assert {test}\n",
+                    "entry_point": name,
+                },
+                "samples",
+                number,
+            )
+            for number, (name, arguments, result, test) in enumerate(samples, start=1)
+        ]
+
+
+def _told(verdicts: Iterable[Verdict]) -> dict[str, Any]:
+    """How the programs ended, and which protections this system could not give."""
+    verdicts = list(verdicts)
+    missing = {name for each in verdicts for name in each.unenforced}
+    return {"outcomes": Counter(x.outcome for x in verdicts), "not_enforced": sorted(missing)}
+
+
+def _read_code(row: Row, name: str) -> str:
+    value = row.values.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{row.place}: column `{name}` must hold a text, got {value!r}.")
+    return value
+
+
+def _begins_code(prompt: str) -> bool:
+    """Whether a prompt is the beginning of a program, and not a task in words."""
+    return any(line.startswith(_BEGINS_CODE) for line in prompt.splitlines())
+
+
+def _shown(example: Example) -> str:
+    prompt: Any = example.extra.get("prompt", "")
+    if _begins_code(prompt):
+        return prompt
+    first_test = example.extra.get("tests", "").strip().split("\n")[0]
+    return f'"""\n{prompt.strip()}\n{first_test}\n"""\n'
+
+
+def _program(example: Example, written: str) -> str:
+    prompt: Any = example.extra["prompt"]
+    start = prompt if _begins_code(prompt) else ""
+    return f"{start}{written}\n\n{example.extra['tests']}\n"

@@ -1,0 +1,113 @@
+"""Code: what is asked, what is run, and that nobody's program runs unasked."""
+
+from dataclasses import replace
+
+import pytest
+
+from lushan.errors import DataError, SettingError
+from lushan.records import Example, Prediction, Row, TaskState
+from lushan.tasks import Preparation
+from lushan.tasks.code import LIMITS, Task
+
+TASK = Task()
+STATE = TaskState()
+VALUES = {
+    "prompt": "def add(a, b):\n",
+    "reference": "    return a + b\n",
+    "tests": "assert add(1, 2) == 3\nassert add(0, 0) == 0\n",
+}
+IN_WORDS = {
+    **VALUES,
+    "prompt": "Write a function to add.",
+    "reference": "def add(a, b):\n    return a + b",
+}
+
+
+def read(**values: object) -> Example:
+    return TASK.read(Row({**VALUES, **values}, "a.jsonl", 7))
+
+
+def shown(example: Example, **options: object) -> str:
+    (found,) = TASK.render(example, STATE, answer="generate", **{"with_target": False, **options})
+    return found.text
+
+
+def outcome(example: Example, *programs: str) -> dict[str, float]:
+    prediction = Prediction(example.id, programs[0], samples=programs if len(programs) > 1 else ())
+    scores = TASK.score([prediction], [example], STATE)
+    assert scores.correct == [scores.metrics["pass_at_1"].value]
+    return {name: each.value for name, each in scores.metrics.items()}
+
+
+def test_beginning_of_a_program_is_asked_as_it_is_and_a_task_in_words_as_a_docstring() -> None:
+    assert shown(read()) == "def add(a, b):\n"
+    assert shown(read(), with_target=True) == "def add(a, b):\n    return a + b"
+    expected = '"""\nWrite a function to add.\nassert add(1, 2) == 3\n"""\n'
+    assert shown(read(**IN_WORDS)) == expected
+    assert shown(read(), shots=[read(**IN_WORDS)]) == (
+        f"{expected}def add(a, b):\n    return a + b\n\n\ndef add(a, b):\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "program", "passes"),
+    [
+        (VALUES, "    return a + b", True),
+        (VALUES, "    return a - b", False),
+        (VALUES, "    return a +", False),
+        (VALUES, "    import sys; sys.exit(0)", False),
+        (VALUES, "    while True: pass", False),
+        (IN_WORDS, "def add(x, y): return x + y", True),
+        (IN_WORDS, "add = 3", False),
+    ],
+)
+def test_program_passes_when_its_tests_run_to_their_end(
+    values: dict[str, str], program: str, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "lushan.tasks.code.LIMITS", replace(LIMITS, cpu_seconds=1, wall_seconds=3.0)
+    )
+    assert outcome(read(**values), program)["pass_at_1"] == float(passes)
+
+
+def test_pass_at_k_is_told_of_several_samples() -> None:
+    programs = ["    return 0"] * 9 + ["    return a + b"]
+    found = outcome(read(), *programs)
+    assert found["pass_at_1"] == pytest.approx(0.1)
+    assert found["pass_at_10"] == 1.0
+    assert "pass_at_100" not in found
+
+
+def test_how_programs_ended_is_told() -> None:
+    examples = [read(), read(tests="assert add(2, 2) == 5")]
+    predictions = [Prediction(each.id, "    return a + b") for each in examples]
+    details = TASK.score(predictions, examples, STATE).details
+    assert details["outcomes"] == {"passed": 1, "failed": 1}
+
+
+def test_nothing_is_run_unless_the_user_allows_it() -> None:
+    with pytest.raises(SettingError, match=r"Allow it with `--set task_settings.run_code=true`"):
+        TASK.prepare([read()], Preparation(), multi_label=False)
+
+
+def test_program_ends_where_something_else_begins_unless_training_has_that() -> None:
+    allowed = Preparation(run_code=True)
+    stops = TASK.prepare([read()], allowed, multi_label=False).stop_strings
+    assert "\ndef " in stops
+    with_helper = read(reference="    return plus(a, b)\n\n\ndef plus(a, b):\n    return a + b\n")
+    assert "\ndef " not in TASK.prepare([with_helper], allowed, multi_label=False).stop_strings
+    assert "\ndef " in TASK.prepare([read(**IN_WORDS)], allowed, multi_label=False).stop_strings
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tests": "assert ("}, "column `tests` is no Python: .* in line 1"),
+        ({"tests": ""}, "column `tests` must hold a text"),
+        ({"prompt": 3}, "column `prompt` must hold a text"),
+        ({"reference": " "}, "column `reference` must hold a text"),
+    ],
+)
+def test_row_that_cannot_be_run_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=rf"a\.jsonl, row 7: {message}"):
+        read(**values)
