@@ -43,7 +43,9 @@ def finished(
     monkeypatch.setattr(certificate, "_answers_of_fresh_process", answers_of_this_process)
     out = data.parent / "run"
     options = ("--task", way[0], "--answer", way[1], "--model", str(tiny_folder("llama")))
-    settings = ("--set", "model.precision=fp32", "--epochs", "2", "--overlap", "keep")
+    settings = ["--set", "model.precision=fp32", "--epochs", "2", "--overlap", "keep"]
+    if "run_code" in load_task(way[0]).settings:
+        settings += ["--set", "task_settings.run_code=true"]
     assert tune(data, out, *options, *settings) == 0
     return out
 
