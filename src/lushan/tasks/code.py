@@ -73,7 +73,7 @@ class Task:
     wording = Wording(
         pipeline_tag="text-generation",
         use="Writing Python programs like those it was trained on. Run them only where they can do no harm.",
-        label="program",
+        label="code",
         counted="problems",
     )
 
