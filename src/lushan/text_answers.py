@@ -67,13 +67,18 @@ def vocabulary_layer(task: str, answer: AnswerMode) -> AnswerLayer:
     return AnswerLayer("language")
 
 
-def learn_to_write(examples: Sequence[Example], preparation: Preparation) -> TaskState:
+def learn_to_write(
+    examples: Sequence[Example],
+    preparation: Preparation,
+    *,
+    text_of: Callable[[Example], str] = lambda example: str(example.target),
+) -> TaskState:
     """Draw the worked examples, and find out what ends an answer: the shortest break that no training answer holds."""
     ranked = ((content_id(preparation.seed, each.id), place) for place, each in enumerate(examples))
     drawn = heapq.nsmallest(preparation.num_shots, ranked)
     open_breaks = list(_STOP_STRINGS)
     for each in examples:
-        open_breaks = [mark for mark in open_breaks if mark not in str(each.target)]
+        open_breaks = [mark for mark in open_breaks if mark not in text_of(each)]
     return TaskState(
         shots=tuple(examples[place] for _, place in drawn),
         instruction=preparation.instruction,
@@ -217,11 +222,16 @@ def truths(predictions: Sequence[Prediction]) -> list[tuple[float, int]] | None:
 
 
 def details(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """The tables that a task without labels has none of, and the validation loss: per token of the truth."""
-    found: dict[str, Any] = {"labels": [], "per_class": []}
-    if known := truths(predictions):
-        found["log_loss"] = -sum(total for total, _ in known) / sum(size for _, size in known)
-    return found
+    """The tables that a task without labels has none of, and the validation loss."""
+    return {"labels": [], "per_class": [], **validation_loss(predictions)}
+
+
+def validation_loss(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """`log_loss`, per token of the truth, where it was asked."""
+    known = truths(predictions)
+    if not known:
+        return {}
+    return {"log_loss": -sum(total for total, _ in known) / sum(size for _, size in known)}
 
 
 def likelihoods(predictions: Sequence[Prediction], *, seed: int) -> dict[str, Interval]:

@@ -3,15 +3,16 @@
 Columns: `context`, `question`, `answers` (`text` and `answer_start` in characters, as SQuAD has them), or SQuAD's nested
 files.
 
-A model reads the question, the context and a last mark. Every token of the context may be where the answer starts and
-where it ends; the last token, which in a decoder has seen all, stands for "not in here". An answer is always cut out of
-the context, at borders of tokens.
+A model reads the question, the context and a last mark. For a head every token of the context may be where the answer starts
+and where it ends; the last token, which in a decoder has seen all, stands for "not in here". Its answer is always cut out of
+the context, at borders of tokens. With `generate` the model writes the answer, which may then be in its own words.
 
 Shapes: T tokens, D width, K tokens of the context and the last.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lushan import text_answers
 from lushan.backbones.encoding import LengthLimit, Window, encode_rendered
 from lushan.backbones.heads import token_logits
 from lushan.backbones.inspect import Family
@@ -27,7 +29,7 @@ from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
 from lushan.data.squad import ANSWER, read_answers
 from lushan.data.words import is_unspaced
-from lushan.errors import DataError, SettingError
+from lushan.errors import DataError
 from lushan.metrics import answering as metrics
 from lushan.records import (
     AnswerMode,
@@ -67,10 +69,10 @@ class Task:
         },
         asked_with=("question",),
     )
-    answers: tuple[AnswerMode, ...] = ("head",)
-    settings = frozenset[str]()
-    writes = False
-    untuned: Mapping[Family, Untuned] = {"decoder": "nothing", "encoder": "nothing"}
+    answers: tuple[AnswerMode, ...] = ("head", "generate")
+    settings = frozenset({"num_shots", "instruction"})
+    writes = True
+    untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
     baselines: tuple[str, ...] = ("sentence",)
     wording = Wording(
         pipeline_tag="question-answering",
@@ -101,8 +103,12 @@ class Task:
         return Example(identity, context, tuple(found), row.place, extra, labels)
 
     def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
-        """A layer with two outputs at every token: the answer starts here, and ends here."""
-        return AnswerLayer("tag", ("start", "end"))
+        """A layer with two outputs at every token, the answer starts here, and ends here; or the vocabulary."""
+        return (
+            AnswerLayer("language")
+            if answer == "generate"
+            else AnswerLayer("tag", ("start", "end"))
+        )
 
     def prepare(
         self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
@@ -117,7 +123,8 @@ class Task:
             raise DataError(
                 f"None of the {len(examples):,} training rows has an answer. Give rows whose text answers the question."
             )
-        return TaskState(labels=labels)
+        writing = text_answers.learn_to_write(examples, preparation, text_of=_told_answer)
+        return replace(writing, labels=labels)
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Tell of the answers that are not learned."""
@@ -138,16 +145,17 @@ class Task:
         with_target: bool,
         shots: Sequence[Example] = (),
     ) -> list[Rendered]:
-        """Question, context and a last mark; only the context may be cut.
-
-        Raises:
-            SettingError: If the answer is to be generated.
-        """
-        if answer != "head":
-            raise SettingError("The task `answering` answers by a head only. Use `--answer head`.")
-        before = _before(example)
-        end = len(before) + len(example.text)
-        return [Rendered(f"{before}{example.text}\nAnswer:", cuttable=(len(before), end))]
+        """Question, context and a last mark, of which only the context may be cut; before them, to write, worked examples."""
+        start = ""
+        if answer == "generate":
+            start = _instruction(state)
+            start += "".join(f"{_asked(shot)} {_told_answer(shot)}\n\n" for shot in shots)
+        before = len(start) + len(_before(example))
+        cuttable = (before, before + len(example.text))
+        rendered = Rendered(start + _asked(example), cuttable=cuttable)
+        if answer == "generate" and with_target:
+            return [text_answers.told(rendered, f" {_told_answer(example)}")]
+        return [rendered]
 
     def encode(
         self,
@@ -160,9 +168,9 @@ class Task:
         with_target: bool,
         shots: Sequence[Example] = (),
     ) -> list[Features]:
-        """Token ids, and where among the tokens of the context the answer starts and ends.
+        """Token ids, and where among the tokens of the context the answer starts and ends; or the answer's own tokens.
 
-        A long context is read in windows, each of which begins in the middle of the one before. The windows with most
+        For a head a long context is read in windows, each of which begins in the middle of the one before. The windows with most
         of the answer learn it; the others learn that it is not in them.
 
         Raises:
@@ -171,8 +179,12 @@ class Task:
         rendered = [
             document
             for each in examples
-            for document in self.render(each, state, answer=answer, with_target=with_target)
+            for document in self.render(
+                each, state, answer=answer, with_target=with_target, shots=shots
+            )
         ]
+        if answer == "generate":
+            return text_answers.encode_text(rendered, examples, tokenizer, limit=limit)
         places = [each.place for each in examples]
         encoded = encode_rendered(rendered, tokenizer, limit=limit, places=places, overlapping=True)
         features: list[Features] = []
@@ -194,13 +206,15 @@ class Task:
         return features
 
     def candidates(self, state: TaskState) -> list[str]:
-        """None: nothing is generated."""
+        """None: any text may be written."""
         return []
 
     def loss(
         self, backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float
     ) -> LossSum:
-        """Cross-entropy of the token where the answer starts, and of that where it ends: their mean."""
+        """Cross-entropy of the token where the answer starts, and of that where it ends: their mean; or of what is written."""
+        if batch.features[0].targets_from >= 0:
+            return text_answers.answer_loss(backbone, backbone.hidden_states(batch), batch)
         total = torch.zeros((), device=backbone.device)
         for logits_K2, each in zip(
             _logits(backbone, batch, dropout=dropout), batch.features, strict=True
@@ -210,7 +224,12 @@ class Task:
         return LossSum(total, sum(each.weight for each in batch.features))
 
     def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
-        """Start and end scores of the tokens of the context and of the last, before softmax; (K, 2) each."""
+        """Start and end scores of the tokens of the context and of the last, before softmax; (K, 2) each.
+
+        Of answers that are written: how likely the truth is, and its number of tokens; (2,) each.
+        """
+        if batch.features[0].targets_from >= 0:
+            return text_answers.truth_likelihoods(backbone, batch)
         return [logits_K2.cpu().numpy() for logits_K2 in _logits(backbone, batch)]
 
     def decode(
@@ -224,8 +243,12 @@ class Task:
     ) -> list[Prediction]:
         """The part of the text that is likeliest against "not in here", over all windows.
 
-        No answer is given where "not in here" is likelier in every window and the training rows had such questions.
+        No answer is given where "not in here" is likelier in every window and the training rows had such questions. What is
+        written stands for its first place in the text, and for itself where it has none.
         """
+        if answer == "generate":
+            written = text_answers.decode_written(outputs, examples)
+            return [_placed(*pair) for pair in zip(written, examples, strict=True)]
         found: list[list[_Found]] = [[] for _ in examples]
         for scores_K2, each in zip(outputs, features, strict=True):
             found[each.example_index].append(_best(scores_K2, each))
@@ -251,16 +274,22 @@ class Task:
             for example in examples
         ]
         given = [
-            next((_cut(example, span) for span in _spans(prediction.answer)), "")
+            prediction.answer
+            if isinstance(prediction.answer, str)
+            else next((_cut(example, span) for span in _spans(prediction.answer)), "")
             for prediction, example in zip(predictions, examples, strict=True)
         ]
         scores = list(map(metrics.score_answer, questions, given))
         num_by_characters = sum(each.by_characters for each in questions)
         return Scores(
             main_metric="f1",
-            metrics=metrics.intervals(scores, seed=seed),
+            metrics={
+                **metrics.intervals(scores, seed=seed),
+                **text_answers.likelihoods(predictions, seed=seed),
+            },
             correct=[each.exact_match == 1 for each in scores],
             details={
+                **text_answers.validation_loss(predictions),
                 "num_scored_by_words": len(questions) - num_by_characters,
                 "num_scored_by_characters": num_by_characters,
             },
@@ -313,7 +342,34 @@ def _text(row: Row, name: str) -> str:
 
 
 def _before(example: Example) -> str:
-    return f"Question: {example.extra['question']}\nContext: "
+    return f"Question: {example.extra.get('question', '')}\nContext: "
+
+
+def _asked(example: Example) -> str:
+    return f"{_before(example)}{example.text}\nAnswer:"
+
+
+def _instruction(state: TaskState) -> str:
+    if state.instruction is not None:
+        return f"{state.instruction}\n\n"
+    absent = f", or write: {NO_ANSWER}" if NO_ANSWER in state.labels else ""
+    return f"Answer from the context{absent}.\n\n"
+
+
+def _told_answer(example: Example) -> str:
+    """The answer that is learned, as it is written."""
+    return next((_cut(example, span) for span in _spans(example.target)), NO_ANSWER)
+
+
+def _placed(written: Prediction, example: Example) -> Prediction:
+    """Give an answer that was written its place in the text."""
+    text = str(written.answer)
+    if text.casefold() in ("", NO_ANSWER):
+        return replace(written, answer=())
+    start = example.text.find(text)
+    if start < 0:
+        return written
+    return replace(written, answer=(Span(start, start + len(text), ANSWER, text),))
 
 
 def _spans(answer: object) -> list[Span]:

@@ -253,12 +253,12 @@ def refuse_what_the_task_lacks(recipe: TuneRecipe, task: Task) -> None:
 
 def _refuse_ways_of_writing(recipe: TuneRecipe, task: Task) -> None:
     settings = recipe.generation
-    if not (task.writes and recipe.answer == "generate"):
+    if not task.writes:
         for name, field in GenerationSettings.model_fields.items():
             if getattr(settings, name) != field.default:
                 raise SettingError(
-                    f"Setting `generation.{name}` has no effect here: the task `{recipe.task}` with `--answer "
-                    f"{recipe.answer}` writes no free text. Remove it."
+                    f"Setting `generation.{name}` has no effect here: the task `{recipe.task}` writes no free text. "
+                    "Remove it."
                 )
         return
     check_settings(settings)

@@ -22,6 +22,9 @@ from lushan.workflows.prepare import Prepared, draw
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.resolve import Decision, resolve
 
+_FIRST_ROWS = 2_000
+"""Rows that stand for all where only a length is to be known."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
@@ -87,8 +90,8 @@ def plan(
         prepared, resolved.recipe, task=task, base=base, tokenizer=tokenizer, state=state
     )
     decisions = list(resolved.decisions)
-    if task.writes and recipe.answer == "generate":
-        setup, found = _with_room_for_answers(setup, recipe, facts)
+    if task.writes:
+        setup, found = _with_room_for_answers(setup, recipe, facts, tokenizer)
         decisions += found
     setup, found = _fitted_into_memory(setup, facts)
     decisions += found
@@ -98,21 +101,25 @@ def plan(
 
 
 def _with_room_for_answers(
-    setup: Setup, given: TuneRecipe, facts: ModelFacts
+    setup: Setup, given: TuneRecipe, facts: ModelFacts, tokenizer: Tokenizer
 ) -> tuple[Setup, list[Decision]]:
     """Decide how long written answers may become, and refuse texts that leave no room for one.
+
+    Where a head answers, the untouched model and the few-shot baseline write all the same.
 
     Raises:
         DataError: If a text does, and must not be cut.
     """
     settings, decisions = setup.recipe.generation, []
     if "max_new_tokens" not in given.generation.model_fields_set:
-        longest = int(columns_of(setup.features["train"]).num_supervised().max())
+        longest = _longest_answer(setup, tokenizer)
         most = max(1, min(longest + longest // 4 + 1, facts.context_tokens // 2))
         why = f"the longest training answer has {longest} tokens"
         decisions.append(Decision("generation.max_new_tokens", most, why))
         settings = settings.model_copy(update={"max_new_tokens": most})
         setup = replace(setup, recipe=setup.recipe.model_copy(update={"generation": settings}))
+    if setup.recipe.answer == "head":
+        return setup, decisions
     most_read = min(setup.limit.max_tokens, facts.context_tokens - settings.max_new_tokens)
     for name in ("validation", "test"):
         for each in setup.features[name]:
@@ -124,6 +131,16 @@ def _with_room_for_answers(
                     "`generation.max_new_tokens`."
                 )
     return setup, decisions
+
+
+def _longest_answer(setup: Setup, tokenizer: Tokenizer) -> int:
+    """Tokens of the longest training answer; where a head answers, of the first rows."""
+    features = setup.features["train"]
+    if setup.recipe.answer == "head":
+        limit = LengthLimit(setup.limit.max_tokens, "truncate")
+        encoder = Encoder(setup.task, setup.state, tokenizer, "generate", limit)
+        features = encoder.encode(setup.parts.train[:_FIRST_ROWS], with_target=True)
+    return int(columns_of(features).num_supervised().max())
 
 
 def _fitted_into_memory(setup: Setup, facts: ModelFacts) -> tuple[Setup, list[Decision]]:
@@ -214,7 +231,7 @@ def mean_tokens(
     *,
     task: Task,
     tokenizer: Tokenizer,
-    num_rows: int = 2_000,
+    num_rows: int = _FIRST_ROWS,
 ) -> float:
     """Tokens that a training row takes in a pass, its prompts included: the mean of the first rows."""
     rows = prepared.parts.train[:num_rows]

@@ -12,12 +12,13 @@ from transformers import AutoModelForTokenClassification
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.data.batching import pack
-from lushan.errors import DataError, SettingError
+from lushan.errors import DataError
 from lushan.model_store.tuned_model import save_model
-from lushan.records import Example, Features, Prediction, Row, Span, TaskState
+from lushan.records import Example, Features, Prediction, Row, Span, TaskState, Written
 from lushan.tasks import Preparation
 from lushan.tasks.answering import Task
 from tests.conftest import MakeTiny
+from tests.generation import plain_model
 from tests.saved import meaning_of
 
 TASK = Task()
@@ -184,8 +185,8 @@ def test_most_frequent_answer_comes_first() -> None:
 
 def test_abstaining_is_learned_from_rows_without_an_answer_only() -> None:
     options = {"preparation": Preparation(), "multi_label": False}
-    assert TASK.prepare([example()], **options) == STATE
-    assert TASK.prepare([example(), example(None)], **options) == ABSTAINS
+    assert TASK.prepare([example()], **options).labels == STATE.labels
+    assert TASK.prepare([example(), example(None)], **options).labels == ABSTAINS.labels
     with pytest.raises(DataError, match="None of the 1 training rows has an answer"):
         TASK.prepare([example(None)], **options)
 
@@ -204,9 +205,38 @@ def test_chinese_is_scored_by_characters_and_english_by_words() -> None:
     assert list(scores.correct) == [False, False]
 
 
-def test_generation_is_refused() -> None:
-    with pytest.raises(SettingError, match="`answering` answers by a head only"):
-        TASK.render(example(), STATE, answer="generate", with_target=False)
+def test_written_answer_is_asked_with_its_examples_and_stands_for_its_place_in_the_text() -> None:
+    (asked,) = TASK.render(
+        example(), ABSTAINS, answer="generate", with_target=True, shots=[example(None)]
+    )
+    question = f"Question: How was it?\nContext: {CONTEXT}\nAnswer:"
+    assert asked.text == (
+        f"Answer from the context, or write: no answer.\n\n{question} no answer\n\n{question} in the cold"
+    )
+    assert asked.text[slice(*asked.cuttable)] == CONTEXT
+    assert [asked.text[start:end] for start, end in asked.supervised] == [" in the cold"]
+    texts = (" in the cold", " No answer", "", " in the snow")
+    examples = [example()] * len(texts)
+    written = [Written(text, -1.0) for text in texts]
+    found = TASK.decode(written, [], examples, ABSTAINS, answer="generate")
+    start = CONTEXT.index("in the cold")
+    span = Span(start, start + len("in the cold"), "answer")
+    assert [each.answer for each in found] == [(span,), (), (), "in the snow"]
+    scores = TASK.score(found, examples, ABSTAINS)
+    assert list(scores.correct) == [True, False, False, False]
+    assert scores.metrics["f1"].value == pytest.approx((1 + 0.5) / 4)
+
+
+def test_loss_of_a_written_answer_is_that_of_transformers(tiny_folder: MakeTiny) -> None:
+    backbone = load_backbone(tiny_folder("llama"), purpose="language")
+    options = {"answer": "generate", "limit": LengthLimit(128), "with_target": True}
+    (features,) = TASK.encode([example()], STATE, backbone.tokenizer, **options)
+    found = TASK.loss(backbone, pack([features]), STATE, dropout=0.0)
+    ids = torch.tensor([features.token_ids])
+    labels = ids.clone()
+    labels[:, : features.targets_from] = -100
+    expected = plain_model(tiny_folder("llama"))(ids, labels=labels).loss.detach()
+    assert float(found.total.detach()) / found.count == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_saved_model_gives_the_same_scores_in_transformers(
