@@ -52,6 +52,14 @@ Place = tuple[int, int]
 NO_ANSWER = "no answer"
 """Class of a question whose text does not answer it."""
 _NOWHERE: Place = (0, 0)
+_SAMPLES = (
+    ("Ada left London in May.", "When did Ada leave?", "May"),
+    ("Ada left London in May.", "Who left London?", "Ada"),
+    ("The river Spree flows through Berlin.", "Where does the Spree flow?", "Berlin"),
+    ("Soup was served at noon with bread.", "What was served?", "Soup"),
+    ("Soup was served at noon with bread.", "Who cooked the soup?", None),
+    ("The fox slept in the forest.", "Where did the fox sleep?", "in the forest"),
+)
 
 
 class Task:
@@ -128,13 +136,7 @@ class Task:
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Tell of the answers that are not learned."""
-        num_several = sum(len(each.target or ()) > 1 for each in examples)
-        if not num_several:
-            return []
-        return [
-            f"{num_several:,} training rows have several answers: the most frequent, else the first, is learned; "
-            "in a test any of them is right."
-        ]
+        return _notes(examples)
 
     def render(
         self,
@@ -273,12 +275,7 @@ class Task:
             )
             for example in examples
         ]
-        given = [
-            prediction.answer
-            if isinstance(prediction.answer, str)
-            else next((_cut(example, span) for span in _spans(prediction.answer)), "")
-            for prediction, example in zip(predictions, examples, strict=True)
-        ]
+        given = [_given(*pair) for pair in zip(predictions, examples, strict=True)]
         scores = list(map(metrics.score_answer, questions, given))
         num_by_characters = sum(each.by_characters for each in questions)
         return Scores(
@@ -297,14 +294,6 @@ class Task:
 
     def sample_rows(self) -> list[Row]:
         """Six questions about short texts, one without an answer."""
-        samples = (
-            ("Ada left London in May.", "When did Ada leave?", "May"),
-            ("Ada left London in May.", "Who left London?", "Ada"),
-            ("The river Spree flows through Berlin.", "Where does the Spree flow?", "Berlin"),
-            ("Soup was served at noon with bread.", "What was served?", "Soup"),
-            ("Soup was served at noon with bread.", "Who cooked the soup?", None),
-            ("The fox slept in the forest.", "Where did the fox sleep?", "in the forest"),
-        )
         return [
             Row(
                 {
@@ -318,7 +307,7 @@ class Task:
                 "samples",
                 number,
             )
-            for number, (context, question, answer) in enumerate(samples, start=1)
+            for number, (context, question, answer) in enumerate(_SAMPLES, start=1)
         ]
 
 
@@ -332,6 +321,16 @@ class _Found(NamedTuple):
     log_likelihood: float
     log_absence: float
     """Logarithm of the probability that the answer is not in the window."""
+
+
+def _notes(examples: Sequence[Example]) -> list[str]:
+    num_several = sum(len(each.target or ()) > 1 for each in examples)
+    if not num_several:
+        return []
+    return [
+        f"{num_several:,} training rows have several answers: the most frequent, else the first, is learned; "
+        "in a test any of them is right."
+    ]
 
 
 def _text(row: Row, name: str) -> str:
@@ -374,6 +373,13 @@ def _placed(written: Prediction, example: Example) -> Prediction:
 
 def _spans(answer: object) -> list[Span]:
     return [each for each in answer if isinstance(each, Span)] if isinstance(answer, tuple) else []
+
+
+def _given(prediction: Prediction, example: Example) -> str:
+    """The text of an answer; empty where none was given."""
+    if isinstance(prediction.answer, str):
+        return prediction.answer
+    return next((_cut(example, span) for span in _spans(prediction.answer)), "")
 
 
 def _cut(example: Example, span: Span) -> str:
