@@ -80,12 +80,12 @@ def test_task_runs_from_data_to_report_answers_and_comparison(
 def test_way_of_answering_that_a_task_does_not_have_is_refused(
     command: str, tmp_path: Path, tiny_folder: MakeTiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [dict(row.values) for row in load_task("tagging").sample_rows()]
+    rows = [dict(row.values) for row in load_task("translation").sample_rows()]
     data = write_splits(tmp_path, train=rows, validation=rows, test=rows)
-    words = [command, str(data), "--task", "tagging", "--model", str(tiny_folder("llama"))]
+    words = [command, str(data), "--task", "translation", "--model", str(tiny_folder("llama"))]
     before = sorted(tmp_path.rglob("*"))
-    assert run([*words, "--set", "answer=generate"]) == 2
-    assert "`--answer generate`: the task `tagging`" in capsys.readouterr().err
+    assert run([*words, "--set", "answer=head"]) == 2
+    assert "`--answer head`: the task `translation`" in capsys.readouterr().err
     assert run([*words, "--set", "task_settings.class_weights=balanced"]) == 2
     assert "`task_settings.class_weights` has no effect on the task" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before

@@ -4,14 +4,15 @@ Columns: `text`, `entities` (a list of `start`, `end`, `label` in characters), o
 
 Inside, entities are always spans of characters. A model answers word by word, so no answer begins or ends inside a
 word; of a word's tokens the last is read, which in a decoder has seen all of it. Words that share that token (Chinese
-characters often do) are one unit: nobody could tell them apart.
+characters often do) are one unit: nobody could tell them apart. With `generate` it writes the entities and their types one
+after another (`span_answers.py`); only what stands in the text, from the start of a word to the end of one, is an answer.
 
 Shapes: T tokens, D width, U units, C tags, K chosen positions.
 """
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lushan import text_answers
 from lushan.backbones.encoding import LengthLimit, Window, encode_rendered
 from lushan.backbones.heads import token_logits
 from lushan.backbones.inspect import Family
@@ -26,7 +28,7 @@ from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
 from lushan.data.spans import read_spans, read_tagged, words_in
-from lushan.errors import DataError, SettingError
+from lushan.errors import DataError
 from lushan.metrics import tagging as metrics
 from lushan.records import (
     AnswerMode,
@@ -42,9 +44,19 @@ from lushan.records import (
     TaskState,
     content_id,
 )
+from lushan.span_answers import read_written_spans, write_spans
 from lushan.tasks import Outputs, Preparation, Untuned, Wording
 
 Place = tuple[int, int]
+
+_SAMPLES: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    ("Ada Lovelace left London.", (("Ada Lovelace", "person"), ("London", "place"))),
+    ("It rained in Paris.", (("Paris", "place"),)),
+    ("Marie Curie saw Warsaw again.", (("Marie Curie", "person"), ("Warsaw", "place"))),
+    ("Nobody came along.", ()),
+    ("We met Alan Turing.", (("Alan Turing", "person"),)),
+    ("From Lima to Quito by train.", (("Lima", "place"), ("Quito", "place"))),
+)
 
 
 class Task:
@@ -63,10 +75,10 @@ class Task:
             ),
         ),
     )
-    answers: tuple[AnswerMode, ...] = ("head",)
-    settings = frozenset[str]()
-    writes = False
-    untuned: Mapping[Family, Untuned] = {"decoder": "nothing", "encoder": "nothing"}
+    answers: tuple[AnswerMode, ...] = ("head", "generate")
+    settings = frozenset({"num_shots", "instruction"})
+    writes = True
+    untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
     baselines: tuple[str, ...] = ("dictionary",)
     wording = Wording(
         pipeline_tag="token-classification",
@@ -94,8 +106,8 @@ class Task:
         return Example(content_id(text, plain), text, spans, row.place, extra)
 
     def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
-        """A layer with one output per tag, at every token."""
-        return AnswerLayer("tag", _tags(state))
+        """A layer with one output per tag, at every token; or the vocabulary."""
+        return AnswerLayer("language") if answer == "generate" else AnswerLayer("tag", _tags(state))
 
     def prepare(
         self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
@@ -110,7 +122,8 @@ class Task:
             raise DataError(
                 f"None of the {len(examples):,} training rows has an entity. Mark some, or choose another task."
             )
-        return TaskState(labels=labels)
+        state = text_answers.learn_to_write(examples, preparation, text_of=write_spans)
+        return replace(state, labels=labels)
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Tell of entities that no answer can give, because they begin or end inside a word."""
@@ -131,14 +144,21 @@ class Task:
         with_target: bool,
         shots: Sequence[Example] = (),
     ) -> list[Rendered]:
-        """The text alone.
-
-        Raises:
-            SettingError: If the answer is to be generated.
-        """
-        if answer != "head":
-            raise SettingError("The task `tagging` answers by a head only. Use `--answer head`.")
-        return [Rendered(example.text, cuttable=(0, len(example.text)))]
+        """The text alone; or instruction, worked examples and text, to write the entities."""
+        text = Rendered(example.text, cuttable=(0, len(example.text)))
+        if answer == "head":
+            return [text]
+        usual = f"Name the entities of the text: {', '.join(state.labels)}."
+        opening = usual if state.instruction is None else state.instruction
+        return [
+            text_answers.render_prompt(
+                text,
+                opening=f"{opening}\n\n",
+                shots=[(shot.text, f" {write_spans(shot)}") for shot in shots],
+                question="Entities:",
+                answer=f" {write_spans(example)}" if with_target else None,
+            )
+        ]
 
     def encode(
         self,
@@ -151,7 +171,7 @@ class Task:
         with_target: bool,
         shots: Sequence[Example] = (),
     ) -> list[Features]:
-        """Token ids with the tag of every unit; several windows where a text is too long.
+        """Token ids with the tag of every unit, several windows where a text is too long; or the tokens of what is written.
 
         Raises:
             DataError: If a text is too long and the policy is `error`, or a type is not known.
@@ -159,8 +179,12 @@ class Task:
         rendered = [
             document
             for each in examples
-            for document in self.render(each, state, answer=answer, with_target=with_target)
+            for document in self.render(
+                each, state, answer=answer, with_target=with_target, shots=shots
+            )
         ]
+        if answer == "generate":
+            return text_answers.encode_text(rendered, examples, tokenizer, limit=limit)
         places = [each.place for each in examples]
         encoded = encode_rendered(rendered, tokenizer, limit=limit, places=places)
         numbers = {tag: number for number, tag in enumerate(_tags(state))}
@@ -190,13 +214,15 @@ class Task:
         return features
 
     def candidates(self, state: TaskState) -> list[str]:
-        """None: nothing is generated."""
+        """None: any text may be written."""
         return []
 
     def loss(
         self, backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float
     ) -> LossSum:
-        """Cross-entropy of the tag of every unit."""
+        """Cross-entropy of the tag of every unit, or of what is written."""
+        if batch.features[0].targets_from >= 0:
+            return text_answers.answer_loss(backbone, backbone.hidden_states(batch), batch)
         logits_KC = _logits(backbone, batch, dropout=dropout)
         targets_K = torch.tensor(
             [tag for each in batch.features for tag in _as_tuple(each.target)],
@@ -207,7 +233,9 @@ class Task:
         return LossSum(total, float(len(targets_K)))
 
     def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
-        """Tag scores of every unit of a document, before softmax; (U, C) each."""
+        """Tag scores of every unit of a document, before softmax, (U, C) each; or how likely the truth is, (2,) each."""
+        if batch.features[0].targets_from >= 0:
+            return text_answers.truth_likelihoods(backbone, batch)
         logits_KC = _logits(backbone, batch).cpu().numpy()
         ends = np.cumsum([len(each.positions or ()) for each in batch.features])
         return np.split(logits_KC, ends[:-1])
@@ -222,6 +250,12 @@ class Task:
         answer: AnswerMode,
     ) -> list[Prediction]:
         """The likeliest tags that form entities; windows of a text are read as one. Words that were cut off have none."""
+        if answer == "generate":
+            written = text_answers.decode_written(outputs, examples)
+            return [
+                replace(each, answer=read_written_spans(str(each.answer), example, state.labels))
+                for each, example in zip(written, examples, strict=True)
+            ]
         documents: list[list[tuple[Features, np.ndarray]]] = [[] for _ in examples]
         for scores_UC, each in zip(outputs, features, strict=True):
             documents[each.example_index].append((each, _log_softmax(scores_UC)))
@@ -244,9 +278,13 @@ class Task:
         scores = metrics.score(truth, answers, state.labels)
         return Scores(
             main_metric="f1",
-            metrics=metrics.intervals(truth, answers, state.labels, seed=seed),
+            metrics={
+                **metrics.intervals(truth, answers, state.labels, seed=seed),
+                **text_answers.likelihoods(predictions, seed=seed),
+            },
             correct=metrics.correct_rows(truth, answers),
             details={
+                **text_answers.validation_loss(predictions),
                 "labels": list(state.labels),
                 "per_class": [asdict(each) for each in scores.per_class],
             },
@@ -254,16 +292,8 @@ class Task:
 
     def sample_rows(self) -> list[Row]:
         """Six short reports of journeys."""
-        samples: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-            ("Ada Lovelace left London.", (("Ada Lovelace", "person"), ("London", "place"))),
-            ("It rained in Paris.", (("Paris", "place"),)),
-            ("Marie Curie saw Warsaw again.", (("Marie Curie", "person"), ("Warsaw", "place"))),
-            ("Nobody came along.", ()),
-            ("We met Alan Turing.", (("Alan Turing", "person"),)),
-            ("From Lima to Quito by train.", (("Lima", "place"), ("Quito", "place"))),
-        )
         rows: list[Row] = []
-        for number, (text, names) in enumerate(samples, start=1):
+        for number, (text, names) in enumerate(_SAMPLES, start=1):
             entities = [
                 {"start": text.index(name), "end": text.index(name) + len(name), "label": label}
                 for name, label in names

@@ -13,10 +13,10 @@ from lushan.backbones.encoding import LengthLimit, Window
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.batching import pack
-from lushan.errors import DataError, SettingError
+from lushan.errors import DataError
 from lushan.inference.predict import Predictor, head_outputs
 from lushan.model_store.tuned_model import save_model
-from lushan.records import Example, Features, Row, Span, TaskState
+from lushan.records import Example, Features, Row, Span, TaskState, Written
 from lushan.tasks import Preparation
 from lushan.tasks.tagging import Task, likeliest_tags
 from tests.conftest import MakeTiny
@@ -66,7 +66,7 @@ def test_both_forms_of_a_row_are_read_and_ids_tell_their_content() -> None:
 
 
 def test_state_has_the_types_in_order_and_refuses_rows_without_any() -> None:
-    assert TASK.prepare([example()], Preparation(), multi_label=False) == STATE
+    assert TASK.prepare([example()], Preparation(), multi_label=False).labels == STATE.labels
     with pytest.raises(DataError, match="None of the 1 training rows has an entity"):
         TASK.prepare([example(target=())], Preparation(), multi_label=False)
 
@@ -137,9 +137,20 @@ def test_strange_type_is_refused_by_its_row(backbone: Backbone) -> None:
         encode(backbone.tokenizer, strange)
 
 
-def test_generation_is_refused() -> None:
-    with pytest.raises(SettingError, match="answers by a head only"):
-        TASK.render(example(), STATE, answer="generate", with_target=False)
+def test_written_entities_are_asked_with_types_and_examples_and_read_back() -> None:
+    state = TaskState(labels=("person", "place"))
+    values = {"text": "Ada saw Paris.", "entities": [[0, 3, "person"], [8, 13, "place"]]}
+    one = TASK.read(Row(values, "a.csv", 7))
+    (asked,) = TASK.render(one, state, answer="generate", with_target=True, shots=[one])
+    answer = " Ada (person); Paris (place)"
+    assert asked.text == (
+        f"Name the entities of the text: person, place.\n\nText: Ada saw Paris.\nEntities:{answer}\n\n"
+        f"Text: Ada saw Paris.\nEntities:{answer}"
+    )
+    assert [asked.text[start:end] for start, end in asked.supervised] == [answer]
+    (found,) = TASK.decode([Written(answer, -2.0)], [], [one], state, answer="generate")
+    assert found.answer == one.target
+    assert found.log_likelihood == -2.0
 
 
 @pytest.mark.parametrize("max_tokens", [5, 9, 16])
