@@ -87,6 +87,7 @@ def _view(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             for name, each in results["comparisons"].items()
         ],
         "learning": tables.learning(results, read_steps(folder / "steps.jsonl")),
+        "label_curve": tables.label_curve(results),
         "classes": tables.classes(results, ledger),
         "errors": [tables.error(each) for each in results["worst_errors"]],
         "ledger": tables.ledger(ledger),

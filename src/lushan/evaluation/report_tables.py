@@ -36,6 +36,7 @@ _PHASES = {
     "validation": "Validation",
     "after_evaluation": "Testing the tuned model",
     "baselines": "Baselines",
+    "label_curve": "Tuning on few rows",
     "report": "Report",
 }
 _OPTIONAL: dict[str, Any] = {
@@ -52,6 +53,7 @@ _OPTIONAL: dict[str, Any] = {
     "worst_errors": [],
     "choices": [],
     "validation": [],
+    "label_curve": [],
     "best_epoch": None,
     "kept_epoch": None,
     "num_train_tokens": None,
@@ -161,6 +163,16 @@ def learning(
     best_score = max((each["score"] for each in validation if each["epoch"] == best), default=None)
     told = {"best_epoch": best, "kept_epoch": results["kept_epoch"], "best_score": best_score}
     return {**panels, **told, "num_steps": last_step}
+
+
+def label_curve(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The validation score by number of training rows, the whole run last; empty where it was not asked for."""
+    points: list[dict[str, Any]] = [{"baseline_score": None, **x} for x in results["label_curve"]]
+    kept = [x for x in results["validation"] if x["epoch"] == results["kept_epoch"]]
+    if not points or not kept:
+        return []
+    whole = {"num_rows": results["num_examples"]["train"], "score": kept[-1]["score"]}
+    return [*points, {**whole, "baseline_score": None}]
 
 
 @dataclass(frozen=True, slots=True)

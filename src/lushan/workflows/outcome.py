@@ -100,6 +100,7 @@ def collect_results(
         "worst_errors": worst_errors(answers["after"], examples, after),
         "choices": run.get("choices"),
         "validation": training["validation"],
+        "label_curve": run.get("label_curve") or [],
         "best_epoch": training["best_epoch"],
         "kept_epoch": training["kept_epoch"],
         "num_examples": {name: len(part) for name, part in setup.parts.as_dict().items()},

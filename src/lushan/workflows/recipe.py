@@ -42,6 +42,9 @@ class DataSettings(Settings):
     over_length: LengthPolicy = "error"
     """What happens to a text longer than `model.max_length`: stop, cut its end, or read it in windows."""
 
+    label_curve: bool = False
+    """Whether to tune on 8, 16, 64 and 256 rows too, and show how the validation score grows with the labels."""
+
     cache_gigabytes: float = Field(default=4.0, ge=0)
     """Most disk for the tokens of data sets of 10,000 rows or more, which are then made once; 0 keeps none."""
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -51,6 +52,7 @@ from lushan.training.processes import Team
 from lushan.workflows.comparison import answer_untuned, run_baselines, what_is_asked
 from lushan.workflows.compiling import compiled_layers
 from lushan.workflows.encode import Encoder, encode, open_cache
+from lushan.workflows.label_curve import run_label_curve
 from lushan.workflows.outcome import adapter_name, peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
 from lushan.workflows.recipe import TuneRecipe
@@ -126,6 +128,9 @@ def tune(
     if setup.recipe.baselines:
         with run.clock("baselines"):
             run_baselines(run, setup, tell=tell)
+    if setup.recipe.data.label_curve:
+        with run.clock("label_curve"):
+            run_label_curve(run, setup, tuned=_tuned, tell=tell)
     with run.clock("report"):
         return write_outcome(run, setup)
 
@@ -293,6 +298,14 @@ def _trained(
     )
     checkpoints.remove()
     return replace(predictor, version=model_version(run.path / "model"))
+
+
+def _tuned(setup: Setup) -> Predictor:
+    """Train by itself, without a run."""
+    predictor = untrained(setup, tell=_say_nothing)
+    with TemporaryDirectory() as folder:
+        train(predictor, setup, checkpoints=Checkpoints(Path(folder)), tell=_say_nothing)
+    return predictor
 
 
 def untrained(setup: Setup, *, tell: Tell) -> Predictor:
