@@ -11,7 +11,7 @@ from lushan.data.example_store import count_kinds, hash_text, hashes_of, kinds_o
 from lushan.data.overlap import OverlapCounts, OverlapPolicy, find_overlap, remove_overlap
 from lushan.data.splits import Parts, count_labels, labels_of
 from lushan.errors import DataError
-from lushan.records import Example, Span
+from lushan.records import Example, Span, plain_answer
 
 __all__ = [
     "Findings",
@@ -99,13 +99,15 @@ def _refuse_empty(parts: Parts, *, needs_test: bool) -> None:
 
 
 def _refuse_one_answer(train: Sequence[Example]) -> None:
-    answers = {kind.target for kind, _ in count_kinds(train)}
+    kinds = [kind for kind, _ in count_kinds(train)]
+    answers = {kind.target for kind in kinds}
     only = next(iter(answers))
+    what = "answer" if kinds[0].labels == () else "label"
     # The same spans in every row still have to be found.
     if len(answers) < 2 and not any(isinstance(each, Span) for each in only or ()):
         raise DataError(
-            f"All {len(train):,} training rows have the same label, {only!r}: there is nothing to "
-            "learn. Give rows of at least two labels."
+            f"All {len(train):,} training rows have the same {what}, {only!r}: there is nothing to "
+            f"learn. Give rows of at least two {what}s."
         )
 
 
@@ -171,7 +173,12 @@ def _contradiction(name: str, examples: Sequence[Example]) -> Contradiction:
     return Contradiction(
         name,
         text=examples[0].shown,
-        labels=tuple(sorted({" + ".join(labels_of(kind)) for kind, _ in count_kinds(examples)})),
+        labels=tuple(
+            sorted({
+                " + ".join(labels_of(kind)) or str(plain_answer(kind.target))
+                for kind, _ in count_kinds(examples)
+            })
+        ),
         places=tuple(each.place for each in examples[:NUM_SHOWN]),
     )
 

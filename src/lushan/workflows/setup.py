@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.hardware import choose_device, free_memory_bytes
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.data.feature_store import columns_of
+from lushan.data.feature_store import columns_of, lengths_of
 from lushan.data.ledger import Ledger, count_tokens, refuse_without_signal
 from lushan.data.splits import Parts
-from lushan.errors import DataError
+from lushan.errors import DataError, SettingError
 from lushan.records import SPLIT_NAMES, Features, SplitName, TaskState
 from lushan.tasks import Preparation, Task
 from lushan.workflows.encode import Encoder, encode, open_cache
@@ -90,7 +92,7 @@ def plan(
         prepared, resolved.recipe, task=task, base=base, tokenizer=tokenizer, state=state
     )
     decisions = list(resolved.decisions)
-    if task.writes:
+    if task.writes and facts.family == "decoder":
         setup, found = _with_room_for_answers(setup, recipe, facts, tokenizer)
         decisions += found
     setup, found = _fitted_into_memory(setup, facts)
@@ -118,18 +120,22 @@ def _with_room_for_answers(
         decisions.append(Decision("generation.max_new_tokens", most, why))
         settings = settings.model_copy(update={"max_new_tokens": most})
         setup = replace(setup, recipe=setup.recipe.model_copy(update={"generation": settings}))
+    if settings.max_new_tokens >= facts.context_tokens:
+        raise SettingError(
+            f"Setting `generation.max_new_tokens` is {settings.max_new_tokens}, but the model's context is "
+            f"{facts.context_tokens} tokens, prompt and answer together. Choose less, or leave it out."
+        )
     if setup.recipe.answer == "head":
         return setup, decisions
-    most_read = min(setup.limit.max_tokens, facts.context_tokens - settings.max_new_tokens)
-    for name in ("validation", "test"):
-        for each in setup.features[name]:
-            num_tokens = len(each.token_ids) - each.num_supervised
-            if num_tokens > most_read and setup.limit.policy == "error":
-                raise DataError(
-                    f"{each.place}: {num_tokens} tokens, but only {most_read} fit beside an answer of up to "
-                    f"{settings.max_new_tokens} tokens. Choose `--set data.over_length=truncate`, or lower "
-                    "`generation.max_new_tokens`."
-                )
+    if setup.limit.policy == "error":
+        most_read = min(setup.limit.max_tokens, facts.context_tokens - settings.max_new_tokens)
+        limit = LengthLimit(most_read, "error")
+        encoder = Encoder(setup.task, setup.state, tokenizer, "generate", limit)
+        for name in ("validation", "test"):
+            is_long = np.asarray(lengths_of(setup.features[name])) > most_read
+            examples = setup.parts.of(name)
+            places = np.flatnonzero(is_long).tolist()
+            encoder.encode([examples[n] for n in places], with_target=False)
     return setup, decisions
 
 

@@ -7,7 +7,7 @@ import pytest
 from lushan.data.checks import check_parts
 from lushan.data.splits import Parts
 from lushan.errors import DataError
-from lushan.records import Example, Span
+from lushan.records import Example, Span, content_id
 
 Pairs = Sequence[tuple[str, str | tuple[str, ...]]]
 
@@ -127,3 +127,15 @@ def test_different_questions_about_one_text_are_no_repeats() -> None:
     )
     assert findings.num_repeats["train"] == findings.num_contradictions["train"] == 1
     assert [each.text for each in findings.contradictions] == ["why\ntext"]
+
+
+def test_free_answers_are_called_answers_and_shown_where_they_differ() -> None:
+    def row(text: str, answer: str) -> Example:
+        return Example(content_id(text, answer), text, answer, "a.csv, row 1", {}, ())
+
+    same = [row(f"text {n}", "fox") for n in range(3)]
+    with pytest.raises(DataError, match="All 3 training rows have the same answer, 'fox'"):
+        check_parts(Parts(same, same, same))
+    several = [row("text", "fox"), row("text", "wolf"), row("other", "fox")]
+    (shown,) = check_parts(Parts(several, same, same)).contradictions
+    assert shown.labels == ("fox", "wolf")

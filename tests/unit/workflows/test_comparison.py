@@ -65,7 +65,7 @@ def test_untouched_decoder_writes_a_label_after_the_bare_prompt(build_setup: Bui
 
 def test_nothing_stands_for_a_model_that_cannot_be_asked(build_setup: BuildSetup) -> None:
     rows = [{"text": row["text"], "entities": [[4, 7, "x"]]} for row in good_rows()]
-    setup = build_setup("llama", rows=rows, task="tagging")
+    setup = build_setup("bert", rows=rows, task="tagging")
     found = answer_untuned(setup, setup.parts.test)
     assert [(each.id, each.answer) for each in found] == [(x.id, ()) for x in setup.parts.test]
     assert what_is_asked(setup).startswith("an untouched model cannot be asked for `tagging`")

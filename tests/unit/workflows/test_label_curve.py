@@ -39,23 +39,9 @@ def test_curve_has_a_point_for_each_size_below_the_rows_and_stands_in_the_report
     monkeypatch.setattr(label_curve, "SIZES", (4, 8, 64))
     monkeypatch.setattr(label_curve, "FEWEST_STEPS", 3)
     out = data / "run"
-    options = (
-        "--task",
-        "classification",
-        "--model",
-        str(tiny_folder("llama")),
-        "--overlap",
-        "keep",
-    )
-    settings = (
-        "--adapter",
-        adapter,
-        "--set",
-        "data.label_curve=true",
-        "--set",
-        "model.precision=fp32",
-    )
-    assert tune(data, out, *options, *settings, "--epochs", "1") == 0
+    options = ["--task", "classification", "--model", str(tiny_folder("llama")), "--epochs", "1"]
+    options += ["--adapter", adapter, "--overlap", "keep", "--set", "model.precision=fp32"]
+    assert tune(data, out, *options, "--set", "data.label_curve=true") == 0
     curve = read(out / "results.json")["label_curve"]
     assert [point["num_rows"] for point in curve] == [4, 8]
     assert all(0 <= point[name] <= 1 for point in curve for name in ("score", "baseline_score"))

@@ -285,19 +285,20 @@ def test_recipe_of_a_run_can_be_given_again(answer: str, method: str, *, baselin
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"answer": "generate"}, "the task `tagging` does not answer in this way. Use `--answer head`"),
+        ({"answer": "head"}, "the task `choice` does not answer in this way. Use `--answer generate`"),
+        ({"generation": {"num_beams": 2}}, "`generation.num_beams` has no effect here: the task `choice`"),
         *(
-            ({"task_settings": {name: value}}, f"`task_settings.{name}` has no effect on the task `tagging`")
-            for name, value in {
-                "multi_label": True, "class_weights": "balanced", "num_shots": 3, "instruction": "x"
-            }.items()
+            ({"task_settings": {name: value}}, f"`task_settings.{name}` has no effect on the task `choice`")
+            for name, value in {"multi_label": True, "class_weights": "balanced", "run_code": True}.items()
         ),
     ],
 )  # fmt: skip
 def test_what_a_task_does_not_have_is_refused(values: dict[str, Any], message: str) -> None:
-    task = load_task("tagging")
+    task = load_task("choice")
     with pytest.raises(SettingError, match=message):
-        refuse_what_the_task_lacks(recipe_of(task="tagging", **values), task)
+        refuse_what_the_task_lacks(
+            recipe_of(task="choice", **{"answer": "generate", **values}), task
+        )
 
 
 def test_usual_values_of_what_a_task_does_not_have_are_no_mistake() -> None:

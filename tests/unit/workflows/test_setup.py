@@ -1,17 +1,29 @@
 """What is known before the first step: tokens in the ledger, and when a run may not be resumed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lushan.backbones.inspect import describe
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
-from lushan.errors import DataError
+from lushan.errors import DataError, SettingError
+from lushan.inference.generation_settings import GenerationSettings
 from lushan.records import SPLIT_NAMES
+from lushan.settings import merged
 from lushan.workflows.prepare import prepare
 from lushan.workflows.recipe import make_recipe
-from lushan.workflows.setup import check_same_data, check_same_recipe, make_setup, mean_tokens
-from tests.bad_inputs import good_rows, write_lines
+from lushan.workflows.resolve import with_usual_answer
+from lushan.workflows.setup import (
+    Setup,
+    check_same_data,
+    check_same_recipe,
+    make_setup,
+    mean_tokens,
+    plan,
+)
+from tests.bad_inputs import good_rows, write_lines, write_splits
 from tests.conftest import MakeTiny
 from tests.unit.workflows.conftest import BuildSetup
 
@@ -129,3 +141,61 @@ def test_settings_that_differ_from_those_of_the_run_are_named(
     assert len(found) == len(expected)
     for name in expected:
         assert any(each.startswith(name) for each in found), found
+
+
+def room(task: str, *rows: dict[str, Any], base: Path, folder: Path, **settings: object) -> Setup:
+    """Plan a run on rows that train, validate and test alike."""
+    data = write_splits(folder, train=rows, validation=rows, test=rows)
+    known = {
+        "task": task,
+        "model": {"name": str(base), "precision": "fp32"},
+        "data": {"overlap": "keep"},
+    }
+    recipe = make_recipe(None, merged(known, settings), [])
+    found = load_task(task)
+    recipe = with_usual_answer(recipe, found)
+    prepared = prepare(data, task=found, recipe=recipe)
+    tokenizer = Tokenizer.load(base)
+    return plan(
+        prepared, recipe, task=found, base=base, facts=describe(base), tokenizer=tokenizer
+    ).setup
+
+
+def test_answers_get_a_quarter_more_room_than_the_longest_of_training(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    rows = [
+        {"source": f"soup {n}", "target": "a brave little fox" if n else "fox"} for n in range(4)
+    ]
+    base = tiny_folder("llama")
+    setup = room("translation", *rows, base=base, folder=tmp_path)
+    longest = max(each.num_supervised for each in setup.features["train"])
+    assert setup.recipe.generation.max_new_tokens == longest + longest // 4 + 1
+    said = {"generation": {"max_new_tokens": 7}}
+    again = room("translation", *rows, base=base, folder=tmp_path, **said)
+    assert again.recipe.generation.max_new_tokens == 7
+
+
+def test_head_has_its_untouched_model_write_as_much_as_the_answers_need_and_an_encoder_nothing(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    rows = [{"text": f"Ada saw {n} foxes.", "entities": [[0, 3, "name"]]} for n in range(4)]
+    setup = room("tagging", *rows, base=tiny_folder("llama"), folder=tmp_path)
+    assert 5 < setup.recipe.generation.max_new_tokens < 40
+    encoder = room("tagging", *rows, base=tiny_folder("bert"), folder=tmp_path)
+    assert encoder.recipe.generation == GenerationSettings()
+
+
+def test_text_that_leaves_no_room_for_an_answer_stops_the_run_by_its_row(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    long = {"source": "soup " * 14, "target": "fox"}
+    rows = [{"source": f"soup {n}", "target": f"fox {n}"} for n in range(4)]
+    base = tiny_folder("llama")
+    said = {"generation": {"max_new_tokens": 60}}
+    with pytest.raises(DataError, match=r"row 5: \d+ tokens, but at most 68 fit"):
+        room("translation", *rows, long, base=base, folder=tmp_path, **said)
+    with pytest.raises(
+        SettingError, match=r"`generation.max_new_tokens` is 128, but the model's context is 128"
+    ):
+        room("translation", *rows, base=base, folder=tmp_path, generation={"max_new_tokens": 128})
