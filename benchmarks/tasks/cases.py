@@ -55,7 +55,7 @@ CASES = (
         task="translation",
         model=CHINESE,
         options=_settings(
-            training__epochs=1, training__learning_rate=5e-5, data__max_train_rows=4000
+            training__epochs=1, training__learning_rate=5e-5, data__max_train_rows=2500
         ),
         above=("before", 10),
     ),
