@@ -45,7 +45,7 @@ def bad(line: str, *says: str) -> BadCommand:
 
 
 OPTIONS = (
-    bad("tyr rows.jsonl", "Unknown command `tyr`", "Known: check, compare, demo", "tune"),
+    bad("tyr rows.jsonl", "Unknown command `tyr`", "Known: augment, check, compare", "tune"),
     bad("Tune rows.jsonl", "Unknown command `Tune`", "tune"),
     bad("--unknown", "--unknown", "`lushan --help` shows"),
     bad("--seed 3 tune rows.jsonl", "No such option: --seed", "`lushan --help` shows"),
@@ -247,6 +247,7 @@ PLACES = (
         "tune rows.jsonl --model run/model --out run --overwrite",
         *("`--out run --overwrite` would delete `run/model`", "Name another folder"),
     ),
+    bad("augment rows.jsonl --model tiny --out new.csv", "`--out new.csv` must end in `.jsonl`"),
     bad(
         "predict run words.jsonl --out notes.txt",
         "`--out notes.txt` is there already",

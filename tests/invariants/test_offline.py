@@ -69,6 +69,8 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "guard" / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
     lines = [json.dumps(row) for row in ROWS]
     (tmp_path / "reviews.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    short = [{"text": each, "label": str(len(each) % 2)} for each in (*THINGS, *MANNERS)]
+    (tmp_path / "short.jsonl").write_text("\n".join(map(json.dumps, short)), encoding="utf-8")
     return tmp_path
 
 
@@ -135,6 +137,7 @@ def test_whole_run_from_tuning_to_comparing_works_without_the_network(place: Pat
         "predict run reviews.jsonl --out answers.jsonl",
         "tune reviews.jsonl --task classification --model tiny --epochs 1 --no-baselines --out other",
         "compare run other",
+        "augment short.jsonl --model tiny --rows 2 --set training.epochs=1 --out new.jsonl",
         "models show tiny",
     ]
     outcomes = {line: lushan(place, line) for line in lines}

@@ -157,6 +157,30 @@ def remove_overlap(
     return Parts(*kept), counts
 
 
+def places_found_in(examples: Sequence[Example], others: Sequence[Example]) -> set[int]:
+    """Give the places of the examples whose texts equal, or nearly equal, one of the others."""
+    if not examples or not others:
+        return set()
+    forms = _Forms(examples)
+    return set(forms.places(match_near(forms, _Forms(others))).tolist())
+
+
+def places_of_repeats(examples: Sequence[Example]) -> set[int]:
+    """Give the places of the examples whose texts equal, or nearly equal, an earlier one that is no repeat itself."""
+    if not examples:
+        return set()
+    forms = _Forms(examples)
+    alike = match_near(forms, forms)
+    first_seen: set[int] = set()
+    repeats: set[int] = set()
+    for place, number in enumerate(forms.hashes.tolist()):
+        if first_seen.intersection(alike.get(number, ())):
+            repeats.add(place)
+        else:
+            first_seen.add(place)
+    return repeats
+
+
 class _Forms:
     """The examples of a split with hashes of the forms in which their texts are compared."""
 

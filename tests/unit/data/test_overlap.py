@@ -2,7 +2,13 @@
 
 import pytest
 
-from lushan.data.overlap import OverlapCounts, OverlapPolicy, remove_overlap
+from lushan.data.overlap import (
+    OverlapCounts,
+    OverlapPolicy,
+    places_found_in,
+    places_of_repeats,
+    remove_overlap,
+)
 from lushan.data.splits import Parts
 from lushan.errors import DataError
 from lushan.records import Example
@@ -130,3 +136,16 @@ def test_more_than_five_percent_of_the_test_rows_stop() -> None:
 def test_more_than_five_percent_go_on_where_lushan_made_the_splits() -> None:
     after, _ = remove_overlap(overlapping(6), "remove", are_given=False)
     assert len(after.train) == 1
+
+
+def test_places_found_in_others_are_those_of_equal_and_nearly_equal_texts() -> None:
+    new = part("new", "fresh", "IN both.", LONG.format(month="May"))
+    assert places_found_in(new, part("old", "In both", LONG.format(month="March"))) == {1, 2}
+    assert places_found_in(new, []) == set()
+    assert places_found_in([], new) == set()
+
+
+def test_repeats_are_the_places_of_texts_that_an_earlier_one_is_like() -> None:
+    march, may = LONG.format(month="March"), LONG.format(month="May")
+    assert places_of_repeats(part("new", "one", march, "One!", may, "two", "one")) == {2, 3, 5}
+    assert places_of_repeats([]) == set()

@@ -1,0 +1,106 @@
+"""`lushan augment`: new labelled rows written by the model, filtered, measured, and kept apart."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lushan.cli.console import JsonOption, SetOption, emit_json, show_table, tell
+
+
+def command(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="A folder with train, validation and test files, or one file."
+        ),
+    ],
+    *,
+    task: Annotated[str | None, typer.Option("--task", help="What the rows are for.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Who writes and is tuned: a folder, or a known name."),
+    ] = None,
+    rows: Annotated[
+        int, typer.Option("--rows", min=1, help="Rows to write, before the filters.")
+    ] = 200,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Write the file also where the rows do not help.")
+    ] = False,
+    settings: SetOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="The new rows; else augmented/NAME-N.jsonl."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file in --out.")
+    ] = False,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Start of every random choice.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write new labelled rows like yours, filter them, and measure whether training on them helps."""
+    from lushan.workflows.recipe import TuneOptions, flags_of, make_recipe
+
+    options = TuneOptions(task=task, model=model, seed=seed)
+    made = make_recipe(None, flags_of(options), settings or [])
+
+    from lushan.workflows.augment import augment
+
+    found = augment(
+        data,
+        made,
+        out=out or next_file(data),
+        num_rows=rows,
+        keep=keep,
+        overwrite=overwrite,
+        tell=tell,
+    )
+    show_outcome(found)
+    if as_json:
+        emit_json(found)
+
+
+def next_file(data: Path) -> Path:
+    """Name a file that does not exist yet, after the data."""
+    name = data.resolve().name.split(".")[0] or "rows"
+    number = 1
+    while Path("augmented", f"{name}-{number}.jsonl").exists():
+        number += 1
+    return Path("augmented", f"{name}-{number}.jsonl")
+
+
+def show_outcome(found: Mapping[str, Any]) -> None:
+    """Print what became of the rows, whether they help, and where they are."""
+    counted = [(reason, f"{times:,}") for reason, times in found["refused"].items()]
+    counted += [
+        (reason.replace("_", " "), f"{times:,}") for reason, times in found["dropped"].items()
+    ]
+    counted.append(("kept", f"{found['num_new_rows']:,}"))
+    show_table(("of the rows that were written", "rows"), counted)
+    if not found["agreement_asked"]:
+        tell(
+            "Agreement was not asked: the answers of this task are no labels that a model could confirm."
+        )
+    for line in verdict(found):
+        tell(line)
+
+
+def verdict(found: Mapping[str, Any]) -> list[str]:
+    """Say whether the new rows help, and what was written."""
+    gain = found["gain"]
+    if gain is None:
+        return ["No new row is left; nothing was written."]
+    change = gain["difference"]
+    told = (
+        f"{'They help' if found['helps'] else 'They do not clearly help'}: mean score of "
+        f"{gain['num_validation_rows']:,} validation rows {change['value']:+.3f} "
+        f"({change['low']:+.3f} to {change['high']:+.3f}), with {found['num_new_rows']:,} new rows against as many real "
+        "ones seen once more."
+    )
+    if found["written"]:
+        place = f"New rows: {found['out']}. They are in no data set until you put them there."
+        return [told, place]
+    return [told, "Nothing was written. `--keep` writes such rows all the same."]

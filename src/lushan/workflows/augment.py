@@ -1,0 +1,389 @@
+"""New labelled rows by the model itself: written, filtered, measured, and kept apart from the data.
+
+prepare -> write -> filter -> measure -> report. The test rows are only looked at to keep rows like them out.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from lushan.backbones.hardware import choose_num_threads
+from lushan.backbones.inspect import describe
+from lushan.backbones.load import load_backbone
+from lushan.backbones.sources import locate
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.catalog import load_task
+from lushan.data.columns import Notes
+from lushan.data.example_store import take
+from lushan.data.ledger import count_rows
+from lushan.data.overlap import places_found_in, places_of_repeats
+from lushan.data.readers import find_files, read_rows
+from lushan.data.splits import subsample
+from lushan.errors import DataError, ModelError, RunError, SettingError
+from lushan.evaluation.compare import comparisons
+from lushan.inference.predict import Predictor
+from lushan.inference.row_writer import rows_that_fit, write_rows
+from lushan.records import Example, Row, Scores
+from lushan.tasks import Task
+from lushan.training.checkpoint import Checkpoints
+from lushan.workflows.compiling import compiled_layers
+from lushan.workflows.outcome import plain_interval
+from lushan.workflows.predict import check_output, write_file
+from lushan.workflows.prepare import Prepared, columns_for, prepare
+from lushan.workflows.recipe import TuneRecipe
+from lushan.workflows.resolve import refuse_what_the_task_lacks, with_usual_answer
+from lushan.workflows.setup import Setup, make_setup, plan
+from lushan.workflows.tune import Tell, train, untrained
+
+MARK = "augmented"
+"""Column that tells new rows from real ones, wherever they go."""
+SOURCE = "written rows"
+MOST_SHOWN_ROWS = 2_000
+"""Training rows that prompts are drawn from; more would only take memory."""
+_UNREAD = {
+    "baselines": "nothing is compared with baselines",
+    "training.keep": "the last weights are measured, so that the validation rows choose nothing",
+    "training.patience": "all epochs are trained, so that the validation rows choose nothing",
+}
+
+Reason = Literal[
+    "overlaps_test", "overlaps_validation", "repeats_train", "repeats_new", "disagrees"
+]
+"""Filters, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """A row that was written, and what the task makes of it."""
+
+    values: dict[str, Any]
+    example: Example
+
+
+@dataclass(slots=True)
+class Sifted:
+    """What is left of the rows that were written, and why the others are not."""
+
+    rows: list[NewRow]
+    refused: Counter[str] = field(default_factory=Counter[str])
+    """What the task said of rows that it refused."""
+    num_dropped: dict[str, int] = field(default_factory=dict[str, int])
+    """Filter to rows that it took out; each row counts at the first that does."""
+
+
+class Measured(NamedTuple):
+    """A model that was tuned, and how it answers the validation rows."""
+
+    scores: Scores
+    num_steps: int
+
+
+def augment(
+    data: Path,
+    recipe: TuneRecipe,
+    *,
+    out: Path,
+    num_rows: int,
+    keep: bool = False,
+    overwrite: bool = False,
+    tell: Tell,
+) -> dict[str, Any]:
+    """Write new rows like the training rows, and say whether training on them helps.
+
+    Args:
+        data: A file, or a folder with train, validation and test files.
+        recipe: How both models are tuned that are compared; its model also writes the rows.
+        out: JSON Lines file for the new rows; it is written only where they help, or `keep` is set.
+        num_rows: Rows to write, before the filters.
+        keep: Write the file also where the rows do not help.
+        overwrite: Replace the file in `out`.
+        tell: Takes one line for a person.
+
+    Returns:
+        Plain values: rows by filter, `gain`, `helps`, `written`, `seconds`.
+
+    Raises:
+        UserError: If the recipe, the data or the model is wrong; nothing is written then.
+    """
+    check_output(out, overwrite=overwrite)
+    _check_place(out, data)
+    seconds: dict[str, float] = {}
+    with _clock(seconds, "check"):
+        prepared, setup = _begin(data, recipe, tell=tell)
+    with _clock(seconds, "write"):
+        known = _fitting(_train_rows(data, prepared, setup), setup, tell=tell)
+        tell(f"Writing {num_rows:,} rows like {len(known):,} of the training rows.")
+        texts = _written(known, setup, num_rows=num_rows)
+    with _clock(seconds, "filter"):
+        sifted = sift(texts, setup, multi_label=prepared.multi_label)
+    with _clock(seconds, "agreement"):
+        asks = bool(setup.task.columns.labels)
+        if asks and sifted.rows:
+            tell(f"Asking a model tuned on the real rows about {len(sifted.rows):,} new ones.")
+            _drop_disagreeing(sifted, setup, tell=tell)
+    gain = None
+    if sifted.rows:
+        with _clock(seconds, "gain"):
+            tell(f"Measuring whether {len(sifted.rows):,} new rows help.")
+            gain = measure_gain(sifted.rows, prepared, setup, tell=tell)
+    helps = gain is not None and gain["difference"]["low"] > 0
+    is_written = bool(sifted.rows) and (helps or keep)
+    if is_written:
+        write_file(out, (json.dumps(row, ensure_ascii=False) + "\n" for row in _marked(sifted)))
+    counts = Counter(name for row in sifted.rows for name in row.example.classes)
+    return {
+        "data": str(data),
+        "task": setup.recipe.task,
+        "model": setup.recipe.model.name,
+        "seed": setup.recipe.seed,
+        "num_train_rows": len(setup.parts.train),
+        "num_asked": num_rows,
+        "refused": dict(sifted.refused.most_common()),
+        "dropped": sifted.num_dropped,
+        "agreement_asked": asks,
+        "num_new_rows": len(sifted.rows),
+        "new_rows_by_label": dict(sorted(counts.items())) if asks else {},
+        "gain": gain,
+        "helps": helps,
+        "written": is_written,
+        "out": str(out) if is_written else None,
+        "seconds": seconds,
+    }
+
+
+def _check_place(out: Path, data: Path) -> None:
+    """Refuse a file that would become part of the data, or that no command could read.
+
+    Raises:
+        RunError: If it would.
+    """
+    if out.suffix != ".jsonl":
+        raise RunError(f"`--out {out}` must end in `.jsonl`: new rows are JSON Lines.")
+    place = out.resolve()
+    if place == data.resolve() or data.resolve() in place.parents:
+        raise RunError(
+            f"`--out {out}` is in the data: new rows are kept apart from real ones. Name a file elsewhere."
+        )
+
+
+@contextmanager
+def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
+
+
+def _begin(data: Path, recipe: TuneRecipe, *, tell: Tell) -> tuple[Prepared, Setup]:
+    """Check everything and decide what is open, as `tune` does."""
+    _refuse_unread(recipe)
+    task = load_task(recipe.task)
+    recipe = with_usual_answer(recipe, task)
+    refuse_what_the_task_lacks(recipe, task)
+    base = locate(recipe.model.name)
+    facts = describe(base)
+    if facts.family == "encoder":
+        raise ModelError(
+            f"`{recipe.model.name}` is an encoder: it fills gaps and cannot write rows. Choose a decoder "
+            "(`lushan models list`)."
+        )
+    tokenizer = Tokenizer.load(base)
+    prepared = prepare(data, task=task, recipe=recipe)
+    setup, _, notes = plan(prepared, recipe, task=task, base=base, facts=facts, tokenizer=tokenizer)
+    for note in notes:
+        tell(note)
+    torch.set_num_threads(int(choose_num_threads().value))
+    training = setup.recipe.training.model_copy(update={"keep": "last", "patience": None})
+    resolved = setup.recipe.model_copy(update={"training": training})
+    return prepared, replace(setup, recipe=resolved)
+
+
+def _refuse_unread(recipe: TuneRecipe) -> None:
+    for name, why in _UNREAD.items():
+        part, _, setting = name.rpartition(".")
+        settings = getattr(recipe, part) if part else recipe
+        if setting in settings.model_fields_set:
+            raise SettingError(f"Setting `{name}` has no effect here: {why}. Leave it out.")
+
+
+def _train_rows(data: Path, prepared: Prepared, setup: Setup) -> list[Mapping[str, Any]]:
+    """Give the training rows as they were read: an example no longer has its columns."""
+    shown = subsample(setup.parts.train, MOST_SHOWN_ROWS, seed=setup.recipe.seed)
+    ids = {each.id for each in shown}
+    file = find_files(data)[0]["train"]
+    rows = read_rows(
+        file,
+        columns=setup.recipe.data.columns,
+        wanted=columns_for(setup.task, multi_label=prepared.multi_label),
+        notes=Notes(file.name),
+    )
+    found: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        example = setup.task.read(row, multi_label=prepared.multi_label)
+        if example.id in ids:
+            values = {name: value for name, value in row.values.items() if value is not None}
+            found.setdefault(example.id, values)
+    return [*found.values()]
+
+
+def _fitting(
+    rows: Sequence[Mapping[str, Any]], setup: Setup, *, tell: Tell
+) -> list[Mapping[str, Any]]:
+    context_tokens = describe(setup.base).context_tokens
+    fitting = rows_that_fit(rows, Tokenizer.load(setup.base), context_tokens=context_tokens)
+    if num_long := len(rows) - len(fitting):
+        tell(f"{num_long:,} of the training rows are too long to be shown to the writer.")
+    return fitting
+
+
+def _written(known: Sequence[Mapping[str, Any]], setup: Setup, *, num_rows: int) -> list[str]:
+    precision = "bf16" if setup.recipe.model.precision == "bf16" else "fp32"
+    backbone = load_backbone(setup.base, purpose="language", precision=precision)
+    return write_rows(
+        backbone,
+        known,
+        fixed=setup.task.columns.labels,
+        num_rows=num_rows,
+        seed=setup.recipe.seed,
+    )
+
+
+def sift(texts: Sequence[str], setup: Setup, *, multi_label: bool) -> Sifted:
+    """Keep the rows that the task accepts, that are new, and that no row of validation or test is like.
+
+    Args:
+        texts: What was written.
+        setup: What there is already.
+        multi_label: Whether a row may have several labels.
+    """
+    sifted = Sifted([])
+    for number, text in enumerate(texts, start=1):
+        try:
+            sifted.rows.append(_read(text, number, setup.task, multi_label=multi_label))
+        except DataError as error:
+            sifted.refused[str(error).removeprefix(f"{SOURCE}, row {number}: ")] += 1
+    known: list[tuple[Reason, Sequence[Example]]] = [
+        ("overlaps_test", setup.parts.test),
+        ("overlaps_validation", setup.parts.validation),
+        ("repeats_train", setup.parts.train),
+    ]
+    for reason, others in known:
+        _drop(sifted, reason, places_found_in([row.example for row in sifted.rows], others))
+    _drop(sifted, "repeats_new", places_of_repeats([row.example for row in sifted.rows]))
+    return sifted
+
+
+def _read(text: str, number: int, task: Task, *, multi_label: bool) -> NewRow:
+    """Read one row that was written.
+
+    Raises:
+        DataError: If it is unfinished, no text, or none that the task accepts.
+    """
+    try:
+        values = json.loads(text)
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError:
+        raise DataError("unfinished: it is longer than any training row.") from None
+    except UnicodeEncodeError:
+        raise DataError("half a character (a lone surrogate).") from None
+    return NewRow(values, task.read(Row(values, SOURCE, number), multi_label=multi_label))
+
+
+def _drop(sifted: Sifted, reason: Reason, places: set[int]) -> None:
+    sifted.num_dropped[reason] = len(places)
+    sifted.rows = [row for place, row in enumerate(sifted.rows) if place not in places]
+
+
+def _drop_disagreeing(sifted: Sifted, setup: Setup, *, tell: Tell) -> None:
+    """Keep the rows to which a model that was tuned on real rows alone gives the same label."""
+    examples = [row.example for row in sifted.rows]
+    predictor, _ = _tuned(setup, tell=tell)
+    scores = setup.task.score(predictor.predict(examples), examples, setup.state)
+    agrees = np.asarray(scores.correct, dtype=float) == 1
+    _drop(sifted, "disagrees", set(np.flatnonzero(~agrees).tolist()))
+
+
+def measure_gain(
+    rows: Sequence[NewRow], prepared: Prepared, setup: Setup, *, tell: Tell
+) -> dict[str, Any]:
+    """Tune with and without the new rows, and compare the answers to the validation rows.
+
+    Both runs have the same recipe, seed and number of optimizer steps: the one without sees as many real rows once more
+    in place of the new ones, so that longer training is not taken for better data.
+
+    Args:
+        rows: New ones.
+        prepared: The data.
+        setup: How it is learned.
+        tell: Takes one line for a person.
+    """
+    real = list(setup.parts.train)
+    order = np.random.default_rng(setup.recipe.seed).permutation(len(real))
+    again = list(take(real, np.resize(order, len(rows))))
+    without = _measured(_with_train(real + again, prepared, setup), tell=tell)
+    with_new = _measured(
+        _with_train(real + [row.example for row in rows], prepared, setup), tell=tell
+    )
+    first, second = without.scores, with_new.scores
+    metric = first.main_metric
+    compared = comparisons(
+        list(second.correct), {"without": list(first.correct)}, seed=setup.recipe.seed
+    )
+    return {
+        **compared["without"],
+        "main_metric": metric,
+        "without": plain_interval(first.metrics[metric]),
+        "with": plain_interval(second.metrics[metric]),
+        "num_validation_rows": len(setup.parts.validation),
+        "num_optimizer_steps": {"without": without.num_steps, "with": with_new.num_steps},
+    }
+
+
+def _with_train(train_rows: Sequence[Example], prepared: Prepared, setup: Setup) -> Setup:
+    parts = replace(setup.parts, train=train_rows)
+    changed = replace(prepared, parts=parts, ledger=count_rows(parts, {}))
+    tokenizer = Tokenizer.load(setup.base)
+    return make_setup(changed, setup.recipe, task=setup.task, base=setup.base, tokenizer=tokenizer)
+
+
+def _measured(setup: Setup, *, tell: Tell) -> Measured:
+    predictor, num_steps = _tuned(setup, tell=tell)
+    examples = setup.parts.validation
+    found = setup.task.score(
+        predictor.examine(examples), examples, setup.state, seed=setup.recipe.seed
+    )
+    return Measured(found, num_steps)
+
+
+def _tuned(setup: Setup, *, tell: Tell) -> tuple[Predictor, int]:
+    """Train a model that is not kept; gives it and its number of optimizer steps."""
+    predictor = untrained(setup, tell=tell)
+    layers = compiled_layers(predictor.backbone, setup.recipe, gain_decides=True, tell=tell)
+    with TemporaryDirectory(prefix="lushan-") as folder:
+        checkpoints = Checkpoints(Path(folder))
+        unwatched = _unwatched(setup)
+        fitted = train(predictor, unwatched, checkpoints=checkpoints, layers=layers, tell=tell)
+    return predictor, int(fitted.progress.validation[-1]["step"])
+
+
+def _unwatched(setup: Setup) -> Setup:
+    """Leave one validation row: the last weights are kept, so asking about all after every epoch would decide nothing."""
+    first = [each for each in setup.features["validation"] if each.example_index == 0]
+    return replace(
+        setup,
+        parts=replace(setup.parts, validation=setup.parts.validation[:1]),
+        features={**setup.features, "validation": first},
+    )
+
+
+def _marked(sifted: Sifted) -> Iterator[dict[str, Any]]:
+    for row in sifted.rows:
+        yield {**row.values, MARK: True}

@@ -1,0 +1,284 @@
+"""New rows: which are taken out and why, how their gain is measured, and when they are written."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pytest
+
+from lushan.catalog import load_task, names_in
+from lushan.errors import ModelError, RunError, SettingError
+from lushan.records import Example, Interval, Prediction, Row, Scores, SplitName
+from lushan.workflows import augment as augmenting
+from lushan.workflows.augment import NewRow, Sifted, augment, measure_gain, sift
+from lushan.workflows.recipe import make_recipe
+from lushan.workflows.setup import Setup
+from tests.bad_inputs import good_rows, write_lines, write_splits
+from tests.conftest import MakeTiny
+from tests.unit.workflows.conftest import BuildSetup
+
+
+@pytest.fixture
+def setup(build_setup: BuildSetup) -> Setup:
+    return build_setup()
+
+
+def row(text: object, label: str = "sea") -> str:
+    return json.dumps({"label": label, "text": text})
+
+
+def kept(texts: Sequence[str], setup: Setup) -> tuple[list[str], dict[str, int], dict[str, int]]:
+    sifted = sift(texts, setup, multi_label=False)
+    found = [each.example.text for each in sifted.rows]
+    return found, dict(sifted.refused), {k: n for k, n in sifted.num_dropped.items() if n}
+
+
+def test_rows_that_the_task_refuses_are_counted_by_what_it_says(setup: Setup) -> None:
+    texts = ['{"label": "sea", "te', row(" "), row("The cliff"), row(" "), '{"text": "\\ud800"}']
+    assert kept(texts, setup) == (
+        ["The cliff"],
+        {
+            "unfinished: it is longer than any training row.": 1,
+            "column `text` must hold a text, got ' '.": 2,
+            "half a character (a lone surrogate).": 1,
+        },
+        {},
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ("train", "repeats_train"),
+        ("validation", "overlaps_validation"),
+        ("test", "overlaps_test"),
+    ],
+)
+def test_rows_like_those_of_the_data_are_taken_out(
+    part: SplitName, reason: str, setup: Setup
+) -> None:
+    known = [each.text for each in setup.parts.of(part)][:2]
+    longer = max((each.text for each in setup.parts.of(part)), key=len) + "!s"
+    texts = [row(known[0].upper()), row("A whale sings."), row(f"{known[1]}!"), row(longer)]
+    assert kept(texts, setup) == (["A whale sings."], {}, {reason: 3})
+
+
+def test_rows_like_an_earlier_new_one_are_taken_out(setup: Setup) -> None:
+    texts = [row("A whale sings."), row("a whale sings"), row("A crab walks.")]
+    found, _, dropped = kept(texts, setup)
+    assert found == ["A whale sings.", "A crab walks."]
+    assert dropped == {"repeats_new": 1}
+
+
+def test_rows_to_which_the_tuned_model_gives_another_label_are_taken_out(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SaysSea:
+        def predict(self, examples: Sequence[Example]) -> list[Prediction]:
+            return [Prediction(each.id, "sea", {"sea": 1.0, "hill": 0.0}) for each in examples]
+
+    monkeypatch.setattr(augmenting, "_tuned", lambda *_, **__: (SaysSea(), 1))
+    texts = [row("A whale sings."), row("A goat climbs.", "hill"), row("A crab walks.")]
+    sifted = sift(texts, setup, multi_label=False)
+    augmenting._drop_disagreeing(sifted, setup, tell=lambda _: None)
+    assert [each.example.target for each in sifted.rows] == ["sea", "sea"]
+    assert sifted.num_dropped["disagrees"] == 1
+
+
+class Augmented(NamedTuple):
+    """What the workflow gave, and what it told."""
+
+    result: dict[str, Any]
+    told: list[str]
+
+
+class AugmentWith(Protocol):
+    """What `augment_with` gives: the workflow, with texts as if a model had written them."""
+
+    def __call__(
+        self, texts: Sequence[str], *settings: str, keep: bool = False, out: str = "new.jsonl"
+    ) -> Augmented: ...
+
+
+@pytest.fixture
+def augment_with(
+    tmp_path: Path, tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> AugmentWith:
+    def run(
+        texts: Sequence[str], *settings: str, keep: bool = False, out: str = "new.jsonl"
+    ) -> Augmented:
+        data = write_lines(tmp_path / "data.jsonl", good_rows())
+        flags = {"model": {"name": str(tiny_folder("llama"))}, "training": {"epochs": 1}}
+        recipe = make_recipe(None, flags, ["model.precision=fp32", *settings])
+        told: list[str] = []
+        # A tiny model reads too little to be shown rows of this length.
+        monkeypatch.setattr(augmenting, "rows_that_fit", lambda rows, *_, **__: list(rows))
+        monkeypatch.setattr(augmenting, "write_rows", lambda *_, **__: list(texts))
+        found = augment(
+            data, recipe, out=tmp_path / out, num_rows=len(texts), keep=keep, tell=told.append
+        )
+        return Augmented(found, told)
+
+    return run
+
+
+NEW = [
+    row(f"A {noun} near the {place}.", label)
+    for label, nouns in (("sea", ("whale", "crab")), ("hill", ("goat", "eagle")))
+    for noun in nouns
+    for place in ("old quarry road", "empty market hall", "station")
+]
+
+
+def gain_of(low: float) -> dict[str, Any]:
+    return {"difference": {"value": low, "low": low, "high": 0.5}, "num_validation_rows": 4}
+
+
+@pytest.mark.parametrize(
+    ("low", "keep", "is_written"), [(0.1, False, True), (0.0, False, False), (-0.1, True, True)]
+)
+def test_file_is_written_where_rows_clearly_help_or_are_wanted_all_the_same(
+    low: float, keep: bool, is_written: bool, *, augment_with: AugmentWith,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(augmenting, "measure_gain", lambda *_, **__: gain_of(low))
+    monkeypatch.setattr(augmenting, "_drop_disagreeing", lambda *_, **__: None)
+    found, _ = augment_with(NEW, keep=keep)
+    assert (found["helps"], found["written"]) == (low > 0, is_written)
+    assert (tmp_path / "new.jsonl").exists() == is_written
+    if is_written:
+        lines = (tmp_path / "new.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == found["num_new_rows"] == sum(found["new_rows_by_label"].values())
+        assert list(json.loads(lines[0])) == ["label", "text", "augmented"]
+        assert json.loads(lines[0])["augmented"] is True
+
+
+def test_nothing_is_measured_or_written_where_no_row_is_left(
+    augment_with: AugmentWith, tmp_path: Path
+) -> None:
+    found, told = augment_with(["{", "{"], keep=True)
+    assert (found["gain"], found["helps"], found["written"]) == (None, False, False)
+    assert found["refused"] == {"unfinished: it is longer than any training row.": 2}
+    assert not any("Training" in line for line in told)
+    assert not (tmp_path / "new.jsonl").exists()
+
+
+def test_runs_that_are_compared_have_equal_steps_and_differ_in_the_new_rows_alone(
+    augment_with: AugmentWith, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[list[str]] = []
+    make = augmenting.untrained
+
+    def remember(setup: Setup, *, tell: augmenting.Tell) -> object:
+        trained.append([each.text for each in setup.parts.train])
+        return make(setup, tell=tell)
+
+    monkeypatch.setattr(augmenting, "untrained", remember)
+    monkeypatch.setattr(augmenting, "_drop_disagreeing", lambda *_, **__: None)
+    found, _ = augment_with(NEW, "training.rows_per_step=4")
+    without, with_new = trained
+    num_real = found["num_train_rows"]
+    assert without[:num_real] == with_new[:num_real]
+    assert set(without[num_real:]) < set(without[:num_real])
+    assert with_new[num_real:] == [json.loads(each)["text"] for each in NEW]
+    steps = found["gain"]["num_optimizer_steps"]
+    assert steps["with"] == steps["without"] == -(-(num_real + len(NEW)) // 4)
+
+
+@pytest.mark.parametrize("name", names_in("lushan.tasks"))
+def test_gain_is_measured_on_the_validation_rows_of_every_task(
+    name: str, tmp_path: Path, tiny_folder: MakeTiny
+) -> None:
+    task = load_task(name)
+    samples = task.sample_rows()
+    rows: list[dict[str, Any]] = [dict(each.values) for each in samples]
+    data = write_splits(tmp_path, train=rows, validation=rows, test=rows)
+    flags = {
+        "task": name,
+        "model": {"name": str(tiny_folder("llama")), "precision": "fp32"},
+        "training": {"epochs": 1},
+        "data": {"overlap": "keep"},
+        "task_settings": {"run_code": True} if "run_code" in task.settings else {},
+    }
+    recipe = make_recipe(None, flags, [])
+    prepared, setup = augmenting._begin(data, recipe, tell=lambda _: None)
+    shown = augmenting._train_rows(data, prepared, setup)
+    again = {task.read(Row(each, "again", 1)).id for each in shown}
+    assert again == {task.read(each).id for each in samples}
+    new = [NewRow(dict(each.values), task.read(each)) for each in samples[:2]]
+    gain = measure_gain(new, prepared, setup, tell=lambda _: None)
+    assert gain["num_validation_rows"] == len(rows)
+    assert gain["difference"]["low"] <= gain["difference"]["value"] <= gain["difference"]["high"]
+
+
+def test_gain_is_that_of_the_answers_with_the_new_rows(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([[0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 1.0]])
+
+    def measured(*_: object, **__: object) -> augmenting.Measured:
+        correct = next(answers)
+        mean = sum(correct) / len(correct)
+        scores = Scores("accuracy", {"accuracy": Interval(mean, 0.0, 1.0)}, correct)
+        return augmenting.Measured(scores, 3)
+
+    monkeypatch.setattr(augmenting, "_measured", measured)
+    monkeypatch.setattr(augmenting, "_with_train", lambda *_: setup)
+    gain = measure_gain([], None, setup, tell=lambda _: None)  # pyright: ignore[reportArgumentType]
+    assert gain["difference"]["value"] == 0.5
+    assert (gain["without"]["value"], gain["with"]["value"]) == (0.25, 0.75)
+    assert (gain["wins"], gain["losses"]) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("new.csv", r"must end in `\.jsonl`"),
+        ("data.jsonl", "is there already"),
+        ("data.jsonl/x.jsonl", "is a file"),
+    ],
+)
+def test_place_where_new_rows_cannot_be_is_refused(
+    name: str, message: str, augment_with: AugmentWith, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=message):
+        augment_with(NEW, out=name)
+    assert [each.name for each in tmp_path.iterdir()] == ["data.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "folder/validation.jsonl"])
+def test_new_rows_never_get_into_the_data(name: str, tmp_path: Path, tiny_folder: MakeTiny) -> None:
+    data = tmp_path / Path(name).parts[0]
+    recipe = make_recipe(None, {"model": {"name": str(tiny_folder("llama"))}}, [])
+    with pytest.raises(RunError, match="new rows are kept apart from real ones"):
+        augment(
+            data,
+            recipe,
+            out=tmp_path / name,
+            num_rows=1,
+            overwrite=True,
+            tell=lambda _: None,
+        )
+
+
+@pytest.mark.parametrize("setting", ["baselines=false", "training.keep=best"])
+def test_setting_that_nothing_would_read_is_refused(
+    setting: str, augment_with: AugmentWith
+) -> None:
+    with pytest.raises(SettingError, match="has no effect here"):
+        augment_with(NEW, setting)
+
+
+def test_an_encoder_is_refused(tiny_folder: MakeTiny, augment_with: AugmentWith) -> None:
+    with pytest.raises(ModelError, match="cannot write rows"):
+        augment_with(NEW, f"model.name={tiny_folder('bert')}")
+
+
+def test_each_row_counts_at_the_first_filter_that_takes_it() -> None:
+    example = Example("1", "A whale sings.", "sea")
+    sifted = Sifted([NewRow({}, example), NewRow({}, example)])
+    augmenting._drop(sifted, "repeats_new", {1})
+    augmenting._drop(sifted, "disagrees", {0})
+    assert sifted.rows == []
+    assert sifted.num_dropped == {"repeats_new": 1, "disagrees": 1}
