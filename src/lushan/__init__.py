@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lushan.errors import LushanError, UserError
     from lushan.records import Prediction
-    from lushan.workflows.notebook import check, compare, evaluate, load, tune
+    from lushan.workflows.notebook import augment, check, compare, evaluate, load, tune
 
 __version__ = "0.1.0"
 
@@ -14,6 +14,7 @@ __all__ = [
     "LushanError",
     "Prediction",
     "UserError",
+    "augment",
     "check",
     "compare",
     "evaluate",
@@ -25,6 +26,7 @@ _PLACES = {
     "LushanError": "lushan.errors",
     "UserError": "lushan.errors",
     "Prediction": "lushan.records",
+    "augment": "lushan.workflows.notebook",
     "check": "lushan.workflows.notebook",
     "compare": "lushan.workflows.notebook",
     "evaluate": "lushan.workflows.notebook",

@@ -51,6 +51,7 @@ MOST_SHOWN_ROWS = 2_000
 """Training rows that prompts are drawn from; more would only take memory."""
 _UNREAD = {
     "baselines": "nothing is compared with baselines",
+    "data.label_curve": "only two sets of rows are compared",
     "training.keep": "the last weights are measured, so that the validation rows choose nothing",
     "training.patience": "all epochs are trained, so that the validation rows choose nothing",
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from lushan.settings import merged, nested
+from lushan.workflows import augment as augmenting
 from lushan.workflows import check as checking
 from lushan.workflows import evaluate as evaluating
 from lushan.workflows import tune as tuning
@@ -76,6 +77,44 @@ def check(
         UserError: If something would block a run.
     """
     return checking.check(Path(data), _recipe(recipe, options, settings), tell=logger.info)
+
+
+def augment(
+    data: str | Path,
+    *,
+    out: str | Path,
+    num_rows: int = 200,
+    keep: bool = False,
+    overwrite: bool = False,
+    settings: Mapping[str, Any] = _NO_SETTINGS,
+    **options: Unpack[TuneOptions],
+) -> dict[str, Any]:
+    """Write new labelled rows, filter them, and measure whether they help: `lushan augment`.
+
+    Args:
+        data: A file, or a folder with train, validation and test files.
+        out: JSON Lines file for the new rows, outside of the data.
+        num_rows: Rows to write, before the filters.
+        keep: Write the file also where the rows do not clearly help.
+        overwrite: Replace the file in `out`.
+        settings: Settings by their full name.
+        options: As for `tune`.
+
+    Returns:
+        What became of the rows, the gain with its interval, and whether the file was written.
+
+    Raises:
+        UserError: If something does not fit; nothing is written then.
+    """
+    return augmenting.augment(
+        Path(data),
+        _recipe(None, options, settings),
+        out=Path(out),
+        num_rows=num_rows,
+        keep=keep,
+        overwrite=overwrite,
+        tell=logger.info,
+    )
 
 
 def load(run: str | Path, *, settings: Mapping[str, Any] = _NO_SETTINGS) -> Opened:

@@ -262,7 +262,9 @@ def test_new_rows_never_get_into_the_data(name: str, tmp_path: Path, tiny_folder
         )
 
 
-@pytest.mark.parametrize("setting", ["baselines=false", "training.keep=best"])
+@pytest.mark.parametrize(
+    "setting", ["baselines=false", "data.label_curve=true", "training.keep=best"]
+)
 def test_setting_that_nothing_would_read_is_refused(
     setting: str, augment_with: AugmentWith
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 import lushan
 from lushan.errors import SettingError
 from lushan.model_store import certificate
-from tests.bad_inputs import good_rows, write_lines
+from tests.bad_inputs import TOPICS, good_rows, write_lines
 from tests.conftest import MakeTiny
 from tests.runs import answers_of_this_process
 
@@ -44,6 +44,22 @@ def test_a_model_is_tuned_loaded_scored_and_compared_by_plain_calls(
 def test_data_is_checked_by_a_plain_call(data: Path, tiny_folder: MakeTiny) -> None:
     findings = lushan.check(data, model=tiny_folder("llama"), settings={"data.test_fraction": 0.5})
     assert findings["num_examples"]["test"] == 24
+
+
+def test_new_rows_are_written_by_a_plain_call(tmp_path: Path, tiny_folder: MakeTiny) -> None:
+    rows = [{"text": noun, "label": label} for label, nouns in TOPICS.items() for noun in nouns]
+    data = write_lines(tmp_path / "nouns.jsonl", rows)
+    found = lushan.augment(
+        data,
+        out=tmp_path / "new.jsonl",
+        num_rows=3,
+        keep=True,
+        model=tiny_folder("llama"),
+        epochs=1,
+        settings={"model.precision": "fp32"},
+    )
+    assert found["num_asked"] == 3
+    assert (tmp_path / "new.jsonl").exists() == found["written"]
 
 
 def test_a_wrong_option_is_refused_like_on_the_command_line(data: Path, tmp_path: Path) -> None:
