@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,19 +29,16 @@ from lushan.data.readers import find_files, read_rows
 from lushan.data.splits import subsample
 from lushan.errors import DataError, ModelError, RunError, SettingError
 from lushan.evaluation.compare import comparisons
-from lushan.inference.predict import Predictor
 from lushan.inference.row_writer import rows_that_fit, write_rows
 from lushan.records import Example, Row, Scores
 from lushan.tasks import Task
-from lushan.training.checkpoint import Checkpoints
-from lushan.workflows.compiling import compiled_layers
 from lushan.workflows.outcome import plain_interval
 from lushan.workflows.predict import check_output, write_file
 from lushan.workflows.prepare import Prepared, columns_for, prepare
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.resolve import refuse_what_the_task_lacks, with_usual_answer
 from lushan.workflows.setup import Setup, make_setup, plan
-from lushan.workflows.tune import Tell, train, untrained
+from lushan.workflows.tune import Tell, tuned_apart
 
 MARK = "augmented"
 """Column that tells new rows from real ones, wherever they go."""
@@ -306,7 +302,7 @@ def _drop(sifted: Sifted, reason: Reason, places: set[int]) -> None:
 def _drop_disagreeing(sifted: Sifted, setup: Setup, *, tell: Tell) -> None:
     """Keep the rows to which a model that was tuned on real rows alone gives the same label."""
     examples = [row.example for row in sifted.rows]
-    predictor, _ = _tuned(setup, tell=tell)
+    predictor, _ = tuned_apart(setup, tell=tell)
     scores = setup.task.score(predictor.predict(examples), examples, setup.state)
     agrees = np.asarray(scores.correct, dtype=float) == 1
     _drop(sifted, "disagrees", set(np.flatnonzero(~agrees).tolist()))
@@ -356,33 +352,12 @@ def _with_train(train_rows: Sequence[Example], prepared: Prepared, setup: Setup)
 
 
 def _measured(setup: Setup, *, tell: Tell) -> Measured:
-    predictor, num_steps = _tuned(setup, tell=tell)
+    predictor, num_steps = tuned_apart(setup, tell=tell)
     examples = setup.parts.validation
     found = setup.task.score(
         predictor.examine(examples), examples, setup.state, seed=setup.recipe.seed
     )
     return Measured(found, num_steps)
-
-
-def _tuned(setup: Setup, *, tell: Tell) -> tuple[Predictor, int]:
-    """Train a model that is not kept; gives it and its number of optimizer steps."""
-    predictor = untrained(setup, tell=tell)
-    layers = compiled_layers(predictor.backbone, setup.recipe, gain_decides=True, tell=tell)
-    with TemporaryDirectory(prefix="lushan-") as folder:
-        checkpoints = Checkpoints(Path(folder))
-        unwatched = _unwatched(setup)
-        fitted = train(predictor, unwatched, checkpoints=checkpoints, layers=layers, tell=tell)
-    return predictor, int(fitted.progress.validation[-1]["step"])
-
-
-def _unwatched(setup: Setup) -> Setup:
-    """Leave one validation row: the last weights are kept, so asking about all after every epoch would decide nothing."""
-    first = [each for each in setup.features["validation"] if each.example_index == 0]
-    return replace(
-        setup,
-        parts=replace(setup.parts, validation=setup.parts.validation[:1]),
-        features={**setup.features, "validation": first},
-    )
 
 
 def _marked(sifted: Sifted) -> Iterator[dict[str, Any]]:

@@ -130,7 +130,8 @@ def tune(
             run_baselines(run, setup, tell=tell)
     if setup.recipe.data.label_curve:
         with run.clock("label_curve"):
-            run_label_curve(run, setup, tuned=_tuned, tell=tell)
+            tuned = partial(tuned_apart, tell=_say_nothing)
+            run_label_curve(run, setup, tuned=lambda few: tuned(few)[0], tell=tell)
     with run.clock("report"):
         return write_outcome(run, setup)
 
@@ -300,12 +301,25 @@ def _trained(
     return replace(predictor, version=model_version(run.path / "model"))
 
 
-def _tuned(setup: Setup) -> Predictor:
-    """Train by itself, without a run."""
-    predictor = untrained(setup, tell=_say_nothing)
-    with TemporaryDirectory() as folder:
-        train(predictor, setup, checkpoints=Checkpoints(Path(folder)), tell=_say_nothing)
-    return predictor
+def tuned_apart(setup: Setup, *, tell: Tell) -> tuple[Predictor, int]:
+    """Train a model that is not kept; gives it and its number of optimizer steps."""
+    predictor = untrained(setup, tell=tell)
+    layers = compiled_layers(predictor.backbone, setup.recipe, gain_decides=True, tell=tell)
+    with TemporaryDirectory(prefix="lushan-") as folder:
+        checkpoints = Checkpoints(Path(folder))
+        unwatched = _unwatched(setup)
+        fitted = train(predictor, unwatched, checkpoints=checkpoints, layers=layers, tell=tell)
+    return predictor, int(fitted.progress.validation[-1]["step"])
+
+
+def _unwatched(setup: Setup) -> Setup:
+    """Leave one validation row: the last weights are kept, so asking about all after every epoch would decide nothing."""
+    first = [each for each in setup.features["validation"] if each.example_index == 0]
+    return replace(
+        setup,
+        parts=replace(setup.parts, validation=setup.parts.validation[:1]),
+        features={**setup.features, "validation": first},
+    )
 
 
 def untrained(setup: Setup, *, tell: Tell) -> Predictor:

@@ -11,6 +11,7 @@ from lushan.catalog import load_task, names_in
 from lushan.errors import ModelError, RunError, SettingError
 from lushan.records import Example, Interval, Prediction, Row, Scores, SplitName
 from lushan.workflows import augment as augmenting
+from lushan.workflows import tune as tuning
 from lushan.workflows.augment import NewRow, Sifted, augment, measure_gain, sift
 from lushan.workflows.recipe import make_recipe
 from lushan.workflows.setup import Setup
@@ -78,7 +79,7 @@ def test_rows_to_which_the_tuned_model_gives_another_label_are_taken_out(
         def predict(self, examples: Sequence[Example]) -> list[Prediction]:
             return [Prediction(each.id, "sea", {"sea": 1.0, "hill": 0.0}) for each in examples]
 
-    monkeypatch.setattr(augmenting, "_tuned", lambda *_, **__: (SaysSea(), 1))
+    monkeypatch.setattr(augmenting, "tuned_apart", lambda *_, **__: (SaysSea(), 1))
     texts = [row("A whale sings."), row("A goat climbs.", "hill"), row("A crab walks.")]
     sifted = sift(texts, setup, multi_label=False)
     augmenting._drop_disagreeing(sifted, setup, tell=lambda _: None)
@@ -168,13 +169,13 @@ def test_runs_that_are_compared_have_equal_steps_and_differ_in_the_new_rows_alon
     augment_with: AugmentWith, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[list[str]] = []
-    make = augmenting.untrained
+    make = tuning.untrained
 
     def remember(setup: Setup, *, tell: augmenting.Tell) -> object:
         trained.append([each.text for each in setup.parts.train])
         return make(setup, tell=tell)
 
-    monkeypatch.setattr(augmenting, "untrained", remember)
+    monkeypatch.setattr(tuning, "untrained", remember)
     monkeypatch.setattr(augmenting, "_drop_disagreeing", lambda *_, **__: None)
     found, _ = augment_with(NEW, "training.rows_per_step=4")
     without, with_new = trained
