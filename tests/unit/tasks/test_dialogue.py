@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from lushan.backbones.adapters import attach
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.tokenizer import Tokenizer
@@ -222,3 +223,17 @@ def test_how_likely_the_answers_are_is_told_of_examples_and_scored(backbone: Bac
     )
     (blank,) = predictor.predict([replace(examples[0], target=None)])
     assert (blank.answer, blank.truth_log_likelihood) == (found[0].answer, None)
+
+
+def test_truth_is_as_likely_while_others_are_trained_with_dropout(backbone: Backbone) -> None:
+    attach(backbone, method="lora", dropout=0.5)
+    for name, weight in backbone.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    settings = GenerationSettings(max_new_tokens=2)
+    predictor = Predictor(backbone, TASK, STATE, "generate", LIMIT, generation=settings)
+    backbone.model.eval()
+    (expected,) = predictor.examine([read()])
+    backbone.model.train()
+    assert [predictor.examine([read()]) for _ in range(3)] == [[expected]] * 3
+    assert backbone.model.training
