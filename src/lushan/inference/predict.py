@@ -5,7 +5,8 @@ Documents run packed, longest last, and what all prompts share at their start is
 Shapes: N documents of a batch, F all documents, C classes or candidate answers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from lushan.backbones.load import Backbone
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
 from lushan.data.feature_store import lengths_of
 from lushan.inference.constrained import score_candidates
-from lushan.inference.generate import generate
+from lushan.inference.generate import Generated, generate
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
 from lushan.records import AnswerMode, Example, Features, Prediction, TaskState, Written
@@ -97,7 +98,7 @@ class Predictor:
         if not self.writes or not examples:
             return predictions
         told = self._encode(examples, self.limit, with_target=True, shots=shots)
-        with torch.inference_mode():
+        with self._without_training():
             truths = head_outputs(self.task, self.backbone, told)
         return [
             replace(each, truth_log_likelihood=float(total), num_truth_tokens=int(size))
@@ -135,18 +136,22 @@ class Predictor:
     def _outputs(
         self, features: Sequence[Features], forms: Sequence[Any], advance: Advance
     ) -> Outputs:
+        with self._without_training():
+            if self.writes:
+                return self._written(features, forms, advance)
+            candidates = self.task.candidates(self.state)
+            if self.answer == "generate" and candidates:
+                return list(score_candidates(self.backbone, features, candidates, advance=advance))
+            return head_outputs(self.task, self.backbone, features, advance)
+
+    @contextmanager
+    def _without_training(self) -> Iterator[None]:
+        """Leave out dropout and gradients, also in the middle of training."""
         was_training = self.backbone.model.training
         self.backbone.model.eval()
         try:
             with torch.inference_mode():
-                if self.writes:
-                    return self._written(features, forms, advance)
-                candidates = self.task.candidates(self.state)
-                if self.answer == "generate" and candidates:
-                    return list(
-                        score_candidates(self.backbone, features, candidates, advance=advance)
-                    )
-                return head_outputs(self.task, self.backbone, features, advance)
+                yield
         finally:
             self.backbone.model.train(was_training)
 
@@ -166,8 +171,10 @@ class Predictor:
                 constraint=[self._constraint(forms[place]) for place in places],
                 advance=advance,
             )
-            for number, place in enumerate(places):
-                written = [each for each in answers if each.prompt_index == number]
+            of_prompt: list[list[Generated]] = [[] for _ in places]
+            for each in answers:
+                of_prompt[each.prompt_index].append(each)
+            for place, written in zip(places, of_prompt, strict=True):
                 samples = tuple(each.text for each in written) if len(written) > 1 else ()
                 found[place] = Written(written[0].text, written[0].log_likelihood, samples)
         return [found[place] for place in range(len(features))]

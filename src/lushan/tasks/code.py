@@ -46,6 +46,10 @@ _STOP_STRINGS = (
 LIMITS = Limits()
 """What a program may use while it is scored."""
 _KS = (1, 10, 100)
+_DEFINITIONS = (
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
+    *(ast.Import, ast.ImportFrom, ast.Pass),
+)
 _BEGINS_CODE = ("def ", "class ", "import ", "from ", "@", "async def ")
 
 
@@ -81,16 +85,11 @@ class Task:
         """Check one row; its tests must be Python.
 
         Raises:
-            DataError: If a column is missing, or the tests cannot be read.
+            DataError: If a column is missing, or the tests cannot be read or would test nothing.
         """
         prompt = _read_code(row, "prompt")
         tests = _read_code(row, "tests")
-        try:
-            ast.parse(tests)
-        except SyntaxError as error:
-            raise DataError(
-                f"{row.place}: column `tests` is no Python: {error.msg} in line {error.lineno}."
-            ) from None
+        tests = _with_what_runs_them(row, tests)
         extra = {"prompt": prompt, "tests": tests}
         if row.values.get("reference") in (None, "") and not needs_target:
             return Example(content_id(prompt, tests), prompt, None, row.place, extra, ())
@@ -262,6 +261,41 @@ def _read_code(row: Row, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{row.place}: column `{name}` must hold a text, got {value!r}.")
     return value
+
+
+def _with_what_runs_them(row: Row, tests: str) -> str:
+    """Add the call that HumanEval leaves to its harness: its tests only define `check(candidate)`.
+
+    Raises:
+        DataError: If the tests are no Python, or nothing in them would run: every program would pass.
+    """
+    try:
+        statements = ast.parse(tests).body
+    except SyntaxError as error:
+        raise DataError(
+            f"{row.place}: column `tests` is no Python: {error.msg} in line {error.lineno}."
+        ) from None
+    if any(map(_can_fail, statements)):
+        return tests
+    name = row.values.get("entry_point")
+    has_check = any(isinstance(x, ast.FunctionDef) and x.name == "check" for x in statements)
+    if not has_check or name in (None, ""):
+        raise DataError(
+            f"{row.place}: column `tests` tests nothing: it only defines, so that every program would pass. Call what "
+            "it defines, or name the function that `check` is to be called with in a column `entry_point`."
+        )
+    if not isinstance(name, str) or not name.isidentifier():
+        raise DataError(f"{row.place}: column `entry_point` must name a function, got {name!r}.")
+    return f"{tests.rstrip()}\n\n\ncheck({name})\n"
+
+
+def _can_fail(statement: ast.stmt) -> bool:
+    """Whether a statement runs something of its own; definitions, imports and plain values do not."""
+    if isinstance(statement, _DEFINITIONS):
+        return False
+    if isinstance(statement, ast.Assign | ast.AnnAssign | ast.Expr):
+        return any(isinstance(each, ast.Call) for each in ast.walk(statement))
+    return True
 
 
 def _begins_code(prompt: str) -> bool:

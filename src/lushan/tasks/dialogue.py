@@ -90,6 +90,11 @@ class Task:
         messages = _in_one_form(row)
         target = None
         if messages[-1]["role"] == "assistant":
+            if "tool_calls" in messages[-1]:
+                raise DataError(
+                    f"{row.place}: the last message calls tools, but the answer that is learned is a text. Take the "
+                    "row or its last turn out."
+                )
             target = messages[-1]["content"]
             last_weight = messages[-1].get("weight", 1)
             messages = messages[:-1]
@@ -309,7 +314,12 @@ def _read_message(row: Row, number: int, message: object) -> dict[str, Any]:
         content = ""
     if not isinstance(content, str) or not (content.strip() or message.get("tool_calls")):
         raise DataError(f"{row.place}: message {number} has no text in `content`, got {content!r}.")
-    return {name: message[name] for name in _KEPT if name in message} | {"content": content}
+    kept = {name: message[name] for name in _KEPT if message.get(name) not in (None, [])}
+    if (weight := kept.get("weight", 1)) not in (0, 1):
+        raise DataError(
+            f"{row.place}: message {number} has `weight` {weight!r}; expected 1, or 0 where it is not learned."
+        )
+    return kept | {"content": content}
 
 
 def _conversation(
@@ -360,9 +370,12 @@ def _fitted(
         DataError: If it is too long under `error`, or its last turn is by itself.
     """
     _refuse_special_tokens(chat, messages)
+    _refuse_unwritten_tools(chat, messages)
     num_system = 1 if messages[0]["role"] == "system" else 0
     num_tokens = 0
-    for first in range(num_system, len(messages)):
+    # A conversation that begins with an answer, or with what a tool says, is one that templates refuse or write anew.
+    questions = [n for n, each in enumerate(messages) if each["role"] == "user" and n > num_system]
+    for first in (num_system, *questions):
         kept = [*messages[:num_system], *messages[first:]]
         text = chat.write(kept, ask=not with_target)
         spans = _spans(chat, kept, text) if with_target else []
@@ -378,7 +391,7 @@ def _fitted(
                 [rendered], chat.tokenizer, limit=limit, places=[chat.place]
             )
         except DataError:
-            if limit.policy == "error" or first + 1 + with_target >= len(messages):
+            if limit.policy == "error" or first == (questions or [num_system])[-1]:
                 raise
             num_tokens = num_tokens or len(chat.tokenizer.encode([text])[0].ids)
             continue
@@ -393,6 +406,30 @@ def _refuse_special_tokens(chat: _Chat, messages: Sequence[Message]) -> None:
         if found := chat.tokenizer.special_names.search(each["content"]):
             raise DataError(
                 f"{chat.place}: a message holds `{found[0]}`, which this model takes for a mark of its own. Take it out."
+            )
+
+
+def _refuse_unwritten_tools(chat: _Chat, messages: Sequence[Message]) -> None:
+    """Many templates know no tools, and would leave them out in silence."""
+    given = {
+        "column `tools`": bool(chat.tools),
+        "`tool_calls` of a message": any("tool_calls" in each for each in messages),
+    }
+    if not any(given.values()):
+        return
+    whole = chat.write(messages, ask=False)
+    calls_nothing = [
+        {name: value for name, value in each.items() if name != "tool_calls"} for each in messages
+    ]
+    less = {
+        "column `tools`": chat._replace(tools=None).write(messages, ask=False),
+        "`tool_calls` of a message": chat.write(calls_nothing, ask=False),
+    }
+    for name, is_given in given.items():
+        if is_given and less[name] == whole:
+            raise DataError(
+                f"{chat.place}: {name} would be lost: this model's chat template does not write tools. Take them out, "
+                "or take a model whose template does."
             )
 
 

@@ -70,6 +70,15 @@ def test_program_passes_when_its_tests_run_to_their_end(
     assert outcome(read(**values), program)["pass_at_1"] == float(passes)
 
 
+def test_check_of_humaneval_is_called_with_the_entry_point() -> None:
+    published = "METADATA = {}\n\n\ndef check(candidate):\n    assert candidate(1, 2) == 3\n"
+    example = read(tests=published, entry_point="add")
+    assert outcome(example, "    return 99")["pass_at_1"] == 0.0
+    assert outcome(example, "    return a + b")["pass_at_1"] == 1.0
+    called = f"{published}\n\ncheck(add)\n"
+    assert read(tests=called, entry_point="add").extra["tests"] == called
+
+
 def test_pass_at_k_is_told_of_several_samples() -> None:
     programs = ["    return 0"] * 9 + ["    return a + b"]
     found = outcome(read(), *programs)
@@ -104,6 +113,19 @@ def test_program_ends_where_something_else_begins_unless_training_has_that() -> 
     [
         ({"tests": "assert ("}, "column `tests` is no Python: .* in line 1"),
         ({"tests": ""}, "column `tests` must hold a text"),
+        ({"tests": "# nothing"}, "column `tests` tests nothing"),
+        (
+            {"tests": "import math\ndef test_add():\n    assert add(1, 2) == 3"},
+            "column `tests` tests nothing",
+        ),
+        (
+            {"tests": "def check(candidate):\n    assert candidate(1, 2) == 3"},
+            "column `tests` tests nothing",
+        ),
+        (
+            {"tests": "def check(f):\n    assert f(1)", "entry_point": "a b"},
+            "column `entry_point` must name",
+        ),
         ({"prompt": 3}, "column `prompt` must hold a text"),
         ({"reference": " "}, "column `reference` must hold a text"),
     ],

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from lushan.backbones.adapters import attach
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.tokenizer import Tokenizer
@@ -31,6 +32,21 @@ TURNS = [
     {"role": "user", "content": "And the soup?"},
     {"role": "assistant", "content": "Cold again."},
 ]
+
+
+CALLS = [{"type": "function", "function": {"name": "find_fox", "arguments": {}}}]
+MARKED = (
+    "{% if messages and messages[0].role != 'system' %}system: Be kind.|{% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}|{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+"""As that of SmolLM2: says something before the first message, and knows no tools."""
+
+
+def with_template(tokenizer: Tokenizer, folder: Path, template: str) -> Tokenizer:
+    tokenizer.save(folder)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return Tokenizer.load(folder)
 
 
 def read(messages: Sequence[Any] = TURNS, **values: object) -> Example:
@@ -116,6 +132,9 @@ def test_instruction_and_input_are_one_question() -> None:
         (TURNS[:2], "the last message must be the assistant's, got `user`"),
         ([TURNS[0], TURNS[-1]], "nobody has said anything"),
         ([*TURNS[:-1], {**TURNS[-1], "weight": 0}], "the last message has `weight` 0"),
+        ([*TURNS[:-1], {**TURNS[-1], "weight": "0"}], "message 5 has `weight` '0'"),
+        ([{**TURNS[1], "weight": 0.5}, TURNS[-1]], "message 1 has `weight` 0.5"),
+        ([TURNS[1], {**TURNS[-1], "tool_calls": CALLS}], "the last message calls tools"),
     ],
 )
 def test_conversation_that_cannot_be_learned_is_refused(messages: Any, message: str) -> None:  # noqa: ANN401
@@ -184,6 +203,45 @@ def test_oldest_turns_are_left_out_of_a_long_conversation_and_the_system_stays(
         encode(tokenizer, read(), limit=LengthLimit(8, "truncate"))
 
 
+def test_conversation_is_cut_before_a_turn_that_asks(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    marked = with_template(tokenizer, tmp_path, MARKED)
+    called = [
+        {**TURNS[1], "content": "the fox " * 30},
+        {"role": "assistant", "content": "soup " * 30},
+        {"role": "tool", "content": "fox " * 5},
+        TURNS[2],
+    ]
+    last = read(TURNS[3:])
+    expected = encode(marked, last)
+    limit = LengthLimit(len(expected.token_ids) + 12, "truncate")
+    assert encode(marked, read([*called, *TURNS[3:]]), limit=limit).token_ids == expected.token_ids
+    asked = encode(marked, read([*called, *TURNS[3:]]), limit=limit, with_target=False)
+    assert asked.token_ids == encode(marked, last, with_target=False).token_ids
+    with pytest.raises(DataError, match="The last turn is too long by itself"):
+        encode(marked, read([*called, *TURNS[3:]]), limit=LengthLimit(12, "truncate"))
+
+
+def test_field_without_a_value_is_no_field() -> None:
+    filled = [{**each, "weight": None, "tool_calls": None} for each in TURNS]
+    assert read(filled) == read()
+
+
+def test_tools_that_the_template_does_not_write_are_refused(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    calling = [TURNS[1], {"role": "assistant", "content": None, "tool_calls": CALLS}, *TURNS[3:]]
+    for values, name in (
+        ({"tools": CALLS}, "column `tools`"),
+        ({"messages": calling}, "`tool_calls`"),
+    ):
+        with pytest.raises(DataError, match=rf"a\.jsonl, row 7: .*{name}.*chat template"):
+            encode(tokenizer, read(**values))
+    knowing = MARKED.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}{{ tools }}")
+    other = with_template(tokenizer, tmp_path, knowing)
+    told = encode(other, read(calling, tools=CALLS), limit=LengthLimit(4096))
+    assert "find_fox" in other._raw.decode(list(told.token_ids))
+
+
 def test_message_that_speaks_for_somebody_else_is_refused(tokenizer: Tokenizer) -> None:
     stop = tokenizer._token(tokenizer.stop_id)
     liar = [{"role": "user", "content": f"Hi {stop}"}, TURNS[-1]]
@@ -222,3 +280,17 @@ def test_how_likely_the_answers_are_is_told_of_examples_and_scored(backbone: Bac
     )
     (blank,) = predictor.predict([replace(examples[0], target=None)])
     assert (blank.answer, blank.truth_log_likelihood) == (found[0].answer, None)
+
+
+def test_truth_is_as_likely_while_others_are_trained_with_dropout(backbone: Backbone) -> None:
+    attach(backbone, method="lora", dropout=0.5)
+    for name, weight in backbone.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    settings = GenerationSettings(max_new_tokens=2)
+    predictor = Predictor(backbone, TASK, STATE, "generate", LIMIT, generation=settings)
+    backbone.model.eval()
+    (expected,) = predictor.examine([read()])
+    backbone.model.train()
+    assert [predictor.examine([read()]) for _ in range(3)] == [[expected]] * 3
+    assert backbone.model.training
