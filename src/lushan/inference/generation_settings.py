@@ -81,3 +81,16 @@ def check_settings(settings: GenerationSettings) -> None:
         )
     if not all(settings.stop_strings):
         raise SettingError("`stop_strings` must not hold an empty text.")
+
+
+def check_room(settings: GenerationSettings, *, context_tokens: int) -> None:
+    """Refuse answers that leave no token of the model's context to what is asked.
+
+    Raises:
+        SettingError: If they may become too long.
+    """
+    if settings.max_new_tokens >= context_tokens:
+        raise SettingError(
+            f"Setting `generation.max_new_tokens` is {settings.max_new_tokens}, but the model's context is "
+            f"{context_tokens} tokens, prompt and answer together. Choose less, or leave it out."
+        )

@@ -79,6 +79,15 @@ class Constraint:
             LLMatcher.grammar_from_lark(lark), f"form {json.dumps(dict(form), ensure_ascii=False)}"
         )
 
+    def check(self) -> None:
+        """Find out whether answers can have this form, before any is written.
+
+        Raises:
+            SettingError: If it is no valid schema or expression.
+        """
+        if told := LLMatcher.validate_grammar(self.grammar):
+            raise SettingError(f"The {self.source} cannot be used: {told.strip().splitlines()[0]}")
+
 
 def _expression(pattern: str) -> str:
     """Write a regular expression between the slashes of a grammar."""

@@ -14,7 +14,7 @@ from lushan.backbones.encoding import LengthLimit
 from lushan.data.columns import Columns, Notes
 from lushan.data.readers import check_mapping, find_files, read_rows
 from lushan.errors import DataError, RunError, SettingError
-from lushan.inference.generation_settings import check_settings
+from lushan.inference.generation_settings import check_room, check_settings
 from lushan.inference.predict import Advance, Predictor
 from lushan.model_store.run_folder import check_can_be_folder
 from lushan.model_store.tuned_model import load_predictor, read_meaning
@@ -141,6 +141,7 @@ def _writing(predictor: Predictor, given: Mapping[str, Any], task_name: str) -> 
         )
     settings = predictor.generation.model_copy(update=dict(given))
     check_settings(settings)
+    check_room(settings, context_tokens=predictor.backbone.facts.context_tokens)
     return replace(predictor, generation=settings)
 
 

@@ -16,6 +16,8 @@ from lushan.data.feature_store import columns_of, lengths_of
 from lushan.data.ledger import Ledger, count_tokens, refuse_without_signal
 from lushan.data.splits import Parts
 from lushan.errors import DataError, SettingError
+from lushan.inference.generation_settings import check_room
+from lushan.inference.grammar import Constraint
 from lushan.records import SPLIT_NAMES, Features, SplitName, TaskState
 from lushan.tasks import Preparation, Task
 from lushan.workflows.encode import Encoder, encode, open_cache
@@ -117,16 +119,15 @@ def _with_room_for_answers(
         longest = _longest_answer(setup, tokenizer)
         most = max(1, min(longest + longest // 4 + 1, facts.context_tokens // 2))
         why = f"the longest training answer has {longest} tokens"
+        if most < longest:
+            why += ", but half of the context is left to what is asked"
         decisions.append(Decision("generation.max_new_tokens", most, why))
         settings = settings.model_copy(update={"max_new_tokens": most})
         setup = replace(setup, recipe=setup.recipe.model_copy(update={"generation": settings}))
-    if settings.max_new_tokens >= facts.context_tokens:
-        raise SettingError(
-            f"Setting `generation.max_new_tokens` is {settings.max_new_tokens}, but the model's context is "
-            f"{facts.context_tokens} tokens, prompt and answer together. Choose less, or leave it out."
-        )
+    check_room(settings, context_tokens=facts.context_tokens)
     if setup.recipe.answer == "head":
         return setup, decisions
+    _check_forms(setup.parts, most_tokens=settings.max_new_tokens)
     if setup.limit.policy == "error":
         most_read = min(setup.limit.max_tokens, facts.context_tokens - settings.max_new_tokens)
         limit = LengthLimit(most_read, "error")
@@ -146,7 +147,31 @@ def _longest_answer(setup: Setup, tokenizer: Tokenizer) -> int:
         limit = LengthLimit(setup.limit.max_tokens, "truncate")
         encoder = Encoder(setup.task, setup.state, tokenizer, "generate", limit)
         features = encoder.encode(setup.parts.train[:_FIRST_ROWS], with_target=True)
-    return int(columns_of(features).num_supervised().max())
+    columns = columns_of(features)
+    turns = [_longest_run(kind.positions) for kind in columns.kinds if kind.positions]
+    return max(turns) if turns else int(columns.num_supervised().max())
+
+
+def _longest_run(positions: Sequence[int]) -> int:
+    """Most positions side by side: a conversation holds several answers, and only one is written."""
+    breaks_R = np.flatnonzero(np.diff(positions) > 1) + 1
+    return int(np.diff([0, *breaks_R.tolist(), len(positions)]).max())
+
+
+def _check_forms(parts: Parts, *, most_tokens: int) -> None:
+    """Find forms that no answer can have before a model is trained.
+
+    Raises:
+        DataError: If there is one; names the row.
+    """
+    for each in (*parts.validation, *parts.test):
+        if form := each.extra.get("form"):
+            try:
+                Constraint.form(form, most_tokens=most_tokens).check()
+            except SettingError as error:
+                raise DataError(
+                    f"{each.place}: the form of the answer cannot be held. {error}"
+                ) from None
 
 
 def _fitted_into_memory(setup: Setup, facts: ModelFacts) -> tuple[Setup, list[Decision]]:

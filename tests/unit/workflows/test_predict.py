@@ -3,11 +3,17 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.load import load_backbone
+from lushan.catalog import load_task
 from lushan.errors import DataError, RunError, SettingError
+from lushan.inference.predict import Predictor
+from lushan.records import TaskState
 from lushan.workflows import predict as module
 from lushan.workflows.predict import (
     check_input_stays,
@@ -18,6 +24,7 @@ from lushan.workflows.predict import (
     write_file,
 )
 from tests.bad_inputs import good_rows, write_lines, write_splits
+from tests.conftest import MakeTiny
 
 
 @pytest.fixture
@@ -103,6 +110,20 @@ def test_a_setting_without_effect_is_refused(
 ) -> None:
     with pytest.raises(SettingError, match=f"`{name}` has no effect here.*`data.columns`"):
         open_run(tiny_run, settings)
+
+
+def test_answers_as_long_as_the_context_are_refused(
+    tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = load_task("translation")
+    backbone = load_backbone(tiny_folder("llama"), purpose="language")
+    writer = Predictor(backbone, task, TaskState(), "generate", LengthLimit(128))
+    monkeypatch.setattr(module, "read_meaning", lambda _: SimpleNamespace(task="translation"))
+    monkeypatch.setattr(module, "load_predictor", lambda _: writer)
+    found = open_run(Path("run"), {"generation": {"max_new_tokens": 127}}).predictor
+    assert found.generation.max_new_tokens == 127
+    with pytest.raises(SettingError, match=r"is 128, but the model's context is 128 tokens"):
+        open_run(Path("run"), {"generation": {"max_new_tokens": 128}})
 
 
 def test_a_folder_without_a_test_file_is_refused(tiny_run: Path, tmp_path: Path) -> None:

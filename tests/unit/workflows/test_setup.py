@@ -176,6 +176,31 @@ def test_answers_get_a_quarter_more_room_than_the_longest_of_training(
     assert again.recipe.generation.max_new_tokens == 7
 
 
+def test_room_is_that_of_one_answer_however_many_a_conversation_holds(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    talks = [
+        [{"role": "user", "content": "soup"}, {"role": "assistant", "content": answer}]
+        for answer in ("a fox", "a dog")
+    ]
+    base = tiny_folder("llama")
+    one = room("dialogue", *({"messages": each} for each in talks), base=base, folder=tmp_path)
+    long = ({"messages": each * 4} for each in talks)
+    many = room("dialogue", *long, base=base, folder=tmp_path)
+    longest = max(each.num_supervised for each in one.features["train"])
+    assert one.recipe.generation.max_new_tokens == longest + longest // 4 + 1
+    assert many.recipe.generation == one.recipe.generation
+
+
+@pytest.mark.parametrize("form", [{"regex": "(?=a)b"}, {"json_schema": {"type": "nonsense"}}])
+def test_form_that_nothing_can_keep_stops_the_run_by_its_row(
+    form: dict[str, object], tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"soup {n}", "completion": f"fox {n}"} for n in range(2)]
+    with pytest.raises(DataError, match=r"row 2: the form of the answer cannot be held"):
+        room("completion", rows[0], {**rows[1], **form}, base=tiny_folder("llama"), folder=tmp_path)
+
+
 def test_head_has_its_untouched_model_write_as_much_as_the_answers_need_and_an_encoder_nothing(
     tiny_folder: MakeTiny, tmp_path: Path
 ) -> None:
