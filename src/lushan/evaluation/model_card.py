@@ -28,7 +28,8 @@ def write_model_card(results: Mapping[str, Any], folder: Path) -> Path:
         The file.
     """
     results = complete(results)
-    wording = load_task(results["task"]).wording
+    task = load_task(results["task"])
+    wording = task.wording
     template = environment().get_template("model_card.md")
     card = template.render(
         results=results,
@@ -40,6 +41,7 @@ def write_model_card(results: Mapping[str, Any], folder: Path) -> Path:
         metrics=list(results["after"]),
         use=_use(results, wording),
         wording=wording,
+        writes=task.writes and results["answer"] == "generate",
         right_rows=phrases.right_rows(results),
         test=phrases.test_words(phrases.any_graded(results)),
         weakest=_weakest(results),

@@ -32,6 +32,14 @@ def test_result_limits_and_labels_are_told(run: Run) -> None:
     assert "14 training rows overlap the test rows" in text
 
 
+def test_free_texts_are_not_said_to_be_among_known_ones(graded_run: Run) -> None:
+    results, folder = graded_run("bleu")
+    written = {**results, "task": "translation", "answer": "generate"}
+    text = write_model_card(written, folder).read_text(encoding="utf-8")
+    assert "The translation is written freely" in text
+    assert "Only the known" not in text
+
+
 def test_user_text_cannot_become_html_or_table_cells(run: Run) -> None:
     text = write_model_card(*run("injection")).read_text(encoding="utf-8")
     assert "<script" not in text
