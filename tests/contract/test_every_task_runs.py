@@ -65,7 +65,11 @@ def test_task_runs_from_data_to_report_answers_and_comparison(
     assert {"before", *task.baselines} <= set(results["comparisons"])
     for page in ("report.html", "README.md"):
         assert task.wording.label in (finished / page).read_text(encoding="utf-8").lower()
-    scored = printed(capsys, "evaluate", str(finished), str(data))
+    allowed = ["--set", "task_settings.run_code=true"] if "run_code" in task.settings else []
+    if allowed:
+        assert run(["evaluate", str(finished), str(data)]) == 2
+        assert "Allow it with `--set task_settings.run_code=true`" in capsys.readouterr().err
+    scored = printed(capsys, "evaluate", str(finished), str(data), *allowed)
     assert scored["metrics"][metric]["value"] == results["after"][metric]["value"]
     assert scored["num_examples"] == len(task.sample_rows())
     out = finished.parent / "answers.jsonl"

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lushan.errors import DataError
+from lushan.errors import DataError, SettingError
 from lushan.evaluation.compare import compare_runs
 from lushan.inference.predict import Advance, Predictor
 from lushan.metrics.statistics import accuracy, is_graded
 from lushan.model_store.run_folder import read_correct
 from lushan.records import Example, Scores
 from lushan.workflows.outcome import plain, plain_interval
-from lushan.workflows.predict import Tell, ignore, open_rows, open_run
+from lushan.workflows.predict import RUN_CODE, Tell, ignore, open_rows, open_run
 
 
 class Evaluation(NamedTuple):
@@ -49,6 +49,7 @@ def evaluate(
     """
     opened = open_run(run, settings or {})
     predictor = opened.predictor
+    _check_allowed(predictor, settings or {})
     rows = open_rows(opened, data, needs_target=True)
     examples = [example for _, example in rows]
     for note in rows.notes:
@@ -134,6 +135,16 @@ def _names(runs: Sequence[Path]) -> list[str]:
         raise DataError("A run was named twice. Name different runs to compare.")
     short = [path.name for path in whole]
     return short if len(set(short)) == len(short) else [str(run) for run in runs]
+
+
+def _check_allowed(predictor: Predictor, settings: Mapping[str, Any]) -> None:
+    """Refuse to run what a model writes, unless the user allows it: the run may be somebody else's."""
+    part, name = RUN_CODE
+    if name in predictor.task.settings and settings.get(part, {}).get(name) is not True:
+        raise SettingError(
+            "Scores of this task are made by running what the model writes, in a sandbox that keeps out accidents and "
+            f"not attacks. Allow it with `--set {part}.{name}=true`."
+        )
 
 
 def _check_labels(predictor: Predictor, examples: Sequence[Example]) -> None:

@@ -29,6 +29,8 @@ CHUNK_ROWS = 4096
 """Rows that are answered together: enough to sort by length, few enough to keep."""
 READ_SETTINGS = ("columns", "over_length")
 """What of `data` counts when a model is asked."""
+RUN_CODE = ("task_settings", "run_code")
+"""Allows `evaluate` to run what a model writes."""
 
 
 def ignore(_: object) -> None:
@@ -150,7 +152,8 @@ def _read_settings(settings: Mapping[str, Any]) -> TuneRecipe:
     for part, values in settings.items():
         names = list(values) if isinstance(values, Mapping) else [""]
         for name in names:
-            if part != "generation" and (part != "data" or name not in READ_SETTINGS):
+            is_read = part == "data" and name in READ_SETTINGS
+            if not is_read and part != "generation" and (part, name) != RUN_CODE:
                 full_name = f"{part}.{name}".rstrip(".")
                 raise SettingError(
                     f"Setting `{full_name}` has no effect here. What counts: {known}."
