@@ -6,7 +6,8 @@ Shapes: N documents, T tokens, D width, K supervised positions.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lushan.backbones.encoding import LengthLimit, encode_rendered
 from lushan.backbones.heads import token_log_likelihoods, vocabulary_loss
+from lushan.backbones.inspect import Family
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import DataError, SettingError
@@ -36,7 +38,7 @@ from lushan.records import (
 )
 
 if TYPE_CHECKING:
-    from lushan.tasks import Preparation
+    from lushan.tasks import Preparation, Untuned
 
 _STOP_STRINGS = ("\n", "\n\n", "\n\nText:")
 """What may follow a written answer, the tightest first; the last begins the next worked example."""
@@ -52,19 +54,6 @@ def read_text(row: Row, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{row.place}: column `{name}` must hold a text, got {value!r}.")
     return value.strip()
-
-
-def vocabulary_layer(task: str, answer: AnswerMode) -> AnswerLayer:
-    """The vocabulary.
-
-    Raises:
-        SettingError: If a head is to answer.
-    """
-    if answer != "generate":
-        raise SettingError(
-            f"The task `{task}` writes its answers. Use `--answer generate`, or leave it out."
-        )
-    return AnswerLayer("language")
 
 
 def learn_to_write(
@@ -238,3 +227,97 @@ def likelihoods(predictions: Sequence[Prediction], *, seed: int) -> dict[str, In
     """`perplexity` and `answer_log_likelihood` of the truth; nothing where the model was not asked for it."""
     known = truths(predictions)
     return likelihood_intervals(known, seed=seed) if known else {}
+
+
+class WritingTask(ABC):
+    """What is the same in every task that only writes; each adds how a row is read, asked and scored."""
+
+    answers: tuple[AnswerMode, ...] = ("generate",)
+    writes = True
+    untuned: Mapping[Family, Untuned] = {
+        "decoder": "prompt",
+        "encoder": "nothing",
+    }
+
+    @abstractmethod
+    def render(
+        self,
+        example: Example,
+        state: TaskState,
+        *,
+        answer: AnswerMode,
+        with_target: bool,
+        shots: Sequence[Example] = (),
+    ) -> list[Rendered]:
+        """The one text that the model sees."""
+
+    def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
+        """The vocabulary.
+
+        Raises:
+            SettingError: If a head is to answer.
+        """
+        if answer != "generate":
+            name = type(self).__module__.rpartition(".")[2]
+            raise SettingError(
+                f"The task `{name}` writes its answers. Use `--answer generate`, or leave it out."
+            )
+        return AnswerLayer("language")
+
+    def notes(self, examples: Sequence[Example]) -> list[str]:
+        """Nothing beside what every task tells."""
+        return []
+
+    def prepare(
+        self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
+    ) -> TaskState:
+        """Draw the worked examples, and learn where an answer ends."""
+        return learn_to_write(examples, preparation)
+
+    def encode(
+        self,
+        examples: Sequence[Example],
+        state: TaskState,
+        tokenizer: Tokenizer,
+        *,
+        answer: AnswerMode,
+        limit: LengthLimit,
+        with_target: bool,
+        shots: Sequence[Example] = (),
+    ) -> list[Features]:
+        """One document a row; what is to be written is supervised.
+
+        Raises:
+            DataError: If a text is too long and the policy is `error`.
+        """
+        rendered = [
+            self.render(each, state, answer=answer, with_target=with_target, shots=shots)[0]
+            for each in examples
+        ]
+        return encode_text(rendered, examples, tokenizer, limit=limit)
+
+    def candidates(self, state: TaskState) -> list[str]:
+        """None: any text may be written."""
+        return []
+
+    def loss(
+        self, backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float
+    ) -> LossSum:
+        """Cross-entropy of what is to be written."""
+        return answer_loss(backbone, backbone.hidden_states(batch), batch)
+
+    def outputs(self, backbone: Backbone, batch: Batch) -> Sequence[np.ndarray]:
+        """How likely the truth is, and its number of tokens; (2,) each."""
+        return truth_likelihoods(backbone, batch)
+
+    def decode(
+        self,
+        outputs: Sequence[Written],
+        features: Sequence[Features],
+        examples: Sequence[Example],
+        state: TaskState,
+        *,
+        answer: AnswerMode,
+    ) -> list[Prediction]:
+        """What was written."""
+        return decode_written(outputs, examples)

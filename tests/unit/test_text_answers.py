@@ -11,8 +11,9 @@ from lushan.backbones.load import load_backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.batching import pack
 from lushan.errors import DataError, SettingError
-from lushan.records import Example, Features, Prediction, Rendered, Row, Written
+from lushan.records import Example, Features, Prediction, Rendered, Row, TaskState, Written
 from lushan.tasks import Preparation
+from lushan.tasks.translation import Task
 from lushan.text_answers import (
     answer_loss,
     decode_written,
@@ -23,7 +24,6 @@ from lushan.text_answers import (
     read_text,
     render_prompt,
     truth_likelihoods,
-    vocabulary_layer,
 )
 from tests.conftest import MakeTiny
 from tests.generation import plain_model
@@ -122,7 +122,7 @@ def test_answer_is_what_was_written_without_the_space_around_it() -> None:
 
 def test_head_and_windows_are_refused_where_answers_are_written(tiny_folder: MakeTiny) -> None:
     with pytest.raises(SettingError, match="`translation` writes its answers"):
-        vocabulary_layer("translation", "head")
+        Task().layer(TaskState(), answer="head")
     tokenizer = Tokenizer.load(tiny_folder("llama"))
     with pytest.raises(SettingError, match=r"`data\.over_length=window`"):
         encode_text([Rendered("a")], examples("x"), tokenizer, limit=LengthLimit(9, "window"))

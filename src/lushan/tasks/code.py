@@ -9,25 +9,19 @@ A prompt in words is shown as a docstring with the first test, which names the f
 
 import ast
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
 from lushan import text_answers
-from lushan.backbones.encoding import LengthLimit
-from lushan.backbones.inspect import Family
-from lushan.backbones.load import AnswerLayer, Backbone
-from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
 from lushan.errors import DataError, SettingError
 from lushan.metrics.code import intervals, pass_at_k
 from lushan.records import (
     AnswerMode,
-    Batch,
     Example,
     Features,
-    LossSum,
     Prediction,
     Rendered,
     Row,
@@ -36,7 +30,7 @@ from lushan.records import (
     content_id,
 )
 from lushan.sandbox.run import Limits, Verdict, run_programs
-from lushan.tasks import Outputs, Preparation, Untuned, Wording
+from lushan.tasks import Outputs, Preparation, Wording
 
 _STOP_STRINGS = (
     *("\ndef ", "\nclass ", "\nassert ", "\nif __name__", "\nprint(", '\n"""', "\n```", "\n@"),
@@ -53,7 +47,7 @@ _DEFINITIONS = (
 _BEGINS_CODE = ("def ", "class ", "import ", "from ", "@", "async def ")
 
 
-class Task:
+class Task(text_answers.WritingTask):
     """Python programs, written by the model and run against tests.
 
     Columns: `prompt`, `reference`, `tests`, `entry_point`, `task_id`.
@@ -69,10 +63,7 @@ class Task:
         },
         asked_with=("tests",),
     )
-    answers: tuple[AnswerMode, ...] = ("generate",)
     settings = frozenset({"num_shots", "instruction", "run_code"})
-    writes = True
-    untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
     baselines: tuple[str, ...] = ("nearest_answer",)
     wording = Wording(
         pipeline_tag="text-generation",
@@ -97,14 +88,6 @@ class Task:
         return Example(
             content_id(prompt, tests, reference), prompt, reference, row.place, extra, ()
         )
-
-    def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
-        """The vocabulary."""
-        return text_answers.vocabulary_layer("code", answer)
-
-    def notes(self, examples: Sequence[Example]) -> list[str]:
-        """Nothing beside what every task tells."""
-        return []
 
     def prepare(
         self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
@@ -141,42 +124,6 @@ class Task:
         cuttable = (len(prompt) - len(shown), len(prompt))
         rendered = Rendered(prompt, cuttable=cuttable, cuts_start=True, uncut="What is around it")
         return [text_answers.told(rendered, str(example.target))] if with_target else [rendered]
-
-    def encode(
-        self,
-        examples: Sequence[Example],
-        state: TaskState,
-        tokenizer: Tokenizer,
-        *,
-        answer: AnswerMode,
-        limit: LengthLimit,
-        with_target: bool,
-        shots: Sequence[Example] = (),
-    ) -> list[Features]:
-        """One document a row; what follows the prompt is supervised.
-
-        Raises:
-            DataError: If a program is too long.
-        """
-        rendered = [
-            self.render(each, state, answer=answer, with_target=with_target, shots=shots)[0]
-            for each in examples
-        ]
-        return text_answers.encode_text(rendered, examples, tokenizer, limit=limit)
-
-    def candidates(self, state: TaskState) -> list[str]:
-        """None: any text may be written."""
-        return []
-
-    def loss(
-        self, backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float
-    ) -> LossSum:
-        """Cross-entropy of the reference."""
-        return text_answers.answer_loss(backbone, backbone.hidden_states(batch), batch)
-
-    def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
-        """How likely the reference is; (2,) each."""
-        return text_answers.truth_likelihoods(backbone, batch)
 
     def decode(
         self,

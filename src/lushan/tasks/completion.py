@@ -12,10 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lushan import text_answers
-from lushan.backbones.encoding import LengthLimit
-from lushan.backbones.inspect import Family
-from lushan.backbones.load import AnswerLayer, Backbone
-from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
 from lushan.errors import DataError
 from lushan.metrics import dialogue as metrics
@@ -24,10 +20,7 @@ from lushan.metrics.statistics import accuracy
 from lushan.records import (
     FORM_FIELDS,
     AnswerMode,
-    Batch,
     Example,
-    Features,
-    LossSum,
     Prediction,
     Rendered,
     Row,
@@ -35,7 +28,7 @@ from lushan.records import (
     TaskState,
     content_id,
 )
-from lushan.tasks import Outputs, Preparation, Untuned, Wording
+from lushan.tasks import Wording
 
 _TOLD = ("topic", "tone", "length", "keywords")
 """What stands in front of the text, in this order."""
@@ -43,7 +36,7 @@ _LISTS = ("keywords", "must", "must_not")
 _CONTROL = (*_TOLD, *FORM_FIELDS)
 
 
-class Task:
+class Task(text_answers.WritingTask):
     """Completion with control, written by the model.
 
     Columns: `prompt` and `completion`, or `text`; and control fields.
@@ -54,10 +47,7 @@ class Task:
         optional=_CONTROL,
         others=(Columns(required=("text",), optional=_CONTROL),),
     )
-    answers: tuple[AnswerMode, ...] = ("generate",)
     settings = frozenset({"num_shots", "instruction"})
-    writes = True
-    untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
     baselines: tuple[str, ...] = ()
     wording = Wording(
         pipeline_tag="text-generation",
@@ -86,10 +76,6 @@ class Task:
         text = f"{told}\n{target}" if is_whole else told
         return Example(content_id(told, extra, target), text, target, row.place, extra, ())
 
-    def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
-        """The vocabulary."""
-        return text_answers.vocabulary_layer("completion", answer)
-
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Which control fields some rows lack."""
         counts = {name: sum(name in each.extra for each in examples) for name in _TOLD}
@@ -98,12 +84,6 @@ class Task:
             for name, count in counts.items()
             if 0 < count < len(examples)
         ]
-
-    def prepare(
-        self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
-    ) -> TaskState:
-        """Draw the worked examples, and learn where a text ends."""
-        return text_answers.learn_to_write(examples, preparation)
 
     def render(
         self,
@@ -124,54 +104,6 @@ class Task:
             prompt, cuttable=cuttable, cuts_start=True, uncut="What is around its beginning"
         )
         return [text_answers.told(rendered, f" {example.target}")] if with_target else [rendered]
-
-    def encode(
-        self,
-        examples: Sequence[Example],
-        state: TaskState,
-        tokenizer: Tokenizer,
-        *,
-        answer: AnswerMode,
-        limit: LengthLimit,
-        with_target: bool,
-        shots: Sequence[Example] = (),
-    ) -> list[Features]:
-        """One document a row; what follows its beginning is supervised.
-
-        Raises:
-            DataError: If a text is too long and the policy is `error`.
-        """
-        rendered = [
-            self.render(each, state, answer=answer, with_target=with_target, shots=shots)[0]
-            for each in examples
-        ]
-        return text_answers.encode_text(rendered, examples, tokenizer, limit=limit)
-
-    def candidates(self, state: TaskState) -> list[str]:
-        """None: any text may be written."""
-        return []
-
-    def loss(
-        self, backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float
-    ) -> LossSum:
-        """Cross-entropy of the text that follows."""
-        return text_answers.answer_loss(backbone, backbone.hidden_states(batch), batch)
-
-    def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
-        """How likely the text in the data is; (2,) each."""
-        return text_answers.truth_likelihoods(backbone, batch)
-
-    def decode(
-        self,
-        outputs: Outputs,
-        features: Sequence[Features],
-        examples: Sequence[Example],
-        state: TaskState,
-        *,
-        answer: AnswerMode,
-    ) -> list[Prediction]:
-        """What was written."""
-        return text_answers.decode_written(outputs, examples)
 
     def score(
         self,

@@ -22,8 +22,7 @@ from torch import Tensor
 from lushan import text_answers
 from lushan.backbones.encoding import LengthLimit, Window, encode_rendered
 from lushan.backbones.heads import token_log_likelihoods, vocabulary_loss
-from lushan.backbones.inspect import Family
-from lushan.backbones.load import AnswerLayer, Backbone
+from lushan.backbones.load import Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
 from lushan.errors import DataError, ModelError, SettingError
@@ -41,7 +40,7 @@ from lushan.records import (
     TaskState,
     content_id,
 )
-from lushan.tasks import Outputs, Preparation, Untuned, Wording
+from lushan.tasks import Outputs, Preparation, Wording
 
 _ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
@@ -50,7 +49,7 @@ _KEPT = ("role", "content", "weight", "name", "tool_calls", "tool_call_id")
 Message = Mapping[str, Any]
 
 
-class Task:
+class Task(text_answers.WritingTask):
     """Dialogue, written by the model.
 
     Columns: `messages` (the conversation, the assistant's answer last), `tools`; or those of ShareGPT or Alpaca.
@@ -69,10 +68,7 @@ class Task:
             ),
         ),
     )
-    answers: tuple[AnswerMode, ...] = ("generate",)
     settings = frozenset({"num_shots", "instruction"})
-    writes = True
-    untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
     baselines: tuple[str, ...] = ()
     wording = Wording(
         pipeline_tag="text-generation",
@@ -118,14 +114,6 @@ class Task:
         if not needs_target:
             return Example(content_id(text, extra), text, None, row.place, extra, ())
         return Example(content_id(text, extra, target), text, target, row.place, extra, ())
-
-    def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
-        """The vocabulary."""
-        return text_answers.vocabulary_layer("dialogue", answer)
-
-    def notes(self, examples: Sequence[Example]) -> list[str]:
-        """Nothing beside what every task tells."""
-        return []
 
     def prepare(
         self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
@@ -185,10 +173,6 @@ class Task:
             )
         return features
 
-    def candidates(self, state: TaskState) -> list[str]:
-        """None: any text may be written."""
-        return []
-
     def loss(
         self, backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float
     ) -> LossSum:
@@ -203,18 +187,6 @@ class Task:
         hidden_KD, targets_K = _supervised(backbone, batch)
         logs_K = token_log_likelihoods(backbone.plain_model, hidden_KD, targets_K)
         return text_answers.sums_per_document(logs_K, batch)
-
-    def decode(
-        self,
-        outputs: Outputs,
-        features: Sequence[Features],
-        examples: Sequence[Example],
-        state: TaskState,
-        *,
-        answer: AnswerMode,
-    ) -> list[Prediction]:
-        """What was written."""
-        return text_answers.decode_written(outputs, examples)
 
     def score(
         self,

@@ -4,23 +4,16 @@ Columns: `document`, `summary`, and `references` (a list) where a document has s
 trains, and an answer is held against the one that is most like it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lushan import text_answers
-from lushan.backbones.encoding import LengthLimit
-from lushan.backbones.inspect import Family
-from lushan.backbones.load import AnswerLayer, Backbone
-from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
 from lushan.errors import DataError
 from lushan.metrics import summarization as metrics
 from lushan.records import (
     AnswerMode,
-    Batch,
     Example,
-    Features,
-    LossSum,
     Prediction,
     Rendered,
     Row,
@@ -28,10 +21,10 @@ from lushan.records import (
     TaskState,
     content_id,
 )
-from lushan.tasks import Outputs, Preparation, Untuned, Wording
+from lushan.tasks import Wording
 
 
-class Task:
+class Task(text_answers.WritingTask):
     """Summarization, written by the model.
 
     Columns: `document` (the text), `summary` (what it says), `references` (all good summaries of it).
@@ -46,10 +39,7 @@ class Task:
             "references": ("summaries",),
         },
     )
-    answers: tuple[AnswerMode, ...] = ("generate",)
     settings = frozenset({"num_shots", "instruction"})
-    writes = True
-    untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
     baselines: tuple[str, ...] = ("lead_sentence", "nearest_answer")
     wording = Wording(
         pipeline_tag="summarization",
@@ -73,20 +63,10 @@ class Task:
             extra["references"] = _read_references(row, references)
         return Example(content_id(document, summary), document, summary, row.place, extra, ())
 
-    def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
-        """The vocabulary."""
-        return text_answers.vocabulary_layer("summarization", answer)
-
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Whether summaries are longer than what they sum up."""
         num_longer = sum(len(str(each.target)) > len(each.text) for each in examples)
         return [f"{num_longer:,} summaries are longer than their documents."] if num_longer else []
-
-    def prepare(
-        self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
-    ) -> TaskState:
-        """Draw the worked examples, and learn where a summary ends."""
-        return text_answers.learn_to_write(examples, preparation)
 
     def render(
         self,
@@ -108,54 +88,6 @@ class Task:
                 answer=f" {example.target}" if with_target else None,
             )
         ]
-
-    def encode(
-        self,
-        examples: Sequence[Example],
-        state: TaskState,
-        tokenizer: Tokenizer,
-        *,
-        answer: AnswerMode,
-        limit: LengthLimit,
-        with_target: bool,
-        shots: Sequence[Example] = (),
-    ) -> list[Features]:
-        """One document a row; the summary's tokens are supervised.
-
-        Raises:
-            DataError: If a text is too long and the policy is `error`.
-        """
-        rendered = [
-            self.render(each, state, answer=answer, with_target=with_target, shots=shots)[0]
-            for each in examples
-        ]
-        return text_answers.encode_text(rendered, examples, tokenizer, limit=limit)
-
-    def candidates(self, state: TaskState) -> list[str]:
-        """None: any text may be written."""
-        return []
-
-    def loss(
-        self, backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float
-    ) -> LossSum:
-        """Cross-entropy of the summary's tokens."""
-        return text_answers.answer_loss(backbone, backbone.hidden_states(batch), batch)
-
-    def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
-        """How likely the summary in the data is; (2,) each."""
-        return text_answers.truth_likelihoods(backbone, batch)
-
-    def decode(
-        self,
-        outputs: Outputs,
-        features: Sequence[Features],
-        examples: Sequence[Example],
-        state: TaskState,
-        *,
-        answer: AnswerMode,
-    ) -> list[Prediction]:
-        """What was written."""
-        return text_answers.decode_written(outputs, examples)
 
     def score(
         self,

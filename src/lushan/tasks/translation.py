@@ -4,22 +4,15 @@ Columns: `source`, `target`, and `source_lang` and `target_lang` (such as `en` a
 to the model, so that one model learns several directions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from lushan import text_answers
-from lushan.backbones.encoding import LengthLimit
-from lushan.backbones.inspect import Family
-from lushan.backbones.load import AnswerLayer, Backbone
-from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
 from lushan.errors import DataError
 from lushan.metrics import translation as metrics
 from lushan.records import (
     AnswerMode,
-    Batch,
     Example,
-    Features,
-    LossSum,
     Prediction,
     Rendered,
     Row,
@@ -27,7 +20,7 @@ from lushan.records import (
     TaskState,
     content_id,
 )
-from lushan.tasks import Outputs, Preparation, Untuned, Wording
+from lushan.tasks import Wording
 
 _LANGUAGES = {
     "ar": "Arabic",
@@ -62,7 +55,7 @@ _LANGUAGES = {
 """Names that a model knows better than their codes; a language of another name is told as it is written."""
 
 
-class Task:
+class Task(text_answers.WritingTask):
     """Translation, written by the model.
 
     Columns: `source` (the text), `target` (its translation), `source_lang`, `target_lang` (their languages).
@@ -78,10 +71,7 @@ class Task:
             "target_lang": ("tgt_lang", "target_language"),
         },
     )
-    answers: tuple[AnswerMode, ...] = ("generate",)
     settings = frozenset({"num_shots", "instruction"})
-    writes = True
-    untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
     baselines: tuple[str, ...] = ("copied_source", "nearest_answer")
     wording = Wording(
         pipeline_tag="translation",
@@ -109,10 +99,6 @@ class Task:
             content_id(source, languages, target), source, target, row.place, languages, ()
         )
 
-    def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
-        """The vocabulary."""
-        return text_answers.vocabulary_layer("translation", answer)
-
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Whether the languages are known."""
         if all("target_lang" in each.extra for each in examples):
@@ -120,12 +106,6 @@ class Task:
         return [
             "No column `target_lang` in some rows: the model is not told into which language it translates."
         ]
-
-    def prepare(
-        self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
-    ) -> TaskState:
-        """Draw the worked examples, and learn where a translation ends."""
-        return text_answers.learn_to_write(examples, preparation)
 
     def render(
         self,
@@ -146,54 +126,6 @@ class Task:
                 answer=f" {example.target}" if with_target else None,
             )
         ]
-
-    def encode(
-        self,
-        examples: Sequence[Example],
-        state: TaskState,
-        tokenizer: Tokenizer,
-        *,
-        answer: AnswerMode,
-        limit: LengthLimit,
-        with_target: bool,
-        shots: Sequence[Example] = (),
-    ) -> list[Features]:
-        """One document a row; the translation's tokens are supervised.
-
-        Raises:
-            DataError: If a text is too long and the policy is `error`.
-        """
-        rendered = [
-            self.render(each, state, answer=answer, with_target=with_target, shots=shots)[0]
-            for each in examples
-        ]
-        return text_answers.encode_text(rendered, examples, tokenizer, limit=limit)
-
-    def candidates(self, state: TaskState) -> list[str]:
-        """None: any text may be written."""
-        return []
-
-    def loss(
-        self, backbone: Backbone, batch: Batch, state: TaskState, *, dropout: float
-    ) -> LossSum:
-        """Cross-entropy of the translation's tokens."""
-        return text_answers.answer_loss(backbone, backbone.hidden_states(batch), batch)
-
-    def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
-        """How likely the translation in the data is; (2,) each."""
-        return text_answers.truth_likelihoods(backbone, batch)
-
-    def decode(
-        self,
-        outputs: Outputs,
-        features: Sequence[Features],
-        examples: Sequence[Example],
-        state: TaskState,
-        *,
-        answer: AnswerMode,
-    ) -> list[Prediction]:
-        """What was written."""
-        return text_answers.decode_written(outputs, examples)
 
     def score(
         self,

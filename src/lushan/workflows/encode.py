@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import lushan
+from lushan import label_answers, span_answers, text_answers
 from lushan.backbones import encoding
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.sources import cache_folder
@@ -76,7 +77,8 @@ def _name(examples: Sequence[Example], encoder: Encoder, *, with_target: bool) -
         "with_target": with_target,
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for module in (sys.modules[type(encoder.task).__module__], encoding):
+    own = sys.modules[type(encoder.task).__module__]
+    for module in (own, label_answers, text_answers, span_answers, encoding):
         digest.update(Path(str(module.__file__)).read_bytes())
     digest.update(hashes_of(examples).whole.tobytes())
     return digest.hexdigest()[:32]
