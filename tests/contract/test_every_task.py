@@ -142,6 +142,14 @@ def test_encoding_without_target_supervises_nothing_and_tells_nothing(setup: Set
     assert all(each.target == -1 and each.targets_from == -1 for each in known)
 
 
+def test_tokens_of_an_example_do_not_depend_on_what_else_is_encoded(setup: Setup) -> None:
+    together = setup.encode()
+    for index, example in enumerate(setup.examples):
+        alone = dataclasses.replace(setup, examples=[example]).encode()
+        found = [each.token_ids for each in together if each.example_index == index]
+        assert found == [each.token_ids for each in alone]
+
+
 def test_every_example_is_supervised(setup: Setup) -> None:
     features = setup.encode()
     assert {each.example_index for each in features} == set(range(len(setup.examples)))
