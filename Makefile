@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 		$(PYTHON) -m venv --without-pip --clear $(VENV) && \
 		$(PYTHON) -m pip --python $(BIN)/python install -qq pip; }
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(MAKE) --no-print-directory torch
-	$(PIP) install -qq -c constraints.txt -e '.[dev]'
+	$(PIP) install -qq -c constraints.txt -e '.[dev,export,serve,studio]'
 	@touch $@
 
 # PyPI's torch for Linux brings gigabytes of CUDA libraries, so a machine without a GPU takes the
