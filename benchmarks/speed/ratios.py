@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from works import WORKS, Measure, Target, Work
+from works import LAYER_WEIGHTS, TOKENS_PER_TEXT, WORKS, Measure, Target, Work
 
 KEPT = (
     *("seconds", "train_tokens_per_second", "texts_per_second", "batch_size", "peak_rss_bytes"),
@@ -50,14 +50,15 @@ def make_table(folder: Path) -> str:
         f"bf16 {speed['bf16_gflops']:,.0f} GFLOP/s, fp32 {speed['fp32_gflops']:,.0f}; torch {speed['torch_version']}, "
         f"transformers {machine['versions']['transformers']}.",
         "",
-        "| work | measure | Lushan | rival | its figure | ratio: median (lowest to highest), runs | aim |",
-        "|---|---|---|---|---|---|---|",
+        "| work | measure | Lushan | rival | its figure | ratio: median (lowest to highest), runs | aim | most that is possible here |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    lines += [_line(folder, work, target) for work in WORKS for target in work.targets]
+    peak = speed["bf16_gflops"] * here["num_threads"] * 1e9
+    lines += [_line(folder, work, target, peak) for work in WORKS for target in work.targets]
     return "\n".join(lines)
 
 
-def _line(folder: Path, work: Work, target: Target) -> str:
+def _line(folder: Path, work: Work, target: Target, peak: float) -> str:
     ours = _results(folder, work, "lushan")
     start = f"| {work.title} | {_UNITS[target.measure]} |"
     if target.rival is None:
@@ -68,24 +69,40 @@ def _line(folder: Path, work: Work, target: Target) -> str:
         if all(_NEEDS[target.measure] in each for each in pair)  # older runs kept less
     ]
     if not pairs:
-        return f"{start} - | {target.rival} | - | not run | {target.ratio:.3g} |"
+        return f"{start} - | {target.rival} | - | not run | {target.ratio:.3g} | - |"
     values = [_values(*pair, target.measure) for pair in pairs]
     is_better_high = target.measure.endswith("_per_second")
     ratios = sorted(mine / other if is_better_high else other / mine for mine, other in values)
     return (
         f"{start} {_shown([mine for mine, _ in values], target)} | {target.rival} | "
         f"{_shown([other for _, other in values], target)} | "
-        f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f}), {len(pairs)} | {target.ratio:.3g} |"
+        f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f}), {len(pairs)} | {target.ratio:.3g} | "
+        f"{_most_possible(work, target, [other for _, other in pairs], peak)} |"
     )
+
+
+def _most_possible(
+    work: Work, target: Target, theirs: Sequence[dict[str, Any]], peak: float
+) -> str:
+    """The ratio of a program that did nothing but the products of the layers, at the machine's best rate."""
+    timed = ("tokens_per_second", "texts_per_second", "train_seconds")
+    if work.operations_per_weight is None or target.measure not in timed:
+        return "-"
+    if target.measure == "texts_per_second":
+        rates = [each["texts_per_second"] * TOKENS_PER_TEXT for each in theirs]
+    else:
+        rates = [each["train_tokens_per_second"] for each in theirs]
+    needed = work.operations_per_weight * LAYER_WEIGHTS * statistics.median(rates)
+    return f"{peak / needed:.1f}"
 
 
 def _line_alone(start: str, values: Sequence[float], target: Target) -> str:
     """A figure that is measured against nobody."""
     aim = _shown([target.ratio], target)
     if not values:
-        return f"{start} - | - | - | not run | {aim} |"
+        return f"{start} - | - | - | not run | {aim} | - |"
     spread = f"({_shown([min(values)], target)} to {_shown([max(values)], target)})"
-    return f"{start} **{_shown(values, target)}** {spread}, {len(values)} | - | - | - | {aim} |"
+    return f"{start} **{_shown(values, target)}** {spread}, {len(values)} | - | - | - | {aim} | - |"
 
 
 def _shown(values: Sequence[float], target: Target) -> str:

@@ -15,6 +15,15 @@ Measure = Literal[
     "gemm_fraction",
     "first_step_seconds",
 ]
+LAYER_WEIGHTS = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
+"""Of SmolLM2-135M: the products of its layers; its vocabulary, norms and attention come on top."""
+TOKENS_PER_TEXT = 23.5
+"""The first 2,000 rows of SST-2 under its tokenizer."""
+VALIDATION_SHARE = 0.44
+"""Tokens of the 872 validation rows to those of 2,000 training rows."""
+FROZEN_SHARE = 26 / 30
+"""Of the layers, in the work `top4`."""
+
 System = Literal["lushan", "trainer", "textbook", "pipeline", "trl", "litgpt", "llamafactory"]
 
 
@@ -47,6 +56,9 @@ class Work:
     """The textbook loop is so slow that it gets fewer; its speed is per token all the same."""
     num_validation_rows: int = 20
     """Few where training alone is timed; whole runs ask all after every epoch."""
+    operations_per_weight: float | None = None
+    """What any program must compute for a real token and weight of the layers: 2 forward, 2 back to the inputs, 2 for the
+    weight's gradient; what is frozen once, whatever the epochs. None where no speeds are compared."""
     targets: tuple[Target, ...]
 
     @property
@@ -60,6 +72,7 @@ WORKS = (
     Work(
         name="full-16",
         title="full tuning, 16 rows a step",
+        operations_per_weight=6,
         targets=(
             Target(rival="textbook", measure="tokens_per_second", ratio=20),
             Target(rival="trainer", measure="tokens_per_second", ratio=5),
@@ -70,6 +83,7 @@ WORKS = (
         name="full-64",
         title="full tuning, 64 rows a step",
         rows_per_step=64,
+        operations_per_weight=6,
         targets=(
             Target(rival="textbook", measure="tokens_per_second", ratio=20),
             Target(rival="trainer", measure="tokens_per_second", ratio=5),
@@ -79,6 +93,7 @@ WORKS = (
         name="lora-16",
         title="LoRA of rank 16, 16 rows a step",
         adapter="lora",
+        operations_per_weight=4,
         targets=(Target(rival="trainer", measure="tokens_per_second", ratio=6),),
     ),
     Work(
@@ -88,6 +103,10 @@ WORKS = (
         epochs=5,
         num_train_rows=2_000,
         num_validation_rows=2_000,
+        operations_per_weight=(
+            2 * FROZEN_SHARE * (1 + VALIDATION_SHARE) / 5
+            + (1 - FROZEN_SHARE) * (6 + 2 * VALIDATION_SHARE)
+        ),
         targets=(
             Target(rival="trainer", measure="train_seconds", ratio=12),
             Target(rival="trainer", measure="target_seconds", ratio=12),
@@ -101,6 +120,7 @@ WORKS = (
         epochs=10,
         num_train_rows=2_000,
         num_validation_rows=2_000,
+        operations_per_weight=2 * (1 + VALIDATION_SHARE) / 10,
         targets=(
             Target(rival="trainer", measure="train_seconds", ratio=30),
             Target(rival="trainer", measure="target_seconds", ratio=30),
@@ -112,6 +132,7 @@ WORKS = (
         kind="scoring",
         title="scoring short texts with the tuned classifier",
         num_train_rows=2_000,
+        operations_per_weight=2,
         targets=(Target(rival="pipeline", measure="texts_per_second", ratio=6),),
     ),
     Work(
@@ -120,6 +141,7 @@ WORKS = (
         kind="sft",
         num_train_rows=64,
         num_validation_rows=16,
+        operations_per_weight=6,
         targets=(
             Target(rival="trl", measure="tokens_per_second", ratio=3),
             Target(rival="trl", measure="validation_loss", ratio=1),

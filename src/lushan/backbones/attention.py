@@ -1,8 +1,8 @@
 """Attention for packed documents: many documents on one token axis, none of which sees another.
 
 A batch is a flat row of tokens, documents one behind the other, sorted by length. Everything but attention works on
-that flat row, so no padding is ever computed there. Attention takes the documents in groups of similar
-length, pads each group to its longest document, multiplies, and takes the padding out again.
+that flat row, so no padding is ever computed there. Attention takes the documents in groups of similar length, gathers
+each group into a table as long as its longest document, multiplies, and puts the rows back.
 
 The function enters `transformers` through its attention interface, so every architecture that uses the interface gets
 it without model code of ours. Window and causality are taken from the module and its arguments, never from the
@@ -15,13 +15,14 @@ prefix, K = P + L keys, H query heads, G key heads, R = H / G, D width of a head
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from lushan.backbones.attention_products import HeadRows, Plan, attend, gather, head_rows, scatter
 from lushan.backbones.slot_cache import SlotCache
 
 ATTENTION_NAME = "lushan_packed"
@@ -29,40 +30,10 @@ ATTENTION_NAME = "lushan_packed"
 _GROUP_GROWTH = 1.5
 _GROUP_SLACK_TOKENS = 16
 FLASH_FROM_TOKENS = 512
-"""Shorter documents are attended to by plain products, which keep a table of scores."""
+"""Shorter documents are attended to by plain products, which keep a table of scores: on CPUs the flash kernel is slower
+there, and far slower backward."""
 _UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias")
 """What some architectures add to their attention and this one does not."""
-
-
-class _Pad(torch.autograd.Function):
-    """Put rows into their slots of a zeroed table; each slot is used once, so no sums are needed."""
-
-    @staticmethod
-    def forward(ctx: Any, rows_TF: Tensor, slots_T: Tensor, num_slots: int) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(slots_T)
-        return rows_TF.new_zeros(num_slots, rows_TF.shape[1]).index_copy_(0, slots_T, rows_TF)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
-        (slots_T,) = ctx.saved_tensors
-        return gradients[0].index_select(0, slots_T), None, None
-
-
-class _Unpad(torch.autograd.Function):
-    """Take rows out of their slots: the inverse of `_Pad`."""
-
-    @staticmethod
-    def forward(ctx: Any, table_SF: Tensor, slots_T: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(slots_T)
-        ctx.num_slots = table_SF.shape[0]
-        return table_SF.index_select(0, slots_T)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        (slots_T,) = ctx.saved_tensors
-        gradient_TF = gradients[0]
-        table_SF = gradient_TF.new_zeros(ctx.num_slots, gradient_TF.shape[1])
-        return table_SF.index_copy_(0, slots_T, gradient_TF), None
 
 
 @dataclass(slots=True)
@@ -72,29 +43,23 @@ class Group:
     start: int
     end: int
     lengths: list[int]
-    slots_T: Tensor | None
-    """Slot of each token in the padded (N * L) table; None if all lengths are equal."""
     branches: list[tuple[int, ...]] = field(default_factory=list)
     """First token of each branch of each document; empty where no document has any."""
     masks: dict[tuple[bool, int | None], Tensor | None] = field(default_factory=dict)
     """Masks by causality and window, made once and used by every layer."""
+    rows: dict[int, HeadRows] = field(default_factory=dict)
+    """How heads are gathered, by their number; made once and used by every layer."""
 
     @property
     def longest(self) -> int:
         """Tokens of the longest document."""
         return self.lengths[-1]
 
-    def pad(self, rows_TF: Tensor) -> Tensor:
-        """(T, F) of this group to (N, L, F)."""
-        rows_TF = rows_TF[self.start : self.end]
-        size = len(self.lengths) * self.longest
-        table_SF = rows_TF if self.slots_T is None else _Pad.apply(rows_TF, self.slots_T, size)
-        return table_SF.reshape(len(self.lengths), self.longest, -1)
-
-    def unpad(self, table_NLF: Tensor) -> Tensor:
-        """(N, L, F) back to (T, F)."""
-        table_SF = table_NLF.reshape(len(self.lengths) * self.longest, -1)
-        return table_SF if self.slots_T is None else _Unpad.apply(table_SF, self.slots_T)
+    def rows_of(self, num_heads: int, device: torch.device) -> HeadRows:
+        """How so many heads are gathered."""
+        if num_heads not in self.rows:
+            self.rows[num_heads] = head_rows(self.lengths, num_heads, device)
+        return self.rows[num_heads]
 
 
 @dataclass(slots=True)
@@ -127,14 +92,12 @@ def plan_packing(
     lengths: Sequence[int],
     *,
     branches: Sequence[tuple[int, ...]] = (),
-    device: torch.device | str = "cpu",
 ) -> Packing:
     """Group documents of similar length.
 
     Args:
         lengths: Tokens of each document, ascending, in the order of the flat row.
         branches: First token of each branch of each document: branches see the document's start and themselves.
-        device: Where the index tensors go.
     """
     groups: list[Group] = []
     start = 0
@@ -149,22 +112,9 @@ def plan_packing(
         parts = list(branches[position:stop])
         if not any(parts):
             parts = []
-        groups.append(Group(start, end, members, _slots(members, device), parts))
+        groups.append(Group(start, end, members, parts))
         start, position = end, stop
     return Packing(groups)
-
-
-def _slots(lengths: list[int], device: torch.device | str) -> Tensor | None:
-    longest = lengths[-1]
-    if lengths[0] == longest:
-        return None
-    lengths_N = torch.tensor(lengths)
-    offsets_N = torch.arange(len(lengths)) * longest
-    starts_N = lengths_N.cumsum(0) - lengths_N
-    slots_T = torch.arange(int(lengths_N.sum())) + (offsets_N - starts_N).repeat_interleave(
-        lengths_N
-    )
-    return slots_T.to(device)
 
 
 def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' interface
@@ -208,30 +158,78 @@ def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' 
         packing.record.keys[layer] = key[0].detach()  # pyright: ignore[reportArgumentType]
         packing.record.values[layer] = value[0].detach()  # pyright: ignore[reportArgumentType]
 
-    query_TF, key_TF, value_TF = (
-        each[0].transpose(0, 1).reshape(tokens, -1) for each in (query, key, value)
-    )
-    outputs: list[Tensor] = []
-    for group in packing.groups:
-        query_NHLD, key_NGKD, value_NGKD = (
-            each.unflatten(2, (-1, width)).transpose(1, 2)
-            for each in (group.pad(query_TF), group.pad(key_TF), group.pad(value_TF))
-        )
-        if packing.prefix is not None:
-            key_NGKD = _with_prefix(packing.prefix.keys[layer], key_NGKD)  # pyright: ignore[reportArgumentType]
-            value_NGKD = _with_prefix(packing.prefix.values[layer], value_NGKD)  # pyright: ignore[reportArgumentType]
-        mask_NLK = _mask(group, packing.num_prefix_tokens, causal=causal, window=window, like=query)
-        attended_NHLD = _attend(
-            query_NHLD,
-            key_NGKD,
-            value_NGKD,
-            mask_NLK=mask_NLK,
+    flat = [each[0].transpose(0, 1).reshape(tokens, -1) for each in (query, key, value)]
+    sizes = [group.end - group.start for group in packing.groups]
+    outputs = [
+        _attend_in(
+            group,
+            _Heads(query_TF, key_TF, value_TF, width),
+            prefix=None if packing.prefix is None else _of_layer(packing.prefix, layer),
+            mask_NLK=_mask(
+                group, packing.num_prefix_tokens, causal=causal, window=window, like=query
+            ),
             scaling=scaling,
             dropout=options.get("dropout") or 0.0,
         )
-        outputs.append(group.unpad(attended_NHLD.transpose(1, 2).flatten(2)))
+        for group, query_TF, key_TF, value_TF in zip(
+            packing.groups, *(each.split(sizes) for each in flat), strict=True
+        )
+    ]
     attended_TF = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return attended_TF.reshape(1, tokens, heads, width), None
+
+
+class _Heads(NamedTuple):
+    """What attends in a group."""
+
+    query_TF: Tensor
+    key_TF: Tensor
+    value_TF: Tensor
+    width: int
+
+
+def _of_layer(prefix: Prefix, layer: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    return prefix.keys[layer], prefix.values[layer]
+
+
+def _attend_in(
+    group: Group,
+    heads: _Heads,
+    *,
+    prefix: tuple[Tensor, Tensor] | None,
+    mask_NLK: Tensor | None,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    """Attend inside the documents of one group; (T, F)."""
+    width, num_documents = heads.width, len(group.lengths)
+    num_tokens, num_query_features = heads.query_TF.shape
+    device = heads.query_TF.device
+    queries = group.rows_of(num_query_features // width, device)
+    num_key_heads = heads.key_TF.shape[1] // width
+    keys = group.rows_of(num_key_heads, device)
+    if prefix is None and group.longest < FLASH_FROM_TOKENS:
+        plan = Plan(queries, keys, num_documents, num_documents * num_key_heads, width)
+        return attend(heads[:3], plan, mask_NLK=mask_NLK, scaling=scaling, dropout=dropout)
+    query_NHLD, key_NGKD, value_NGKD = (
+        gather(flat_TF, rows, width).view(num_documents, -1, group.longest, width)
+        for flat_TF, rows in zip(heads[:3], (queries, keys, keys), strict=True)
+    )
+    if prefix is not None:
+        key_NGKD, value_NGKD = (
+            _with_prefix(before, own)
+            for before, own in zip(prefix, (key_NGKD, value_NGKD), strict=True)
+        )
+    attended_NHLD = functional.scaled_dot_product_attention(
+        query_NHLD,
+        key_NGKD,
+        value_NGKD,
+        attn_mask=None if mask_NLK is None else mask_NLK[:, None],
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=query_NHLD.shape[1] > num_key_heads,
+    )
+    return scatter(attended_NHLD, queries, num_tokens)
 
 
 def _with_prefix(prefix_GPD: Tensor, own_NGLD: Tensor) -> Tensor:
@@ -265,7 +263,7 @@ def _build_mask(
         allowed_NLK = allowed_NLK & seen_NLK
     if window is not None:
         allowed_NLK = allowed_NLK & (distance_NLK.abs() < window)
-    if not causal and group.slots_T is not None:
+    if not causal and group.lengths[0] < group.longest:
         # A causal query never reaches the padding, which stands behind its document.
         ends_N = torch.tensor(group.lengths, device=like.device) + num_prefix_tokens
         allowed_NLK = allowed_NLK & (keys_K < ends_N[:, None])[:, None, :]
@@ -311,40 +309,6 @@ def branches_and_positions(
         branch_T[first:] = number
         position_T[first:] = torch.arange(num_tokens - first) + num_before + starts[0]
     return branch_T, position_T
-
-
-def _attend(
-    query_NHLD: Tensor,
-    key_NGKD: Tensor,
-    value_NGKD: Tensor,
-    *,
-    mask_NLK: Tensor | None,
-    scaling: float,
-    dropout: float,
-) -> Tensor:
-    num_documents, heads, longest, width = query_NHLD.shape
-    shared = heads // key_NGKD.shape[1]
-    if longest >= FLASH_FROM_TOKENS:
-        return functional.scaled_dot_product_attention(
-            query_NHLD,
-            key_NGKD,
-            value_NGKD,
-            attn_mask=None if mask_NLK is None else mask_NLK[:, None],
-            dropout_p=dropout,
-            scale=scaling,
-            enable_gqa=shared > 1,
-        )
-    # Below some hundred tokens plain products beat the flash kernel, whose backward pass is slow on CPUs.
-    # Query heads that share a key head are stacked, so that keys are never copied.
-    stacked_NGSD = (query_NHLD * scaling).reshape(num_documents, -1, shared * longest, width)
-    scores_NGSK = stacked_NGSD @ key_NGKD.transpose(-1, -2)
-    if mask_NLK is not None:
-        scores_NGRLK = scores_NGSK.unflatten(2, (shared, longest)) + mask_NLK[:, None, None]
-        scores_NGSK = scores_NGRLK.flatten(2, 3)
-    weights_NGSK = scores_NGSK.softmax(dim=-1)
-    if dropout:
-        weights_NGSK = functional.dropout(weights_NGSK, dropout)
-    return (weights_NGSK @ value_NGKD).reshape(num_documents, heads, longest, width)
 
 
 def block_mask(

@@ -166,8 +166,7 @@ class Backbone:
         lengths = [len(each.token_ids) for each in batch.features]
         branches = [each.branch_starts for each in batch.features]
         if self.packing_mode == "packed":
-            device = batch.token_ids_1T.device
-            packing = plan_packing(lengths, branches=branches, device=device)
+            packing = plan_packing(lengths, branches=branches)
             packing.prefix, packing.record = prefix, record
             return [_Call(batch.token_ids_1T, batch.position_ids_1T, {"packing": packing})]
         most_tokens = self._most_masked_tokens()

@@ -208,20 +208,6 @@ def test_documents_are_grouped_until_one_is_half_as_long_again_and_16_tokens_lon
     assert [(each.start, each.end) for each in groups] == [(0, 26), (26, 99), (99, 150)]
 
 
-def test_documents_of_one_length_are_not_padded() -> None:
-    (group,) = plan_packing([5, 5, 5]).groups
-    assert group.slots_T is None
-
-
-def test_padding_and_its_inverse_keep_every_row() -> None:
-    (group,) = plan_packing([1, 3]).groups
-    rows_TF = torch.arange(1.0, 9.0).reshape(4, 2)
-    table_NLF = group.pad(rows_TF)
-    expected = [[[1, 2], [0, 0], [0, 0]], [[3, 4], [5, 6], [7, 8]]]
-    assert table_NLF.tolist() == expected
-    assert torch.equal(group.unpad(table_NLF), rows_TF)
-
-
 @pytest.mark.parametrize("flash_from_tokens", [1, 512])
 def test_dropout_takes_its_share_of_the_weights_and_scales_the_rest(
     flash_from_tokens: int, monkeypatch: pytest.MonkeyPatch
