@@ -133,6 +133,8 @@ class TaskState:
     """First line of the prompt; None takes the task's own."""
     stop_strings: tuple[str, ...] = ()
     """Texts that end a written answer, because no answer that was learned from holds them."""
+    both_ways: bool = False
+    """Whether a token sees those behind it too, also in a decoder; only where a head answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ class AnswerLayer(NamedTuple):
     purpose: Purpose
     labels: tuple[str, ...] = ()
     multi_label: bool = False
+    both_ways: bool = False
 
 
 class _Call(NamedTuple):
@@ -200,8 +201,7 @@ class Backbone:
         """Without the own attention: one document alone, or several under a mask."""
         if len(lengths) == 1 and not any(branches):
             return _Call(token_ids_1T, position_ids_1T, {})
-        causal = self.facts.family == "decoder"
-        mask = block_mask(lengths, branches=branches, dtype=self.core.dtype, causal=causal)
+        mask = block_mask(lengths, branches=branches, dtype=self.core.dtype, causal=is_causal(self))
         return _Call(token_ids_1T, position_ids_1T, {"attention_mask": mask.to(self.device)})
 
     def _run(self, call: _Call) -> Tensor:
@@ -212,6 +212,12 @@ class Backbone:
             input_ids=call.token_ids_1T, position_ids=call.position_ids_1T, **options
         )
         return outputs.last_hidden_state[0]
+
+
+def is_causal(backbone: Backbone) -> bool:
+    """Whether a token sees those before it alone."""
+    is_decoder = backbone.facts.family == "decoder"
+    return is_decoder and getattr(backbone.core.config, "is_causal", True)
 
 
 def compute_layers_twice(backbone: Backbone) -> None:
@@ -268,6 +274,7 @@ def load_backbone(
     purpose: Purpose,
     labels: Sequence[str] = (),
     multi_label: bool = False,
+    both_ways: bool = False,
     precision: Literal["bf16", "fp32"] = "fp32",
     seed: int = 0,
 ) -> Backbone:
@@ -279,6 +286,7 @@ def load_backbone(
             `embed` nothing.
         labels: Class names, in the order of their numbers.
         multi_label: Whether a text may have several labels.
+        both_ways: Whether the tokens of a decoder also see those behind them; those of an encoder always do.
         precision: Arithmetic of everything but the class layer, which stays in float32.
         seed: Seed of a class layer that the folder does not have.
 
@@ -309,10 +317,30 @@ def load_backbone(
     model, fresh_weights = _from_pretrained(folder, _CLASSES[purpose], options)
     model.config.pad_token_id = _padding_id(model, tokenizer)
     backbone = Backbone(model.eval(), tokenizer, facts, "packed", fresh_weights)
+    if both_ways and facts.family == "decoder":
+        _look_both_ways(backbone)
     backbone.packing_mode = _find_packing_mode(backbone)
     cast_weights(model, DTYPES[precision])
     keep_freed_memory(keep=True)
     return backbone
+
+
+def _look_both_ways(backbone: Backbone) -> None:
+    """Say so in the configuration, which transformers heeds too, and to every layer; then see whether it has an effect."""
+    for config in (backbone.core.config, backbone.plain_model.config):
+        config.is_causal = False
+    for module in backbone.core.modules():
+        if getattr(module, "is_causal", False):
+            setattr(module, "is_causal", False)  # noqa: B010 - no attribute that a module declares
+    ids, others = torch.zeros(2, 1, 2, dtype=torch.long)
+    others[0, 1] = 1
+    with torch.inference_mode():
+        first, second = (_probe_alone(backbone, each[0])[0] for each in (ids, others))
+    if torch.equal(first, second):
+        raise ModelError(
+            f"`{backbone.facts.model_type}` models cannot look both ways: what stands behind a token changed nothing. "
+            "Leave `task_settings.attention` as it is, or use another model."
+        )
 
 
 def _from_pretrained(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lushan.backbones.frozen import FrozenStates, Position
-from lushan.backbones.load import Backbone
+from lushan.backbones.load import Backbone, is_causal
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
 from lushan.records import Features
 
@@ -179,6 +179,7 @@ def _name(backbone: Backbone, part: FrozenPart, documents: _Documents) -> str:
     about = (
         *(_LAYOUT, part.depth, part.position, *part.identity),
         *(str(backbone.core.dtype), backbone.packing_mode, str(backbone.device)),
+        is_causal(backbone),
         *(torch.get_num_threads(), torch.__version__, transformers.__version__),
     )
     digest = hashlib.sha256(json.dumps(about).encode())

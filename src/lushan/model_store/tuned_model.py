@@ -128,6 +128,7 @@ def _read_state(values: dict[str, Any]) -> TaskState:
         class_weights=tuple(values["class_weights"]),
         instruction=values["instruction"],
         stop_strings=tuple(values.get("stop_strings", ())),
+        both_ways=values.get("both_ways", False),
     )
 
 

@@ -35,6 +35,7 @@ class Preparation:
     instruction: str | None = None
     num_shots: int = 8
     run_code: bool = False
+    attention: Literal["causal", "bidirectional"] = "causal"
     seed: int = 0
 
 

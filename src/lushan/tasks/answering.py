@@ -78,7 +78,7 @@ class Task:
         asked_with=("question",),
     )
     answers: tuple[AnswerMode, ...] = ("head", "generate")
-    settings = frozenset({"num_shots", "instruction"})
+    settings = frozenset({"num_shots", "instruction", "attention"})
     writes = True
     untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
     baselines: tuple[str, ...] = ("sentence",)
@@ -112,11 +112,9 @@ class Task:
 
     def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
         """A layer with two outputs at every token, the answer starts here, and ends here; or the vocabulary."""
-        return (
-            AnswerLayer("language")
-            if answer == "generate"
-            else AnswerLayer("tag", ("start", "end"))
-        )
+        if answer == "generate":
+            return AnswerLayer("language")
+        return AnswerLayer("tag", ("start", "end"), both_ways=state.both_ways)
 
     def prepare(
         self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
@@ -132,7 +130,8 @@ class Task:
                 f"None of the {len(examples):,} training rows has an answer. Give rows whose text answers the question."
             )
         writing = text_answers.learn_to_write(examples, preparation, text_of=_told_answer)
-        return replace(writing, labels=labels)
+        both_ways = preparation.attention == "bidirectional"
+        return replace(writing, labels=labels, both_ways=both_ways)
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Tell of the answers that are not learned."""

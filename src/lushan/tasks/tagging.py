@@ -76,7 +76,7 @@ class Task:
         ),
     )
     answers: tuple[AnswerMode, ...] = ("head", "generate")
-    settings = frozenset({"num_shots", "instruction"})
+    settings = frozenset({"num_shots", "instruction", "attention"})
     writes = True
     untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
     baselines: tuple[str, ...] = ("dictionary",)
@@ -107,7 +107,9 @@ class Task:
 
     def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
         """A layer with one output per tag, at every token; or the vocabulary."""
-        return AnswerLayer("language") if answer == "generate" else AnswerLayer("tag", _tags(state))
+        if answer == "generate":
+            return AnswerLayer("language")
+        return AnswerLayer("tag", _tags(state), both_ways=state.both_ways)
 
     def prepare(
         self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
@@ -123,7 +125,7 @@ class Task:
                 f"None of the {len(examples):,} training rows has an entity. Mark some, or choose another task."
             )
         state = text_answers.learn_to_write(examples, preparation, text_of=write_spans)
-        return replace(state, labels=labels)
+        return replace(state, labels=labels, both_ways=preparation.attention == "bidirectional")
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Tell of entities that no answer can give, because they begin or end inside a word."""

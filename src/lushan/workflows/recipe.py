@@ -64,6 +64,9 @@ class TaskSettings(Settings):
     run_code: bool = False
     """Whether programs that a model writes may be run, in a sandbox that keeps out accidents and not attacks."""
 
+    attention: Literal["causal", "bidirectional"] = "causal"
+    """Whether a decoder whose head answers at many tokens sees what stands behind each of them too."""
+
     instruction: str | None = None
     """First line of the prompt in place of the built-in one; used by generation and prompting."""
 

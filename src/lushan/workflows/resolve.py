@@ -208,6 +208,7 @@ def refuse_without_effect(recipe: TuneRecipe) -> None:
         ("training", ("head_learning_rate",), recipe.answer == "head", "`--answer head`"),
         ("training", ("learning_rate",), method != "head", "an adapter other than `head`"),
         ("engine", ("compile",), method != "head", "an adapter other than `head`"),
+        ("task_settings", ("attention",), recipe.answer == "head", "`--answer head`"),
         ("task_settings", ("num_shots",), recipe.baselines, "baselines (without `--no-baselines`)"),
     )
     usual_values = {**_usual_rates(recipe), "compile": False}

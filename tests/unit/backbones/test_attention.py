@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from lushan.backbones import attention
 from lushan.backbones.attention import Packing, Prefix, block_mask, packed_attention, plan_packing
@@ -128,6 +128,26 @@ def test_documents_of_more_than_512_tokens_are_as_alone(
 ) -> None:
     folder = with_settings(tiny_folder("llama"), tmp_path / "a", max_position_embeddings=1024)
     assert_same_as_alone(folder, (520, 3, 600, 511))
+
+
+@pytest.mark.parametrize("model_type", PACKED_DECODERS)
+@torch.inference_mode()
+def test_decoder_that_looks_both_ways_is_as_alone_in_transformers(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    folder, documents = tiny_folder(model_type), random_documents(LENGTHS)
+    config = AutoConfig.from_pretrained(folder)
+    config.is_causal = False
+    model = AutoModel.from_pretrained(folder, config=config, attn_implementation="eager")
+    hidden_TD = load_backbone(folder, purpose="embed", both_ways=True).hidden_states(
+        packed(documents)
+    )
+    torch.testing.assert_close(hidden_TD, run_alone(model.eval(), documents), rtol=1e-4, atol=1e-5)
+
+
+def test_decoder_whose_masks_are_its_own_cannot_look_both_ways(tiny_folder: MakeTiny) -> None:
+    with pytest.raises(ModelError, match="`gpt_neo` models cannot look both ways"):
+        load_backbone(tiny_folder("gpt_neo"), purpose="embed", both_ways=True)
 
 
 def test_window_of_mistral_is_kept(tiny_folder: MakeTiny, tmp_path: Path) -> None:

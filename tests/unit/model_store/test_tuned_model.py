@@ -34,6 +34,7 @@ STATE = TaskState(
     shots=(Example("s", "soup", "10", "a.csv, row 2"), Example("t", "海", ("2", "3"), "")),
     class_weights=(0.5,) * len(LABELS),
     instruction="这是什么",
+    both_ways=True,
 )
 
 

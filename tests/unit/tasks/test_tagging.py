@@ -53,7 +53,7 @@ def tags_of(features: Features) -> list[str]:
 
 
 def test_layer_has_a_tag_for_the_beginning_and_the_inside_of_every_type() -> None:
-    assert TASK.layer(STATE, answer="head") == ("tag", TAGS, False)
+    assert TASK.layer(STATE, answer="head") == ("tag", TAGS, False, False)
 
 
 def test_both_forms_of_a_row_are_read_and_ids_tell_their_content() -> None:
@@ -194,12 +194,33 @@ def test_outputs_stand_by_document_whatever_else_is_in_the_batch(backbone: Backb
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neo", "qwen3", "bert", "modernbert"])
+def test_decoder_looks_both_ways_where_its_head_is_asked_to() -> None:
+    asked = Preparation(attention="bidirectional")
+    state = TASK.prepare([example()], asked, multi_label=False)
+    assert TASK.layer(state, answer="head").both_ways
+    assert not TASK.layer(state, answer="generate").both_ways
+    assert not TASK.prepare([example()], Preparation(), multi_label=False).both_ways
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        "llama",
+        "gpt2",
+        "gpt_neo",
+        "qwen3",
+        "bert",
+        "modernbert",
+        "llama both ways",
+        "bert both ways",
+    ],
+)
 def test_saved_model_gives_the_same_scores_in_transformers(
     model_type: str, tiny_folder: MakeTiny, tmp_path: Path
 ) -> None:
-    folder = tiny_folder(model_type)
-    backbone = load_backbone(folder, **TASK.layer(STATE, answer="head")._asdict())
+    name, _, both_ways = model_type.partition(" ")
+    folder, state = tiny_folder(name), replace(STATE, both_ways=bool(both_ways))
+    backbone = load_backbone(folder, **TASK.layer(state, answer="head")._asdict())
     save_model(tmp_path / "model", backbone, meaning_of(backbone, folder))
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "model").eval()
     assert model.config.id2label == dict(enumerate(TAGS))
