@@ -1,6 +1,7 @@
 """`lushan keys`: a key is printed once and works; wrong names, scopes and times are refused."""
 
 import json
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -120,3 +121,13 @@ def test_lushan_without_the_extra_says_what_to_install(
     assert run(["keys", "list", "--json"]) == 2
     expected = "`lushan keys` needs `sqlalchemy`. Install it with `pip install 'lushan[serve]'`."
     assert answer_of(capsys) == {"error": expected}
+
+
+def test_every_command_can_be_listed_without_the_extra() -> None:
+    packages = ("alembic", "fastapi", "prometheus_client", "sqlalchemy", "uvicorn")
+    code = f"import sys; sys.modules.update(dict.fromkeys({packages})); import lushan\n"
+    code += "from lushan.cli.main import run; sys.exit(run(['--help']))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "feedback" in ran.stdout
+    assert "keys" in ran.stdout
