@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from pydantic import BaseModel
 
-from lushan.errors import ConflictError, StoreError
+from lushan.errors import ConflictError, DataError, StoreError
 from lushan.feedback.given import Feedback, GivenFeedback
 from lushan.feedback.store import FeedbackStore
 from lushan.feedback.training_rows import check_against_task
@@ -108,6 +108,8 @@ def _refusing() -> Iterator[None]:
         yield
     except ConflictError as error:
         raise RequestError(str(error), status=409, param="id", code="id_taken") from None
+    except DataError as error:
+        raise RequestError(str(error), status=404, param="after", code="id_unknown") from None
     except StoreError:
         logger.exception("The store of feedback fails.")
         message = "Feedback cannot be stored or read now. Nothing of this was stored; send it again later."

@@ -7,10 +7,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Annotated
 
-from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Request
+from fastapi.security import HTTPBearer
 
 from lushan.errors import StoreError
 from lushan.serving.api_key import ApiKey, Scope
@@ -19,11 +18,9 @@ from lushan.serving.key_store import KeyStore
 
 logger = logging.getLogger(__name__)
 bearer = HTTPBearer(
-    auto_error=False,
-    scheme_name="API key",
-    description="A key that `lushan keys create` has made. Not needed by a server that only this machine can reach.",
+    auto_error=False, scheme_name="API key", description="Made by `lushan keys create`."
 )
-Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+"""Tells in the API document that routes need a key; for those of a server that asks for keys."""
 NO_KEY = "This server needs an API key: send the header `Authorization: Bearer lushan_...`."
 WRONG_KEY = "This is no API key of this server."
 
@@ -109,16 +106,17 @@ class _Bucket:
         return 0.0
 
 
-def require_key(scope: Scope) -> Callable[[Request, Bearer], ApiKey | None]:
+def require_key(scope: Scope) -> Callable[[Request], ApiKey | None]:
     """Make a dependency that gives the key of a request; None where the server asks for none.
 
     Its errors are those of `KeyGate.admit`.
     """
 
-    def check(request: Request, credentials: Bearer) -> ApiKey | None:
+    def check(request: Request) -> ApiKey | None:
         gate: KeyGate | None = request.app.state.keys
         if gate is None:
             return None
-        return gate.admit(None if credentials is None else credentials.credentials, scope)
+        kind, _, text = request.headers.get("Authorization", "").partition(" ")
+        return gate.admit(text.strip() if kind.casefold() == "bearer" else None, scope)
 
     return check

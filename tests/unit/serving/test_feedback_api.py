@@ -138,7 +138,7 @@ def test_feedback_of_one_model_is_listed(client: TestClient, database: Database)
 
 def test_page_after_an_unknown_id_is_refused(client: TestClient) -> None:
     response = client.get("/v1/feedback", params={"after": "none"})
-    assert response.status_code == 400
+    assert told(response) == (404, "after", "id_unknown")
     assert "no feedback with the id `none`" in response.json()["error"]["message"]
 
 

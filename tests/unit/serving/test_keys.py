@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from lushan.database.connect import Database
 from lushan.serving import keys as keys_module
 from lushan.serving.key_store import KeyStore
-from lushan.serving.keys import KeyGate, require_key
+from lushan.serving.keys import KeyGate, bearer, require_key
 from tests.stores import forbid_writing, make_key, new_database
 from tests.unit.serving.small_app import answering_errors
 
@@ -33,7 +33,8 @@ def store(database: Database) -> KeyStore:
 def client(store: KeyStore) -> TestClient:
     app = answering_errors(FastAPI())
     app.state.keys = KeyGate(store)
-    app.get("/chat", dependencies=[Depends(require_key("chat"))])(lambda: "hello")
+    needs = [Depends(require_key("chat")), Depends(bearer)]
+    app.get("/chat", dependencies=needs)(lambda: "hello")
     return TestClient(app)
 
 
@@ -64,6 +65,20 @@ def test_wrong_key_is_refused_and_not_repeated(client: TestClient) -> None:
     response = ask(client, "lushan_000000000000_guess")
     assert told(response) == (401, "authentication_error", "invalid_api_key")
     assert "guess" not in response.text
+
+
+@pytest.mark.parametrize("header", ["Bearer", "Bearer ", "lushan_a_b", "", "Bearer \xe9"])
+def test_header_of_another_form_is_no_key(client: TestClient, header: str) -> None:
+    response = client.get("/chat", headers=[(b"Authorization", header.encode("latin-1"))])
+    assert told(response)[0] == 401
+
+
+def test_word_before_the_key_may_be_written_as_one_likes(
+    client: TestClient, store: KeyStore
+) -> None:
+    text = make_key(store, "web", "chat").text
+    response = client.get("/chat", headers={"Authorization": f"bearer  {text}"})
+    assert response.status_code == 200
 
 
 def test_basic_authentication_is_no_key(client: TestClient, store: KeyStore) -> None:
