@@ -18,7 +18,7 @@ from lushan.serving.key_store import KeyStore, MadeKey
 
 def new_database(folder: Path) -> Database:
     """Open a store, made if it is missing."""
-    return open_database(str(folder), is_new=True)
+    return open_database(str(folder), create=True)
 
 
 def given(**values: Any) -> GivenFeedback:  # noqa: ANN401 - fields of feedback

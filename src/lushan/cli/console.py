@@ -99,13 +99,13 @@ def _plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON form.")
 
 
-def open_store(named: str | None, *, purpose: str, is_new: bool) -> Database:
+def open_store(named: str | None, *, purpose: str, create: bool) -> Database:
     """Open the store that `--store` names.
 
     Args:
         named: A folder or a URL; None takes the usual place.
         purpose: What needs it, for the message that says what to install.
-        is_new: Whether to make it where there is none.
+        create: Whether to make it where there is none.
 
     Raises:
         MissingExtraError: If the packages of the extra `serve` are not there.
@@ -116,7 +116,7 @@ def open_store(named: str | None, *, purpose: str, is_new: bool) -> Database:
     check_packages(purpose)
     from lushan.database.connect import open_database
 
-    return open_database(store_place(named), is_new=is_new)
+    return open_database(store_place(named), create=create)
 
 
 def show_error(message: str) -> None:

@@ -79,7 +79,7 @@ def add(
     }
     given = check_given(values)
     check_against_task(given, load_task(task), multi_label=None)
-    with open_store(store, purpose=PURPOSE, is_new=True) as database:
+    with open_store(store, purpose=PURPOSE, create=True) as database:
         from lushan.feedback.store import FeedbackStore
 
         added = FeedbackStore(database).add(given, task=task)
@@ -112,7 +112,7 @@ def list_them(
 ) -> None:
     """List feedback, the oldest first."""
     del seed
-    with open_store(store, purpose=PURPOSE, is_new=False) as database:
+    with open_store(store, purpose=PURPOSE, create=False) as database:
         from lushan.feedback.store import FeedbackStore
 
         feedback = FeedbackStore(database)
@@ -184,7 +184,7 @@ def export(
         else:
             write_file(out, lines)
 
-    with open_store(store, purpose=PURPOSE, is_new=False) as database:
+    with open_store(store, purpose=PURPOSE, create=False) as database:
         from lushan.feedback.export import export_rows
         from lushan.feedback.store import FeedbackStore
 

@@ -64,7 +64,7 @@ def create(
         lifetime=None if expires is None else _time("--expires", expires),
         requests_per_minute=requests_per_minute,
     )
-    with open_store(store, purpose=PURPOSE, is_new=True) as database:
+    with open_store(store, purpose=PURPOSE, create=True) as database:
         from lushan.serving.key_store import KeyStore
 
         made = KeyStore(database).create(plan)
@@ -85,7 +85,7 @@ def rotate(
     """Make a key that takes the place of another, and print it, once; the old one works for a while."""
     del seed
     grace_time = _time("--grace", grace)
-    with open_store(store, purpose=PURPOSE, is_new=False) as database:
+    with open_store(store, purpose=PURPOSE, create=False) as database:
         from lushan.serving.key_store import KeyStore
 
         made = KeyStore(database).rotate(name, grace=grace_time)
@@ -103,7 +103,7 @@ def revoke(
 ) -> None:
     """Make every key of that name useless, at once."""
     del seed
-    with open_store(store, purpose=PURPOSE, is_new=False) as database:
+    with open_store(store, purpose=PURPOSE, create=False) as database:
         from lushan.serving.key_store import KeyStore
 
         revoked = KeyStore(database).revoke(name)
@@ -118,7 +118,7 @@ def list_them(
 ) -> None:
     """List all keys, without their secrets."""
     del seed
-    with open_store(store, purpose=PURPOSE, is_new=False) as database:
+    with open_store(store, purpose=PURPOSE, create=False) as database:
         from lushan.serving.key_store import KeyStore
 
         keys = KeyStore(database).all()

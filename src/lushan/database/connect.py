@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from lushan.errors import StoreError
 
 BUSY_SECONDS = 10.0
 """How long a write waits for that of another process."""
-PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+PRAGMAS = ("journal_mode=WAL", "synchronous=FULL")
 """WAL: readers and a writer do not wait for each other. FULL: a commit returns when the disk has it."""
 BEGIN = "lushan_begin"
 """Name of the execution option that says how a transaction begins."""
@@ -46,6 +47,8 @@ class Database:
             connect_args={"timeout": BUSY_SECONDS},
         )
         self._writer = self._reader.execution_options(**{BEGIN: "BEGIN IMMEDIATE"})
+        # Threads take turns here: waiting for SQLite is asking again and again, and some ask for seconds.
+        self._turn = threading.Lock()
         event.listen(self._reader, "connect", _prepare)
         event.listen(self._reader, "begin", _begin)
 
@@ -66,7 +69,7 @@ class Database:
         Raises:
             StoreError: If the store cannot be written.
         """
-        with self._explained(), Session(self._writer) as session, session.begin():
+        with self._turn, self._explained(), Session(self._writer) as session, session.begin():
             yield session
 
     def migrate(self) -> None:
@@ -102,19 +105,19 @@ class Database:
             raise StoreError(f"The store `{self.name}`: {reason}.") from error
 
 
-def open_database(place: str, *, is_new: bool) -> Database:
+def open_database(place: str, *, create: bool) -> Database:
     """Open the store and bring it to the newest schema.
 
     Args:
         place: A folder or a URL, see `location.store_place`.
-        is_new: Whether to make it where there is none.
+        create: Whether to make it where there is none.
 
     Raises:
         StoreError: If there is none, or it cannot be opened, is no database, or is of a newer Lushan.
     """
     file = database_file(place)
     if not file.is_file():
-        if not is_new:
+        if not create:
             raise StoreError(
                 f"There is no store in `{file.parent}`: no file `{file.name}`. Name its folder with `--store`."
             )

@@ -164,10 +164,10 @@ def test_folder_that_may_only_be_read_is_told(tmp_path: Path) -> None:
 
 def test_writer_that_does_not_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connect, "BUSY_SECONDS", 0.05)
-    with new_database(tmp_path) as database, database.writing() as session:
+    with new_database(tmp_path) as mine, new_database(tmp_path) as other, mine.writing() as session:
         session.execute(text("DELETE FROM feedback"))
         with pytest.raises(StoreError, match="another process has been writing"):
-            fill(database, num_rows=1)
+            fill(other, num_rows=1)
 
 
 def test_file_that_is_no_database_is_refused_and_stays(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_damaged_database_is_told(tmp_path: Path) -> None:
 
 def test_store_that_is_not_there_is_told_and_not_made(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no store in `.*none`: no file `lushan\.sqlite3`\. Name"):
-        open_database(str(tmp_path / "none"), is_new=False)
+        open_database(str(tmp_path / "none"), create=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -210,7 +210,7 @@ def test_new_store_can_be_read_by_its_user_alone(tmp_path: Path) -> None:
 
 
 def test_store_can_be_named_by_a_url(tmp_path: Path) -> None:
-    open_database(f"sqlite:///{tmp_path}/mine.db", is_new=True).close()
+    open_database(f"sqlite:///{tmp_path}/mine.db", create=True).close()
     assert (tmp_path / "mine.db").is_file()
 
 

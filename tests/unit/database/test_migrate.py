@@ -68,7 +68,7 @@ def test_failed_migration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     )
     monkeypatch.setattr(migrate, "MIGRATIONS", tmp_path)
     with pytest.raises(OSError, match="power cut"):
-        open_database(str(tmp_path), is_new=True)
+        open_database(str(tmp_path), create=True)
     assert objects_in(tmp_path / "lushan.sqlite3") == set()
 
 
