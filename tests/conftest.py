@@ -1,4 +1,4 @@
-"""A cache of the run's own, and tiny models that are built once per run."""
+"""A cache and a store of the test's own, and tiny models that are built once per run."""
 
 from collections.abc import Callable
 from functools import cache
@@ -10,11 +10,12 @@ MakeTiny = Callable[[str], Path]
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(
+def _own_folders(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if request.node.get_closest_marker("slow") is None:  # slow tests use the real models
         monkeypatch.setenv("LUSHAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LUSHAN_STORE", str(tmp_path / "store"))
 
 
 @pytest.fixture(scope="session")

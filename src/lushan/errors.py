@@ -6,6 +6,8 @@ LushanError
 |   |-- ModelError          a model is missing or cannot do what was asked
 |   |-- SettingError        a setting is unknown, has a wrong value, or has no effect
 |   |-- RunError            a run folder is in the way, missing, unfinished or broken
+|   |-- StoreError          the database of feedback and keys cannot be opened, read or written
+|   |   `-- ConflictError   an id or a name stands for something else already
 |   |-- MissingExtraError   an optional package is not installed
 |   `-- DivergedError       the loss is not finite; names the step and the rows
 `-- CertificateError        what was saved does not answer like what was trained: our bug (exit code 1)
@@ -37,6 +39,14 @@ class SettingError(UserError, ValueError):
 
 class RunError(UserError):
     """A run folder is in the way, missing, unfinished or broken."""
+
+
+class StoreError(UserError):
+    """The database of feedback and keys cannot be opened, read or written."""
+
+
+class ConflictError(StoreError):
+    """An id or a name stands for something else already."""
 
 
 class MissingExtraError(UserError):

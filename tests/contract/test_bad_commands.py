@@ -8,13 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from lushan.backbones.sources import models_folder
 from lushan.cli.main import command_names, run
+from tests.bad_commands import STORES, BadCommand, bad
 from tests.bad_inputs import good_rows, write_lines
 from tests.conftest import MakeTiny
 
@@ -27,21 +27,6 @@ RECIPES = {
     "twice.yaml": "training:\n  epochs: 3\n  epochs: 4\n",
 }
 """Files that are no recipe, by the mistake in them."""
-
-
-@dataclass(frozen=True, slots=True)
-class BadCommand:
-    """One wrong command line, and what its message must say: where, what was expected, what came, what to do."""
-
-    line: str
-    """After `lushan`; its paths are those of the fixture `place`."""
-    says: tuple[str, ...]
-    """Parts of the message, as they stand there."""
-
-
-def bad(line: str, *says: str) -> BadCommand:
-    """Shorten the tables."""
-    return BadCommand(line, says)
 
 
 OPTIONS = (
@@ -336,7 +321,9 @@ RUNS = (
 )
 """Runs that are none, unfinished, broken, or do not fit what is asked."""
 
-BAD_COMMANDS = (*OPTIONS, *SETTINGS, *CONTRADICTIONS, *FILES, *PLACES, *RUNS)
+BAD_COMMANDS = (*OPTIONS, *SETTINGS, *CONTRADICTIONS, *FILES, *PLACES, *RUNS, *STORES)
+FAMILIES = ("feedback", "keys", "models")
+"""Commands that are several."""
 every_bad_command = pytest.mark.parametrize(
     "wrong", BAD_COMMANDS, ids=lambda wrong: wrong.line[:70]
 )
@@ -364,6 +351,8 @@ def _write_data(place: Path, tiny_run: Path) -> None:
     rows = [{"words": row["text"], "label": row["label"]} for row in good_rows()]
     write_lines(place / "other.jsonl", rows[:-1])
     write_lines(place / "strange.jsonl", [{"words": "A dune at noon.", "label": "sand"}])
+    (place / "broken").mkdir()
+    (place / "broken" / "lushan.sqlite3").write_text("no database " * 100, encoding="utf-8")
     (place / "trainonly").mkdir()
     write_lines(place / "trainonly" / "train.jsonl", rows)
     os.mkfifo(place / "pipe.jsonl")
@@ -408,7 +397,7 @@ def content(folder: Path) -> dict[str, str | None]:
 def words_of(wrong: BadCommand, *, as_json: bool) -> list[str]:
     """Give the words after `lushan`; `--json` comes before those that may lack something at their end."""
     words = shlex.split(wrong.line)
-    num_names = 2 if words[0] == "models" else 1
+    num_names = 2 if words[0] in FAMILIES else 1
     return [*words[:num_names], *(["--json"] if as_json else []), *words[num_names:]]
 
 
@@ -467,14 +456,15 @@ def test_wrong_command_line_of_a_real_process_exits_2_without_a_traceback(
     assert content(place) == before
 
 
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("family", FAMILIES)
 def test_family_of_commands_without_one_is_refused(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    family: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    del place
-    assert run(["models"]) == 2
+    assert run([family]) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err == "Error: Missing command. `lushan models --help` shows what there is.\n"
+    assert output.err == f"Error: Missing command. `lushan {family} --help` shows what there is.\n"
 
 
 @pytest.mark.usefixtures("place")

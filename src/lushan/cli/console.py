@@ -23,6 +23,7 @@ from rich.table import Table
 from typer.core import TyperCommand, TyperOption
 
 if TYPE_CHECKING:
+    from lushan.database.connect import Database
     from lushan.training.loop import Evaluated, StepDone
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -43,6 +44,14 @@ SetOption = Annotated[
 ]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="The folder that `lushan tune --out` wrote.")
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="DIR",
+        help="Folder of feedback and keys; else `LUSHAN_STORE`, else one in your data folder.",
+    ),
 ]
 TaskOption = Annotated[str, typer.Option("--task", help="What is to be learned.")]
 
@@ -88,6 +97,26 @@ def _plain(value: object) -> object:
     if hasattr(value, "tolist"):
         return value.tolist()  # pyright: ignore[reportAttributeAccessIssue] - NumPy, not imported here
     raise TypeError(f"{type(value).__name__} has no JSON form.")
+
+
+def open_store(named: str | None, *, purpose: str, create: bool) -> Database:
+    """Open the store that `--store` names.
+
+    Args:
+        named: A folder or a URL; None takes the usual place.
+        purpose: What needs it, for the message that says what to install.
+        create: Whether to make it where there is none.
+
+    Raises:
+        MissingExtraError: If the packages of the extra `serve` are not there.
+        StoreError: If the store cannot be opened.
+    """
+    from lushan.database.location import check_packages, store_place
+
+    check_packages(purpose)
+    from lushan.database.connect import open_database
+
+    return open_database(store_place(named), create=create)
 
 
 def show_error(message: str) -> None:

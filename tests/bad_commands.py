@@ -1,0 +1,61 @@
+"""Wrong command lines, and what their messages must say; those about the store of feedback and keys."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class BadCommand:
+    """One wrong command line, and what its message must say: where, what was expected, what came, what to do."""
+
+    line: str
+    """After `lushan`; its paths are those of the fixture `place`."""
+    says: tuple[str, ...]
+    """Parts of the message, as they stand there."""
+
+
+def bad(line: str, *says: str) -> BadCommand:
+    """Shorten the tables."""
+    return BadCommand(line, says)
+
+
+STORES = (
+    bad("keys create web", "Missing option '--scope'", "`lushan keys create --help` shows"),
+    bad("keys create web --scope fly --store new", "Unknown scope `fly`", "Known: predict, chat"),
+    bad("keys create a/b --scope chat --store new", "`a/b` cannot be a key's name", "use letters"),
+    bad(
+        "keys create web --scope chat --expires 1y --store new",
+        *("`--expires 1y`", "expected a time such as `30d`"),
+    ),
+    bad("keys create web --scope chat --store notes.txt", "`notes.txt` is a file", "Name a folder"),
+    bad(
+        "keys create web --scope chat --store notes.txt/deep",
+        *("`notes.txt/deep`", "a part of that path is a file", "Name another folder"),
+    ),
+    bad(
+        "keys create web --scope chat --store postgresql://me:secret@host/lushan",
+        *("`postgresql://host/lushan` cannot be used", "a folder, or a URL of SQLite such as"),
+    ),
+    bad("keys create web --scope --expires 1d", "'--scope' requires", "'--expires' follows"),
+    bad("keys list --store mine", "no store in `mine`", "no file `lushan.sqlite3`", "`--store`"),
+    bad("keys rotate web --grace soon --store mine", "`--grace soon`", "such as `30d`"),
+    bad("keys revoke web --store broken", "broken/lushan.sqlite3`", "is not a SQLite", "Move"),
+    bad("feedback add reviews Fine.", "Missing option '--task'", "`lushan feedback add --help`"),
+    bad(
+        "feedback add reviews Fine. --task telepathy --rating bad --store new",
+        *("Unknown task `telepathy`", "Known: answering, choice"),
+    ),
+    bad(
+        "feedback add reviews Fine. --task classification --store new",
+        *("cannot be stored", "needs a `rating` (`good` or `bad`), a `correction`, or both"),
+    ),
+    bad(
+        "feedback add reviews Fine. --task tagging --correction name --store new",
+        *("feedback, row 1", "`entities`", "'name'"),
+    ),
+    bad("feedback list --limit 0", "'--limit'", "greater than or equal to 1", "Got '0'"),
+    bad("feedback list --store broken", "broken/lushan.sqlite3`", "is not a SQLite", "Move the"),
+    bad("feedback export --store mine", "no store in `mine`", "no file `lushan.sqlite3`"),
+    bad("feedback export --out rows.csv", "`--out rows.csv` must end in `.jsonl`", "JSON Lines"),
+    bad("feedback export --out rows.jsonl", "`--out rows.jsonl` is there already", "overwrite`"),
+)
+"""Feedback and keys, and stores that are none."""
