@@ -22,8 +22,10 @@ from lushan.label_answers import THRESHOLD
 from lushan.records import Answer, Example, Features, Span, plain_answer
 
 NUM_PROBES = 32
+NUM_WRITTEN_PROBES = 8
+"""Probes that are answered where a model writes, which takes long; the tokens of the others are compared as they are asked."""
 NUM_WRITTEN_TOKENS = 32
-"""Greedy tokens of each answer that are compared, where a model writes."""
+"""Greedy tokens of each answer that are compared."""
 
 RENDERER = (
     *("labels", "threshold", "stop_tokens", "stop_strings", "chat_template", "tokenizer"),
@@ -115,12 +117,12 @@ def _without_numbers(answer: Answer) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def _written(predictor: Predictor, features: Sequence[Features]) -> dict[str, Any]:
-    """The first greedy tokens: without the form that a probe asks for, which would hide what the model prefers."""
+    """The first greedy tokens of some probes: without the form that a probe asks for, which would hide what the model prefers."""
     stop_strings = (*predictor.generation.stop_strings, *predictor.state.stop_strings)
     most = min(NUM_WRITTEN_TOKENS, predictor.generation.max_new_tokens)
     written = generate(
         predictor.backbone,
-        [each.token_ids for each in features],
+        [each.token_ids for each in features[:NUM_WRITTEN_PROBES]],
         GenerationSettings(max_new_tokens=most, stop_strings=stop_strings),
     )
     return {
@@ -191,7 +193,11 @@ def _short(value: object) -> str:
 
 def _probe(described: Mapping[str, Any], number: int) -> dict[str, Any]:
     """What is told of one probe."""
-    return {name: described[name][number] for name in OF_EACH_PROBE if described.get(name)}
+    return {
+        name: described[name][number]
+        for name in OF_EACH_PROBE
+        if number < len(described.get(name, ()))
+    }
 
 
 def _cut_at_tie(
@@ -206,7 +212,7 @@ def _cut_at_tie(
     Raises:
         CertificateError: If other tokens were written.
     """
-    expected, found = ours["written_ids"], theirs["written_ids"]
+    expected, found = ours["written_ids"], theirs.get("written_ids", [])
     pairs = enumerate(zip(expected, found, strict=False))
     end = next((place for place, pair in pairs if pair[0] != pair[1]), None)
     if end is None or not is_tie(found[:end], found[end], expected[end]):

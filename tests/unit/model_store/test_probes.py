@@ -19,6 +19,7 @@ from lushan.errors import CertificateError
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
 from lushan.model_store.probes import (
+    NUM_WRITTEN_PROBES,
     NUM_WRITTEN_TOKENS,
     SAME_ARITHMETIC,
     compare,
@@ -238,6 +239,16 @@ def test_numbers_of_written_tokens_are_compared_one_by_one() -> None:
     other = changed(lambda found: found["log_likelihoods"][0].__setitem__(2, -0.4), WRITTEN)
     with pytest.raises(CertificateError, match=r"Probe 1, log likelihoods: differ by up to 0\.1"):
         compare(WRITTEN, other)
+
+
+def test_only_some_probes_are_answered_by_a_model_that_writes(writer: Predictor) -> None:
+    many = [Example(str(number), f"text {number}", None) for number in range(12)]
+    found = describe_answers(writer, many)
+    assert (len(found["token_ids"]), len(found["written_ids"])) == (12, NUM_WRITTEN_PROBES)
+    assert compare(found, found) == 0.0
+    lacking = {**found, "written_ids": found["written_ids"][:-1]}
+    with pytest.raises(CertificateError, match=r"Probe 8, written tokens: expected .*, got \[\]"):
+        compare(found, lacking)
 
 
 def test_form_that_a_probe_asks_for_does_not_hide_what_the_model_prefers(writer: Predictor) -> None:
