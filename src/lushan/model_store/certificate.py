@@ -26,6 +26,7 @@ from lushan.model_store.digests import (
 from lushan.model_store.probes import (
     NUM_PROBES,
     TOLERANCES,
+    Tolerance,
     compare,
     describe_answers,
     ties_of,
@@ -102,7 +103,7 @@ def replay(run: Path, predictor: Predictor, *, arithmetic: str | None = None) ->
     certificate = read_certificate(run)
     _check_files(model, certificate, loaded_version=predictor.version)
     probes = read_probes(model)
-    tolerance = certificate["tolerances"][arithmetic or certificate["precision"]]["difference"]
+    tolerance = Tolerance(**certificate["tolerances"][arithmetic or certificate["precision"]])
     expected = certificate["answers"]
     if predictor.writes and "written_ids" not in expected:  # version 1 kept whole texts
         expected = {name: expected[name] for name in ("labels", "token_ids")}

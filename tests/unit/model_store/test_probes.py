@@ -22,6 +22,7 @@ from lushan.model_store.probes import (
     NUM_WRITTEN_PROBES,
     NUM_WRITTEN_TOKENS,
     SAME_ARITHMETIC,
+    Tolerance,
     compare,
     describe_answers,
     ties_of,
@@ -30,7 +31,11 @@ from lushan.records import Example, Prediction, Span, TaskState
 from tests.conftest import MakeTiny
 from tests.saved import EXAMPLES, LABELS, save_tuned
 
-TOLERANCE = SAME_ARITHMETIC.difference
+TOLERANCE = SAME_ARITHMETIC.probability
+
+
+def within(probability: float, log_likelihood: float = 0.0) -> Tolerance:
+    return Tolerance(probability, log_likelihood, "a test")
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +107,8 @@ def test_two_tokens_are_a_tie_where_the_model_of_transformers_finds_them_as_like
     best, second = logits_V.topk(2).indices.tolist()
     gap = float(logits_V[best] - logits_V[second])
     asked = (0, written[:3], second, best)
-    assert ties_of(writer, [prompt], tolerance=gap + 1e-3)(*asked)
-    assert not ties_of(writer, [prompt], tolerance=gap - 1e-3)(*asked)
+    assert ties_of(writer, [prompt], tolerance=within(0, gap + 1e-3))(*asked)
+    assert not ties_of(writer, [prompt], tolerance=within(0, gap - 1e-3))(*asked)
 
 
 def test_parts_of_an_answer_are_compared_as_text_and_their_probabilities_as_numbers(
@@ -190,7 +195,7 @@ def test_probabilities_that_differ_by_more_are_refused(value: float) -> None:
     with pytest.raises(CertificateError, match="Probe 2, probabilities: differ by up to"):
         compare(ANSWERS, changed(change))
     if not math.isnan(value):
-        assert compare(ANSWERS, changed(change), tolerance=1e-3) == pytest.approx(1.1e-5)
+        assert compare(ANSWERS, changed(change), tolerance=within(1e-3)) == pytest.approx(1.1e-5)
 
 
 def test_probabilities_that_are_no_numbers_on_both_sides_are_refused() -> None:
@@ -205,9 +210,16 @@ def test_answer_may_be_another_where_numbers_moved_within_the_tolerance() -> Non
     def change(found: dict[str, Any]) -> None:
         found |= {"answers": ["a", "a"], "probabilities": [[0.75, 0.25], [0.45, 0.55]]}
 
-    assert compare(ANSWERS, changed(change), tolerance=0.1) == pytest.approx(0.05)
+    assert compare(ANSWERS, changed(change), tolerance=within(0.1)) == pytest.approx(0.05)
     with pytest.raises(CertificateError, match=r"Probe 2, probabilities.*at most 0\.01 is allowed"):
-        compare(ANSWERS, changed(change), tolerance=0.01)
+        compare(ANSWERS, changed(change), tolerance=within(0.01))
+
+
+def test_log_likelihoods_have_a_tolerance_of_their_own_and_beyond_1_it_is_a_share() -> None:
+    other = changed(lambda found: found["log_likelihoods"][1].__setitem__(0, -2.1))
+    assert compare(ANSWERS, other, tolerance=within(0, 0.06)) == pytest.approx(0.05)
+    with pytest.raises(CertificateError, match=r"Probe 2, log lik.*at most 0\.04 is allowed"):
+        compare(ANSWERS, other, tolerance=within(0.06, 0.04))
 
 
 def test_other_written_tokens_are_refused() -> None:
