@@ -1,4 +1,4 @@
-"""Wrong command lines, and what their messages must say; those about the store of feedback and keys."""
+"""What a wrong command line is, and those about stores, talking and going on; `test_bad_commands.py` has the others and runs all."""
 
 from dataclasses import dataclass
 
@@ -59,3 +59,24 @@ STORES = (
     bad("feedback export --out rows.jsonl", "`--out rows.jsonl` is there already", "overwrite`"),
 )
 """Feedback and keys, and stores that are none."""
+
+TALKS = (
+    bad("chat", "Missing argument 'RUN|MODEL'", "`lushan chat --help` shows"),
+    bad("chat run --seed x", "'--seed'", "valid integer", "Got 'x'"),
+    bad("chat run --set data.over_length=window", "`data` has no effect here", "`generation`"),
+    bad("chat run --system hello", "no effect here", "`classification` answers each line"),
+    bad("chat run --set generation.top_p=0.5", "`classification` writes no free text"),
+    bad("chat tiny --set generation.max_new_tokens=128", "`generation.max_new_tokens` is 128"),
+    bad("chat encoder", "`encoder` is an encoder", "Choose a decoder (`lushan models list`)"),
+    bad("chat nosuch", "Unknown model `nosuch`", "Known: SmolLM2-135M-Instruct"),
+)
+"""Nobody to talk to, or in no such way."""
+
+RESUMED = (
+    bad("predict run words.jsonl --resume", "`--resume` has no effect without `--out FILE`"),
+    bad(
+        "predict run words.jsonl --resume --out new.jsonl", "`new.jsonl.part`", "nothing was begun"
+    ),
+    bad("doctor run --again", "`--again` has no effect with a run"),
+)
+"""Nothing to go on with, or to measure."""

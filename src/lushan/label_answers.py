@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from lushan.tasks import Preparation
 
 MOST_LABELS_IN_PROMPT = 20
+THRESHOLD = 0.5
+"""A text that may have several labels has those of at least this probability."""
 _TINY = 1e-300
 """Stands for a probability of zero, whose logarithm is no number."""
 
@@ -231,8 +233,8 @@ def _prediction(example: Example, probabilities_C: np.ndarray, state: TaskState)
         label: float(value) for label, value in zip(state.labels, probabilities_C, strict=True)
     }
     if state.multi_label:
-        answer = tuple(label for label, value in by_label.items() if value >= 0.5)
-        certain = np.where(probabilities_C >= 0.5, probabilities_C, 1 - probabilities_C)
+        answer = tuple(label for label, value in by_label.items() if value >= THRESHOLD)
+        certain = np.where(probabilities_C >= THRESHOLD, probabilities_C, 1 - probabilities_C)
         return Prediction(
             example.id, answer, by_label, float(np.log(np.maximum(certain, _TINY)).sum())
         )

@@ -14,7 +14,7 @@ import pytest
 
 from lushan.backbones.sources import models_folder
 from lushan.cli.main import command_names, run
-from tests.bad_commands import STORES, BadCommand, bad
+from tests.bad_commands import RESUMED, STORES, TALKS, BadCommand, bad
 from tests.bad_inputs import good_rows, write_lines
 from tests.conftest import MakeTiny
 
@@ -28,9 +28,8 @@ RECIPES = {
 }
 """Files that are no recipe, by the mistake in them."""
 
-
 OPTIONS = (
-    bad("tyr rows.jsonl", "Unknown command `tyr`", "Known: augment, check, compare", "tune"),
+    bad("tyr rows.jsonl", "Unknown command `tyr`", "Known: augment, chat, check, compare", "tune"),
     bad("Tune rows.jsonl", "Unknown command `Tune`", "tune"),
     bad("--unknown", "--unknown", "`lushan --help` shows"),
     bad("--seed 3 tune rows.jsonl", "No such option: --seed", "`lushan --help` shows"),
@@ -321,7 +320,17 @@ RUNS = (
 )
 """Runs that are none, unfinished, broken, or do not fit what is asked."""
 
-BAD_COMMANDS = (*OPTIONS, *SETTINGS, *CONTRADICTIONS, *FILES, *PLACES, *RUNS, *STORES)
+BAD_COMMANDS = (
+    *OPTIONS,
+    *SETTINGS,
+    *CONTRADICTIONS,
+    *FILES,
+    *PLACES,
+    *RUNS,
+    *STORES,
+    *TALKS,
+    *RESUMED,
+)
 FAMILIES = ("feedback", "keys", "models")
 """Commands that are several."""
 every_bad_command = pytest.mark.parametrize(

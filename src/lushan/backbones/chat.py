@@ -39,13 +39,18 @@ class ChatTemplate:
         self._folder = folder
 
     @cached_property
+    def text(self) -> str:
+        """The template itself."""
+        return read_chat_template(self._folder) or PLAIN_CHAT
+
+    @cached_property
     def _compiled(self) -> Template:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
         environment.globals["raise_exception"] = _refuse
         environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
-        return environment.from_string(read_chat_template(self._folder) or PLAIN_CHAT)
+        return environment.from_string(self.text)
 
     def render(
         self,

@@ -1,4 +1,4 @@
-"""`lushan doctor`: what this machine has, how fast it is, and what Lushan will use because of it."""
+"""`lushan doctor`: what this machine has, and what Lushan will use because of it; or whether a model is still the certified one."""
 
 import dataclasses
 import platform
@@ -9,13 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from lushan.cli.console import JsonOption, SeedOption, emit_json, show_table
+from lushan.cli.console import JsonOption, SeedOption, emit_json, show_table, tell
+from lushan.errors import CertificateError, RunError, SettingError
 
 GIBIBYTE = 1 << 30
 PACKAGES = ("lushan", "torch", "transformers", "tokenizers", "peft", "accelerate", "scikit-learn")
 
 
 def command(
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]", help="A run, whose model is held to its certificate; else the machine."
+        ),
+    ] = None,
     *,
     again: Annotated[
         bool, typer.Option("--again", help="Measure anew; the machine was busy the last time.")
@@ -23,13 +30,38 @@ def command(
     as_json: JsonOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Tell what this machine can do, what will be used, and why."""
+    """Tell what this machine can do, what will be used, and why; or whether a tuned model is the one that was certified."""
     del seed  # every command takes it; nothing here is random
+    if run is not None:
+        if again:
+            raise SettingError(
+                "`--again` has no effect with a run: nothing is measured. Remove it."
+            )
+        _prove(run, as_json=as_json)
+        return
     findings = _examine(again=again)
     if as_json:
         emit_json(findings)
     else:
         _show(findings)
+
+
+def _prove(run: Path, *, as_json: bool) -> None:
+    from lushan.model_store.certificate import replay
+    from lushan.model_store.tuned_model import load_predictor
+
+    predictor = load_predictor(run)
+    try:
+        difference = replay(run, predictor)
+    except CertificateError as error:
+        raise RunError(f"`{run}` is not what was certified. {error}") from None
+    tell(
+        f"`{run}` is what was certified, version {predictor.version}: the probes are answered as they were (largest "
+        f"difference {difference:.2g})."
+    )
+    if as_json:
+        found = {"run": str(run), "model_version": predictor.version}
+        emit_json({**found, "largest_difference": difference})
 
 
 def _examine(*, again: bool) -> dict[str, Any]:

@@ -1,30 +1,44 @@
 """Proof that a saved model answers like the one that was trained: reloaded in a fresh process, asked the same.
 
-`python -m lushan.model_store.certificate RUN` is that process; it prints its answers as one JSON line.
+`certify` makes it; `replay` holds a model that is about to be served to it, in its own process.
+`python -m lushan.model_store.certificate RUN` is the fresh process; it prints its answers as one JSON line.
 """
 
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lushan.atomic import write_json
-from lushan.errors import CertificateError
+from lushan.backbones.sources import locate
+from lushan.errors import CertificateError, RunError
 from lushan.inference.predict import Predictor
-from lushan.model_store.tuned_model import SCHEMA_VERSION, load_predictor, model_version
-from lushan.records import Answer, Example, Span, plain_answer
+from lushan.model_store.digests import (
+    BASE_FILES,
+    WEIGHTS,
+    check_digests,
+    digests_of,
+    files_of_model,
+)
+from lushan.model_store.probes import (
+    NUM_PROBES,
+    TOLERANCES,
+    Tolerance,
+    compare,
+    describe_answers,
+    ties_of,
+)
+from lushan.model_store.tuned_model import load_predictor, model_version, read_meaning
+from lushan.records import Example
 
-NUM_PROBES = 32
-TOLERANCE = 1e-5
-"""Largest difference of a probability; on the same machine it is zero."""
-
+SCHEMA_VERSION = 2
+"""Of the certificate. Version 1 knew no files, stop tokens, chat template or log-likelihoods."""
 _PROBES = "probes.json"
+_CERTIFICATE = "certificate.json"
+_NEEDED = ("model_version", "precision", "tolerances", "answers")
 
 
 def certify(run: Path, predictor: Predictor, examples: Sequence[Example]) -> dict[str, Any]:
@@ -36,93 +50,141 @@ def certify(run: Path, predictor: Predictor, examples: Sequence[Example]) -> dic
         examples: Texts to ask about; the first 32 are used.
 
     Raises:
-        CertificateError: If labels, token ids or answers differ, or the model cannot be loaded. Then the model
+        CertificateError: If renderer, labels or answers differ, or the model cannot be loaded. Then the model
             is in `model-refused`, where nobody takes it for a good one.
     """
     probes = list(examples[:NUM_PROBES])
+    model = run / "model"
     written = {
         "texts": [each.text for each in probes],
         "extras": [dict(each.extra) for each in probes],
     }
-    write_json(run / "model" / _PROBES, written)
+    write_json(model / _PROBES, written)
     expected = describe_answers(predictor, probes)
     try:
         difference = compare(expected, _answers_of_fresh_process(run))
-    except CertificateError:
+    except CertificateError as error:
         shutil.rmtree(run / "model-refused", ignore_errors=True)
-        (run / "model").rename(run / "model-refused")
-        raise
+        model.rename(run / "model-refused")
+        raise CertificateError(f"The saved model was not certified. {error}") from None
+    base = _base_of_adapter(model)
     certificate = {
         "schema_version": SCHEMA_VERSION,
-        "model_version": model_version(run / "model"),
-        "form": "adapter" if (run / "model" / "adapter_config.json").is_file() else "whole",
+        "model_version": model_version(model),
+        "form": "whole" if base is None else "adapter",
+        "precision": read_meaning(model).precision,
         "num_probes": len(probes),
         "largest_difference": difference,
-        "tolerance": TOLERANCE,
-        "labels": list(predictor.state.labels),
-        "stop_token": predictor.backbone.tokenizer.stop_id,
-        "tokenizer_fingerprint": predictor.backbone.tokenizer.fingerprint,
+        "tolerances": _tolerances(),
+        "files": digests_of(model, files_of_model(model)),
+        "base_files": {} if base is None else digests_of(base, BASE_FILES),
         "answers": expected,
     }
-    write_json(run / "certificate.json", certificate)
+    write_json(run / _CERTIFICATE, certificate)
     return certificate
 
 
-def describe_answers(predictor: Predictor, probes: Sequence[Example]) -> dict[str, Any]:
-    """Everything that must be equal: token ids, label names, answers and probabilities."""
-    features = predictor.encode(probes)
-    predictions = predictor.predict(probes)
-    parts = [() if isinstance(each.answer, str) else each.answer for each in predictions]
-    return {
-        "labels": list(predictor.state.labels),
-        "token_ids": [list(each.token_ids) for each in features],
-        "answers": [_without_numbers(each.answer) for each in predictions],
-        "probabilities": [
-            [*each.probabilities.values(), *(x.probability for x in spans if isinstance(x, Span))]
-            for each, spans in zip(predictions, parts, strict=True)
-        ],
-    }
+def replay(run: Path, predictor: Predictor, *, arithmetic: str | None = None) -> float:
+    """Ask a loaded model what its certificate was made with, and hold its answers and its files to it.
+
+    Args:
+        run: The run folder, or its `model` folder.
+        predictor: The model as `load_predictor` gave it, or the form of it that is to be served.
+        arithmetic: What it computes with, where that is not the precision of its training; a name of `TOLERANCES`.
+
+    Returns:
+        The largest difference of a probability or log-likelihood.
+
+    Raises:
+        CertificateError: If a file, the renderer, the labels or an answer differs; names it, and what was expected.
+        RunError: If there is no certificate, or it is broken or of a newer version.
+    """
+    model = _model_folder(run)
+    certificate = read_certificate(run)
+    _check_files(model, certificate, loaded_version=predictor.version)
+    probes = read_probes(model)
+    tolerance = Tolerance(**certificate["tolerances"][arithmetic or certificate["precision"]])
+    expected = certificate["answers"]
+    if predictor.writes and "written_ids" not in expected:  # version 1 kept whole texts
+        expected = {name: expected[name] for name in ("labels", "token_ids")}
+    found = describe_answers(predictor, probes)
+    is_tie = ties_of(predictor, found["token_ids"], tolerance=tolerance)
+    return compare(expected, found, tolerance=tolerance, is_tie=is_tie)
 
 
-def _without_numbers(answer: Answer) -> Any:  # noqa: ANN401 - any JSON value
-    """The answer as JSON has it; how sure the model is of its parts is compared as a number."""
-    if isinstance(answer, str):
-        return answer
-    bare = [x if isinstance(x, str) else replace(x, probability=None) for x in answer]
-    return plain_answer(tuple(bare))  # pyright: ignore[reportArgumentType] - all are of one kind
+def read_certificate(run: Path) -> dict[str, Any]:
+    """Read the certificate of a run; one of an older version says less.
+
+    Args:
+        run: The run folder, or its `model` folder.
+
+    Raises:
+        RunError: If there is none, or it is broken or of a newer version.
+    """
+    file = _model_folder(run).parent / _CERTIFICATE
+    if not file.is_file():
+        raise RunError(
+            f"`{file}` is missing: nothing proves that this model answers as it was trained to. Finish the run with "
+            "`lushan tune ... --resume`, or copy the whole run folder."
+        )
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        version = found["schema_version"]
+        if version > SCHEMA_VERSION:
+            raise RunError(
+                f"`{file}` has schema version {version}; this Lushan reads up to {SCHEMA_VERSION}. Update Lushan."
+            )
+        if version == 1:
+            found["tolerances"] = _tolerances()
+            found["precision"] = read_meaning(_model_folder(run)).precision
+        needed = _NEEDED if version == 1 else (*_NEEDED, "files", "base_files")
+        return found | {name: found[name] for name in needed}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"`{file}` is broken: {error!r}. Restore it, or tune again.") from None
+
+
+def _tolerances() -> dict[str, Any]:
+    return {name: each._asdict() for name, each in TOLERANCES.items()}
+
+
+def _check_files(model: Path, certificate: Mapping[str, Any], *, loaded_version: str) -> None:
+    """Refuse files that are not those of the certificate.
+
+    Weights that were read a moment ago to tell the version of the loaded model are not read again.
+    """
+    if "files" in certificate:
+        names, expected = files_of_model(model), certificate["files"]
+        if loaded_version == certificate["model_version"]:
+            names = [name for name in names if not name.endswith(WEIGHTS)]
+            expected = {n: each for n, each in expected.items() if not n.endswith(WEIGHTS)}
+        check_digests(model, expected, digests_of(model, names))
+        base = _base_of_adapter(model)
+        if base is not None:
+            check_digests(base, certificate["base_files"], digests_of(base, BASE_FILES))
+    if loaded_version != certificate["model_version"]:
+        raise CertificateError(
+            f"`{model}` was certified as version {certificate['model_version']}, but version {loaded_version or 'unknown'} "
+            "was loaded: its weights or `lushan.json` are others."
+        )
+
+
+def _model_folder(run: Path) -> Path:
+    return run / "model" if (run / "model").is_dir() else run
+
+
+def _base_of_adapter(model: Path) -> Path | None:
+    """The folder of the pretrained model that an adapter stands on."""
+    is_adapter = (model / "adapter_config.json").is_file()
+    return locate(read_meaning(model).base_model) if is_adapter else None
 
 
 def read_probes(run: Path) -> list[Example]:
-    """Give the examples that a run's certificate is about."""
-    written = json.loads((run / "model" / _PROBES).read_text(encoding="utf-8"))
+    """Give the examples that the certificate of a run, or of its `model` folder, is about."""
+    written = json.loads((_model_folder(run) / _PROBES).read_text(encoding="utf-8"))
     pairs = zip(written["texts"], written["extras"], strict=True)
     return [
         Example(str(number), text, None, extra=extra) for number, (text, extra) in enumerate(pairs)
     ]
-
-
-def compare(expected: dict[str, Any], found: dict[str, Any]) -> float:
-    """Largest difference of a probability.
-
-    Raises:
-        CertificateError: If anything else differs, or the difference is above `TOLERANCE`.
-    """
-    for what in ("labels", "token_ids", "answers"):
-        if expected[what] != found[what]:
-            raise CertificateError(
-                f"The saved model differs from the trained one in its {what.replace('_', ' ')}. It was not certified."
-            )
-    ours, theirs = (
-        np.array([value for row in each["probabilities"] for value in row])
-        for each in (expected, found)
-    )
-    difference = float(np.abs(ours - theirs).max(initial=0.0))
-    if not difference <= TOLERANCE:  # so that what is no number is refused
-        raise CertificateError(
-            f"The saved model's probabilities differ by up to {difference:.2g} from the trained one's "
-            f"(at most {TOLERANCE} is allowed). It was not certified."
-        )
-    return difference
 
 
 def _answers_of_fresh_process(run: Path) -> dict[str, Any]:

@@ -82,6 +82,11 @@ def _named_attention(backbone: Backbone) -> Any:  # noqa: ANN401
         config._attn_implementation = ours
 
 
+def is_tuned_model(folder: Path) -> bool:
+    """Whether this is a run folder with a tuned model, or its `model` folder."""
+    return any((each / _FILE).is_file() for each in (folder, folder / "model"))
+
+
 def read_meaning(folder: Path) -> TunedModel:
     """Read what a model folder means.
 

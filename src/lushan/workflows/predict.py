@@ -1,5 +1,6 @@
 """Ask a tuned model: about the rows of a file, or about texts in memory."""
 
+import hashlib
 import itertools
 import json
 import time
@@ -27,6 +28,8 @@ Tell = Callable[[str], None]
 
 CHUNK_ROWS = 4096
 """Rows that are answered together: enough to sort by length, few enough to keep."""
+CHUNK_WRITTEN_ROWS = 256
+"""The same where answers are written, which takes long: what is not finished is lost with its process."""
 READ_SETTINGS = ("columns", "over_length")
 """What of `data` counts when a model is asked."""
 RUN_CODE = ("task_settings", "run_code")
@@ -35,6 +38,11 @@ RUN_CODE = ("task_settings", "run_code")
 
 def ignore(_: object) -> None:
     """Tell nobody."""
+
+
+def start_anew(_: Mapping[str, Any]) -> int:
+    """No line is there yet."""
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +134,7 @@ def open_run(run: Path, settings: Mapping[str, Any] | None = None) -> Opened:
         limit = LengthLimit(predictor.limit.max_tokens, given.over_length)
         predictor = replace(predictor, limit=limit)
     if written := recipe.generation.model_dump(exclude_unset=True):
-        predictor = _writing(predictor, written, task_name)
+        predictor = with_generation(predictor, written, task_name)
     recipe_file = run / "recipe.yaml"
     values = read_yaml(recipe_file) if recipe_file.is_file() else {}
     data = values.get("data")
@@ -134,8 +142,12 @@ def open_run(run: Path, settings: Mapping[str, Any] | None = None) -> Opened:
     return Opened(predictor, task_name, given.columns, run_columns)
 
 
-def _writing(predictor: Predictor, given: Mapping[str, Any], task_name: str) -> Predictor:
-    """Have a model that writes do so in another way."""
+def with_generation(predictor: Predictor, given: Mapping[str, Any], task_name: str) -> Predictor:
+    """Have a model that writes do so in another way.
+
+    Raises:
+        SettingError: If it writes nothing, or the settings do not go together.
+    """
     if not predictor.writes:
         raise SettingError(
             f"Setting `generation.{next(iter(given))}` has no effect here: this model of the task `{task_name}` writes "
@@ -193,6 +205,7 @@ def predict(
     data: Path,
     *,
     write: Callable[[Iterable[str]], None],
+    num_written: Callable[[Mapping[str, Any]], int] = start_anew,
     settings: Mapping[str, Any] | None = None,
     tell: Tell = ignore,
     begin: Callable[[int], None] = ignore,
@@ -206,13 +219,15 @@ def predict(
         run: The folder that `lushan tune --out` wrote.
         data: A file, or a folder with a test file.
         write: Takes the lines, each with its line end, while they are made.
+        num_written: Told what the lines depend on, says how many of them are there from an earlier call; see
+            `AnswerFile`.
         settings: As for `open_run`.
         tell: Takes one line for a person.
         begin: Called with the number of texts to answer.
         advance: Called with the number of texts that were answered since the last call.
 
     Returns:
-        What was done: run, data, model version, number of rows, seconds.
+        What was done: run, data, model version, number of rows, how many of them were there already, seconds.
 
     Raises:
         UserError: If the run or the data does not fit; nothing is written then.
@@ -221,37 +236,56 @@ def predict(
     rows = open_rows(opened, data, needs_target=False)
     for note in rows.notes:
         tell(note)
-    num_examples = 0
-    for chunk in _chunks(rows):
+    num_examples, digest = 0, hashlib.sha256()
+    chunk_rows = CHUNK_WRITTEN_ROWS if opened.predictor.writes else CHUNK_ROWS
+    for chunk in _chunks(rows, chunk_rows):
         # A text that is too long must be found before any is answered.
         opened.predictor.encode([example for _, example in chunk])
         num_examples += len(chunk)
+        for number, example in chunk:
+            digest.update(f"{number} {example.id}\n".encode())
     for note in rows.notes:
         tell(note)
+    predictor = opened.predictor
+    num_resumed = num_written({
+        "model_version": opened.version,
+        "rows": digest.hexdigest(),
+        "num_examples": num_examples,
+        "chunk_rows": chunk_rows,
+        "length_limit": asdict(predictor.limit),
+        "generation": predictor.generation.model_dump() if predictor.writes else None,
+    })
     begin(num_examples)
+    advance(num_resumed)
     started = time.perf_counter()
-    write(_lines(opened.predictor, rows, advance=advance))
+    open_chunks = _chunks(rows, chunk_rows, num_skipped=num_resumed)
+    write(_lines(predictor, open_chunks, advance=advance))
     return {
         "run": str(run),
         "data": str(rows.file),
         "task": opened.task_name,
         "model_version": opened.version,
         "num_examples": num_examples,
+        "num_resumed": num_resumed,
         "seconds": time.perf_counter() - started,
     }
 
 
-def _lines(predictor: Predictor, rows: Rows, *, advance: Advance) -> Iterator[str]:
-    for chunk in _chunks(rows):
+def _lines(
+    predictor: Predictor, chunks: Iterable[list[tuple[int, Example]]], *, advance: Advance
+) -> Iterator[str]:
+    for chunk in chunks:
         predictions = predictor.predict([example for _, example in chunk], advance=advance)
         for (number, _), prediction in zip(chunk, predictions, strict=True):
             line = {"row": number, **asdict(prediction)}
             yield json.dumps(line, ensure_ascii=False) + "\n"
 
 
-def _chunks(rows: Rows) -> Iterator[list[tuple[int, Example]]]:
-    stream = iter(rows)
-    while chunk := list(itertools.islice(stream, CHUNK_ROWS)):
+def _chunks(
+    rows: Rows, chunk_rows: int, *, num_skipped: int = 0
+) -> Iterator[list[tuple[int, Example]]]:
+    stream = itertools.islice(rows, num_skipped, None)
+    while chunk := list(itertools.islice(stream, chunk_rows)):
         yield chunk
 
 

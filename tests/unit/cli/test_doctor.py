@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,17 @@ def test_doctor_for_people_says_what_will_be_used(capsys: pytest.CaptureFixture[
     assert output.out == ""
     assert "precision" in output.err
     assert "GFLOP/s" in output.err
+
+
+def test_run_is_held_to_its_certificate(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    assert run(["doctor", str(copy), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["largest_difference"] == 0.0
+    (copy / "model" / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    assert run(["doctor", str(copy)]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "run` is not what was certified" in told
+    assert "chat_template.jinja` was not there when the model was certified" in told
+    assert run(["doctor", str(copy), "--again"]) == 2

@@ -57,6 +57,42 @@ def test_chunks_change_nothing(tiny_run: Path, rows: Path, monkeypatch: pytest.M
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-6)
 
 
+def test_rows_that_were_answered_before_are_not_asked_again(
+    tiny_run: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_ROWS", 7)
+    whole = ask(tiny_run, rows)
+    asked: list[int] = []
+    facts: list[Any] = []
+
+    def num_written(told: Any) -> int:  # noqa: ANN401
+        facts.append(told)
+        return 14
+
+    rest = ask(tiny_run, rows, num_written=num_written, advance=asked.append)
+    assert rest == whole[14:]
+    assert (asked[0], sum(asked)) == (14, 48)
+    assert (facts[0]["num_examples"], facts[0]["chunk_rows"]) == (48, 7)
+    assert facts[0]["model_version"] == whole[0]["model_version"]
+
+
+def test_lines_depend_on_the_rows_and_on_how_they_are_asked(
+    tiny_run: Path, rows: Path, tmp_path: Path
+) -> None:
+    facts: list[Any] = []
+
+    def stop(told: Any) -> int:  # noqa: ANN401
+        facts.append(told)
+        return told["num_examples"]
+
+    other = write_lines(tmp_path / "other.jsonl", [{"words": "The boat."}])
+    for data, policy in ((rows, "error"), (rows, "window"), (other, "error")):
+        settings = {"data": {"over_length": policy}}
+        assert ask(tiny_run, data, num_written=stop, settings=settings) == []
+    assert facts[0]["rows"] == facts[1]["rows"] != facts[2]["rows"]
+    assert [each["length_limit"]["policy"] for each in facts] == ["error", "window", "error"]
+
+
 def test_a_file_without_labels_but_with_another_column_can_be_named(
     tiny_run: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,132 @@
+"""`lushan chat` as a command: by a script, and by a person."""
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lushan.backbones.hardware import Choice
+from lushan.cli.main import run
+from lushan.workflows import chat as module
+from lushan.workflows.chat import Conversation
+from tests.conftest import MakeTiny
+
+BRIEF = ("--set", "generation.max_new_tokens=6")
+
+
+@pytest.fixture(autouse=True)
+def _measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "choose_precision", lambda *_, **__: Choice("fp32", "a test"))
+
+
+def pipe(patch: pytest.MonkeyPatch, *lines: str) -> None:
+    """Have a script say this."""
+    patch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+
+
+def type_lines(patch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
+    """Have a person type this; an error is what a key raises."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    patch.setattr(sys, "stdin", terminal)
+    typed = iter([*lines, EOFError])
+
+    def answer(_: str) -> str:
+        line = next(typed)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    patch.setattr("builtins.input", answer)
+
+
+def test_each_line_of_a_script_is_a_turn_with_one_json_object(
+    tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe(monkeypatch, "Hi", "", "Why?", "/reset", "Why?", "/quit", "never read")
+    assert run(["chat", str(tiny_folder("llama")), *BRIEF, "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(told) == 3
+    assert told[1]["num_prompt_tokens"] > told[0]["num_prompt_tokens"]
+    assert told[2]["num_prompt_tokens"] < told[1]["num_prompt_tokens"]
+
+
+def test_replies_are_on_stdout_and_all_else_on_stderr(
+    tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe(monkeypatch, "Hi")
+    assert run(["chat", str(tiny_folder("llama")), *BRIEF, "--json"]) == 0
+    reply = json.loads(capsys.readouterr().out)["reply"]
+    pipe(monkeypatch, "Hi")
+    assert run(["chat", str(tiny_folder("llama")), *BRIEF]) == 0
+    output = capsys.readouterr()
+    assert output.out.strip() == reply
+    assert "has no chat template" in output.err
+
+
+def test_classifier_answers_each_line(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe(monkeypatch, "The boat sailed.", "/etc is a folder")
+    assert run(["chat", str(tiny_run), "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [set(each["probabilities"]) for each in told] == [{"hill", "sea"}] * 2
+
+
+def test_mistake_in_a_script_ends_it(
+    tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe(monkeypatch, "Hi<eos>", "Hi")
+    assert run(["chat", str(tiny_folder("llama")), *BRIEF]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "a message holds `<eos>`" in output.err
+
+
+def test_mistake_of_a_person_is_told_and_the_talk_goes_on(
+    tiny_folder: MakeTiny,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "talk.jsonl"
+    lines = ["/help", "Hi<eos>", "/save", KeyboardInterrupt, "/system Be kind.", "Hi"]
+    type_lines(monkeypatch, *lines, f"/save {file}")
+    assert run(["chat", str(tiny_folder("llama")), *BRIEF]) == 0
+    told = capsys.readouterr().err
+    for part in ("Unknown command `/help`", "holds `<eos>`", "`/save` needs", "Ctrl-D ends"):
+        assert part in told
+    roles = [each["role"] for each in json.loads(file.read_text(encoding="utf-8"))["messages"]]
+    assert roles == ["system", "user", "assistant"]
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_program(
+    tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = Conversation.ask
+
+    def interrupted(self: Conversation, line: str) -> Iterator[str]:
+        reply = ask(self, line)
+        try:
+            yield next(reply)
+            if line == "Hi":
+                raise KeyboardInterrupt
+            yield from reply
+        finally:
+            reply.close()
+
+    monkeypatch.setattr(Conversation, "ask", interrupted)
+    type_lines(monkeypatch, "Hi", "Why?")
+    assert run(["chat", str(tiny_folder("llama")), *BRIEF, "--json"]) == 0
+    output = capsys.readouterr()
+    told = [json.loads(line) for line in output.out.splitlines() if line.startswith("{")]
+    assert [each["ended"] for each in told] == ["interrupted", "length"]
+    assert "[stopped]" in output.err
+
+
+def test_encoder_is_refused(tiny_folder: MakeTiny, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["chat", str(tiny_folder("bert"))]) == 2
+    assert "cannot chat" in capsys.readouterr().err
