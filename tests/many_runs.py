@@ -28,6 +28,7 @@ class Kind:
     rank: int = 4
     seed: int = 1
     precision: Literal["bf16", "fp32"] = "fp32"
+    attention: Literal["causal", "bidirectional"] = "causal"
 
 
 KINDS = {
@@ -53,7 +54,7 @@ def examples_of(task: str) -> list[Example]:
 def save_run(run: Path, base: Path, kind: Kind) -> Path:
     """Save a model as a run would."""
     task: Task = load_task(kind.task)
-    preparation = Preparation(run_code=True)
+    preparation = Preparation(run_code=True, attention=kind.attention)
     state: TaskState = task.prepare(examples_of(kind.task), preparation, multi_label=False)
     layer = task.layer(state, answer=kind.answer)
     backbone = load_backbone(base, **layer._asdict(), precision=kind.precision, seed=kind.seed)

@@ -119,7 +119,7 @@ class Backbone:
         if self.frozen is None or kept_TD is None:
             calls = self._calls(batch, prefix=prefix, record=record)
             return _joined([self._run(call) for call in calls])
-        if self.frozen.depth == len(self.layers):
+        if self.frozen.depth == self.facts.num_layers:
             return kept_TD
         calls = self._calls(batch)
         parts = kept_TD[None].split([call.token_ids_1T.shape[1] for call in calls], dim=1)

@@ -90,7 +90,7 @@ def _read(asked: Sequence[_Asked], shared: SharedLayers) -> None:
         for number, one in enumerate(asked)
         for place, each in enumerate(one.features)
     )
-    depth = len(shared.backbone.layers)
+    depth = shared.backbone.facts.num_layers
     bounds = split_lengths([each.num_tokens for each in documents], MAX_BATCH_TOKENS)
     for start, end in bounds:
         part = documents[start:end]

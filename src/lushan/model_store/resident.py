@@ -87,8 +87,8 @@ class Resident:
             limit_bytes: Memory that weights may take, frozen weights that are laid out a second time included.
         """
         self._limit_bytes = limit_bytes
-        self._bases: WeakValueDictionary[tuple[str, str], _Base] = WeakValueDictionary()
-        """By digest of the weights, and precision."""
+        self._bases: WeakValueDictionary[tuple[str, str, bool], _Base] = WeakValueDictionary()
+        """By digest of the weights, precision, and whether tokens look both ways."""
         self._models: dict[str, ResidentModel] = {}
 
     @property
@@ -142,8 +142,10 @@ class Resident:
         Raises:
             ModelError: If there is none of this name; tells the names.
         """
-        self.model(name)
+        model = self.model(name)
         del self._models[name]
+        if model.base is not None:
+            model.base.layers.many.forget()
 
     def predict(self, questions: Sequence[tuple[str, Example]]) -> list[Prediction]:
         """Answer examples, each by the model that is named, in order; those of one base in the same passes.
@@ -199,11 +201,11 @@ class Resident:
         return holder.engine
 
     def _load(self, name: str, folder: Path, meaning: TunedModel) -> ResidentModel:
-        base = self._base_for(name, folder, meaning)
-        if isinstance(base, str):
-            return self._load_alone(name, folder, meaning, why=base)
         task: Task = load_task(meaning.task)
         layer = task.layer(meaning.state, answer=meaning.answer)
+        base = self._base_for(name, folder, meaning, both_ways=layer.both_ways)
+        if isinstance(base, str):
+            return self._load_alone(name, folder, meaning, why=base)
         backbone = (
             _adapted(folder, layer, base) if is_adapter(folder) else _headed(folder, layer, base)
         )
@@ -223,11 +225,13 @@ class Resident:
         predictor = load_predictor(folder)
         return ResidentModel(name, predictor, _num_bytes(predictor.backbone.model), why, None)
 
-    def _base_for(self, name: str, folder: Path, meaning: TunedModel) -> _Base | str:
+    def _base_for(
+        self, name: str, folder: Path, meaning: TunedModel, *, both_ways: bool
+    ) -> _Base | str:
         """Give the base that a model shares with others, loaded if need be; or say why it shares none."""
         if not is_adapter(folder) and meaning.adapter != "head":
             return "its layers were tuned"
-        key = (meaning.base_digest, meaning.precision)
+        key = (meaning.base_digest, meaning.precision, both_ways)
         if key in self._bases:
             return self._bases[key]
         try:
@@ -239,7 +243,9 @@ class Resident:
         if describe(weights).family == "encoder":
             return "encoders do not share layers"
         self._check_room(name, _predicted_bytes(weights, meaning))
-        backbone = load_backbone(weights, purpose="language", precision=meaning.precision)
+        backbone = load_backbone(
+            weights, purpose="language", both_ways=both_ways, precision=meaning.precision
+        )
         if backbone.packing_mode != "packed":
             return f"`{backbone.facts.model_type}` cannot use packed attention"
         many = ManyAdapters(backbone.core)
@@ -265,6 +271,8 @@ def _adapted(folder: Path, layer: AnswerLayer, base: _Base) -> SharingBackbone:
     # PEFT puts an adapter where the weights beside it are.
     empty.base_model.load_state_dict(shared.core.state_dict(), assign=True)
     adapted = load_adapter(empty, folder)
+    # Adapters are multiplied together: what is not finite in one would reach the others.
+    check_values(folder, _stored_weights(folder))
     adapter = base.layers.many.adapter_of(adapted)
     model = adapted.get_base_model()
     if layer.purpose == "language":

@@ -15,12 +15,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from lushan.backbones.load import (
-    AnswerLayer,
     Backbone,
     PackingMode,
     Purpose,
     cast_weights,
-    empty_model,
     is_head,
     load_backbone,
 )
@@ -283,18 +281,3 @@ def test_backbone_is_where_its_weights_are(tiny_folder: MakeTiny) -> None:
     assert backbone.device == torch.device("cpu")
     assert plain is backbone.model
     assert backbone.core is plain.base_model
-
-
-@pytest.mark.parametrize("purpose", ["classify", "tag"])
-@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt2"])
-def test_empty_model_is_that_of_a_loaded_one_without_its_weights(
-    purpose: Purpose, model_type: str, tiny_folder: MakeTiny
-) -> None:
-    empty = empty_model(tiny_folder(model_type), AnswerLayer(purpose, LABELS))
-    loaded = load_backbone(tiny_folder(model_type), purpose=purpose, labels=LABELS).model
-    assert type(empty).__name__ == type(loaded).__name__
-    assert {name: each.shape for name, each in empty.named_parameters()} == {
-        name: each.shape for name, each in loaded.named_parameters()
-    }
-    assert all(each.is_meta for each in empty.parameters())
-    assert (empty.config.id2label, empty.training) == (loaded.config.id2label, False)

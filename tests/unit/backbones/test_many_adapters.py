@@ -1,5 +1,6 @@
 """Rows of several adapters in one pass: compared with PEFT's own layers, one document at a time."""
 
+import weakref
 from functools import partial
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lushan.backbones.load import AnswerLayer, Backbone, load_backbone
+from lushan.backbones import many_adapters
+from lushan.backbones.load import AnswerLayer, Backbone, Purpose, load_backbone
 from lushan.backbones.many_adapters import (
     Adapter,
     ManyAdapters,
@@ -63,10 +65,12 @@ def assert_close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("spared", [0, 10**9], ids=["one by one", "stacked"])
 @pytest.mark.parametrize("model_type", PACKED_TYPES)
 def test_each_document_is_adapted_by_its_own_adapter_as_peft_does(
-    model_type: str, tiny_folder: MakeTiny
+    model_type: str, spared: int, tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(many_adapters, "_SPARED", {torch.float32: spared})
     folder = tiny_folder(model_type)
     base, many = shared(folder)
     models = [with_adapter(folder, number) for number in (0, 1)]
@@ -80,6 +84,40 @@ def test_each_document_is_adapted_by_its_own_adapter_as_peft_does(
         model = untouched if owner is None else models[owner]
         assert_close(found, states_of(model, ids))
     assert (states_of(models[0], (7,)) - states_of(models[1], (7,))).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("spared", [0, 10**9], ids=["one by one", "stacked"])
+def test_layers_that_not_every_adapter_changes_are_left_as_they_are(
+    spared: int, tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many_adapters, "_SPARED", {torch.float32: spared})
+    folder = tiny_folder("llama")
+    base, many = shared(folder)
+    parts = (["q_proj", "up_proj"], ["q_proj", "down_proj"])
+    models = [with_adapter(folder, n, target_modules=part) for n, part in enumerate(parts)]
+    own = [many.adapter_of(model) for model in models]
+    with torch.inference_mode(), many.apply(own, [3, 4]):
+        found_TD = base.hidden_states(batch(DOCUMENTS[1], DOCUMENTS[3]))
+    pairs = zip(models, (DOCUMENTS[1], DOCUMENTS[3]), strict=True)
+    assert_close(found_TD, torch.cat([states_of(*each) for each in pairs]))
+
+
+def test_adapters_are_stacked_once_for_passes_of_the_same_models(tiny_folder: MakeTiny) -> None:
+    folder = tiny_folder("llama")
+    base, many = shared(folder)
+    own = [many.adapter_of(with_adapter(folder, number)) for number in (0, 1)]
+    gone = weakref.ref(own[1])
+    stacks: list[object] = []
+    for order in (own, own, own[::-1]):
+        with torch.inference_mode(), many.apply(order, [1, 1]):
+            base.hidden_states(batch((7,), (8,)))
+        stacks.append(many._stack)
+    assert stacks[0] is stacks[1] is not stacks[2]
+    stacks.clear()
+    del own, order
+    assert gone() is not None
+    many.forget()
+    assert gone() is None
 
 
 def test_nothing_is_added_outside_of_a_pass_with_adapters(tiny_folder: MakeTiny) -> None:
@@ -152,3 +190,20 @@ def test_model_whose_head_has_no_weights_is_refused(tiny_folder: MakeTiny) -> No
     model: nn.Module = empty_model(folder, AnswerLayer("classify", ("no", "yes")))
     with pytest.raises(ModelError, match=r"lacks weights, such as `score\.weight`"):
         share_layers(model, base)
+
+
+@pytest.mark.parametrize("purpose", ["classify", "tag"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt2"])
+def test_empty_model_is_that_of_a_loaded_one_without_its_weights(
+    purpose: Purpose, model_type: str, tiny_folder: MakeTiny
+) -> None:
+    empty = empty_model(tiny_folder(model_type), AnswerLayer(purpose, ("bad", "fine", "good")))
+    loaded = load_backbone(
+        tiny_folder(model_type), purpose=purpose, labels=("bad", "fine", "good")
+    ).model
+    assert type(empty).__name__ == type(loaded).__name__
+    assert {name: each.shape for name, each in empty.named_parameters()} == {
+        name: each.shape for name, each in loaded.named_parameters()
+    }
+    assert all(each.is_meta for each in empty.parameters())
+    assert (empty.config.id2label, empty.training) == (loaded.config.id2label, False)

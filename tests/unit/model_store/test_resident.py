@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from lushan.backbones.adapters import Method
 from lushan.backbones.load import load_backbone
 from lushan.errors import ModelError, RunError, UserError
 from lushan.inference.draft import TokenEvent
@@ -108,6 +109,22 @@ def test_models_of_two_bases_have_two_backbones(
         each for x in (many_runs / "topics", run, again) for each in load_predictor(x).predict(examples)
     ]  # fmt: skip
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("method", ["lora", "head"])
+def test_tokens_that_look_both_ways_have_a_backbone_where_all_do(
+    method: Method, many_runs: Path, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    resident, examples = holding(many_runs, "names"), examples_of("tagging")
+    names = ["there", "again"]
+    for seed, name in enumerate(names):
+        kind = Kind("tagging", method=method, seed=seed, attention="bidirectional")
+        resident.load(save_run(tmp_path / name, tiny_folder("llama"), kind))
+    bases = [resident.model(name).base for name in ("names", *names)]
+    assert bases[0] is not bases[1] is bases[2] is not None
+    found = resident.predict([(name, x) for name in ("names", *names) for x in examples])
+    runs = [many_runs / "names", *(tmp_path / name for name in names)]
+    assert_same(found, [each for run in runs for each in load_predictor(run).predict(examples)])
 
 
 def test_half_precision_answers_as_alone_but_for_rounding(
@@ -259,21 +276,28 @@ def test_head_whose_base_is_gone_or_other_is_served_alone(many_runs: Path, tmp_p
 
 
 @pytest.mark.parametrize("name", ["topics", "stars"])
-def test_head_that_is_not_there_or_not_finite_is_refused(
-    name: str, many_runs: Path, tmp_path: Path
-) -> None:
+def test_head_that_is_not_there_is_refused(name: str, many_runs: Path, tmp_path: Path) -> None:
     resident = holding(many_runs, "names")
     broken = own_copy(many_runs / name, tmp_path)
-    if name == "stars":
-        change_weights(broken, "score", by=float("nan"))
-        with pytest.raises(ModelError, match=r"`score\.weight` holds values that are not finite"):
-            resident.load(broken)
     (file,) = (broken / "model").glob("*.safetensors")
     weights = {key: each for key, each in load_file(file).items() if "score" not in key}
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks (weights, such as )?`.*score"):
         resident.load(broken)
     assert [each.name for each in resident.models] == ["names"]
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [("topics", "0.mlp.up_proj.lora_A"), ("topics", "score"), ("stars", "score")],
+)
+def test_weights_that_are_not_finite_are_refused(
+    name: str, weight: str, many_runs: Path, tmp_path: Path
+) -> None:
+    broken = own_copy(many_runs / name, tmp_path)
+    change_weights(broken, weight, by=float("nan"))
+    with pytest.raises(ModelError, match=rf"`.*{weight}.*` holds values that are not finite"):
+        holding(many_runs, "names").load(broken)
 
 
 def test_adapter_that_is_cut_off_is_refused(many_runs: Path, tmp_path: Path) -> None:
