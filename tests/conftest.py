@@ -51,6 +51,17 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: MakeTiny) ->
 
 
 @pytest.fixture(scope="session")
+def many_runs(tmp_path_factory: pytest.TempPathFactory, tiny_folder: MakeTiny) -> Path:
+    """Give a folder with one run of each of `tests.many_runs.KINDS`, all tuned from a tiny llama."""
+    from tests.many_runs import KINDS, save_run
+
+    folder = tmp_path_factory.mktemp("many-runs")
+    for name, kind in KINDS.items():
+        save_run(folder / name, tiny_folder("llama"), kind)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def compiled_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder that keeps compiled code from test to test: making it takes seconds."""
     return tmp_path_factory.mktemp("compiled")

@@ -47,7 +47,7 @@ def save_tuned(
         seed=5,
     )
     attach(backbone, method=method, layers=1, rank=4)
-    _draw_trained_weights(backbone)
+    draw_trained_weights(backbone)
     run.mkdir(parents=True, exist_ok=True)
     meaning = replace(meaning_of(backbone, base, answer, state), precision=precision)
     save_model(run / "model", backbone, meaning)
@@ -78,9 +78,9 @@ def meaning_of(
     )
 
 
-def _draw_trained_weights(backbone: Backbone) -> None:
+def draw_trained_weights(backbone: Backbone, seed: int = 7) -> None:
     """Change whatever is trained so much that answers to different texts differ clearly."""
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in backbone.model.parameters():
             noise = torch.randn(weight.shape, generator=generator)

@@ -3,7 +3,7 @@
 Shapes: T tokens, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ PackingMode = Literal["packed", "masked", "alone"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
-_CLASSES: dict[Purpose, Any] = {
+MODEL_CLASSES: dict[Purpose, Any] = {
     "classify": AutoModelForSequenceClassification,
     "tag": AutoModelForTokenClassification,
     "language": AutoModelForCausalLM,
@@ -57,7 +57,7 @@ class AnswerLayer(NamedTuple):
     both_ways: bool = False
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """One pass through the model."""
 
     token_ids_1T: Tensor
@@ -119,7 +119,7 @@ class Backbone:
         if self.frozen is None or kept_TD is None:
             calls = self._calls(batch, prefix=prefix, record=record)
             return _joined([self._run(call) for call in calls])
-        if self.frozen.depth == len(self.layers):
+        if self.frozen.depth == self.facts.num_layers:
             return kept_TD
         calls = self._calls(batch)
         parts = kept_TD[None].split([call.token_ids_1T.shape[1] for call in calls], dim=1)
@@ -132,7 +132,7 @@ class Backbone:
     def next_states(self, token_ids_1N: Tensor, cache: SlotCache) -> Tensor:
         """Run the next token of every text in a cache, which keeps them; (N, D). Only in `packed` mode."""
         positions_1N = cache.begin_step()
-        return self._run(_Call(token_ids_1N, positions_1N, {"packing": cache}))
+        return self._run(Call(token_ids_1N, positions_1N, {"packing": cache}))
 
     def states_at(self, depth: int, batch: Batch) -> Tensor:
         """Run the documents of a batch through the first `depth` layers alone; (T, D).
@@ -162,14 +162,14 @@ class Backbone:
 
     def _calls(
         self, batch: Batch, *, prefix: Prefix | None = None, record: Prefix | None = None
-    ) -> list[_Call]:
+    ) -> list[Call]:
         """Cut a batch into what runs at once."""
         lengths = [len(each.token_ids) for each in batch.features]
         branches = [each.branch_starts for each in batch.features]
         if self.packing_mode == "packed":
             packing = plan_packing(lengths, branches=branches)
             packing.prefix, packing.record = prefix, record
-            return [_Call(batch.token_ids_1T, batch.position_ids_1T, {"packing": packing})]
+            return [Call(batch.token_ids_1T, batch.position_ids_1T, {"packing": packing})]
         most_tokens = self._most_masked_tokens()
         _refuse_long_branches(self.core.config, branches, lengths, most_tokens)
         parts = _consecutive(lengths, most_tokens)
@@ -197,14 +197,14 @@ class Backbone:
         branches: list[tuple[int, ...]],
         token_ids_1T: Tensor,
         position_ids_1T: Tensor,
-    ) -> _Call:
+    ) -> Call:
         """Without the own attention: one document alone, or several under a mask."""
         if len(lengths) == 1 and not any(branches):
-            return _Call(token_ids_1T, position_ids_1T, {})
+            return Call(token_ids_1T, position_ids_1T, {})
         mask = block_mask(lengths, branches=branches, dtype=self.core.dtype, causal=is_causal(self))
-        return _Call(token_ids_1T, position_ids_1T, {"attention_mask": mask.to(self.device)})
+        return Call(token_ids_1T, position_ids_1T, {"attention_mask": mask.to(self.device)})
 
-    def _run(self, call: _Call) -> Tensor:
+    def _run(self, call: Call) -> Tensor:
         options = dict(call.options)
         if self.facts.family == "decoder":
             options["use_cache"] = False
@@ -299,22 +299,13 @@ def load_backbone(
             f"`{folder.name}` is an encoder: it fills gaps and cannot write. Use `--answer head`."
         )
     tokenizer = Tokenizer.load(folder)
-    options: dict[str, Any] = {}
-    if purpose in ("classify", "tag"):
-        options = {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: number for number, label in enumerate(labels)},
-        }
-    if purpose == "classify":
-        problem_type = "multi_label" if multi_label else "single_label"
-        options["problem_type"] = f"{problem_type}_classification"
+    options = class_options(purpose, labels, multi_label=multi_label)
     if purpose == "tag":
         know_token_model(folder)
     keep_freed_memory(keep=False)
     attention.register()
     torch.manual_seed(seed)
-    model, fresh_weights = _from_pretrained(folder, _CLASSES[purpose], options)
+    model, fresh_weights = _from_pretrained(folder, MODEL_CLASSES[purpose], options)
     model.config.pad_token_id = _padding_id(model, tokenizer)
     backbone = Backbone(model.eval(), tokenizer, facts, "packed", fresh_weights)
     if both_ways and facts.family == "decoder":
@@ -343,6 +334,21 @@ def _look_both_ways(backbone: Backbone) -> None:
         )
 
 
+def class_options(purpose: Purpose, labels: Sequence[str], *, multi_label: bool) -> dict[str, Any]:
+    """What the configuration of a class model says beyond that of its backbone."""
+    if purpose not in ("classify", "tag"):
+        return {}
+    options: dict[str, Any] = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    if purpose == "classify":
+        problem_type = "multi_label" if multi_label else "single_label"
+        options["problem_type"] = f"{problem_type}_classification"
+    return options
+
+
 def _from_pretrained(
     folder: Path,
     model_class: Any,  # noqa: ANN401
@@ -353,7 +359,7 @@ def _from_pretrained(
     except (AssertionError, OSError, RuntimeError, KeyError, ValueError) as error:
         raise ModelError(f"`{folder}` cannot be loaded: {error}") from None
     _check_keys(folder, info)
-    _check_values(folder, model)
+    check_values(folder, model.named_parameters())
     return model, tuple(sorted(info["missing_keys"]))
 
 
@@ -398,8 +404,13 @@ def _check_keys(folder: Path, info: dict[str, Any]) -> None:
         )
 
 
-def _check_values(folder: Path, model: nn.Module) -> None:
-    for name, weight in model.named_parameters():
+def check_values(folder: Path, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse weights, by name, that are not finite.
+
+    Raises:
+        ModelError: If there are any; names the folder and a weight.
+    """
+    for name, weight in weights:
         # The two extremes tell of every value, in a tenth of the time that looking at each takes.
         if not torch.stack(weight.aminmax()).isfinite().all():
             raise ModelError(
@@ -468,7 +479,7 @@ def _probe_packed(backbone: Backbone, ids: list[Tensor]) -> Tensor:
     position_ids_1T = torch.cat([torch.arange(length) for length in lengths])[None]
     if backbone.packing_mode == "packed":
         return backbone._run(
-            _Call(token_ids_1T, position_ids_1T, {"packing": plan_packing(lengths)})
+            Call(token_ids_1T, position_ids_1T, {"packing": plan_packing(lengths)})
         )
     no_branches: list[tuple[int, ...]] = [()] * len(lengths)
     return backbone._run(backbone._masked_call(lengths, no_branches, token_ids_1T, position_ids_1T))

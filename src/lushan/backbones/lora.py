@@ -24,12 +24,17 @@ class FrozenProduct:
     """Multiplies by a weight that never changes, and by its transpose."""
 
     def __init__(self, weight_OI: Tensor) -> None:
-        """Lay the weight out for both directions where that is of use: in bf16 on a CPU."""
+        """Lay the weight out where that is of use: in bf16 on a CPU."""
         can_pack = (
             torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
         packs = can_pack and weight_OI.device.type == "cpu" and weight_OI.dtype == torch.bfloat16
-        self._forward, self._backward = (_packed if packs else _plain)(weight_OI)
+        self.num_bytes = weight_OI.nbytes if packs else 0
+        """Memory beside the weight of what passes forward."""
+        self._product_by = _packed if packs else _plain
+        self._weight_OI = weight_OI
+        self._forward = self._product_by(weight_OI)
+        self._backward: _Product | None = None
 
     def forward(self, inputs_TI: Tensor, bias_O: Tensor | None) -> Tensor:
         """Give (T, O)."""
@@ -37,25 +42,23 @@ class FrozenProduct:
 
     def backward(self, gradient_TO: Tensor) -> Tensor:
         """Give (T, I)."""
+        if self._backward is None:  # a model that only answers never gets here
+            self._backward = self._product_by(self._weight_OI.T)
         return self._backward(gradient_TO, None)
 
 
 _Product = Callable[[Tensor, Tensor | None], Tensor]
 
 
-def _plain(weight_OI: Tensor) -> tuple[_Product, _Product]:
-    return (
-        lambda inputs_TI, bias_O: functional.linear(inputs_TI, weight_OI, bias_O),
-        lambda gradient_TO, _: gradient_TO @ weight_OI,
-    )
+def _plain(weight_OI: Tensor) -> _Product:
+    return lambda inputs_TI, bias_O: functional.linear(inputs_TI, weight_OI, bias_O)
 
 
-def _packed(weight_OI: Tensor) -> tuple[_Product, _Product]:
-    pack, multiply = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
-    forward, backward = (pack(each, _USUAL_TOKENS) for each in (weight_OI, weight_OI.T))
-    return (
-        lambda inputs_TI, bias_O: multiply(inputs_TI, forward, bias_O, "none", [], ""),
-        lambda gradient_TO, _: multiply(gradient_TO.contiguous(), backward, None, "none", [], ""),
+def _packed(weight_OI: Tensor) -> _Product:
+    multiply = torch.ops.mkldnn._linear_pointwise
+    laid_out = torch.ops.mkldnn._reorder_linear_weight(weight_OI, _USUAL_TOKENS)
+    return lambda inputs_TI, bias_O: multiply(
+        inputs_TI.contiguous(), laid_out, bias_O, "none", [], ""
     )
 
 

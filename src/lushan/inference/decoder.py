@@ -7,6 +7,7 @@ Shapes: N texts, D width, T tokens.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Protocol
 
@@ -16,18 +17,21 @@ from transformers import DynamicCache
 
 from lushan.backbones.attention import Prefix
 from lushan.backbones.load import Backbone
+from lushan.backbones.many_adapters import Adapter, ManyAdapters
 from lushan.backbones.slot_cache import SlotCache, place
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_by_tokens
 from lushan.inference.constrained import read_prefix
 from lushan.records import Features
 
 TokenIds = tuple[int, ...]
+Adapters = Sequence[Adapter | None]
+"""Of each text; None where the base itself writes. Nothing says that of all."""
 
 
 class Decoder(Protocol):
     """Texts by slot, from 0 on without holes."""
 
-    def add(self, texts: Sequence[TokenIds]) -> Tensor:
+    def add(self, texts: Sequence[TokenIds], adapters: Adapters = ()) -> Tensor:
         """Read whole texts, which take the next slots; the hidden states of their last tokens, (N, D)."""
         ...
 
@@ -43,22 +47,35 @@ class Decoder(Protocol):
 class SlotDecoder:
     """All texts at once, by packed attention."""
 
-    def __init__(self, backbone: Backbone, prefix_ids: TokenIds = ()) -> None:
+    def __init__(
+        self, backbone: Backbone, prefix_ids: TokenIds = (), many: ManyAdapters | None = None
+    ) -> None:
         """Make an empty decoder.
 
         Args:
             backbone: A decoder in `packed` mode.
-            prefix_ids: What many of the texts start with; computed once.
+            prefix_ids: What many of the texts start with; computed once, for those that the base itself writes.
+            many: What adapts its layers, where texts have adapters.
         """
         self._backbone = backbone
         self._cache = SlotCache(backbone.device)
         self._prefix_ids = prefix_ids
         self._prefix: Prefix | None = None
+        self._many = many
+        self._adapters: list[Adapter | None] = []
 
-    def add(self, texts: Sequence[TokenIds]) -> Tensor:
+    def add(self, texts: Sequence[TokenIds], adapters: Adapters = ()) -> Tensor:
         """Read whole texts, which take the next slots; the hidden states of their last tokens, (N, D)."""
+        own = list(adapters) or [None] * len(texts)
+        self._adapters += own
         length = len(self._prefix_ids)
-        shares = [length > 0 and len(t) > length and t[:length] == self._prefix_ids for t in texts]
+        shares = [
+            adapter is None
+            and length > 0
+            and len(text) > length
+            and text[:length] == self._prefix_ids
+            for text, adapter in zip(texts, own, strict=True)
+        ]
         hidden_D: dict[int, Tensor] = {}
         recorded: dict[int, list[dict[int, tuple[Tensor, Tensor]]]] = {}
         for shared in (True, False):
@@ -70,7 +87,9 @@ class SlotDecoder:
             ]
             documents.sort(key=lambda each: len(each.token_ids))
             for part in split_by_tokens(documents, MAX_BATCH_TOKENS):
-                self._read(part, self._shared() if shared else None, hidden_D, recorded)
+                sizes = [len(each.token_ids) for each in part]
+                with self._adapted([own[each.example_index] for each in part], sizes):
+                    self._read(part, self._shared() if shared else None, hidden_D, recorded)
         for index in range(len(texts)):
             self._cache.add(recorded[index])
         return torch.stack([hidden_D[index] for index in range(len(texts))])
@@ -99,17 +118,19 @@ class SlotDecoder:
 
     def step(self, token_ids: Sequence[int]) -> Tensor:
         """Read one more token of every text; its hidden states, (N, D)."""
-        outputs = self._backbone.core(
-            input_ids=torch.tensor([list(token_ids)], device=self._backbone.device),
-            position_ids=self._cache.begin_step(),
-            packing=self._cache,
-            use_cache=False,
-        )
-        return outputs.last_hidden_state[0]
+        token_ids_1N = torch.tensor([list(token_ids)], device=self._backbone.device)
+        with self._adapted(self._adapters, [1] * len(token_ids)):
+            return self._backbone.next_states(token_ids_1N, self._cache)
+
+    def _adapted(self, adapters: Adapters, num_rows: list[int]) -> AbstractContextManager[None]:
+        return nullcontext() if self._many is None else self._many.apply(adapters, num_rows)
 
     def rearrange(self, wanted: Sequence[int]) -> list[int]:
         """Keep the texts of the wanted slots, some perhaps twice; gives each one's new slot."""
-        return self._cache.rearrange(wanted)
+        placed = self._cache.rearrange(wanted)
+        by_slot = dict(zip(placed, wanted, strict=True))
+        self._adapters = [self._adapters[by_slot[slot]] for slot in range(len(wanted))]
+        return placed
 
 
 def _layers(record: Prefix, start: int, end: int) -> dict[int, tuple[Tensor, Tensor]]:
@@ -126,7 +147,7 @@ class SingleDecoder:
         self._backbone = backbone
         self._caches: list[DynamicCache] = []
 
-    def add(self, texts: Sequence[TokenIds]) -> Tensor:
+    def add(self, texts: Sequence[TokenIds], adapters: Adapters = ()) -> Tensor:
         """Read whole texts, which take the next slots; the hidden states of their last tokens, (N, D)."""
         self._caches += [DynamicCache(config=self._backbone.core.config) for _ in texts]
         caches = self._caches[len(self._caches) - len(texts) :]

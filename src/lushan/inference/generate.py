@@ -7,7 +7,7 @@ Shapes: N rows, R rows of one request, D width, V vocabulary.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lushan.backbones.heads import vocabulary_logits
 from lushan.backbones.load import Backbone
+from lushan.backbones.many_adapters import Adapter, ManyAdapters
 from lushan.errors import DataError, ModelError
 from lushan.inference.beam import BeamSearch
 from lushan.inference.constrained import SHORTEST_PREFIX_TOKENS, num_shared_tokens
@@ -91,9 +92,27 @@ def generate(
         ModelError: If the model cannot write.
         SettingError: If settings do not go together, or the constraint is no valid one.
     """
-    answers: dict[tuple[int, int], Generated] = {}
     num_open = [settings.num_return_sequences] * len(prompts)
+
+    def ended(prompt_index: int) -> None:
+        num_open[prompt_index] -= 1
+        if num_open[prompt_index] == 0:
+            advance(1)
+
     events = stream(backbone, prompts, settings, constraint=constraint, max_rows=max_rows)
+    return collect(events, ended=ended)
+
+
+def collect(
+    events: Iterable[TokenEvent], *, ended: Callable[[int], None] = lambda _: None
+) -> list[Generated]:
+    """Put the tokens that were told together to answers, in the order of the prompts.
+
+    Args:
+        events: All of them.
+        ended: Called with the number of a prompt whenever one of its answers is whole.
+    """
+    answers: dict[tuple[int, int], Generated] = {}
     for event in events:
         place = event.prompt_index, event.answer_index
         answer = answers.setdefault(place, Generated(*place))
@@ -102,9 +121,7 @@ def generate(
         answer.pieces.append(event.text)
         if event.ended:
             answer.ended = event.ended
-            num_open[event.prompt_index] -= 1
-            if num_open[event.prompt_index] == 0:
-                advance(1)
+            ended(event.prompt_index)
     return [answers[place] for place in sorted(answers)]
 
 
@@ -134,10 +151,11 @@ def stream(
     )
     for index, (each, form) in enumerate(zip(token_ids, constraints, strict=True)):
         engine.add(each, settings, index=index, constraint=form)
-    return _run(engine)
+    return run(engine)
 
 
-def _run(engine: "GenerationEngine") -> Iterator[TokenEvent]:
+def run(engine: "GenerationEngine") -> Iterator[TokenEvent]:
+    """Answer all requests of an engine and tell each token as it comes."""
     while engine.is_busy:
         yield from engine.step()
 
@@ -155,6 +173,7 @@ class _Waiting:
 
     start: Draft
     settings: GenerationSettings
+    adapter: Adapter | None
 
     @property
     def num_rows(self) -> int:
@@ -183,6 +202,7 @@ class GenerationEngine:
         *,
         max_rows: int = MAX_ROWS,
         prefix_ids: tuple[int, ...] = (),
+        many: ManyAdapters | None = None,
     ) -> None:
         """Make an engine without requests.
 
@@ -190,6 +210,7 @@ class GenerationEngine:
             backbone: A causal language model.
             max_rows: Drafts that are written at once; a request that needs more runs alone.
             prefix_ids: What many prompts start with; computed once.
+            many: What adapts the layers of the backbone, where requests have adapters of their own.
 
         Raises:
             ModelError: If the model cannot write.
@@ -204,7 +225,7 @@ class GenerationEngine:
         """What a user should know."""
         self._decoder: Decoder
         if backbone.packing_mode == "packed":
-            self._decoder = SlotDecoder(backbone, prefix_ids)
+            self._decoder = SlotDecoder(backbone, prefix_ids, many)
         else:
             self._decoder = SingleDecoder(backbone)
             self.notes = (
@@ -212,6 +233,7 @@ class GenerationEngine:
                 "another, slower, with the same results.",
             )
         self._backbone = backbone
+        self._takes_adapters = many is not None and backbone.packing_mode == "packed"
         self._max_rows = max_rows
         self._stop_ids = stop_ids(backbone)
         self._waiting: deque[_Waiting] = deque()
@@ -229,6 +251,7 @@ class GenerationEngine:
         *,
         index: int,
         constraint: Constraint | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         """Take a request.
 
@@ -237,11 +260,18 @@ class GenerationEngine:
             settings: How its answers are written.
             index: Number by which events name it.
             constraint: A form that its answers must have.
+            adapter: Which of the models that share the backbone answers; None for the base itself. It is held until the
+                request is answered.
 
         Raises:
             DataError: If the prompt is empty or leaves no room for `max_new_tokens`.
+            ModelError: If the engine was made for one model alone and an adapter is given.
             SettingError: If settings do not go together, or the constraint is no valid one.
         """
+        if adapter is not None and not self._takes_adapters:
+            raise ModelError(
+                "This engine writes with one model alone, and takes no other's adapter."
+            )
         check_settings(settings)
         self._check_length(len(prompt_ids), settings.max_new_tokens, index)
         tokenizer = self._backbone.tokenizer
@@ -258,7 +288,7 @@ class GenerationEngine:
             text=TextStream(tokenizer, prompt_ids, settings.stop_strings),
             grammar=grammar,
         )
-        self._waiting.append(_Waiting(draft, settings))
+        self._waiting.append(_Waiting(draft, settings, adapter))
 
     def _check_length(self, num_prompt_tokens: int, max_new_tokens: int, index: int) -> None:
         if num_prompt_tokens == 0:
@@ -307,7 +337,9 @@ class GenerationEngine:
             started.append(self._waiting.popleft())
         if not started:
             return []
-        logits_NV = self._logits(self._decoder.add([each.start.prompt_ids for each in started]))
+        texts = [each.start.prompt_ids for each in started]
+        adapters = [each.adapter for each in started]
+        logits_NV = self._logits(self._decoder.add(texts, adapters))
         requests = [
             _Active(_search(each), each.num_rows, [first_slot + number])
             for number, each in enumerate(started)

@@ -5,10 +5,9 @@ Documents run packed, longest last, and what all prompts share at their start is
 Shapes: N documents of a batch, F all documents, C classes or candidate answers.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +49,11 @@ class Predictor:
         return self.task.writes and self.answer == "generate"
 
     @property
+    def chooses(self) -> bool:
+        """Whether answers are chosen from a list that is the same for all examples, by how likely each is written."""
+        return self.answer == "generate" and bool(self.task.candidates(self.state))
+
+    @property
     def asked_limit(self) -> LengthLimit:
         """Longest document that is asked about: it leaves room to what is written."""
         if not self.writes:
@@ -80,8 +84,12 @@ class Predictor:
             return []
         if features is None:
             features = self.encode(examples, shots=shots)
-        forms = [each.extra.get("form") for each in examples]
-        outputs = self._outputs(features, forms, advance)
+        return self.decode(self.outputs(features, examples, advance), features, examples)
+
+    def decode(
+        self, outputs: Outputs, features: Sequence[Features], examples: Sequence[Example]
+    ) -> list[Prediction]:
+        """Turn what the model said into predictions."""
         predictions = self.task.decode(outputs, features, examples, self.state, answer=self.answer)
         return [replace(each, model_version=self.version) for each in predictions]
 
@@ -133,14 +141,18 @@ class Predictor:
             shots=shots,
         )
 
-    def _outputs(
-        self, features: Sequence[Features], forms: Sequence[Any], advance: Advance
+    def outputs(
+        self,
+        features: Sequence[Features],
+        examples: Sequence[Example],
+        advance: Advance = _ignore,
     ) -> Outputs:
+        """Run documents through the model; what it says of each."""
         with self._without_training():
             if self.writes:
-                return self._written(features, forms, advance)
-            candidates = self.task.candidates(self.state)
-            if self.answer == "generate" and candidates:
+                return self._written(features, examples, advance)
+            if self.chooses:
+                candidates = self.task.candidates(self.state)
                 return list(score_candidates(self.backbone, features, candidates, advance=advance))
             return head_outputs(self.task, self.backbone, features, advance)
 
@@ -156,33 +168,52 @@ class Predictor:
             self.backbone.model.train(was_training)
 
     def _written(
-        self, features: Sequence[Features], forms: Sequence[Any], advance: Advance
+        self, features: Sequence[Features], examples: Sequence[Example], advance: Advance
     ) -> list[Written]:
         found: dict[int, Written] = {}
         for has_form in (False, True):
-            places = [place for place, form in enumerate(forms) if bool(form) is has_form]
-            # What a form asks for ends the answer; a stop string could come before.
-            learned = () if has_form else self.state.stop_strings
-            stop_strings = (*self.generation.stop_strings, *learned)
+            places = [place for place, each in enumerate(examples) if _has_form(each) is has_form]
             answers = generate(
                 self.backbone,
                 [features[place].token_ids for place in places],
-                self.generation.model_copy(update={"stop_strings": stop_strings}),
-                constraint=[self._constraint(forms[place]) for place in places],
+                self.writing_settings(has_form=has_form),
+                constraint=[self.constraint(examples[place]) for place in places],
                 advance=advance,
             )
-            of_prompt: list[list[Generated]] = [[] for _ in places]
-            for each in answers:
-                of_prompt[each.prompt_index].append(each)
-            for place, written in zip(places, of_prompt, strict=True):
-                samples = tuple(each.text for each in written) if len(written) > 1 else ()
-                found[place] = Written(written[0].text, written[0].log_likelihood, samples)
+            found.update(zip(places, written_answers(answers), strict=True))
         return [found[place] for place in range(len(features))]
 
-    def _constraint(self, form: Mapping[str, Any] | None) -> Constraint | None:
-        if not form:
+    def writing_settings(self, *, has_form: bool) -> GenerationSettings:
+        """How an answer is written: what a form asks for ends it, where a learned stop string could come before."""
+        learned = () if has_form else self.state.stop_strings
+        stop_strings = (*self.generation.stop_strings, *learned)
+        return self.generation.model_copy(update={"stop_strings": stop_strings})
+
+    def constraint(self, example: Example) -> Constraint | None:
+        """The form that an answer to an example must have."""
+        if not _has_form(example):
             return None
-        return Constraint.form(form, most_tokens=self.generation.max_new_tokens)
+        most_tokens = self.generation.max_new_tokens
+        return Constraint.form(example.extra["form"], most_tokens=most_tokens)
+
+
+def _has_form(example: Example) -> bool:
+    return bool(example.extra.get("form"))
+
+
+def written_answers(answers: Sequence[Generated]) -> list[Written]:
+    """Put the answers to each prompt together, in the order of the prompts."""
+    of_prompt: dict[int, list[Generated]] = {}
+    for each in answers:
+        of_prompt.setdefault(each.prompt_index, []).append(each)
+    return [
+        Written(
+            found[0].text,
+            found[0].log_likelihood,
+            tuple(each.text for each in found) if len(found) > 1 else (),
+        )
+        for found in of_prompt.values()
+    ]
 
 
 def head_outputs(

@@ -144,27 +144,57 @@ def load_predictor(run: Path) -> Predictor:
         RunError: If there is no whole tuned model.
         ModelError: If the base of an adapter is missing or is not the one it was trained on.
     """
-    folder = run / "model" if (run / "model").is_dir() else run
+    folder = model_folder(run)
     meaning = read_meaning(folder)
-    is_adapter = (folder / "adapter_config.json").is_file()
-    base = locate(meaning.base_model) if is_adapter else folder
-    if is_adapter and weights_digest(base) != meaning.base_digest:
+    base = base_of(folder, meaning) if is_adapter(folder) else folder
+    task: Task = load_task(meaning.task)
+    layer = task.layer(meaning.state, answer=meaning.answer)
+    backbone = load_backbone(base, **layer._asdict(), precision=meaning.precision)
+    if is_adapter(folder):
+        backbone.model = load_adapter(backbone.model, folder)
+        compute_in_one_piece(backbone.model)
+    elif meaning.answer == "head" and backbone.fresh_weights:
+        raise RunError(f"`{folder}` lacks weights, such as `{backbone.fresh_weights[0]}`.")
+    return make_predictor(folder, meaning, backbone)
+
+
+def model_folder(run: Path) -> Path:
+    """Give the folder with the tuned model of a run, which may be named itself."""
+    return run / "model" if (run / "model").is_dir() else run
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a model folder holds an adapter, and not whole weights."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def base_of(folder: Path, meaning: TunedModel) -> Path:
+    """Find the base of an adapter.
+
+    Raises:
+        ModelError: If it is missing or is not the one that the adapter was trained on.
+    """
+    base = locate(meaning.base_model)
+    if weights_digest(base) != meaning.base_digest:
         raise ModelError(
             f"`{folder}` is an adapter of `{meaning.base_model}`, but the weights in `{base}` are others. "
             "Restore the model that it was trained on."
         )
-    task: Task = load_task(meaning.task)
-    layer = task.layer(meaning.state, answer=meaning.answer)
-    backbone = load_backbone(base, **layer._asdict(), precision=meaning.precision)
-    if is_adapter:
-        _load_adapter(backbone, folder)
-    elif meaning.answer == "head" and backbone.fresh_weights:
-        raise RunError(f"`{folder}` lacks weights, such as `{backbone.fresh_weights[0]}`.")
+    return base
+
+
+def make_predictor(folder: Path, meaning: TunedModel, backbone: Backbone) -> Predictor:
+    """Put together what answers for a model folder, once its weights are there.
+
+    Raises:
+        RunError: If the tokenizer is another than in training.
+    """
     if backbone.tokenizer.fingerprint != meaning.tokenizer_fingerprint:
+        base = meaning.base_model if is_adapter(folder) else folder
         raise RunError(f"The tokenizer in `{base}` is not the one that the model was trained with.")
     return Predictor(
         backbone,
-        task,
+        load_task(meaning.task),
         meaning.state,
         meaning.answer,
         meaning.limit,
@@ -173,16 +203,27 @@ def load_predictor(run: Path) -> Predictor:
     )
 
 
-def _load_adapter(backbone: Backbone, folder: Path) -> None:
+def load_adapter(model: Any, folder: Path) -> Any:  # noqa: ANN401
+    """Wrap a `transformers` model in the PEFT model of an adapter's folder.
+
+    Args:
+        model: Changed in place. What the adapter brings whole may be without memory in it, on the device `meta`.
+        folder: Where the adapter is.
+
+    Raises:
+        RunError: If the adapter is not whole, or does not fit.
+    """
     from peft import PeftModel, get_peft_model_state_dict  # slow to import, rarely needed
 
     try:
         with quiet_transformers(), safe_open(folder / _ADAPTER_WEIGHTS, "pt") as file:
             found = set(file.keys())
-            backbone.model = PeftModel.from_pretrained(
-                backbone.model, str(folder), autocast_adapter_dtype=False
+            adapted = PeftModel.from_pretrained(
+                model,
+                str(folder),
+                autocast_adapter_dtype=False,
+                low_cpu_mem_usage=True,  # nothing is drawn that is then replaced
             ).eval()
-        compute_in_one_piece(backbone.model)
     except KeyError as error:
         raise RunError(
             f"`{folder}` lacks `{error.args[0]}`, without which its adapter cannot be loaded."
@@ -190,9 +231,10 @@ def _load_adapter(backbone: Backbone, folder: Path) -> None:
     except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise RunError(f"The adapter in `{folder}` cannot be loaded: {error}") from None
     # PEFT leaves what a file lacks as it was drawn anew, and says nothing.
-    expected = get_peft_model_state_dict(backbone.model, save_embedding_layers=False)
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     if missing := sorted(expected.keys() - found):
         raise RunError(f"`{folder}` lacks weights, such as `{missing[0]}`.")
+    return adapted
 
 
 def weights_digest(folder: Path) -> str:

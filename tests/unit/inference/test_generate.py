@@ -9,18 +9,23 @@ import pytest
 import torch
 
 from lushan.backbones.load import Backbone, load_backbone
+from lushan.backbones.many_adapters import Adapter, ManyAdapters
 from lushan.errors import DataError, ModelError, SettingError
 from lushan.inference import constrained, decoder
 from lushan.inference.constrained import num_shared_tokens
 from lushan.inference.generate import (
     GenerationEngine,
+    collect,
     encode_prompts,
     generate,
+    run,
     stop_ids,
     stream,
 )
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
+from lushan.model_store.resident import Resident
+from lushan.model_store.tuned_model import load_predictor
 from lushan.records import Batch, Features
 from tests.conftest import MakeTiny
 from tests.generation import DECODER_TYPES, PROMPTS, STOP_IDS, plain_answers, plain_model
@@ -313,3 +318,32 @@ def test_architecture_without_packed_attention_is_told(sharp_folder: MakeSharp) 
     (note,) = GenerationEngine(load(sharp_folder("gpt_neo"))).notes
     assert "`gpt_neo` cannot use packed attention" in note
     assert GenerationEngine(load(sharp_folder("llama"))).notes == ()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neo"])
+def test_engine_for_one_model_takes_no_adapter(model_type: str, sharp_folder: MakeSharp) -> None:
+    backbone = load(sharp_folder(model_type))
+    many = None if model_type == "llama" else ManyAdapters(backbone.core)
+    with pytest.raises(ModelError, match="writes with one model alone"):
+        GenerationEngine(backbone, many=many).add([5], settings(), index=0, adapter=Adapter({}))
+
+
+def test_beams_and_samples_of_many_adapters_are_written_together_as_alone(
+    many_runs: Path,
+) -> None:
+    names = ["talks", "sums", "quiz"]
+    resident = Resident()
+    for name in names:
+        resident.load(many_runs / name)
+    engine = resident.engine("talks", max_rows=6)
+    alone = [load_predictor(many_runs / name).backbone for name in names]
+    how = [settings(num_beams=3), settings(temperature=1.0, seed=3), settings()]
+    prompts = encode_prompts(alone[0], PROMPTS)
+    places = [(n, prompt) for prompt in prompts for n in range(3)]
+    for index, (n, prompt) in enumerate(places):
+        engine.add(prompt, how[n], index=index, adapter=resident.model(names[n]).adapter)
+    found = collect(run(engine))
+    for each, (n, prompt) in zip(found, places, strict=True):
+        expected = generate(alone[n], [prompt], how[n])[0]
+        assert each.token_ids == expected.token_ids
+        np.testing.assert_allclose(each.log_probabilities, expected.log_probabilities, atol=1e-4)

@@ -1,0 +1,337 @@
+"""Tuned models that are loaded together: one backbone for all that were tuned from the same base.
+
+A LoRA run then costs its matrices, a run whose head alone was tuned its head. Runs with other weights, and those of
+architectures without packed attention, have a backbone of their own. What each answers is what it answers alone.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from lushan.backbones.inspect import describe
+from lushan.backbones.load import DTYPES, AnswerLayer, check_values, load_backbone
+from lushan.backbones.many_adapters import (
+    Adapter,
+    ManyAdapters,
+    SharingBackbone,
+    empty_model,
+    share_layers,
+)
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.catalog import load_task
+from lushan.errors import ModelError, RunError
+from lushan.inference.generate import MAX_ROWS, GenerationEngine
+from lushan.inference.mixed import SharedLayers, predict_mixed
+from lushan.inference.predict import Predictor
+from lushan.model_store.tuned_model import (
+    TunedModel,
+    base_of,
+    is_adapter,
+    load_adapter,
+    load_predictor,
+    make_predictor,
+    model_folder,
+    read_meaning,
+)
+from lushan.records import Example, Prediction
+from lushan.tasks import Task
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class _Base:
+    """A pretrained model that others share; it is in memory as long as one of them is."""
+
+    folder: Path
+    layers: SharedLayers
+    num_bytes: int
+    engine: GenerationEngine | None = None
+
+
+@dataclass(slots=True)
+class ResidentModel:
+    """A tuned model in memory."""
+
+    name: str
+    predictor: Predictor
+    num_bytes: int
+    """Memory of what is its own."""
+    why_alone: str
+    """Why it shares its layers with no other; empty where it may."""
+    base: _Base | None
+    engine: GenerationEngine | None = None
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """What an engine is told in order to write with this model."""
+        backbone = self.predictor.backbone
+        return backbone.adapter if isinstance(backbone, SharingBackbone) else None
+
+
+class Resident:
+    """Tuned models by name, answered together.
+
+    One thread computes. Between its calls models may come and go, also while an engine is writing: an answer that was
+    begun is finished by the model that began it.
+    """
+
+    def __init__(self, *, limit_bytes: float = math.inf) -> None:
+        """Hold nothing yet.
+
+        Args:
+            limit_bytes: Memory that weights may take, frozen weights that are laid out a second time included.
+        """
+        self._limit_bytes = limit_bytes
+        self._bases: WeakValueDictionary[tuple[str, str, bool], _Base] = WeakValueDictionary()
+        """By digest of the weights, precision, and whether tokens look both ways."""
+        self._models: dict[str, ResidentModel] = {}
+
+    @property
+    def models(self) -> tuple[ResidentModel, ...]:
+        """All that are loaded, the oldest first."""
+        return tuple(self._models.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that all weights take."""
+        parts: Iterable[_Base | ResidentModel] = (*self._bases.values(), *self.models)
+        return sum(each.num_bytes for each in parts)
+
+    def model(self, name: str) -> ResidentModel:
+        """Give a model that is loaded.
+
+        Raises:
+            ModelError: If there is none of this name; tells the names.
+        """
+        if name not in self._models:
+            known = ", ".join(f"`{each}`" for each in self._models) or "none"
+            raise ModelError(f"No model `{name}` is loaded. Loaded: {known}.")
+        return self._models[name]
+
+    def load(self, run: Path, *, name: str | None = None) -> str:
+        """Load the tuned model of a run, and give its name.
+
+        Args:
+            run: The run folder, or its `model` folder.
+            name: What it is called here; without one, as the folder is.
+
+        Raises:
+            ModelError: If the base of an adapter is missing or another, or the models would take too much memory.
+            RunError: If there is no whole tuned model, or one of this name is loaded.
+        """
+        folder = model_folder(run)
+        meaning = read_meaning(folder)
+        name = name or run.resolve().name
+        if name in self._models:
+            raise RunError(
+                f"A model `{name}` is loaded already. Unload it first, or give this one another name."
+            )
+        model = self._load(name, folder, meaning)
+        self._check_room(name, model.num_bytes)
+        self._models[name] = model
+        return name
+
+    def unload(self, name: str) -> None:
+        """Forget a model, and its base if no other needs it; answers that were begun with it are finished.
+
+        Raises:
+            ModelError: If there is none of this name; tells the names.
+        """
+        model = self.model(name)
+        del self._models[name]
+        if model.base is not None:
+            model.base.layers.many.forget()
+
+    def predict(self, questions: Sequence[tuple[str, Example]]) -> list[Prediction]:
+        """Answer examples, each by the model that is named, in order; those of one base in the same passes.
+
+        Raises:
+            DataError: If a text is too long and the policy is `error`.
+            ModelError: If a model is not loaded.
+        """
+        places: dict[str, list[int]] = {}
+        for place, (name, _) in enumerate(questions):
+            self.model(name)
+            places.setdefault(name, []).append(place)
+        of_base: dict[_Base | str, list[str]] = {}
+        for name in places:
+            of_base.setdefault(self._models[name].base or name, []).append(name)
+        found: dict[int, Prediction] = {}
+        for names in of_base.values():
+            asked = [
+                (
+                    self._models[name].predictor,
+                    [questions[place][1] for place in places[name]],
+                )
+                for name in names
+            ]
+            base = self._models[names[0]].base
+            answers = (
+                [asked[0][0].predict(asked[0][1])]
+                if base is None or len(asked) == 1
+                else predict_mixed(base.layers, asked)
+            )
+            for name, predictions in zip(names, answers, strict=True):
+                found.update(zip(places[name], predictions, strict=True))
+        return [found[place] for place in range(len(questions))]
+
+    def engine(self, name: str, *, max_rows: int = MAX_ROWS) -> GenerationEngine:
+        """Give the engine that writes for a model and all that share its base; `add` takes the model's `adapter`.
+
+        Raises:
+            ModelError: If the model is not loaded, or cannot write.
+        """
+        model = self.model(name)
+        if model.predictor.backbone.plain_model.get_output_embeddings() is None:
+            raise ModelError(f"`{name}` answers by a head and cannot write.")
+        holder = model.base or model
+        if holder.engine is None:
+            holder.engine = (
+                GenerationEngine(model.predictor.backbone, max_rows=max_rows)
+                if model.base is None
+                else GenerationEngine(
+                    model.base.layers.backbone, max_rows=max_rows, many=model.base.layers.many
+                )
+            )
+        return holder.engine
+
+    def _load(self, name: str, folder: Path, meaning: TunedModel) -> ResidentModel:
+        task: Task = load_task(meaning.task)
+        layer = task.layer(meaning.state, answer=meaning.answer)
+        base = self._base_for(name, folder, meaning, both_ways=layer.both_ways)
+        if isinstance(base, str):
+            return self._load_alone(name, folder, meaning, why=base)
+        backbone = (
+            _adapted(folder, layer, base) if is_adapter(folder) else _headed(folder, layer, base)
+        )
+        if backbone is None:
+            return self._load_alone(name, folder, meaning, why="its weights are not its base's")
+        predictor = make_predictor(folder, meaning, backbone)
+        num_bytes = _num_bytes(backbone.model, beside=base.layers.backbone.model)
+        if backbone.adapter is not None:
+            num_bytes += backbone.adapter.num_bytes
+        return ResidentModel(name, predictor, num_bytes, "", base)
+
+    def _load_alone(
+        self, name: str, folder: Path, meaning: TunedModel, *, why: str
+    ) -> ResidentModel:
+        weights = base_of(folder, meaning) if is_adapter(folder) else folder
+        self._check_room(name, _predicted_bytes(weights, meaning))
+        predictor = load_predictor(folder)
+        return ResidentModel(name, predictor, _num_bytes(predictor.backbone.model), why, None)
+
+    def _base_for(
+        self, name: str, folder: Path, meaning: TunedModel, *, both_ways: bool
+    ) -> _Base | str:
+        """Give the base that a model shares with others, loaded if need be; or say why it shares none."""
+        if not is_adapter(folder) and meaning.adapter != "head":
+            return "its layers were tuned"
+        key = (meaning.base_digest, meaning.precision, both_ways)
+        if key in self._bases:
+            return self._bases[key]
+        try:
+            weights = base_of(folder, meaning)
+        except ModelError:
+            if is_adapter(folder):
+                raise
+            return "its base is not on this machine"
+        if describe(weights).family == "encoder":
+            return "encoders do not share layers"
+        self._check_room(name, _predicted_bytes(weights, meaning))
+        backbone = load_backbone(
+            weights, purpose="language", both_ways=both_ways, precision=meaning.precision
+        )
+        if backbone.packing_mode != "packed":
+            return f"`{backbone.facts.model_type}` cannot use packed attention"
+        many = ManyAdapters(backbone.core)
+        num_bytes = _num_bytes(backbone.model) + many.num_bytes
+        self._check_room(name, num_bytes)
+        base = _Base(weights, SharedLayers(backbone, many), num_bytes)
+        self._bases[key] = base
+        return base
+
+    def _check_room(self, name: str, num_bytes: int) -> None:
+        taken = self.num_bytes
+        if taken + num_bytes > self._limit_bytes:
+            raise ModelError(
+                f"`{name}` needs {num_bytes / 1e6:,.1f} MB more; models take {taken / 1e6:,.1f} MB of the "
+                f"{self._limit_bytes / 1e6:,.1f} MB that they may. Unload one, or allow more."
+            )
+
+
+def _adapted(folder: Path, layer: AnswerLayer, base: _Base) -> SharingBackbone:
+    """Load an adapter and the head beside it onto the layers of its base."""
+    shared = base.layers.backbone
+    empty = empty_model(base.folder, layer)
+    # PEFT puts an adapter where the weights beside it are.
+    empty.base_model.load_state_dict(shared.core.state_dict(), assign=True)
+    adapted = load_adapter(empty, folder)
+    # Adapters are multiplied together: what is not finite in one would reach the others.
+    check_values(folder, _stored_weights(folder))
+    adapter = base.layers.many.adapter_of(adapted)
+    model = adapted.get_base_model()
+    if layer.purpose == "language":
+        model = shared.plain_model
+    else:
+        share_layers(model, shared)
+    return SharingBackbone(
+        model, shared.tokenizer, shared.facts, "packed", many=base.layers.many, adapter=adapter
+    )
+
+
+def _headed(folder: Path, layer: AnswerLayer, base: _Base) -> SharingBackbone | None:
+    """Load the head of a whole model whose other weights are those of its base; None if they are not."""
+    shared = base.layers.backbone
+    facts = describe(folder)
+    model = empty_model(folder, layer)
+    if not _read_head(folder, model, shared.core):
+        return None
+    share_layers(model, shared)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.fingerprint == shared.tokenizer.fingerprint:
+        tokenizer = shared.tokenizer
+    return SharingBackbone(model, tokenizer, facts, "packed", many=base.layers.many, adapter=None)
+
+
+def _read_head(folder: Path, model: nn.Module, core: nn.Module) -> bool:
+    """Give a model the weights of a folder that are not those of a core; False if the core differs by a bit."""
+    known = core.state_dict()
+    prefix = f"{model.base_model_prefix}."
+    own: dict[str, torch.Tensor] = {}
+    unseen = {name for name, _ in core.named_parameters()}
+    for name, stored in _stored_weights(folder):
+        short = name.removeprefix(prefix)
+        if short == name:
+            own[name] = stored.float()
+        elif short not in known or not _is_equal(stored, known[short]):
+            return False
+        unseen.discard(short)
+    check_values(folder, own.items())
+    model.load_state_dict(own, strict=False, assign=True)
+    return not unseen
+
+
+def _stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 - it is no mapping
+                yield name, stored.get_tensor(name)
+
+
+def _is_equal(stored: torch.Tensor, known: torch.Tensor) -> bool:
+    return stored.shape == known.shape and torch.equal(stored.to(known.dtype), known)
+
+
+def _num_bytes(model: nn.Module, *, beside: nn.Module | None = None) -> int:
+    """Memory of a model's weights, without those that it shares."""
+    shared = {id(each) for each in beside.parameters()} if beside is not None else set()
+    return sum(each.nbytes for each in model.parameters() if id(each) not in shared)
+
+
+def _predicted_bytes(weights: Path, meaning: TunedModel) -> int:
+    return describe(weights).num_parameters * DTYPES[meaning.precision].itemsize
