@@ -15,11 +15,11 @@ from torch import Tensor
 
 from lushan.backbones.heads import vocabulary_logits
 from lushan.backbones.load import Backbone
-from lushan.errors import DataError, ModelError
+from lushan.errors import DataError, ModelError, UserError
 from lushan.inference.beam import BeamSearch
 from lushan.inference.constrained import SHORTEST_PREFIX_TOKENS, num_shared_tokens
 from lushan.inference.decoder import Decoder, SingleDecoder, SlotDecoder
-from lushan.inference.draft import Draft, End, Ends, Search, TokenEvent
+from lushan.inference.draft import Advance, Draft, End, Ends, Search, TokenEvent
 from lushan.inference.generation_settings import GenerationSettings, check_settings
 from lushan.inference.grammar import Constraint, GrammarState
 from lushan.inference.sampling import Sampling
@@ -62,6 +62,14 @@ class Generated:
         """Natural logarithm of the probability of the whole answer."""
         return sum(self.log_probabilities)
 
+    def add(self, event: TokenEvent) -> None:
+        """Append its next token."""
+        self.token_ids.append(event.token_id)
+        self.log_probabilities.append(event.log_probability)
+        self.pieces.append(event.text)
+        if event.ended:
+            self.ended = event.ended
+
 
 def generate(
     backbone: Backbone,
@@ -96,12 +104,8 @@ def generate(
     events = stream(backbone, prompts, settings, constraint=constraint, max_rows=max_rows)
     for event in events:
         place = event.prompt_index, event.answer_index
-        answer = answers.setdefault(place, Generated(*place))
-        answer.token_ids.append(event.token_id)
-        answer.log_probabilities.append(event.log_probability)
-        answer.pieces.append(event.text)
+        answers.setdefault(place, Generated(*place)).add(event)
         if event.ended:
-            answer.ended = event.ended
             num_open[event.prompt_index] -= 1
             if num_open[event.prompt_index] == 0:
                 advance(1)
@@ -140,6 +144,8 @@ def stream(
 def _run(engine: "GenerationEngine") -> Iterator[TokenEvent]:
     while engine.is_busy:
         yield from engine.step()
+        for error in engine.take_failures().values():
+            raise error
 
 
 def encode_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
@@ -166,6 +172,7 @@ class _Waiting:
 class _Active:
     """A request that is being answered."""
 
+    index: int
     search: Search
     num_rows: int
     slots: list[int]
@@ -216,11 +223,18 @@ class GenerationEngine:
         self._stop_ids = stop_ids(backbone)
         self._waiting: deque[_Waiting] = deque()
         self._active: list[_Active] = []
+        self._failures: dict[int, UserError] = {}
 
     @property
     def is_busy(self) -> bool:
         """Whether any request is not answered yet."""
         return bool(self._waiting or self._active)
+
+    @property
+    def open_indices(self) -> set[int]:
+        """The requests that are not answered yet."""
+        waiting = (each.start.prompt_index for each in self._waiting)
+        return {*waiting, *(each.index for each in self._active)}
 
     def add(
         self,
@@ -270,6 +284,17 @@ class GenerationEngine:
                 f"more than the {context} that this model reads. Shorten the prompt, or lower `max_new_tokens`."
             )
 
+    def cancel(self, index: int) -> None:
+        """Forget a request; its rows are free at once. Nothing happens when it is answered already."""
+        self._waiting = deque(each for each in self._waiting if each.start.prompt_index != index)
+        self._active = [each for each in self._active if each.index != index]
+        self._close_holes()
+
+    def take_failures(self) -> dict[int, UserError]:
+        """Give what went wrong with requests since the last call; they have ended, the others go on."""
+        failures, self._failures = self._failures, {}
+        return failures
+
     def step(self) -> list[TokenEvent]:
         """Start the requests that there is room for, and continue all others by one token."""
         model = self._backbone.model
@@ -309,7 +334,7 @@ class GenerationEngine:
             return []
         logits_NV = self._logits(self._decoder.add([each.start.prompt_ids for each in started]))
         requests = [
-            _Active(_search(each), each.num_rows, [first_slot + number])
+            _Active(each.start.prompt_index, _search(each), each.num_rows, [first_slot + number])
             for number, each in enumerate(started)
         ]
         self._active = [*self._active, *requests]
@@ -325,17 +350,24 @@ class GenerationEngine:
         events: list[TokenEvent] = []
         for each in requests:
             rows = [slot - first_slot for slot in each.slots]
-            moved_on = each.search.advance(logits_NV[rows])
+            try:
+                moved_on = each.search.advance(logits_NV[rows])
+            except UserError as error:  # a form that this model's tokens cannot complete
+                self._failures[each.index] = error
+                moved_on = Advance([], [])
             events += moved_on.events
             each.slots = [each.slots[row] for row, _ in moved_on.rows]
             each.next_ids = [token for _, token in moved_on.rows]
         self._active = [each for each in self._active if each.slots]
+        self._close_holes()
+        return events
+
+    def _close_holes(self) -> None:
         placed = iter(
             self._decoder.rearrange([slot for each in self._active for slot in each.slots])
         )
         for each in self._active:
             each.slots = [next(placed) for _ in each.slots]
-        return events
 
 
 def _search(request: _Waiting) -> Search:

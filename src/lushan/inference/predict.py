@@ -8,7 +8,7 @@ Shapes: N documents of a batch, F all documents, C classes or candidate answers.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,14 @@ Advance = Callable[[int], None]
 
 def _ignore(_: int) -> None:
     """Tell nobody about progress."""
+
+
+class Prompted(NamedTuple):
+    """What is asked of a model that writes."""
+
+    prompt_ids: tuple[int, ...]
+    settings: GenerationSettings
+    constraint: Constraint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +88,29 @@ class Predictor:
             return []
         if features is None:
             features = self.encode(examples, shots=shots)
-        forms = [each.extra.get("form") for each in examples]
-        outputs = self._outputs(features, forms, advance)
+        return self.decode(self._outputs(features, examples, advance), features, examples)
+
+    def decode(
+        self, outputs: Outputs, features: Sequence[Features], examples: Sequence[Example]
+    ) -> list[Prediction]:
+        """Turn what the model gave for `features` into one prediction per example, in order."""
         predictions = self.task.decode(outputs, features, examples, self.state, answer=self.answer)
         return [replace(each, model_version=self.version) for each in predictions]
+
+    def prompted(self, features: Sequence[Features], examples: Sequence[Example]) -> list[Prompted]:
+        """Say what is written for each example, and how; only of a model that writes."""
+        found: list[Prompted] = []
+        for each, example in zip(features, examples, strict=True):
+            form: Mapping[str, Any] | None = example.extra.get("form")
+            # What a form asks for ends the answer; a stop string could come before.
+            learned = () if form else self.state.stop_strings
+            stop_strings = (*self.generation.stop_strings, *learned)
+            settings = self.generation.model_copy(update={"stop_strings": stop_strings})
+            constraint = (
+                Constraint.form(form, most_tokens=settings.max_new_tokens) if form else None
+            )
+            found.append(Prompted(each.token_ids, settings, constraint))
+        return found
 
     def examine(
         self,
@@ -134,11 +161,11 @@ class Predictor:
         )
 
     def _outputs(
-        self, features: Sequence[Features], forms: Sequence[Any], advance: Advance
+        self, features: Sequence[Features], examples: Sequence[Example], advance: Advance
     ) -> Outputs:
         with self._without_training():
             if self.writes:
-                return self._written(features, forms, advance)
+                return self._written(self.prompted(features, examples), advance)
             candidates = self.task.candidates(self.state)
             if self.answer == "generate" and candidates:
                 return list(score_candidates(self.backbone, features, candidates, advance=advance))
@@ -155,34 +182,34 @@ class Predictor:
         finally:
             self.backbone.model.train(was_training)
 
-    def _written(
-        self, features: Sequence[Features], forms: Sequence[Any], advance: Advance
-    ) -> list[Written]:
+    def _written(self, prompted: Sequence[Prompted], advance: Advance) -> list[Written]:
         found: dict[int, Written] = {}
         for has_form in (False, True):
-            places = [place for place, form in enumerate(forms) if bool(form) is has_form]
-            # What a form asks for ends the answer; a stop string could come before.
-            learned = () if has_form else self.state.stop_strings
-            stop_strings = (*self.generation.stop_strings, *learned)
+            asked = {
+                place: each
+                for place, each in enumerate(prompted)
+                if (each.constraint is not None) is has_form
+            }
+            if not asked:
+                continue
             answers = generate(
                 self.backbone,
-                [features[place].token_ids for place in places],
-                self.generation.model_copy(update={"stop_strings": stop_strings}),
-                constraint=[self._constraint(forms[place]) for place in places],
+                [each.prompt_ids for each in asked.values()],
+                next(iter(asked.values())).settings,
+                constraint=[each.constraint for each in asked.values()],
                 advance=advance,
             )
-            of_prompt: list[list[Generated]] = [[] for _ in places]
+            of_prompt: list[list[Generated]] = [[] for _ in asked]
             for each in answers:
                 of_prompt[each.prompt_index].append(each)
-            for place, written in zip(places, of_prompt, strict=True):
-                samples = tuple(each.text for each in written) if len(written) > 1 else ()
-                found[place] = Written(written[0].text, written[0].log_likelihood, samples)
-        return [found[place] for place in range(len(features))]
+            found |= zip(asked, map(written_from, of_prompt), strict=True)
+        return [found[place] for place in range(len(prompted))]
 
-    def _constraint(self, form: Mapping[str, Any] | None) -> Constraint | None:
-        if not form:
-            return None
-        return Constraint.form(form, most_tokens=self.generation.max_new_tokens)
+
+def written_from(answers: Sequence[Generated]) -> Written:
+    """Give the answers to one prompt as one, the best."""
+    samples = tuple(each.text for each in answers) if len(answers) > 1 else ()
+    return Written(answers[0].text, answers[0].log_likelihood, samples)
 
 
 def head_outputs(
