@@ -243,6 +243,7 @@ class GenerationEngine:
         *,
         index: int,
         constraint: Constraint | None = None,
+        num_alternatives: int = 0,
     ) -> None:
         """Take a request.
 
@@ -251,6 +252,7 @@ class GenerationEngine:
             settings: How its answers are written.
             index: Number by which events name it.
             constraint: A form that its answers must have.
+            num_alternatives: How many of the most likely tokens events tell at each place; none in beam search.
 
         Raises:
             DataError: If the prompt is empty or leaves no room for `max_new_tokens`.
@@ -271,6 +273,7 @@ class GenerationEngine:
             ends=Ends(self._stop_ids, settings.max_new_tokens),
             text=TextStream(tokenizer, prompt_ids, settings.stop_strings),
             grammar=grammar,
+            num_alternatives=num_alternatives,
         )
         self._waiting.append(_Waiting(draft, settings))
 

@@ -1,13 +1,14 @@
 """The server as an application: its parts, its state, and what it says of itself. Read this file first.
 
-`app.state` holds what every route needs: `models` by name, `settings`, `worker`, `metrics`, and `require_key`, which is
-None where no keys are asked for.
+`app.state` holds what every route needs: `models` by name, `settings`, `worker`, `metrics`, and `keys`, which is None
+where no keys are asked for.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -18,7 +19,7 @@ from starlette.responses import JSONResponse
 
 import lushan
 from lushan.errors import LushanError, UserError
-from lushan.serving import openai_api, task_api
+from lushan.serving import embeddings_api, openai_api, task_api
 from lushan.serving.errors import ErrorAnswer, RequestError, error_response
 from lushan.serving.guard import Guard
 from lushan.serving.hosted import HostedModel, host
@@ -29,10 +30,20 @@ from lushan.serving.worker import Worker
 
 logger = logging.getLogger("lushan.serving")
 
-RequireKey = Callable[[Request], Awaitable[None]]
-"""Lets a request through or raises a `RequestError`."""
+ROUTERS = (
+    (openai_api.router, "chat"),
+    (embeddings_api.router, "predict"),
+    (task_api.router, "predict"),
+)
+"""What can be asked, and what a key must be for."""
 
-ROUTERS = (openai_api.router, task_api.router)
+
+class KeyGate(Protocol):
+    """Knows the API keys."""
+
+    def admit(self, text: str | None, scope: str) -> object:
+        """Raise a `RequestError` unless a key, if one came, is for this."""
+        ...
 
 
 def make_app(
@@ -40,7 +51,7 @@ def make_app(
     settings: ServeSettings,
     *,
     targets: Sequence[str] = (),
-    require_key: RequireKey | None = None,
+    keys: KeyGate | None = None,
 ) -> FastAPI:
     """Put the server together.
 
@@ -48,7 +59,7 @@ def make_app(
         models: Models that are loaded already.
         settings: Where it listens, and what bounds it.
         targets: Runs and models to load once it listens; it is ready when all answer as their certificates say.
-        require_key: Asked before every request to a model; None where only this machine can ask.
+        keys: Asked before every request to a model; None where only this machine can ask.
     """
     app = FastAPI(
         title="Lushan",
@@ -67,18 +78,17 @@ def make_app(
     state.is_ready = False
     state.failure = None
     state.stop = lambda: None
-    state.require_key = require_key
+    state.keys = keys
     state.worker = Worker(state.models, settings)
     state.metrics = Metrics(
         num_waiting=lambda: state.worker.num_waiting, num_running=lambda: state.worker.num_running
     )
     _add_layers(app, settings, state.metrics)
     _add_error_handlers(app)
-    for router in ROUTERS:
+    for router, scope in ROUTERS:
         app.include_router(
             router,
-            prefix="/v1",
-            dependencies=[Depends(_is_ready), Depends(_has_key)],
+            dependencies=[Depends(_needs_key(scope)), Depends(_is_ready)],
             responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
         )
     _add_state_routes(app)
@@ -135,9 +145,14 @@ async def _is_ready(request: Request) -> None:
         )
 
 
-async def _has_key(request: Request) -> None:
-    if request.app.state.require_key is not None:
-        await request.app.state.require_key(request)
+def _needs_key(scope: str) -> Callable[[Request], None]:
+    def check(request: Request) -> None:
+        keys: KeyGate | None = request.app.state.keys
+        if keys is not None:
+            kind, _, text = request.headers.get("authorization", "").partition(" ")
+            keys.admit(text if kind.casefold() == "bearer" and text else None, scope)
+
+    return check
 
 
 def _add_state_routes(app: FastAPI) -> None:

@@ -83,16 +83,19 @@ def status_of(error: LushanError) -> int:
     return 400 if isinstance(error, UserError) else 500
 
 
+def told(error: LushanError) -> dict[str, Any]:
+    """Give the body that tells an error."""
+    param = error.param if isinstance(error, RequestError) else None
+    code = error.code if isinstance(error, RequestError) else None
+    return error_body(str(error), status_of(error), param=param, code=code)
+
+
 def error_response(error: LushanError) -> JSONResponse:
     """Give the whole answer that tells an error."""
-    status = status_of(error)
-    param, code, headers = None, None, dict[str, str]()
-    if isinstance(error, RequestError):
-        param, code = error.param, error.code
-        if error.retry_after_seconds is not None:
-            headers["retry-after"] = str(error.retry_after_seconds)
-    body = error_body(str(error), status, param=param, code=code)
-    return JSONResponse(body, status, headers)
+    headers: dict[str, str] = {}
+    if isinstance(error, RequestError) and error.retry_after_seconds is not None:
+        headers["retry-after"] = str(error.retry_after_seconds)
+    return JSONResponse(told(error), status_of(error), headers)
 
 
 class ErrorDetail(BaseModel):

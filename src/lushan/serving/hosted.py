@@ -1,13 +1,15 @@
 """The models of a server: loaded, and shown to answer as their certificates say before they are asked anything else."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.hardware import choose_device, choose_precision
+from lushan.backbones.inspect import describe
 from lushan.backbones.load import load_backbone
 from lushan.backbones.sources import cache_folder, locate
 from lushan.catalog import load_task
@@ -17,6 +19,7 @@ from lushan.inference.predict import Predictor
 from lushan.model_store.certificate import compare, describe_answers, read_probes
 from lushan.model_store.tuned_model import load_predictor, model_version, weights_digest
 from lushan.records import TaskState
+from lushan.serving.errors import UnknownModelError
 
 CERTIFICATE = "certificate.json"
 MOST_ANSWER_TOKENS = 1024
@@ -37,11 +40,24 @@ class HostedModel:
     is_tuned: bool
     certified: bool
     """Whether its certificate's probes were answered here, and as the certificate says."""
+    loaded_at: int = field(default_factory=lambda: int(time.time()))
+    """Seconds since 1970."""
 
     @property
     def reads_conversations(self) -> bool:
         """Whether its task reads messages, not columns."""
         return "messages" in self.predictor.task.columns.all_names
+
+
+def find_model(models: Mapping[str, HostedModel], name: str) -> HostedModel:
+    """Give the model that a request names.
+
+    Raises:
+        UnknownModelError: If there is none of this name; lists those there are.
+    """
+    if name not in models:
+        raise UnknownModelError(name, list(models))
+    return models[name]
 
 
 def host(target: str, *, precision: Precision = "auto") -> HostedModel:
@@ -120,7 +136,8 @@ _REMEDY = "It is not served. Restore its `model` folder, or tune again."
 def _host_untuned(folder: Path, *, precision: Precision) -> HostedModel:
     choice = choose_precision(precision, choose_device().value, cache=cache_folder())
     arithmetic = "bf16" if choice.value == "bf16" else "fp32"
-    backbone = load_backbone(folder, purpose="language", precision=arithmetic)
+    purpose = "embed" if describe(folder).family == "encoder" else "language"
+    backbone = load_backbone(folder, purpose=purpose, precision=arithmetic)
     context_tokens = backbone.facts.context_tokens
     predictor = Predictor(
         backbone,

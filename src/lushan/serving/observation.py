@@ -22,6 +22,7 @@ logger = logging.getLogger("lushan.serving")
 
 _SLACK_SECONDS = 2.0
 """After the deadline, in which a request may still tell that it was missed."""
+_NOTES = "lushan.notes"
 CLIENT_GONE = 499
 """Status in the log of a request whose client did not wait for the answer."""
 
@@ -44,7 +45,7 @@ class JsonLines(logging.Formatter):
 
 def note(scope: Scope, **fields: object) -> None:
     """Add to what the log will say of a request."""
-    scope.setdefault("lushan.notes", {}).update(fields)
+    scope.setdefault(_NOTES, {}).update(fields)
 
 
 class Observation:
@@ -62,7 +63,7 @@ class Observation:
             return
         started = time.perf_counter()
         request_id = secrets.token_hex(8)
-        note(scope)
+        note(scope, request=request_id)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -75,38 +76,39 @@ class Observation:
         try:
             async with asyncio.timeout(self._most_seconds(scope)):
                 await self._app(scope, receive, send_with_id)
-        except Exception as error:
-            refused = _refusal(error, request_id, self._settings)
-            if refused.status == 500:
-                logger.exception("A request failed.", extra={"fields": {"request": request_id}})
+        except Exception as error:  # noqa: BLE001 - what escapes here would reach the client
+            is_late = isinstance(error, TimeoutError)
+            refused = (
+                DeadlineError(self._settings.deadline_seconds) if is_late else hidden(error, scope)
+            )
             if status == 0:
                 await error_response(refused)(scope, receive, send_with_id)
         finally:
-            self._tell(scope, request_id, status, time.perf_counter() - started)
+            self._tell(scope, status, time.perf_counter() - started)
 
     def _most_seconds(self, scope: Scope) -> float | None:
         if not scope["path"].startswith("/v1/"):
             return None
         return self._settings.deadline_seconds + _SLACK_SECONDS
 
-    def _tell(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         status = status or CLIENT_GONE
         self._metrics.count_request(route, status=status, seconds=seconds)
         fields = {
-            "request": request_id,
             "method": scope["method"],
             "route": route,
             "status": status,
             "seconds": round(seconds, 4),
-            **scope["lushan.notes"],
+            **scope[_NOTES],
         }
         logger.info("Answered.", extra={"fields": fields})
 
 
-def _refusal(error: Exception, request_id: str, settings: ServeSettings) -> RequestError:
-    if isinstance(error, TimeoutError):
-        return DeadlineError(settings.deadline_seconds)
+def hidden(error: Exception, scope: Scope) -> RequestError:
+    """Write a failure of ours into the log, and give what the client is told: where to find it there."""
+    request_id = scope[_NOTES]["request"]
+    logger.error("A request failed.", exc_info=error, extra={"fields": {"request": request_id}})
     return RequestError(
         f"Something went wrong here, not in your request. The log of the server has it under `{request_id}`.",
         status=500,

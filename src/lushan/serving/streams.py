@@ -46,6 +46,7 @@ class Writing:
     prompt_ids: Sequence[int]
     settings: GenerationSettings
     constraint: Constraint | None
+    num_alternatives: int
     mailbox: Mailbox
     has_started: bool = False
 
@@ -83,6 +84,7 @@ class Streams:
                 request.settings,
                 index=request.number,
                 constraint=request.constraint,
+                num_alternatives=request.num_alternatives,
             )
         except UserError as error:
             request.mailbox.put(error)

@@ -1,6 +1,5 @@
 """`/v1/predict/{model}`: rows in, predictions out, for every task, as `lushan predict` writes them."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any
@@ -10,8 +9,8 @@ from fastapi import APIRouter, Body, Request
 
 from lushan.records import Example, Row
 from lushan.serving.connection import while_connected
-from lushan.serving.errors import RequestError, UnknownModelError
-from lushan.serving.hosted import HostedModel
+from lushan.serving.errors import RequestError
+from lushan.serving.hosted import HostedModel, find_model
 from lushan.serving.observation import note
 
 router = APIRouter()
@@ -22,7 +21,9 @@ AskedRow = str | dict[str, Any]
 Answer = dict[str, Any]
 
 
-@router.post("/predict/{model}", summary="Answers of a tuned model, for one row or a list of rows")
+@router.post(
+    "/v1/predict/{model}", summary="Answers of a tuned model, for one row or a list of rows"
+)
 async def predict(
     request: Request,
     model: str,
@@ -35,7 +36,7 @@ async def predict(
     ],
 ) -> Answer | list[Answer]:
     """Answer rows in order; `row` is the number of a row in the request, from 1."""
-    hosted = find_model(request, model)
+    hosted = find_model(request.app.state.models, model)
     asked = rows if isinstance(rows, list) else [rows]
     examples = await anyio.to_thread.run_sync(partial(read_rows, hosted, asked))
     note(request.scope, model=model, rows=len(examples))
@@ -44,18 +45,6 @@ async def predict(
         note(request.scope, asked=asked, answered=[each.answer for each in predictions])
     answers = [{"row": n, **asdict(each)} for n, each in enumerate(predictions, start=1)]
     return answers if isinstance(rows, list) else answers[0]
-
-
-def find_model(request: Request, name: str) -> HostedModel:
-    """Give a model of this server.
-
-    Raises:
-        UnknownModelError: If there is none of this name; lists those there are.
-    """
-    models: Mapping[str, HostedModel] = request.app.state.models
-    if name not in models:
-        raise UnknownModelError(name, list(models))
-    return models[name]
 
 
 def read_rows(model: HostedModel, rows: list[AskedRow]) -> list[Example]:

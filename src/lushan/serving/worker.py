@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TypeVar
 
 from lushan.inference.draft import TokenEvent
@@ -16,18 +17,18 @@ from lushan.inference.generate import Generated
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
 from lushan.inference.predict import Predictor, Prompted, written_from
-from lushan.records import Example, Prediction, Written
+from lushan.records import Example, Prediction
 from lushan.serving.compute_thread import ComputeThread
-from lushan.serving.errors import DeadlineError, ServerBusyError, UnknownModelError
-from lushan.serving.hosted import HostedModel
+from lushan.serving.errors import DeadlineError, ServerBusyError
+from lushan.serving.hosted import HostedModel, find_model
 from lushan.serving.micro_batches import Asked
 from lushan.serving.serve_settings import ServeSettings
 from lushan.serving.streams import Mailbox, Writing
 
 ResultT = TypeVar("ResultT")
 
-ROWS_WRITTEN_AT_ONCE = 8
-"""Of one request for predictions of a model that writes, so that it leaves rows to others."""
+PROMPTS_AT_ONCE = 8
+"""Of one request, so that it leaves rows to others."""
 
 
 class Worker:
@@ -73,12 +74,13 @@ class Worker:
             ServerBusyError: If too many requests wait.
             DeadlineError: If it takes too long.
         """
-        predictor = self._predictor(model_name)
+        predictor = find_model(self._models, model_name).predictor
         if predictor.writes:
             return await self._predict_by_writing(model_name, predictor, examples)
         future: Future[list[Prediction]] = Future()
         asked = Asked(predictor, examples, future)
-        number = self._admit(lambda: asked.has_started)
+        number = next(self._numbers)
+        self._admit(number, lambda: asked.has_started)
         self._thread.predict(asked)
         return await self._result(number, future)
 
@@ -90,7 +92,8 @@ class Worker:
             DeadlineError: If it takes too long.
         """
         future: Future[ResultT] = Future()
-        number = self._admit(future.running)
+        number = next(self._numbers)
+        self._admit(number, future.running)
         self._thread.call(function, future)
         return await self._result(number, future)
 
@@ -100,6 +103,8 @@ class Worker:
         prompt_ids: Sequence[int],
         settings: GenerationSettings,
         constraint: Constraint | None = None,
+        *,
+        num_alternatives: int = 0,
     ) -> AsyncGenerator[TokenEvent, None]:
         """Write answers to one prompt, and give each token as it comes.
 
@@ -110,10 +115,18 @@ class Worker:
             ServerBusyError: If too many requests wait.
             DeadlineError: If it takes too long.
         """
-        backbone = self._predictor(model_name).backbone
-        number = self._admit(lambda: request.has_started)
-        request = Writing(number, backbone, prompt_ids, settings, constraint, Mailbox())
-        deadline = self._deadline()
+        backbone = find_model(self._models, model_name).predictor.backbone
+        request = Writing(
+            next(self._numbers),
+            backbone,
+            prompt_ids,
+            settings,
+            constraint,
+            num_alternatives,
+            Mailbox(),
+        )
+        self._admit(request.number, lambda: request.has_started)
+        deadline = time.monotonic() + self._settings.deadline_seconds
         self._thread.write(request)
         try:
             while (told := await self._before(deadline, request.mailbox.get())) is not None:
@@ -121,59 +134,71 @@ class Worker:
                     raise told
                 yield told
         finally:
-            del self._open[number]
-            self._thread.stop_writing(number)
+            del self._open[request.number]
+            self._thread.stop_writing(request.number)
+
+    async def generate_all(
+        self, model_name: str, prompted: Sequence[Prompted], *, num_alternatives: int = 0
+    ) -> AsyncGenerator[TokenEvent, None]:
+        """Write answers to several prompts, as `generate` does, a few of them at a time; `prompt_index` tells which."""
+        told: asyncio.Queue[TokenEvent | Exception | None] = asyncio.Queue()
+        room = asyncio.Semaphore(PROMPTS_AT_ONCE)
+
+        async def write(index: int, asked: Prompted) -> None:
+            events = self.generate(model_name, *asked, num_alternatives=num_alternatives)
+            try:
+                async with room, aclosing(events):
+                    async for event in events:
+                        told.put_nowait(replace(event, prompt_index=index))
+            except Exception as error:  # noqa: BLE001 - it is raised to the one who listens
+                told.put_nowait(error)
+            else:
+                told.put_nowait(None)
+
+        tasks = [asyncio.create_task(write(*each)) for each in enumerate(prompted)]
+        num_open = len(tasks)
+        try:
+            while num_open:
+                item = await told.get()
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    num_open -= 1
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _predict_by_writing(
         self, model_name: str, predictor: Predictor, examples: Sequence[Example]
     ) -> list[Prediction]:
         features = await self.run(lambda: predictor.encode(examples))
-        room = asyncio.Semaphore(ROWS_WRITTEN_AT_ONCE)
+        answers: list[dict[int, Generated]] = [{} for _ in features]
+        events = self.generate_all(model_name, predictor.prompted(features, examples))
+        async with aclosing(events):
+            async for event in events:
+                place = event.prompt_index, event.answer_index
+                answers[place[0]].setdefault(place[1], Generated(*place)).add(event)
+        written = [written_from([found[n] for n in sorted(found)]) for found in answers]
+        return predictor.decode(written, features, examples)
 
-        async def write(prompted: Prompted) -> Written:
-            answers: dict[int, Generated] = {}
-            async with room, aclosing(self.generate(model_name, *prompted)) as events:
-                async for event in events:
-                    answer = answers.setdefault(
-                        event.answer_index, Generated(0, event.answer_index)
-                    )
-                    answer.add(event)
-            return written_from([answers[index] for index in sorted(answers)])
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(write(each))
-                    for each in predictor.prompted(features, examples)
-                ]
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return predictor.decode([each.result() for each in tasks], features, examples)
-
-    def _admit(self, has_started: Callable[[], bool]) -> int:
-        """Give a request its number, if there is room for it."""
+    def _admit(self, number: int, has_started: Callable[[], bool]) -> None:
+        """Count a request among the open ones, if there is room for it."""
         if self.num_waiting >= self._settings.max_waiting:
             raise ServerBusyError
-        number = next(self._numbers)
         self._open[number] = has_started
-        return number
 
     async def _result(self, number: int, future: "Future[ResultT]") -> ResultT:
+        deadline = time.monotonic() + self._settings.deadline_seconds
         try:
-            return await self._before(self._deadline(), asyncio.wrap_future(future))
+            return await self._before(deadline, asyncio.wrap_future(future))
         finally:
             del self._open[number]
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self._settings.deadline_seconds
 
     async def _before(self, deadline: float, awaitable: Awaitable[ResultT]) -> ResultT:
         try:
             return await asyncio.wait_for(awaitable, deadline - time.monotonic())
         except TimeoutError:
             raise DeadlineError(self._settings.deadline_seconds) from None
-
-    def _predictor(self, model_name: str) -> Predictor:
-        if model_name not in self._models:
-            raise UnknownModelError(model_name, list(self._models))
-        return self._models[model_name].predictor
