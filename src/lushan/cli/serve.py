@@ -27,6 +27,10 @@ def command(
     max_rows: Annotated[
         int, typer.Option("--max-rows", help="Answers that a model writes at once.")
     ] = 32,
+    max_tokens: Annotated[
+        int,
+        typer.Option("--max-tokens", help="Tokens that a model remembers of them, at most."),
+    ] = 65_536,
     max_waiting: Annotated[
         int, typer.Option("--max-waiting", help="Requests that may wait; one more gets 503.")
     ] = 256,
@@ -64,6 +68,7 @@ def command(
         "port": port,
         "cors_origins": tuple(cors_origin or ()),
         "max_rows": max_rows,
+        "max_tokens": max_tokens,
         "max_waiting": max_waiting,
         "max_body_bytes": max_body_bytes,
         "deadline_seconds": deadline_seconds,

@@ -167,6 +167,11 @@ class _Waiting:
         """Rows that it will take."""
         return max(self.settings.num_beams, self.settings.num_return_sequences)
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that each of them can have, prompt and answer."""
+        return len(self.start.prompt_ids) + self.settings.max_new_tokens
+
 
 @dataclass(slots=True)
 class _Active:
@@ -175,6 +180,7 @@ class _Active:
     index: int
     search: Search
     num_rows: int
+    most_tokens: int
     slots: list[int]
     """Where its drafts are in the decoder."""
     next_ids: list[int] = field(default_factory=list[int])
@@ -189,6 +195,7 @@ class GenerationEngine:
         backbone: Backbone,
         *,
         max_rows: int = MAX_ROWS,
+        max_tokens: int | None = None,
         prefix_ids: tuple[int, ...] = (),
     ) -> None:
         """Make an engine without requests.
@@ -196,6 +203,8 @@ class GenerationEngine:
         Args:
             backbone: A causal language model.
             max_rows: Drafts that are written at once; a request that needs more runs alone.
+            max_tokens: Tokens that are remembered at once, all drafts counted as the longest can become; None sets no
+                bound. A request that needs more runs alone.
             prefix_ids: What many prompts start with; computed once.
 
         Raises:
@@ -220,6 +229,7 @@ class GenerationEngine:
             )
         self._backbone = backbone
         self._max_rows = max_rows
+        self._max_tokens = max_tokens
         self._stop_ids = stop_ids(backbone)
         self._waiting: deque[_Waiting] = deque()
         self._active: list[_Active] = []
@@ -325,23 +335,27 @@ class GenerationEngine:
         return self._advance(self._active, logits_NV, first_slot=0)
 
     def _start_waiting(self) -> list[TokenEvent]:
-        room = self._max_rows - sum(each.num_rows for each in self._active)
         first_slot = sum(len(each.slots) for each in self._active)
         started: list[_Waiting] = []
-        while self._waiting and (
-            self._waiting[0].num_rows <= room or not (self._active or started)
-        ):
-            room -= self._waiting[0].num_rows
+        while self._waiting and self._fit([*self._active, *started, self._waiting[0]]):
             started.append(self._waiting.popleft())
         if not started:
             return []
         logits_NV = self._logits(self._decoder.add([each.start.prompt_ids for each in started]))
         requests = [
-            _Active(each.start.prompt_index, _search(each), each.num_rows, [first_slot + number])
-            for number, each in enumerate(started)
+            _Active(each.start.prompt_index, _search(each), each.num_rows, each.most_tokens, [slot])
+            for slot, each in enumerate(started, start=first_slot)
         ]
         self._active = [*self._active, *requests]
         return self._advance(requests, logits_NV, first_slot=first_slot)
+
+    def _fit(self, requests: Sequence[_Active | _Waiting]) -> bool:
+        """Whether requests can run together; one alone always can."""
+        if len(requests) == 1:
+            return True
+        num_rows = sum(each.num_rows for each in requests)
+        num_tokens = num_rows * max(each.most_tokens for each in requests)
+        return num_rows <= self._max_rows and num_tokens <= (self._max_tokens or num_tokens)
 
     def _logits(self, hidden_ND: Tensor) -> Tensor:
         return vocabulary_logits(self._backbone.plain_model, hidden_ND)

@@ -18,8 +18,8 @@ Command = Callable[[], None]
 class ComputeThread:
     """One thread; its public methods may be called from any other."""
 
-    def __init__(self, *, max_rows: int) -> None:
-        self._streams = Streams(max_rows=max_rows)
+    def __init__(self, *, max_rows: int, max_tokens: int) -> None:
+        self._streams = Streams(max_rows=max_rows, max_tokens=max_tokens)
         self._batches = MicroBatches()
         self._jobs: deque[Command] = deque()
         self._inbox: deque[Command] = deque()

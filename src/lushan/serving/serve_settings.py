@@ -22,6 +22,9 @@ class ServeSettings(Settings):
     max_rows: int = Field(default=32, ge=1)
     """Answers that a model writes at once; bounds memory, changes no answer."""
 
+    max_tokens: int = Field(default=65_536, ge=1)
+    """Tokens that a model remembers of these, each counted as long as the longest can become; bounds memory."""
+
     max_waiting: int = Field(default=256, ge=1)
     """Requests that may wait; one more is sent away with 503."""
 

@@ -62,8 +62,9 @@ class _Desk:
 class Streams:
     """One engine a backbone; every step moves each of them on by one token."""
 
-    def __init__(self, *, max_rows: int) -> None:
+    def __init__(self, *, max_rows: int, max_tokens: int) -> None:
         self._max_rows = max_rows
+        self._max_tokens = max_tokens
         self._desks: dict[int, _Desk] = {}
 
     @property
@@ -76,7 +77,9 @@ class Streams:
         try:
             key = id(request.backbone)
             if key not in self._desks:
-                engine = GenerationEngine(request.backbone, max_rows=self._max_rows)
+                engine = GenerationEngine(
+                    request.backbone, max_rows=self._max_rows, max_tokens=self._max_tokens
+                )
                 self._desks[key] = _Desk(engine)
             desk = self._desks[key]
             desk.engine.add(

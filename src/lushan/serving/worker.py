@@ -43,7 +43,7 @@ class Worker:
         """
         self._models = models
         self._settings = settings
-        self._thread = ComputeThread(max_rows=settings.max_rows)
+        self._thread = ComputeThread(max_rows=settings.max_rows, max_tokens=settings.max_tokens)
         self._numbers = itertools.count()
         self._open: dict[int, Callable[[], bool]] = {}
         """Every request that is not answered yet, and whether anything of it is computed."""

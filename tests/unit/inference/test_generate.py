@@ -380,3 +380,15 @@ def test_alternatives_are_the_likeliest_tokens_with_their_log_probabilities(
     expected = logits_V.log_softmax(dim=-1).topk(3)
     assert [token for token, _ in event.alternatives] == expected.indices.tolist()
     assert [x for _, x in event.alternatives] == pytest.approx(expected.values.tolist(), abs=1e-4)
+
+
+def test_requests_that_could_remember_too_much_together_wait(backbone: Backbone) -> None:
+    engine = GenerationEngine(backbone, max_tokens=60)
+    for index, length in enumerate((10, 20, 30, 90)):
+        engine.add((5, 60), settings(max_new_tokens=length - 2), index=index)
+    started: list[set[int]] = []
+    while engine.is_busy:
+        started.append({event.prompt_index for event in engine.step()})
+    assert started[1] == {0, 1}
+    assert max(len(each) for each in started) == 2
+    assert started[-1] == {3}  # what is too much by itself runs alone

@@ -9,7 +9,7 @@ from lushan.serving.compute_thread import ComputeThread
 
 
 def test_functions_run_in_the_thread_in_order() -> None:
-    thread = ComputeThread(max_rows=1)
+    thread = ComputeThread(max_rows=1, max_tokens=1000)
     names: list[str] = []
     futures: list[Future[None]] = [Future() for _ in range(3)]
     for future in futures:
@@ -22,7 +22,7 @@ def test_functions_run_in_the_thread_in_order() -> None:
 
 
 def test_error_reaches_who_asked_and_the_thread_goes_on() -> None:
-    thread = ComputeThread(max_rows=1)
+    thread = ComputeThread(max_rows=1, max_tokens=1000)
     thread.start()
     failing: Future[float] = Future()
     thread.call(lambda: 1 / 0, failing)
@@ -35,7 +35,7 @@ def test_error_reaches_who_asked_and_the_thread_goes_on() -> None:
 
 
 def test_function_that_nobody_waits_for_is_not_called() -> None:
-    thread = ComputeThread(max_rows=1)
+    thread = ComputeThread(max_rows=1, max_tokens=1000)
     called: list[int] = []
     futures: list[Future[None]] = [Future(), Future()]
     for number, future in enumerate(futures):
@@ -48,4 +48,4 @@ def test_function_that_nobody_waits_for_is_not_called() -> None:
 
 
 def test_thread_that_was_never_started_can_be_stopped() -> None:
-    ComputeThread(max_rows=1).stop()
+    ComputeThread(max_rows=1, max_tokens=1000).stop()

@@ -26,7 +26,7 @@ async def all_told(mailbox: Mailbox) -> list[Told]:
 
 def test_every_token_is_told_and_none_behind_the_last(chatter: HostedModel) -> None:
     async def write() -> list[Told]:
-        streams, mailbox = Streams(max_rows=2), Mailbox()
+        streams, mailbox = Streams(max_rows=2, max_tokens=1000), Mailbox()
         streams.add(writing(7, chatter, mailbox))
         while streams.is_busy:
             streams.step()
@@ -39,7 +39,7 @@ def test_every_token_is_told_and_none_behind_the_last(chatter: HostedModel) -> N
 
 def test_cancelled_request_is_told_nothing_more(chatter: HostedModel) -> None:
     async def write() -> list[Told]:
-        streams, kept, left = Streams(max_rows=1), Mailbox(), Mailbox()
+        streams, kept, left = Streams(max_rows=1, max_tokens=1000), Mailbox(), Mailbox()
         streams.add(writing(1, chatter, left))
         streams.add(writing(2, chatter, kept))
         streams.step()
@@ -59,7 +59,7 @@ def test_engine_that_fails_is_told_and_replaced(
         raise MemoryError("too large")
 
     async def write() -> tuple[list[Told], list[Told]]:
-        streams, failing, later = Streams(max_rows=2), Mailbox(), Mailbox()
+        streams, failing, later = Streams(max_rows=2, max_tokens=1000), Mailbox(), Mailbox()
         streams.add(writing(1, chatter, failing))
         with monkeypatch.context() as patch:
             patch.setattr(GenerationEngine, "step", fail)
@@ -76,7 +76,7 @@ def test_engine_that_fails_is_told_and_replaced(
 
 def test_encoder_is_told_that_it_cannot_write(classifier: HostedModel) -> None:
     async def write() -> list[Told]:
-        streams, mailbox = Streams(max_rows=2), Mailbox()
+        streams, mailbox = Streams(max_rows=2, max_tokens=1000), Mailbox()
         streams.add(writing(1, classifier, mailbox))
         return await all_told(mailbox)
 
