@@ -301,7 +301,8 @@ class GenerationEngine:
         """Forget a request; its rows are free at once. Nothing happens when it is answered already."""
         self._waiting = deque(each for each in self._waiting if each.start.prompt_index != index)
         self._active = [each for each in self._active if each.index != index]
-        self._close_holes()
+        with torch.inference_mode():
+            self._close_holes()
 
     def take_failures(self) -> dict[int, UserError]:
         """Give what went wrong with requests since the last call; they have ended, the others go on."""

@@ -66,7 +66,6 @@ def make_app(
         version=lushan.__version__,
         summary="Tuned models, and the OpenAI API for those that write.",
         lifespan=_lifespan,
-        max_body_size=settings.max_body_bytes,
         # Their pages load scripts from the internet.
         docs_url=None,
         redoc_url=None,
@@ -189,12 +188,19 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 def _explain(error: RequestValidationError) -> RequestError:
     """Say which field is wrong, and in what."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"][1:])
+    errors = error.errors()
+    # Where a value may be of several types, what is wrong beside its type comes nearest to what was meant.
+    first = next((each for each in errors if not each["type"].endswith("_type")), errors[0])
+    name = ".".join(str(part) for part in first["loc"][1:] if not _is_type(part))
     reason = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] in ("value_error", "json_invalid"):
         detail = first.get("ctx", {}).get("error", "")
         message = f"The body is no JSON: {detail}." if first["type"] == "json_invalid" else reason
     else:
-        message = f"`{name}`: {reason}. Got {first.get('input')!r:.200}."
+        message = f"`{name or 'body'}`: {reason}. Got {first.get('input')!r:.200}."
     return RequestError(message, param=name or None)
+
+
+def _is_type(part: str | int) -> bool:
+    """Whether a part of a place is a type that was tried, not a field."""
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float"))

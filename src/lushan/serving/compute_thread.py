@@ -1,5 +1,6 @@
 """The thread in which models compute: it takes commands, and between them moves on whatever is open, a little at a time."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from lushan.serving.errors import ServerBusyError
 from lushan.serving.micro_batches import Asked, MicroBatches
 from lushan.serving.streams import Streams, Writing
 
+logger = logging.getLogger("lushan.serving")
 ResultT = TypeVar("ResultT")
 Command = Callable[[], None]
 
@@ -66,11 +68,19 @@ class ComputeThread:
 
     def _work(self) -> None:
         while not self._is_stopping:
-            self._take_commands()
-            self._streams.step()
-            self._batches.step()
-            if self._jobs:
-                self._jobs.popleft()()
+            try:
+                self._take_commands()
+                self._streams.step()
+                self._batches.step()
+                if self._jobs:
+                    self._jobs.popleft()()
+            except Exception as error:
+                # Without this thread nobody would be answered again.
+                logger.exception(
+                    "A step failed that should not; whoever is being answered is told."
+                )
+                self._streams.close(error)
+                self._batches.close(error)
         reason = ServerBusyError("The server is stopping.")
         for command in self._inbox:
             command()
@@ -85,8 +95,8 @@ class ComputeThread:
             while not (self._inbox or self._is_busy or self._is_stopping):
                 self._changed.wait()
             commands, self._inbox = self._inbox, deque()
-        for command in commands:
-            command()
+        while commands:
+            commands.popleft()()
 
 
 def _finish(future: "Future[ResultT]", function: Callable[[], ResultT]) -> None:

@@ -1,4 +1,4 @@
-"""Who may ask: known hosts and origins only, and no client more often than it may.
+"""Who may ask: known hosts and origins only, no client more often than it may, and no more than fits.
 
 A page on the internet can have a browser send requests to this machine, under a name that it lets point here (DNS
 rebinding). Its requests carry that name in `Host`, or its own in `Origin`; both are refused.
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lushan.serving.errors import RequestError, error_response
 from lushan.serving.serve_settings import LOOPBACK, ServeSettings
@@ -31,13 +32,15 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or say why not."""
-        if scope["type"] == "http":
-            try:
-                self._check(scope)
-            except RequestError as error:
-                await error_response(error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+        except RequestError as error:
+            await error_response(error)(scope, receive, send)
+        else:
+            await self._app(scope, self._bounded(receive), send)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -55,9 +58,33 @@ class Guard:
                 status=403,
                 code="origin_not_allowed",
             )
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > self._settings.max_body_bytes:
+            raise RequestError(f"{self._too_large}.", status=413, code="body_too_large")
         if self._limit and scope["path"].startswith("/v1/"):
             client = scope.get("client") or ("", 0)
             self._limit.count(client[0])
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """Stop a body that becomes longer than it may, whatever its length was said to be."""
+        num_bytes = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._settings.max_body_bytes:
+                # The one error that passes through whatever reads the body.
+                raise HTTPException(413, self._too_large)
+            return message
+
+        return receive_bounded
+
+    @property
+    def _too_large(self) -> str:
+        return (
+            f"The body may have {self._settings.max_body_bytes:,} bytes at most. Send less at once"
+        )
 
     def _is_known(self, origin: str, host: str) -> bool:
         return origin in self._settings.cors_origins or origin.partition("://")[2] == host

@@ -27,11 +27,12 @@ class RequestBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown(cls, values: Any) -> Any:  # noqa: ANN401 - whatever a client sent
-        if isinstance(values, dict):
-            for name in values:
-                if name not in cls.model_fields:
-                    known = ", ".join(cls.model_fields)
-                    raise ValueError(f"`{name:.100}` is not supported here. Supported: {known}.")
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        unknown = [name for name in values if name not in known] if isinstance(values, dict) else []
+        if unknown:
+            raise ValueError(
+                f"`{unknown[0]:.100}` is not supported here. Supported: {', '.join(known)}."
+            )
         return values
 
 

@@ -315,10 +315,16 @@ def test_architecture_without_packed_attention_is_told(sharp_folder: MakeSharp) 
     assert GenerationEngine(load(sharp_folder("llama"))).notes == ()
 
 
-def test_cancelled_request_frees_its_row_at_once_and_changes_no_other(backbone: Backbone) -> None:
-    alone = [each.token_ids for each in generate(backbone, PROMPTS, settings())]
-    engine = GenerationEngine(backbone, max_rows=2)
-    for index, ids in enumerate(encode_prompts(backbone, PROMPTS)):
+@pytest.fixture
+def endless(sharp_folder: MakeSharp) -> Backbone:
+    """Give a model whose answers end with their length."""
+    return load(sharp_folder("llama"), stops=[2])
+
+
+def test_cancelled_request_frees_its_row_at_once_and_changes_no_other(endless: Backbone) -> None:
+    alone = [each.token_ids for each in generate(endless, PROMPTS, settings())]
+    engine = GenerationEngine(endless, max_rows=2)
+    for index, ids in enumerate(encode_prompts(endless, PROMPTS)):
         engine.add(ids, settings(), index=index)
     told: dict[int, list[int]] = {index: [] for index in range(len(PROMPTS))}
     for event in engine.step():
@@ -336,8 +342,8 @@ def test_cancelled_request_frees_its_row_at_once_and_changes_no_other(backbone: 
     assert (len(told[0]), told[3]) == (1, [])
 
 
-def test_cancelled_answers_that_are_drawn_free_all_their_rows(backbone: Backbone) -> None:
-    engine = GenerationEngine(backbone, max_rows=4)
+def test_cancelled_answers_that_are_drawn_free_all_their_rows(endless: Backbone) -> None:
+    engine = GenerationEngine(endless, max_rows=4)
     many = settings(temperature=1.0, num_return_sequences=4)
     engine.add((5, 60), many, index=0)
     engine.add((9, 17), settings(), index=1)
@@ -348,14 +354,14 @@ def test_cancelled_answers_that_are_drawn_free_all_their_rows(backbone: Backbone
 
 
 def test_form_that_fails_in_the_middle_ends_its_own_request_alone(
-    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+    endless: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise SettingError("too complex")
 
-    (alone,) = generate(backbone, PROMPTS[:1], settings())
-    engine = GenerationEngine(backbone)
-    prompts = encode_prompts(backbone, PROMPTS)
+    (alone,) = generate(endless, PROMPTS[:1], settings())
+    engine = GenerationEngine(endless)
+    prompts = encode_prompts(endless, PROMPTS)
     engine.add(prompts[0], settings(), index=0)
     engine.add(prompts[1], settings(), index=1, constraint=Constraint.regex("[a-z ]+"))
     monkeypatch.setattr("lushan.inference.grammar.GrammarState.allowed", fail)
@@ -370,9 +376,9 @@ def test_form_that_fails_in_the_middle_ends_its_own_request_alone(
 
 
 def test_alternatives_are_the_likeliest_tokens_with_their_log_probabilities(
-    backbone: Backbone, sharp_folder: MakeSharp
+    endless: Backbone, sharp_folder: MakeSharp
 ) -> None:
-    engine = GenerationEngine(backbone)
+    engine = GenerationEngine(endless)
     engine.add((5, 60, 100), settings(), index=0, num_alternatives=3)
     (event,) = engine.step()
     with torch.inference_mode():
@@ -382,13 +388,13 @@ def test_alternatives_are_the_likeliest_tokens_with_their_log_probabilities(
     assert [x for _, x in event.alternatives] == pytest.approx(expected.values.tolist(), abs=1e-4)
 
 
-def test_requests_that_could_remember_too_much_together_wait(backbone: Backbone) -> None:
-    engine = GenerationEngine(backbone, max_tokens=60)
+def test_requests_that_could_remember_too_much_together_wait(endless: Backbone) -> None:
+    engine = GenerationEngine(endless, max_tokens=60)
     for index, length in enumerate((10, 20, 30, 90)):
         engine.add((5, 60), settings(max_new_tokens=length - 2), index=index)
     started: list[set[int]] = []
     while engine.is_busy:
-        started.append({event.prompt_index for event in engine.step()})
+        started.append({each.prompt_index for each in engine.step() if not each.ended})
     assert started[1] == {0, 1}
-    assert max(len(each) for each in started) == 2
-    assert started[-1] == {3}  # what is too much by itself runs alone
+    assert {tuple(sorted(each)) for each in started} >= {(0, 1), (1, 2), (3,)}
+    assert max(len(each) for each in started) == 2  # what is too much by itself runs alone

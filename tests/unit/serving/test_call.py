@@ -18,7 +18,8 @@ def completion_tokens(served: Served) -> float:
 def test_tokens_of_an_answer_that_was_left_are_counted(served: Served) -> None:
     before = completion_tokens(served)
     with httpx.stream("POST", f"{served.url}/v1/completions", json=BODY | {"stream": True}) as x:
-        next(x.iter_lines())
+        lines = x.iter_lines()
+        next(lines)
     wait_until(lambda: completion_tokens(served) > before)
     assert completion_tokens(served) < before + 4000
 

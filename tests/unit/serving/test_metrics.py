@@ -17,8 +17,8 @@ def test_page_has_what_was_counted() -> None:
         for each in family.samples
     }
     assert found["lushan_requests_total", "/v1/models", "404"] == 1
-    assert found["lushan_request_seconds_bucket", "/v1/models", "0.05"] == 1
+    assert found["lushan_request_seconds_bucket", "0.05", "/v1/models"] == 1
     assert found["lushan_request_seconds_count", "/v1/models"] == 2
-    assert found["lushan_tokens_total", "m", "prompt"] == 5
-    assert found["lushan_tokens_total", "m", "completion"] == 7
+    assert found["lushan_tokens_total", "prompt", "m"] == 5
+    assert found["lushan_tokens_total", "completion", "m"] == 7
     assert (found["lushan_waiting",], found["lushan_running",]) == (3, 2)

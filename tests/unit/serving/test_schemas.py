@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from pydantic import ValidationError
+from schemathesis import BaseSchema, Case, GenerationMode
 from schemathesis.checks import CheckFunction, not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -25,30 +26,50 @@ CHECKS: list[CheckFunction] = [
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 
 
-@pytest.fixture
-def document(served: Served) -> schemathesis.BaseSchema:
-    """Give the document of a server that runs."""
-    return schemathesis.openapi.from_url(f"{served.url}/openapi.json")
-
-
-schema = schemathesis.pytest.from_fixture("document")
-
-
-@schema.parametrize()
-@settings(
+ROUTES = (
+    *(("GET", path) for path in ("/healthz", "/readyz", "/metrics")),
+    *(("GET", path) for path in ("/v1/models", "/v1/models/{model}")),
+    *(("POST", path) for path in ("/v1/chat/completions", "/v1/completions")),
+    *(("POST", path) for path in ("/v1/embeddings", "/v1/predict/{model}")),
+)
+QUICK = settings(
     max_examples=25,
     deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=[
-        HealthCheck.function_scoped_fixture,
-        HealthCheck.filter_too_much,
-        HealthCheck.too_slow,
-    ],
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
 )
-def test_requests_made_from_the_document_meet_what_it_promises(case: schemathesis.Case) -> None:
-    case.body = pointed_at_a_model(case.body)
-    case.call_and_validate(checks=CHECKS)
+
+
+@pytest.fixture(scope="module")
+def document(served: Served) -> BaseSchema:
+    """Give the document of a server that runs."""
+    return schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+
+
+def test_document_has_these_routes(document: BaseSchema) -> None:
+    found = [(method.upper(), path) for path in document for method in document[path]]
+    assert sorted(found) == sorted(ROUTES)
+
+
+GOOD, BAD = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    [*((*route, GOOD) for route in ROUTES), *((*x, BAD) for x in ROUTES if x[0] == "POST")],
+)
+def test_requests_made_from_the_document_meet_what_it_promises(
+    method: str, path: str, mode: GenerationMode, document: BaseSchema
+) -> None:
+    @QUICK
+    @given(case=document[path][method].as_strategy(generation_mode=mode))
+    def check(case: Case) -> None:
+        case.body = pointed_at_a_model(case.body)
+        case.path_parameters = dict.fromkeys(case.path_parameters, "run")
+        case.call_and_validate(checks=CHECKS)
+
+    check()
 
 
 def pointed_at_a_model(body: Any) -> Any:  # noqa: ANN401
