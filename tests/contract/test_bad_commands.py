@@ -53,6 +53,8 @@ OPTIONS = (
     bad("tune", "Missing argument 'DATA'", "`lushan tune --help` shows"),
     bad("predict run", "Missing argument 'INPUT'", "`lushan predict --help` shows"),
     bad("compare", "Missing argument 'RUN RUN...'", "`lushan compare --help` shows"),
+    bad("serve", "Missing argument 'MODEL|RUN...'", "`lushan serve --help` shows"),
+    bad("serve unfinished --port 70000", "`port` is wrong", "65535", "Got 70000"),
     bad("models show", "Missing argument 'NAME'", "`lushan models show --help` shows"),
     bad(
         "check rows.jsonl words.jsonl", "unexpected extra argument(s) (words.jsonl)", "check --help"
@@ -467,10 +469,8 @@ def test_wrong_command_line_of_a_real_process_exits_2_without_a_traceback(
     assert content(place) == before
 
 
-def test_family_of_commands_without_one_is_refused(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    del place
+@pytest.mark.usefixtures("place")
+def test_family_of_commands_without_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models"]) == 2
     output = capsys.readouterr()
     assert output.out == ""

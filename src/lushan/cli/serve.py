@@ -11,7 +11,7 @@ from lushan.errors import need
 def command(
     targets: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL|RUN", help="Runs, models of the cache, or model folders."),
+        typer.Argument(metavar="MODEL|RUN...", help="Runs, models of the cache, or model folders."),
     ],
     *,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",

@@ -338,7 +338,9 @@ class GenerationEngine:
     def _start_waiting(self) -> list[TokenEvent]:
         first_slot = sum(len(each.slots) for each in self._active)
         started: list[_Waiting] = []
-        while self._waiting and self._fit([*self._active, *started, self._waiting[0]]):
+        while self._waiting and _fit(
+            [*self._active, *started, self._waiting[0]], self._max_rows, self._max_tokens
+        ):
             started.append(self._waiting.popleft())
         if not started:
             return []
@@ -349,14 +351,6 @@ class GenerationEngine:
         ]
         self._active = [*self._active, *requests]
         return self._advance(requests, logits_NV, first_slot=first_slot)
-
-    def _fit(self, requests: Sequence[_Active | _Waiting]) -> bool:
-        """Whether requests can run together; one alone always can."""
-        if len(requests) == 1:
-            return True
-        num_rows = sum(each.num_rows for each in requests)
-        num_tokens = num_rows * max(each.most_tokens for each in requests)
-        return num_rows <= self._max_rows and num_tokens <= (self._max_tokens or num_tokens)
 
     def _logits(self, hidden_ND: Tensor) -> Tensor:
         return vocabulary_logits(self._backbone.plain_model, hidden_ND)
@@ -386,6 +380,15 @@ class GenerationEngine:
         )
         for each in self._active:
             each.slots = [next(placed) for _ in each.slots]
+
+
+def _fit(requests: Sequence[_Active | _Waiting], max_rows: int, max_tokens: int | None) -> bool:
+    """Whether requests can run together; one alone always can."""
+    if len(requests) == 1:
+        return True
+    num_rows = sum(each.num_rows for each in requests)
+    num_tokens = num_rows * max(each.most_tokens for each in requests)
+    return num_rows <= max_rows and (max_tokens is None or num_tokens <= max_tokens)
 
 
 def _search(request: _Waiting) -> Search:

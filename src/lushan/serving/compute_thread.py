@@ -94,9 +94,8 @@ class ComputeThread:
         with self._changed:
             while not (self._inbox or self._is_busy or self._is_stopping):
                 self._changed.wait()
-            commands, self._inbox = self._inbox, deque()
-        while commands:
-            commands.popleft()()
+        while self._inbox:
+            self._inbox.popleft()()
 
 
 def _finish(future: "Future[ResultT]", function: Callable[[], ResultT]) -> None:

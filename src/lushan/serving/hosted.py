@@ -9,7 +9,7 @@ from typing import Literal
 
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.hardware import choose_device, choose_precision
-from lushan.backbones.inspect import describe
+from lushan.backbones.inspect import describe, read_json
 from lushan.backbones.load import load_backbone
 from lushan.backbones.sources import cache_folder, locate
 from lushan.catalog import load_task
@@ -73,7 +73,8 @@ def host(target: str, *, precision: Precision = "auto") -> HostedModel:
     """
     path = locate(target)
     folder = path / "model" if (path / "model").is_dir() else path
-    if (folder / "lushan.json").is_file() or (path / "recipe.yaml").is_file():
+    # A model of the cache has a file of this name too, which tells where it came from.
+    if "state" in read_json(folder / "lushan.json") or (path / "recipe.yaml").is_file():
         return _host_run(folder)
     return _host_untuned(folder, precision=precision)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from lushan.backbones.sources import RECORD_FILE
 from lushan.errors import ModelError, RunError, SettingError
 from lushan.serving.hosted import host, names_of
 from tests.conftest import MakeTiny
@@ -75,6 +76,14 @@ def test_untuned_model_chats_and_leaves_half_its_context_to_what_is_asked(
     assert (found.is_tuned, found.certified, found.run) == (False, False, None)
     assert found.reads_conversations
     assert found.predictor.generation.max_new_tokens == 64
+
+
+def test_model_of_the_cache_is_no_run_though_it_has_a_record(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_folder("llama"), tmp_path / "mine")
+    (tmp_path / "mine" / RECORD_FILE).write_text('{"name": "mine"}', encoding="utf-8")
+    assert not host(str(tmp_path / "mine"), precision="fp32").is_tuned
 
 
 def test_encoder_is_hosted_for_its_vectors(tiny_folder: MakeTiny) -> None:
