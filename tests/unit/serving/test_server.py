@@ -55,7 +55,7 @@ def test_sigterm_finishes_what_runs_and_takes_nothing_new(
     assert process.stdout is not None
     url = json.loads(process.stdout.readline())["address"]
     wait_until(lambda: is_ready(url), seconds=60)
-    body = {"model": "chatter", "prompt": "the fox", "max_tokens": 1500, "stream": True}
+    body = {"model": "chatter", "prompt": "the fox", "max_tokens": 500, "stream": True}
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
         lines = answer.iter_lines()
         next(lines)

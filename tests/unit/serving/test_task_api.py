@@ -1,13 +1,15 @@
 """`/v1/predict`: rows of any task."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lushan
-from tests.served import Served
+from lushan.inference.generation_settings import GenerationSettings
+from lushan.serving.hosted import HostedModel
+from tests.served import Served, serving
 
 TEXTS = ["The gull sleeps under a pale moon.", "The ridge remembers the long winter."]
 
@@ -28,12 +30,15 @@ def test_one_row_gives_one_answer(served: Served) -> None:
     assert served.post("/v1/predict/run", {"text": TEXTS[0]}).json()["answer"] == whole[0]["answer"]
 
 
-def test_model_that_writes_answers_rows_through_the_same_engine(served: Served) -> None:
+def test_model_that_writes_answers_rows_as_it_chats(chatter: HostedModel) -> None:
+    generation = GenerationSettings(max_new_tokens=20)
+    brief = replace(chatter, predictor=replace(chatter.predictor, generation=generation))
     row = {"messages": [{"role": "user", "content": "the fox"}]}
-    found = served.post("/v1/predict/chatter", [row] * 3).json()
-    body = {"model": "chatter", **row}
-    chat = served.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"]
-    assert [each["answer"] for each in found] == [chat] * 3
+    with serving([brief]) as served:
+        found = served.post("/v1/predict/chatter", [row] * 3).json()
+        chat = served.post("/v1/chat/completions", {"model": "chatter", **row}).json()
+    assert [each["answer"] for each in found] == [chat["choices"][0]["message"]["content"]] * 3
+    assert found[0]["model_version"] == chatter.predictor.version
 
 
 @pytest.mark.parametrize(
