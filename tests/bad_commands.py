@@ -80,3 +80,9 @@ RESUMED = (
     bad("doctor run --again", "`--again` has no effect with a run"),
 )
 """Nothing to go on with, or to measure."""
+
+SERVED = (
+    bad("serve", "Missing argument 'MODEL|RUN...'", "`lushan serve --help` shows"),
+    bad("serve unfinished --port 70000", "`port` is wrong", "65535", "Got 70000"),
+)
+"""Nothing to serve, or in no such way."""

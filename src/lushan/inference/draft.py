@@ -31,6 +31,12 @@ class TokenEvent:
     """The text that is certain with this token, and was not before; may be empty."""
     ended: End | None
     """Why this is the last token; None where it is not."""
+    alternatives: "Alternatives" = ()
+    """The most likely tokens at this place, as many as were asked for."""
+
+
+Alternatives = tuple[tuple[int, float], ...]
+"""Tokens and the natural logarithm of their probability, the most likely first."""
 
 
 class Advance(NamedTuple):
@@ -70,6 +76,9 @@ class Draft:
     log_probabilities: list[float] = field(default_factory=list[float])
     pieces: list[str] = field(default_factory=list[str])
     ended: End | None = None
+    num_alternatives: int = 0
+    """How many of the most likely tokens are told at each place."""
+    alternatives: list[Alternatives] = field(default_factory=list[Alternatives])
 
     @property
     def all_ids(self) -> list[int]:
@@ -88,6 +97,8 @@ class Draft:
             list(self.log_probabilities),
             list(self.pieces),
             self.ended,
+            self.num_alternatives,
+            list(self.alternatives),
         )
 
     def allowed_only(self, scores_V: Tensor) -> Tensor:
@@ -97,10 +108,11 @@ class Draft:
         allowed_V = self.grammar.allowed(len(scores_V)).to(scores_V.device)
         return scores_V.masked_fill(~allowed_V, -torch.inf)
 
-    def add(self, token_id: int, log_probability: float) -> None:
+    def add(self, token_id: int, log_probability: float, alternatives: Alternatives = ()) -> None:
         """Append a token, and see whether it ends the answer."""
         self.token_ids.append(token_id)
         self.log_probabilities.append(log_probability)
+        self.alternatives.append(alternatives)
         is_stop = token_id in self.ends.stop_ids
         piece = "" if is_stop else self.text.push(token_id)
         if is_stop:
@@ -125,4 +137,5 @@ class Draft:
             self.log_probabilities[place],
             self.pieces[place],
             self.ended if is_last else None,
+            self.alternatives[place],
         )

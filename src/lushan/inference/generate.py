@@ -16,11 +16,11 @@ from torch import Tensor
 from lushan.backbones.heads import vocabulary_logits
 from lushan.backbones.load import Backbone
 from lushan.backbones.many_adapters import Adapter, ManyAdapters
-from lushan.errors import DataError, ModelError
+from lushan.errors import DataError, ModelError, UserError
 from lushan.inference.beam import BeamSearch
 from lushan.inference.constrained import SHORTEST_PREFIX_TOKENS, num_shared_tokens
 from lushan.inference.decoder import Decoder, SingleDecoder, SlotDecoder
-from lushan.inference.draft import Draft, End, Ends, Search, TokenEvent
+from lushan.inference.draft import Advance, Draft, End, Ends, Search, TokenEvent
 from lushan.inference.generation_settings import GenerationSettings, check_settings
 from lushan.inference.grammar import Constraint, GrammarState
 from lushan.inference.sampling import Sampling
@@ -62,6 +62,14 @@ class Generated:
     def log_likelihood(self) -> float:
         """Natural logarithm of the probability of the whole answer."""
         return sum(self.log_probabilities)
+
+    def add(self, event: TokenEvent) -> None:
+        """Append its next token."""
+        self.token_ids.append(event.token_id)
+        self.log_probabilities.append(event.log_probability)
+        self.pieces.append(event.text)
+        if event.ended:
+            self.ended = event.ended
 
 
 def generate(
@@ -115,12 +123,8 @@ def collect(
     answers: dict[tuple[int, int], Generated] = {}
     for event in events:
         place = event.prompt_index, event.answer_index
-        answer = answers.setdefault(place, Generated(*place))
-        answer.token_ids.append(event.token_id)
-        answer.log_probabilities.append(event.log_probability)
-        answer.pieces.append(event.text)
+        answers.setdefault(place, Generated(*place)).add(event)
         if event.ended:
-            answer.ended = event.ended
             ended(event.prompt_index)
     return [answers[place] for place in sorted(answers)]
 
@@ -158,6 +162,8 @@ def run(engine: "GenerationEngine") -> Iterator[TokenEvent]:
     """Answer all requests of an engine and tell each token as it comes."""
     while engine.is_busy:
         yield from engine.step()
+        for error in engine.take_failures().values():
+            raise error
 
 
 def encode_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
@@ -180,13 +186,20 @@ class _Waiting:
         """Rows that it will take."""
         return max(self.settings.num_beams, self.settings.num_return_sequences)
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that each of them can have, prompt and answer."""
+        return len(self.start.prompt_ids) + self.settings.max_new_tokens
+
 
 @dataclass(slots=True)
 class _Active:
     """A request that is being answered."""
 
+    index: int
     search: Search
     num_rows: int
+    most_tokens: int
     slots: list[int]
     """Where its drafts are in the decoder."""
     next_ids: list[int] = field(default_factory=list[int])
@@ -201,6 +214,7 @@ class GenerationEngine:
         backbone: Backbone,
         *,
         max_rows: int = MAX_ROWS,
+        max_tokens: int | None = None,
         prefix_ids: tuple[int, ...] = (),
         many: ManyAdapters | None = None,
     ) -> None:
@@ -209,6 +223,8 @@ class GenerationEngine:
         Args:
             backbone: A causal language model.
             max_rows: Drafts that are written at once; a request that needs more runs alone.
+            max_tokens: Tokens that are remembered at once, all drafts counted as the longest can become; None sets no
+                bound. A request that needs more runs alone.
             prefix_ids: What many prompts start with; computed once.
             many: What adapts the layers of the backbone, where requests have adapters of their own.
 
@@ -235,14 +251,22 @@ class GenerationEngine:
         self._backbone = backbone
         self._takes_adapters = many is not None and backbone.packing_mode == "packed"
         self._max_rows = max_rows
+        self._max_tokens = max_tokens
         self._stop_ids = stop_ids(backbone)
         self._waiting: deque[_Waiting] = deque()
         self._active: list[_Active] = []
+        self._failures: dict[int, UserError] = {}
 
     @property
     def is_busy(self) -> bool:
         """Whether any request is not answered yet."""
         return bool(self._waiting or self._active)
+
+    @property
+    def open_indices(self) -> set[int]:
+        """The requests that are not answered yet."""
+        waiting = (each.start.prompt_index for each in self._waiting)
+        return {*waiting, *(each.index for each in self._active)}
 
     def add(
         self,
@@ -252,6 +276,7 @@ class GenerationEngine:
         index: int,
         constraint: Constraint | None = None,
         adapter: Adapter | None = None,
+        num_alternatives: int = 0,
     ) -> None:
         """Take a request.
 
@@ -262,6 +287,7 @@ class GenerationEngine:
             constraint: A form that its answers must have.
             adapter: Which of the models that share the backbone answers; None for the base itself. It is held until the
                 request is answered.
+            num_alternatives: How many of the most likely tokens events tell at each place; none in beam search.
 
         Raises:
             DataError: If the prompt is empty or leaves no room for `max_new_tokens`.
@@ -287,6 +313,7 @@ class GenerationEngine:
             ends=Ends(self._stop_ids, settings.max_new_tokens),
             text=TextStream(tokenizer, prompt_ids, settings.stop_strings),
             grammar=grammar,
+            num_alternatives=num_alternatives,
         )
         self._waiting.append(_Waiting(draft, settings, adapter))
 
@@ -299,6 +326,18 @@ class GenerationEngine:
                 f"Prompt {index + 1} has {num_prompt_tokens} tokens; with `max_new_tokens` {max_new_tokens} that is "
                 f"more than the {context} that this model reads. Shorten the prompt, or lower `max_new_tokens`."
             )
+
+    def cancel(self, index: int) -> None:
+        """Forget a request; its rows are free at once. Nothing happens when it is answered already."""
+        self._waiting = deque(each for each in self._waiting if each.start.prompt_index != index)
+        self._active = [each for each in self._active if each.index != index]
+        with torch.inference_mode():
+            self._close_holes()
+
+    def take_failures(self) -> dict[int, UserError]:
+        """Give what went wrong with requests since the last call; they have ended, the others go on."""
+        failures, self._failures = self._failures, {}
+        return failures
 
     def step(self) -> list[TokenEvent]:
         """Start the requests that there is room for, and continue all others by one token."""
@@ -327,13 +366,11 @@ class GenerationEngine:
         return self._advance(self._active, logits_NV, first_slot=0)
 
     def _start_waiting(self) -> list[TokenEvent]:
-        room = self._max_rows - sum(each.num_rows for each in self._active)
         first_slot = sum(len(each.slots) for each in self._active)
         started: list[_Waiting] = []
-        while self._waiting and (
-            self._waiting[0].num_rows <= room or not (self._active or started)
+        while self._waiting and _fit(
+            [*self._active, *started, self._waiting[0]], self._max_rows, self._max_tokens
         ):
-            room -= self._waiting[0].num_rows
             started.append(self._waiting.popleft())
         if not started:
             return []
@@ -341,8 +378,8 @@ class GenerationEngine:
         adapters = [each.adapter for each in started]
         logits_NV = self._logits(self._decoder.add(texts, adapters))
         requests = [
-            _Active(_search(each), each.num_rows, [first_slot + number])
-            for number, each in enumerate(started)
+            _Active(each.start.prompt_index, _search(each), each.num_rows, each.most_tokens, [slot])
+            for slot, each in enumerate(started, start=first_slot)
         ]
         self._active = [*self._active, *requests]
         return self._advance(requests, logits_NV, first_slot=first_slot)
@@ -357,17 +394,33 @@ class GenerationEngine:
         events: list[TokenEvent] = []
         for each in requests:
             rows = [slot - first_slot for slot in each.slots]
-            moved_on = each.search.advance(logits_NV[rows])
+            try:
+                moved_on = each.search.advance(logits_NV[rows])
+            except UserError as error:  # a form that this model's tokens cannot complete
+                self._failures[each.index] = error
+                moved_on = Advance([], [])
             events += moved_on.events
             each.slots = [each.slots[row] for row, _ in moved_on.rows]
             each.next_ids = [token for _, token in moved_on.rows]
         self._active = [each for each in self._active if each.slots]
+        self._close_holes()
+        return events
+
+    def _close_holes(self) -> None:
         placed = iter(
             self._decoder.rearrange([slot for each in self._active for slot in each.slots])
         )
         for each in self._active:
             each.slots = [next(placed) for _ in each.slots]
-        return events
+
+
+def _fit(requests: Sequence[_Active | _Waiting], max_rows: int, max_tokens: int | None) -> bool:
+    """Whether requests can run together; one alone always can."""
+    if len(requests) == 1:
+        return True
+    num_rows = sum(each.num_rows for each in requests)
+    num_tokens = num_rows * max(each.most_tokens for each in requests)
+    return num_rows <= max_rows and (max_tokens is None or num_tokens <= max_tokens)
 
 
 def _search(request: _Waiting) -> Search:

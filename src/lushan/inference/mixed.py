@@ -131,13 +131,12 @@ def _write(asked: Sequence[_Asked], shared: SharedLayers) -> None:
     engine = GenerationEngine(shared.backbone, many=shared.many)
     numbers = iter(range(sum(len(each.features) for each in asked)))
     for each in asked:
-        for features, example in zip(each.features, each.examples, strict=True):
-            form = each.predictor.constraint(example)
+        for asked_for in each.predictor.prompted(each.features, each.examples):
             engine.add(
-                features.token_ids,
-                each.predictor.writing_settings(has_form=form is not None),
+                asked_for.prompt_ids,
+                asked_for.settings,
                 index=next(numbers),
-                constraint=form,
+                constraint=asked_for.constraint,
                 adapter=each.backbone.adapter,
             )
     written: Iterator[Any] = iter(written_answers(collect(run(engine))))

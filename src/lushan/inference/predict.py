@@ -5,9 +5,10 @@ Documents run packed, longest last, and what all prompts share at their start is
 Shapes: N documents of a batch, F all documents, C classes or candidate answers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,14 @@ Advance = Callable[[int], None]
 
 def _ignore(_: int) -> None:
     """Tell nobody about progress."""
+
+
+class Prompted(NamedTuple):
+    """What is asked of a model that writes."""
+
+    prompt_ids: tuple[int, ...]
+    settings: GenerationSettings
+    constraint: Constraint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +98,24 @@ class Predictor:
     def decode(
         self, outputs: Outputs, features: Sequence[Features], examples: Sequence[Example]
     ) -> list[Prediction]:
-        """Turn what the model said into predictions."""
+        """Turn what the model gave for `features` into one prediction per example, in order."""
         predictions = self.task.decode(outputs, features, examples, self.state, answer=self.answer)
         return [replace(each, model_version=self.version) for each in predictions]
+
+    def prompted(self, features: Sequence[Features], examples: Sequence[Example]) -> list[Prompted]:
+        """Say what is written for each example, and how; only of a model that writes."""
+        found: list[Prompted] = []
+        for each, example in zip(features, examples, strict=True):
+            form: Mapping[str, Any] | None = example.extra.get("form")
+            # What a form asks for ends the answer; a stop string could come before.
+            learned = () if form else self.state.stop_strings
+            stop_strings = (*self.generation.stop_strings, *learned)
+            settings = self.generation.model_copy(update={"stop_strings": stop_strings})
+            constraint = (
+                Constraint.form(form, most_tokens=settings.max_new_tokens) if form else None
+            )
+            found.append(Prompted(each.token_ids, settings, constraint))
+        return found
 
     def examine(
         self,
@@ -150,7 +174,7 @@ class Predictor:
         """Run documents through the model; what it says of each."""
         with self._without_training():
             if self.writes:
-                return self._written(features, examples, advance)
+                return self._written(self.prompted(features, examples), advance)
             if self.chooses:
                 candidates = self.task.candidates(self.state)
                 return list(score_candidates(self.backbone, features, candidates, advance=advance))
@@ -167,53 +191,39 @@ class Predictor:
         finally:
             self.backbone.model.train(was_training)
 
-    def _written(
-        self, features: Sequence[Features], examples: Sequence[Example], advance: Advance
-    ) -> list[Written]:
+    def _written(self, prompted: Sequence[Prompted], advance: Advance) -> list[Written]:
         found: dict[int, Written] = {}
         for has_form in (False, True):
-            places = [place for place, each in enumerate(examples) if _has_form(each) is has_form]
+            asked = {
+                place: each
+                for place, each in enumerate(prompted)
+                if (each.constraint is not None) is has_form
+            }
+            if not asked:
+                continue
             answers = generate(
                 self.backbone,
-                [features[place].token_ids for place in places],
-                self.writing_settings(has_form=has_form),
-                constraint=[self.constraint(examples[place]) for place in places],
+                [each.prompt_ids for each in asked.values()],
+                next(iter(asked.values())).settings,
+                constraint=[each.constraint for each in asked.values()],
                 advance=advance,
             )
-            found.update(zip(places, written_answers(answers), strict=True))
-        return [found[place] for place in range(len(features))]
-
-    def writing_settings(self, *, has_form: bool) -> GenerationSettings:
-        """How an answer is written: what a form asks for ends it, where a learned stop string could come before."""
-        learned = () if has_form else self.state.stop_strings
-        stop_strings = (*self.generation.stop_strings, *learned)
-        return self.generation.model_copy(update={"stop_strings": stop_strings})
-
-    def constraint(self, example: Example) -> Constraint | None:
-        """The form that an answer to an example must have."""
-        if not _has_form(example):
-            return None
-        most_tokens = self.generation.max_new_tokens
-        return Constraint.form(example.extra["form"], most_tokens=most_tokens)
+            found |= zip(asked, written_answers(answers), strict=True)
+        return [found[place] for place in range(len(prompted))]
 
 
-def _has_form(example: Example) -> bool:
-    return bool(example.extra.get("form"))
-
-
-def written_answers(answers: Sequence[Generated]) -> list[Written]:
+def written_answers(answers: Iterable[Generated]) -> list[Written]:
     """Put the answers to each prompt together, in the order of the prompts."""
     of_prompt: dict[int, list[Generated]] = {}
     for each in answers:
         of_prompt.setdefault(each.prompt_index, []).append(each)
-    return [
-        Written(
-            found[0].text,
-            found[0].log_likelihood,
-            tuple(each.text for each in found) if len(found) > 1 else (),
-        )
-        for found in of_prompt.values()
-    ]
+    return [written_from(each) for each in of_prompt.values()]
+
+
+def written_from(answers: Sequence[Generated]) -> Written:
+    """Give the answers to one prompt as one, the best."""
+    samples = tuple(each.text for each in answers) if len(answers) > 1 else ()
+    return Written(answers[0].text, answers[0].log_likelihood, samples)
 
 
 def head_outputs(

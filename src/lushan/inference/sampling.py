@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from lushan.inference.draft import Advance, Draft, TokenEvent
+from lushan.inference.draft import Advance, Alternatives, Draft, TokenEvent
 from lushan.inference.generation_settings import GenerationSettings
 
 
@@ -81,7 +81,8 @@ class Sampling:
         for place, (number, draft) in enumerate(list(self._drafts.items())):
             row = place if len(logits_RV) > 1 else 0
             token = self._choose(number, draft, logits_RV[row])
-            draft.add(token, float(logits_RV[row, token] - totals_R[row]))
+            likeliest = _likeliest(logits_RV[row], totals_R[row], draft.num_alternatives)
+            draft.add(token, float(logits_RV[row, token] - totals_R[row]), likeliest)
             events.append(draft.event(number))
             if draft.ended is None:
                 rows.append((row, token))
@@ -94,3 +95,10 @@ class Sampling:
         if self._settings.temperature == 0:
             return int(scores_V.argmax())
         return draw(scores_V, self._generators[number])
+
+
+def _likeliest(logits_V: Tensor, total: Tensor, num_tokens: int) -> Alternatives:
+    if num_tokens == 0:
+        return ()
+    values, tokens = logits_V.topk(min(num_tokens, len(logits_V)))
+    return tuple(zip(tokens.tolist(), (values - total).tolist(), strict=True))

@@ -3,19 +3,17 @@
 Texts and label names become the mean of their hidden states; their cosines, sharpened, become probabilities
 (the recipe of sentence-transformers' zero-shot examples; Reimers and Gurevych 2019, section 3).
 
-Shapes: N documents of a batch, D width, C labels, E examples.
+Shapes: D width, C labels, E examples.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from lushan.backbones.encoding import LengthLimit, encode_rendered
-from lushan.backbones.heads import mean_over_tokens
 from lushan.backbones.load import Backbone
-from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_by_tokens
-from lushan.records import Example, Features, Prediction, Rendered, TaskState
+from lushan.inference.embedding import embed
+from lushan.records import Example, Prediction, Rendered, TaskState
 
 _SHARPNESS = 20.0
 """Cosines of sentence encoders lie close together; 20 is the scale that they are trained with."""
@@ -77,16 +75,4 @@ def _embed(backbone: Backbone, texts: Sequence[str], limit: LengthLimit) -> np.n
         limit=LengthLimit(limit.max_tokens, "truncate"),
         places=[text[:40] for text in texts],
     )
-    documents = [
-        Features(parts[0].token_ids, place="", example_index=index)
-        for index, parts in enumerate(windows)
-    ]
-    documents.sort(key=lambda each: len(each.token_ids))
-    vectors_ED = np.empty((len(texts), backbone.facts.width), dtype=np.float32)
-    with torch.inference_mode():
-        for part in split_by_tokens(documents, MAX_BATCH_TOKENS):
-            batch = pack(part, device=backbone.device)
-            mean_ND = mean_over_tokens(backbone.hidden_states(batch).float(), batch)
-            unit_ND = torch.nn.functional.normalize(mean_ND, dim=1)
-            vectors_ED[[each.example_index for each in batch.features]] = unit_ND.cpu().numpy()
-    return vectors_ED
+    return embed(backbone, [parts[0].token_ids for parts in windows])

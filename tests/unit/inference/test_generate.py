@@ -347,3 +347,88 @@ def test_beams_and_samples_of_many_adapters_are_written_together_as_alone(
         expected = generate(alone[n], [prompt], how[n])[0]
         assert each.token_ids == expected.token_ids
         np.testing.assert_allclose(each.log_probabilities, expected.log_probabilities, atol=1e-4)
+
+
+@pytest.fixture
+def endless(sharp_folder: MakeSharp) -> Backbone:
+    """Give a model whose answers end with their length."""
+    return load(sharp_folder("llama"), stops=[2])
+
+
+def test_cancelled_request_frees_its_row_at_once_and_changes_no_other(endless: Backbone) -> None:
+    alone = [each.token_ids for each in generate(endless, PROMPTS, settings())]
+    engine = GenerationEngine(endless, max_rows=2)
+    for index, ids in enumerate(encode_prompts(endless, PROMPTS)):
+        engine.add(ids, settings(), index=index)
+    told: dict[int, list[int]] = {index: [] for index in range(len(PROMPTS))}
+    for event in engine.step():
+        told[event.prompt_index].append(event.token_id)
+    engine.cancel(0)
+    engine.cancel(3)
+    assert engine.open_indices == {1, 2}
+    found = engine.step()
+    assert {event.prompt_index for event in found} == {1, 2}  # the third has the row of the first
+    while found:
+        for event in found:
+            told[event.prompt_index].append(event.token_id)
+        found = engine.step()
+    assert [told[1], told[2]] == alone[1:3]
+    assert (len(told[0]), told[3]) == (1, [])
+
+
+def test_cancelled_answers_that_are_drawn_free_all_their_rows(endless: Backbone) -> None:
+    engine = GenerationEngine(endless, max_rows=4)
+    many = settings(temperature=1.0, num_return_sequences=4)
+    engine.add((5, 60), many, index=0)
+    engine.add((9, 17), settings(), index=1)
+    engine.step()
+    assert {event.prompt_index for event in engine.step()} == {0}
+    engine.cancel(0)
+    assert {event.prompt_index for event in engine.step()} == {1}
+
+
+def test_form_that_fails_in_the_middle_ends_its_own_request_alone(
+    endless: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise SettingError("too complex")
+
+    (alone,) = generate(endless, PROMPTS[:1], settings())
+    engine = GenerationEngine(endless)
+    prompts = encode_prompts(endless, PROMPTS)
+    engine.add(prompts[0], settings(), index=0)
+    engine.add(prompts[1], settings(), index=1, constraint=Constraint.regex("[a-z ]+"))
+    monkeypatch.setattr("lushan.inference.grammar.GrammarState.allowed", fail)
+    events = engine.step()
+    assert {index: str(error) for index, error in engine.take_failures().items()} == {
+        1: "too complex"
+    }
+    while engine.is_busy:
+        events += engine.step()
+    assert [each.token_id for each in events] == alone.token_ids
+    assert engine.take_failures() == {}
+
+
+def test_alternatives_are_the_likeliest_tokens_with_their_log_probabilities(
+    endless: Backbone, sharp_folder: MakeSharp
+) -> None:
+    engine = GenerationEngine(endless)
+    engine.add((5, 60, 100), settings(), index=0, num_alternatives=3)
+    (event,) = engine.step()
+    with torch.inference_mode():
+        logits_V = plain_model(sharp_folder("llama"))(torch.tensor([[5, 60, 100]])).logits[0, -1]
+    expected = logits_V.log_softmax(dim=-1).topk(3)
+    assert [token for token, _ in event.alternatives] == expected.indices.tolist()
+    assert [x for _, x in event.alternatives] == pytest.approx(expected.values.tolist(), abs=1e-4)
+
+
+def test_requests_that_could_remember_too_much_together_wait(endless: Backbone) -> None:
+    engine = GenerationEngine(endless, max_tokens=60)
+    for index, length in enumerate((10, 20, 30, 90)):
+        engine.add((5, 60), settings(max_new_tokens=length - 2), index=index)
+    started: list[set[int]] = []
+    while engine.is_busy:
+        started.append({each.prompt_index for each in engine.step() if not each.ended})
+    assert started[1] == {0, 1}
+    assert {tuple(sorted(each)) for each in started} >= {(0, 1), (1, 2), (3,)}
+    assert max(len(each) for each in started) == 2  # what is too much by itself runs alone

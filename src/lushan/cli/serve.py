@@ -1,0 +1,90 @@
+"""`lushan serve`: answer requests over HTTP."""
+
+from typing import Annotated
+
+import typer
+
+from lushan.cli.console import JsonOption, SeedOption, emit_json, tell
+from lushan.errors import need
+
+
+def command(
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL|RUN...", help="Runs, models of the cache, or model folders."),
+    ],
+    *,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 8000,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin",
+            metavar="ORIGIN",
+            help="Pages that a browser may let ask, such as https://example.org; may be repeated.",
+        ),
+    ] = None,
+    max_rows: Annotated[
+        int, typer.Option("--max-rows", help="Answers that a model writes at once.")
+    ] = 32,
+    max_tokens: Annotated[
+        int,
+        typer.Option("--max-tokens", help="Tokens that a model remembers of them, at most."),
+    ] = 65_536,
+    max_waiting: Annotated[
+        int, typer.Option("--max-waiting", help="Requests that may wait; one more gets 503.")
+    ] = 256,
+    max_body_bytes: Annotated[
+        int, typer.Option("--max-body-bytes", help="Largest body of a request.")
+    ] = 4_000_000,
+    deadline_seconds: Annotated[
+        float, typer.Option("--deadline-seconds", help="Longest time that a request may take.")
+    ] = 300.0,
+    grace_seconds: Annotated[
+        float,
+        typer.Option("--grace-seconds", help="How long running requests may finish at the end."),
+    ] = 30.0,
+    requests_per_minute: Annotated[
+        int | None,
+        typer.Option("--requests-per-minute", help="Most requests of one client; else no limit."),
+    ] = None,
+    log_texts: Annotated[
+        bool, typer.Option("--log-texts", help="Put what is asked and answered into the log.")
+    ] = False,
+    as_json: JsonOption = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Answer requests over HTTP, as OpenAI's clients send them; every run must first answer as its certificate says."""
+    del seed  # every command takes it; each request brings its own
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        need(package, extra="serve", purpose="`lushan serve`")
+    from lushan.serving.hosted import names_of
+    from lushan.serving.serve_settings import ServeSettings
+    from lushan.serving.server import serve
+    from lushan.settings import build
+
+    values = {
+        "host": host,
+        "port": port,
+        "cors_origins": tuple(cors_origin or ()),
+        "max_rows": max_rows,
+        "max_tokens": max_tokens,
+        "max_waiting": max_waiting,
+        "max_body_bytes": max_body_bytes,
+        "deadline_seconds": deadline_seconds,
+        "grace_seconds": grace_seconds,
+        "requests_per_minute": requests_per_minute,
+        "log_texts": log_texts,
+    }
+    settings = build(ServeSettings, values, source="lushan serve")
+    names = names_of(targets)
+
+    def listening(address: str) -> None:
+        tell(
+            f"Listening on {address} for {', '.join(names)}; `{address}/readyz` tells when they are loaded."
+        )
+        if as_json:
+            emit_json({"address": address, "models": names})
+
+    serve(targets, settings, listening=listening)
+    tell("Stopped.")

@@ -1,0 +1,164 @@
+"""What a model has written, as clients are told: whole, or piece by piece."""
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.inference.draft import TokenEvent
+from lushan.serving.prompts import NO_TOKEN, Asked
+from lushan.serving.schemas import (
+    AnswerMessage,
+    ChatChoice,
+    ChatLogprobs,
+    CompletionChoice,
+    CompletionLogprobs,
+    FinishReason,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+
+Events = AsyncGenerator[TokenEvent, None]
+
+
+class Piece(NamedTuple):
+    """What one token adds to an answer."""
+
+    choice: int
+    event: TokenEvent
+    text: str
+    """What is certain now, and was not before."""
+    is_first: bool
+    finish_reason: FinishReason | None
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer so far."""
+
+    choice: int
+    text: str = ""
+    """What clients have been told."""
+    written: str = ""
+    """What the model wrote, before it was cleaned."""
+    events: list[TokenEvent] = field(default_factory=list[TokenEvent])
+    finish_reason: FinishReason = "length"
+
+    @property
+    def tokens(self) -> Iterator[TokenEvent]:
+        """Its tokens, without the one that ends it."""
+        return (each for each in self.events if each.ended != "stop")
+
+
+class Answers:
+    """All answers to one request, while they come."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._by_choice: dict[int, Answer] = {}
+
+    async def collect(self, events: Events) -> None:
+        """Wait for all of them."""
+        async with aclosing(self.pieces(events)) as pieces:
+            async for _ in pieces:
+                pass
+
+    async def pieces(self, events: Events) -> AsyncGenerator[Piece, None]:
+        """Give what each token adds."""
+        async with aclosing(events):
+            async for event in events:
+                yield self._add(event)
+
+    def _add(self, event: TokenEvent) -> Piece:
+        choice = event.prompt_index * self._asked.num_answers + event.answer_index
+        is_first = choice not in self._by_choice
+        answer = self._by_choice.setdefault(choice, Answer(choice))
+        answer.events.append(event)
+        answer.written += event.text
+        cleaned = self._asked.clean(answer.written)
+        # Cleaning takes spaces off the ends; what was told stays told.
+        added = cleaned[len(answer.text) :] if cleaned.startswith(answer.text) else ""
+        answer.text += added
+        reason = None if event.ended is None else "length" if event.ended == "length" else "stop"
+        answer.finish_reason = reason or answer.finish_reason
+        return Piece(choice, event, added, is_first, reason)
+
+    @property
+    def in_order(self) -> list[Answer]:
+        """The answers to the first prompt, then those to the next."""
+        return [self._by_choice[choice] for choice in sorted(self._by_choice)]
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens that were read and written."""
+        written = sum(
+            event.token_id != NO_TOKEN
+            for answer in self._by_choice.values()
+            for event in answer.events
+        )
+        read = self._asked.num_prompt_tokens
+        return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+
+def chat_choice(answer: Answer, tokenizer: Tokenizer, *, with_logprobs: bool) -> ChatChoice:
+    """Write one answer as chat completions do."""
+    logprobs = ChatLogprobs(content=token_logprobs(answer.tokens, tokenizer))
+    return ChatChoice(
+        index=answer.choice,
+        message=AnswerMessage(content=answer.text),
+        logprobs=logprobs if with_logprobs else None,
+        finish_reason=answer.finish_reason,
+    )
+
+
+def completion_choice(
+    answer: Answer, tokenizer: Tokenizer, *, with_logprobs: bool
+) -> CompletionChoice:
+    """Write one text as completions do."""
+    logprobs = completion_logprobs(answer.tokens, tokenizer, start=0)
+    return CompletionChoice(
+        index=answer.choice,
+        text=answer.text,
+        logprobs=logprobs if with_logprobs else None,
+        finish_reason=answer.finish_reason,
+    )
+
+
+def token_logprobs(events: Iterator[TokenEvent], tokenizer: Tokenizer) -> list[TokenLogprob]:
+    """Tell tokens and their probabilities as chat completions do."""
+    return [
+        TokenLogprob(
+            **_named(tokenizer, each.token_id, each.log_probability),
+            top_logprobs=[TopLogprob(**_named(tokenizer, *pair)) for pair in each.alternatives],
+        )
+        for each in events
+    ]
+
+
+def completion_logprobs(
+    events: Iterator[TokenEvent], tokenizer: Tokenizer, *, start: int
+) -> CompletionLogprobs:
+    """Tell tokens and their probabilities as completions do; `start` is the place of the first in the text."""
+    told = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+    tops: list[dict[str, float]] = []
+    for each in events:
+        token = tokenizer.decode([each.token_id])
+        told.tokens.append(token)
+        told.token_logprobs.append(each.log_probability)
+        told.text_offset.append(start)
+        tops.append({tokenizer.decode([top]): value for top, value in reversed(each.alternatives)})
+        start += len(token)
+    told.top_logprobs = tops if any(tops) else None
+    return told
+
+
+def _named(tokenizer: Tokenizer, token_id: int, log_probability: float) -> dict[str, Any]:
+    token = tokenizer.decode([token_id])
+    is_broken = "\ufffd" in token  # a part of a character
+    return {
+        "token": token,
+        "logprob": log_probability,
+        "bytes": None if is_broken else list(token.encode()),
+    }

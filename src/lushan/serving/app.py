@@ -1,0 +1,206 @@
+"""The server as an application: its parts, its state, and what it says of itself. Read this file first.
+
+`app.state` holds what every route needs: `models` by name, `settings`, `worker`, `metrics`, and `keys`, which is None
+where no keys are asked for.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
+
+import lushan
+from lushan.errors import LushanError, UserError
+from lushan.serving import embeddings_api, openai_api, task_api
+from lushan.serving.errors import ErrorAnswer, RequestError, error_response
+from lushan.serving.guard import Guard
+from lushan.serving.hosted import HostedModel, host
+from lushan.serving.metrics import Metrics
+from lushan.serving.observation import Observation
+from lushan.serving.serve_settings import ServeSettings
+from lushan.serving.worker import Worker
+
+logger = logging.getLogger("lushan.serving")
+
+ROUTERS = (
+    (openai_api.router, "chat"),
+    (embeddings_api.router, "predict"),
+    (task_api.router, "predict"),
+)
+"""What can be asked, and what a key must be for."""
+
+
+class KeyGate(Protocol):
+    """Knows the API keys."""
+
+    def admit(self, text: str | None, scope: str) -> object:
+        """Raise a `RequestError` unless a key, if one came, is for this."""
+        ...
+
+
+def make_app(
+    models: Sequence[HostedModel],
+    settings: ServeSettings,
+    *,
+    targets: Sequence[str] = (),
+    keys: KeyGate | None = None,
+) -> FastAPI:
+    """Put the server together.
+
+    Args:
+        models: Models that are loaded already.
+        settings: Where it listens, and what bounds it.
+        targets: Runs and models to load once it listens; it is ready when all answer as their certificates say.
+        keys: Asked before every request to a model; None where only this machine can ask.
+    """
+    app = FastAPI(
+        title="Lushan",
+        version=lushan.__version__,
+        summary="Tuned models, and the OpenAI API for those that write.",
+        lifespan=_lifespan,
+        # Their pages load scripts from the internet.
+        docs_url=None,
+        redoc_url=None,
+    )
+    state = app.state
+    state.settings = settings
+    state.models = {each.name: each for each in models}
+    state.targets = targets
+    state.is_ready = False
+    state.failure = None
+    state.stop = lambda: None
+    state.keys = keys
+    state.worker = Worker(state.models, settings)
+    state.metrics = Metrics(
+        num_waiting=lambda: state.worker.num_waiting, num_running=lambda: state.worker.num_running
+    )
+    _add_layers(app, settings, state.metrics)
+    _add_error_handlers(app)
+    for router, scope in ROUTERS:
+        app.include_router(
+            router,
+            dependencies=[Depends(_needs_key(scope)), Depends(_is_ready)],
+            responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
+        )
+    _add_state_routes(app)
+    return app
+
+
+def _add_layers(app: FastAPI, settings: ServeSettings, metrics: Metrics) -> None:
+    """Put what sees every request around the routes, the innermost first."""
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Observation, settings=settings, metrics=metrics)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.worker.start()
+    loading = asyncio.create_task(_load(app))
+    try:
+        yield
+    finally:
+        loading.cancel()
+        await asyncio.to_thread(app.state.worker.stop)
+
+
+async def _load(app: FastAPI) -> None:
+    """Load what was named; a model that cannot be served stops the server."""
+    try:
+        for target in app.state.targets:
+            model = await asyncio.to_thread(host, target)
+            app.state.models[model.name] = model
+            fields = {"model": model.name, "tuned": model.is_tuned, "certified": model.certified}
+            logger.info("Loaded.", extra={"fields": fields})
+    except (LushanError, OSError) as error:
+        app.state.failure = error
+        app.state.stop()
+    else:
+        app.state.is_ready = True
+        logger.info("Ready.")
+
+
+async def _is_ready(request: Request) -> None:
+    if not request.app.state.is_ready:
+        raise RequestError(
+            "The models are still being loaded. `/readyz` tells when they are there.",
+            status=503,
+            code="not_ready",
+            retry_after_seconds=2,
+        )
+
+
+def _needs_key(scope: str) -> Callable[[Request], None]:
+    def check(request: Request) -> None:
+        keys: KeyGate | None = request.app.state.keys
+        if keys is not None:
+            kind, _, text = request.headers.get("authorization", "").partition(" ")
+            keys.admit(text if kind.casefold() == "bearer" and text else None, scope)
+
+    return check
+
+
+def _add_state_routes(app: FastAPI) -> None:
+    @app.get("/healthz", summary="Whether the server runs")
+    async def healthz() -> dict[str, str]:
+        return {"status": "running"}
+
+    @app.get(
+        "/readyz", summary="Whether all models are loaded and answer as their certificates say"
+    )
+    async def readyz(response: Response) -> dict[str, str | list[str]]:
+        response.status_code = 200 if app.state.is_ready else 503
+        status = "ready" if app.state.is_ready else "loading"
+        return {"status": status, "models": list(app.state.models)}
+
+    @app.get("/metrics", summary="Counts, in the form of Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(app.state.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(UserError)
+    async def refuse(_: Request, error: UserError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def refuse_route(_: Request, error: HTTPException) -> JSONResponse:
+        return error_response(RequestError(f"{error.detail}.", status=error.status_code))
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_body(_: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(_explain(error))
+
+
+def _explain(error: RequestValidationError) -> RequestError:
+    """Say which field is wrong, and in what."""
+    errors = error.errors()
+    # Where a value may be of several types, what is wrong beside its type comes nearest to what was meant.
+    first = next((each for each in errors if not each["type"].endswith("_type")), errors[0])
+    name = ".".join(str(part) for part in first["loc"][1:] if not _is_type(part))
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] in ("value_error", "json_invalid"):
+        detail = first.get("ctx", {}).get("error", "")
+        message = f"The body is no JSON: {detail}." if first["type"] == "json_invalid" else reason
+    else:
+        message = f"`{name or 'body'}`: {reason}. Got {first.get('input')!r:.200}."
+    return RequestError(message, param=name or None)
+
+
+def _is_type(part: str | int) -> bool:
+    """Whether a part of a place is a type that was tried, not a field."""
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float"))

@@ -1,0 +1,108 @@
+"""The thread in which models compute: it takes commands, and between them moves on whatever is open, a little at a time."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
+
+from lushan.serving.errors import ServerBusyError
+from lushan.serving.micro_batches import Asked, MicroBatches
+from lushan.serving.streams import Streams, Writing
+
+logger = logging.getLogger("lushan.serving")
+ResultT = TypeVar("ResultT")
+Command = Callable[[], None]
+
+
+class ComputeThread:
+    """One thread; its public methods may be called from any other."""
+
+    def __init__(self, *, max_rows: int, max_tokens: int) -> None:
+        self._streams = Streams(max_rows=max_rows, max_tokens=max_tokens)
+        self._batches = MicroBatches()
+        self._jobs: deque[Command] = deque()
+        self._inbox: deque[Command] = deque()
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._work, name="lushan-compute", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the step that runs; who still waits is told that the server stops."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def write(self, request: Writing) -> None:
+        """Take a request for written answers."""
+        self._send(partial(self._streams.add, request))
+
+    def stop_writing(self, number: int) -> None:
+        """Forget a request for written answers, if it is still open."""
+        self._send(partial(self._streams.cancel, number))
+
+    def predict(self, asked: Asked) -> None:
+        """Take a request for predictions."""
+        self._send(partial(self._batches.add, asked))
+
+    def call(self, function: Callable[[], ResultT], future: "Future[ResultT]") -> None:
+        """Call a function between two steps."""
+        self._send(partial(self._jobs.append, partial(_finish, future, function)))
+
+    def _send(self, command: Command) -> None:
+        with self._changed:
+            self._inbox.append(command)
+            self._changed.notify()
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._jobs) or self._streams.is_busy or self._batches.is_busy
+
+    def _work(self) -> None:
+        while not self._is_stopping:
+            try:
+                self._take_commands()
+                self._streams.step()
+                self._batches.step()
+                if self._jobs:
+                    self._jobs.popleft()()
+            except Exception as error:
+                # Without this thread nobody would be answered again.
+                logger.exception(
+                    "A step failed that should not; whoever is being answered is told."
+                )
+                self._streams.close(error)
+                self._batches.close(error)
+        reason = ServerBusyError("The server is stopping.")
+        for command in self._inbox:
+            command()
+        self._streams.close(reason)
+        self._batches.close(reason)
+        for job in self._jobs:
+            job()
+
+    def _take_commands(self) -> None:
+        """Do what was asked since the last step; with nothing to do, wait for it."""
+        with self._changed:
+            while not (self._inbox or self._is_busy or self._is_stopping):
+                self._changed.wait()
+        while self._inbox:
+            self._inbox.popleft()()
+
+
+def _finish(future: "Future[ResultT]", function: Callable[[], ResultT]) -> None:
+    """Call a function and give a future what it gives, or raises; nothing where nobody waits any more."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function())
+    except Exception as error:  # noqa: BLE001 - it is told to the one who asked
+        future.set_exception(error)

@@ -1,0 +1,152 @@
+"""The models of a server: loaded, and shown to answer as their certificates say before they are asked anything else."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.hardware import choose_device, choose_precision
+from lushan.backbones.inspect import describe, read_json
+from lushan.backbones.load import load_backbone
+from lushan.backbones.sources import cache_folder, locate
+from lushan.catalog import load_task
+from lushan.errors import CertificateError, RunError, SettingError
+from lushan.inference.generation_settings import GenerationSettings
+from lushan.inference.predict import Predictor
+from lushan.model_store.certificate import compare, describe_answers, read_probes
+from lushan.model_store.tuned_model import load_predictor, model_version, weights_digest
+from lushan.records import TaskState
+from lushan.serving.errors import UnknownModelError
+
+CERTIFICATE = "certificate.json"
+MOST_ANSWER_TOKENS = 1024
+"""Of an untuned model that is not told how long its answer may be."""
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class HostedModel:
+    """One model that a server answers with."""
+
+    name: str
+    """What requests call it."""
+    predictor: Predictor
+    run: Path | None
+    """The folder that `lushan tune` wrote; None for an untuned model."""
+    is_tuned: bool
+    certified: bool
+    """Whether its certificate's probes were answered here, and as the certificate says."""
+    loaded_at: int = field(default_factory=lambda: int(time.time()))
+    """Seconds since 1970."""
+
+    @property
+    def reads_conversations(self) -> bool:
+        """Whether its task reads messages, not columns."""
+        return "messages" in self.predictor.task.columns.all_names
+
+
+def find_model(models: Mapping[str, HostedModel], name: str) -> HostedModel:
+    """Give the model that a request names.
+
+    Raises:
+        UnknownModelError: If there is none of this name; lists those there are.
+    """
+    if name not in models:
+        raise UnknownModelError(name, list(models))
+    return models[name]
+
+
+def host(target: str, *, precision: Precision = "auto") -> HostedModel:
+    """Load what a user named: a run folder, a model folder, or a model of the cache.
+
+    Args:
+        target: As on the command line.
+        precision: Arithmetic of an untuned model; a tuned one keeps its own.
+
+    Raises:
+        RunError: If a run does not answer as its certificate says.
+        ModelError: If there is no such model, or it cannot be loaded.
+    """
+    path = locate(target)
+    folder = path / "model" if (path / "model").is_dir() else path
+    # A model of the cache has a file of this name too, which tells where it came from.
+    if "state" in read_json(folder / "lushan.json") or (path / "recipe.yaml").is_file():
+        return _host_run(folder)
+    return _host_untuned(folder, precision=precision)
+
+
+def names_of(targets: Sequence[str]) -> list[str]:
+    """Give the names under which models will be served: those of their folders.
+
+    Raises:
+        ModelError: If there is no such model.
+        SettingError: If two have the same name.
+    """
+    names = [_name_of(locate(each)) for each in targets]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SettingError(
+            f"Two models would be called `{twice[0]}`. Rename the folder of one, or serve one of them."
+        )
+    return names
+
+
+def _name_of(path: Path) -> str:
+    folder = path.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
+def _host_run(folder: Path) -> HostedModel:
+    run = folder.parent if folder.name == "model" else folder
+    predictor = load_predictor(folder)
+    is_certified = (run / CERTIFICATE).is_file()
+    if is_certified:
+        replay_certificate(run, predictor)
+    return HostedModel(_name_of(folder), predictor, run, is_tuned=True, certified=is_certified)
+
+
+def replay_certificate(run: Path, predictor: Predictor) -> None:
+    """Ask a loaded model what its certificate was made of.
+
+    Raises:
+        RunError: If it is another model, or answers in another way; says in what.
+    """
+    try:
+        certificate = json.loads((run / CERTIFICATE).read_text(encoding="utf-8"))
+        expected, version = certificate["answers"], certificate["model_version"]
+        probes = read_probes(run)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"The certificate of `{run}` cannot be read: {error!r}. {_REMEDY}") from None
+    try:
+        compare(expected, describe_answers(predictor, probes))
+    except CertificateError as error:
+        raise RunError(f"`{run}` is not what its certificate is about. {error} {_REMEDY}") from None
+    if model_version(run / "model") != version:
+        raise RunError(
+            f"`{run}` holds model version {model_version(run / 'model')}, but its certificate is about {version}. "
+            f"{_REMEDY}"
+        )
+
+
+_REMEDY = "It is not served. Restore its `model` folder, or tune again."
+
+
+def _host_untuned(folder: Path, *, precision: Precision) -> HostedModel:
+    choice = choose_precision(precision, choose_device().value, cache=cache_folder())
+    arithmetic = "bf16" if choice.value == "bf16" else "fp32"
+    purpose = "embed" if describe(folder).family == "encoder" else "language"
+    backbone = load_backbone(folder, purpose=purpose, precision=arithmetic)
+    context_tokens = backbone.facts.context_tokens
+    predictor = Predictor(
+        backbone,
+        load_task("dialogue"),
+        TaskState(),
+        "generate",
+        LengthLimit(context_tokens, "error"),
+        version=weights_digest(folder)[:12],
+        generation=GenerationSettings(max_new_tokens=min(MOST_ANSWER_TOKENS, context_tokens // 2)),
+    )
+    return HostedModel(_name_of(folder), predictor, None, is_tuned=False, certified=False)

@@ -1,0 +1,268 @@
+"""From what a client sends to what a model is asked: token ids, and the settings of the answer.
+
+A conversation goes through the task of the model, as it does in training: the task writes it with the chat template. A
+model whose task reads columns takes the one message of a user for the first of them.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lushan.errors import SettingError
+from lushan.inference.generate import encode_prompts
+from lushan.inference.generation_settings import GenerationSettings
+from lushan.inference.grammar import Constraint
+from lushan.inference.predict import Predictor, Prompted
+from lushan.records import Example, Features, Row, Written
+from lushan.serving.errors import RequestError
+from lushan.serving.hosted import HostedModel
+from lushan.serving.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    Message,
+    Prompt,
+    ResponseFormat,
+    Sampled,
+    TextFormat,
+)
+
+COMPLETION_TOKENS = 16
+"""Of OpenAI's API: the length of a completion where nothing is said."""
+MOST_PROMPTS = 128
+_NEARLY_GREEDY = 1e-6
+"""Temperatures below divide by so little that scores leave the range of numbers; the most likely token has all."""
+_NUM_SEEDS = 2**40
+NO_TOKEN = -1
+"""Stands for an answer that was not written token by token."""
+_ONLY_WRITTEN = ("n", "stop", "response_format", "logprobs", "top_k", "min_p", "repetition_penalty")
+"""Fields that a model which does not write is not to be sent; `temperature` and its like cannot matter to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a model is asked to write."""
+
+    prompted: Sequence[Prompted]
+    num_answers: int
+    """To each prompt."""
+    num_alternatives: int
+    clean: Callable[[str], str]
+    """Makes an answer of a text that was written, finished or not."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(len(each.prompt_ids) for each in self.prompted)
+
+
+def ask_chat(model: HostedModel, body: ChatRequest) -> Asked:
+    """Read a conversation for a model that writes.
+
+    Raises:
+        UserError: If the conversation, a setting or the form of the answer does not fit.
+    """
+    predictor = model.predictor
+    given = body.max_completion_tokens or body.max_tokens
+    most_tokens = given or predictor.generation.max_new_tokens
+    constraint = _constraint(body.response_format)
+    learned = () if constraint else predictor.state.stop_strings
+    settings = make_settings(predictor, body, most_tokens=most_tokens, stop_strings=learned)
+    asking = replace(predictor, generation=settings)
+    example = read_conversation(model, body.messages)
+    (features,) = asking.encode([example])
+    num_alternatives = body.top_logprobs or 0
+    return Asked(
+        [Prompted(features.token_ids, settings, constraint)],
+        settings.num_return_sequences,
+        num_alternatives,
+        _cleaner(predictor, features, example),
+    )
+
+
+def ask_label(model: HostedModel, body: ChatRequest) -> tuple[Asked, Example]:
+    """Read the one message for a model that does not write, but chooses or marks.
+
+    Raises:
+        UserError: If the message does not fit, or a field has no meaning there.
+    """
+    for name in _ONLY_WRITTEN:
+        value = getattr(body, name)
+        if value not in (None, 1, False) and not isinstance(value, TextFormat):
+            raise RequestError(
+                f"`{name}` has no effect here: `{model.name}` does not write its answers. Remove it.",
+                param=name,
+            )
+    example = read_conversation(model, body.messages)
+    predictor = model.predictor
+    prompted = [
+        Prompted(each.token_ids, predictor.generation, None) for each in predictor.encode([example])
+    ]
+    return Asked(prompted, 1, 0, str), example
+
+
+def ask_completion(model: HostedModel, body: CompletionRequest) -> Asked:
+    """Read texts that are to be continued as they are.
+
+    Raises:
+        UserError: If a text or a setting does not fit.
+    """
+    predictor = model.predictor
+    prompts = read_texts(predictor, body.prompt, param="prompt", most=MOST_PROMPTS)
+    most_tokens = body.max_tokens or COMPLETION_TOKENS
+    settings = make_settings(predictor, body, most_tokens=most_tokens)
+    prompted = [Prompted(each, settings, None) for each in prompts]
+    return Asked(prompted, settings.num_return_sequences, body.logprobs or 0, str)
+
+
+def read_conversation(model: HostedModel, messages: Sequence[Message]) -> Example:
+    """Have a model's task read messages.
+
+    Raises:
+        RequestError: If the task cannot answer them.
+        DataError: If a message does not fit.
+    """
+    if messages[-1].role != "user":
+        raise RequestError(
+            f"The last message must be the user's, got `{messages[-1].role}`.", param="messages"
+        )
+    task = model.predictor.task
+    values: dict[str, Any]
+    if model.reads_conversations:
+        roles = {"developer": "system"}
+        values = {
+            "messages": [
+                {"role": roles.get(each.role, each.role), "content": each.text} for each in messages
+            ]
+        }
+    else:
+        column, *others = task.columns.asked.required
+        if others:
+            raise RequestError(
+                f"`{model.name}` is asked with {', '.join(f'`{each}`' for each in (column, *others))}, which one message "
+                f"cannot say. Use `/v1/predict/{model.name}`.",
+                param="messages",
+            )
+        if len(messages) > 1:
+            raise RequestError(
+                f"`{model.name}` answers about one text, not in conversations: send one message of the user, got "
+                f"{len(messages)} messages.",
+                param="messages",
+            )
+        values = {column: messages[0].text}
+    return task.read(
+        Row(values, "request", 1),
+        multi_label=model.predictor.state.multi_label,
+        needs_target=False,
+    )
+
+
+def read_texts(
+    predictor: Predictor, given: Prompt, *, param: str, most: int
+) -> list[tuple[int, ...]]:
+    """Give the token ids of texts.
+
+    Args:
+        predictor: The model that will read them.
+        given: A text, its token ids, or a list of either.
+        param: What the field is called.
+        most: How many there may be.
+
+    Raises:
+        RequestError: If there are none or too many, or one is empty, too long, or holds tokens that the model lacks.
+    """
+    items: list[Any] = [given] if isinstance(given, str) else list(given)
+    texts = [items] if items and isinstance(items[0], int) else items
+    if not 0 < len(texts) <= most:
+        raise RequestError(f"`{param}` must hold 1 to {most} texts, got {len(texts)}.", param=param)
+    backbone = predictor.backbone
+    context = backbone.facts.context_tokens
+    num_rows = backbone.plain_model.get_input_embeddings().num_embeddings
+    found = encode_prompts(backbone, texts)
+    for number, token_ids in enumerate(found, start=1):
+        if not 0 < len(token_ids) <= context:
+            raise RequestError(
+                f"Text {number} of `{param}` has {len(token_ids)} tokens; the model reads 1 to {context}.",
+                param=param,
+            )
+        if unknown := [each for each in token_ids if not 0 <= each < num_rows]:
+            raise RequestError(
+                f"Text {number} of `{param}` has the token {unknown[0]}; the model knows 0 to {num_rows - 1}.",
+                param=param,
+            )
+    return found
+
+
+def make_settings(
+    predictor: Predictor,
+    body: Sampled,
+    *,
+    most_tokens: int,
+    stop_strings: Sequence[str] = (),
+) -> GenerationSettings:
+    """Lay what a request says over how the model was measured.
+
+    A request that asks for draws (several answers, `top_p`, ...) and names no temperature draws at 1, as OpenAI's API does.
+
+    Raises:
+        RequestError: If settings cannot go together, or leave no room for a prompt.
+    """
+    context = predictor.backbone.facts.context_tokens
+    if most_tokens >= context:
+        raise RequestError(
+            f"An answer of {most_tokens} tokens leaves no room for what is asked: the model reads {context} tokens, "
+            "prompt and answer together. Lower `max_tokens`.",
+            param="max_tokens",
+        )
+    own = predictor.generation
+    given = {
+        name: value
+        for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        if (value := getattr(body, name)) is not None
+    }
+    num_answers = body.n or 1
+    asks_for_draws = num_answers > 1 or bool(given.keys() & {"top_p", "top_k", "min_p"})
+    if "temperature" not in given and own.temperature == 0 and asks_for_draws:
+        given["temperature"] = 1.0
+    values = own.model_dump() | given
+    is_greedy = values["temperature"] < _NEARLY_GREEDY
+    if is_greedy and num_answers > 1:
+        raise RequestError("`n` above 1 needs a `temperature` above 0.", param="n")
+    if is_greedy:  # filters of a draw change nothing then
+        values |= {"temperature": 0.0, "top_k": None, "top_p": 1.0, "min_p": 0.0}
+    else:
+        values |= {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
+        values["seed"] = secrets.randbelow(_NUM_SEEDS) if body.seed is None else body.seed
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if not all(stop):
+        raise RequestError("`stop` must not hold an empty text.", param="stop")
+    values |= {
+        "max_new_tokens": most_tokens,
+        "num_return_sequences": num_answers,
+        "stop_strings": (*own.stop_strings, *stop_strings, *stop),
+        "seed": values["seed"] % _NUM_SEEDS,
+    }
+    return GenerationSettings(**values)
+
+
+def _constraint(wanted: ResponseFormat | None) -> Constraint | None:
+    if isinstance(wanted, JsonObjectFormat):
+        return Constraint.json_schema({"type": "object"})
+    if not isinstance(wanted, JsonSchemaFormat):
+        return None
+    constraint = Constraint.json_schema(wanted.json_schema.json_schema)
+    try:
+        constraint.check()
+    except SettingError as error:
+        raise RequestError(str(error), param="response_format") from None
+    return constraint
+
+
+def _cleaner(predictor: Predictor, features: Features, example: Example) -> Callable[[str], str]:
+    def clean(text: str) -> str:
+        (found,) = predictor.decode([Written(text, 0.0)], [features], [example])
+        return str(found.answer)
+
+    return clean

@@ -1,0 +1,367 @@
+"""What clients send and get: the fields of OpenAI's API that are supported, and no others.
+
+A field that is not here is refused, so that nobody believes in a setting that nothing reads. Fields that could not
+change an answer are taken and left alone; their line says so.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MOST_ANSWERS = 16
+MOST_INPUTS = 2048
+_ONLY_ZERO = Field(default=None, ge=0, le=0)
+_ONLY_EMPTY = Field(default=None, max_length=0)
+
+Stop = str | Annotated[list[str], Field(max_length=4)]
+Prompt = str | list[str] | list[int] | list[list[int]]
+
+
+class RequestBody(BaseModel):
+    """Base of what clients send: nothing unknown, nothing of the wrong type."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, values: Any) -> Any:  # noqa: ANN401 - whatever a client sent
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        unknown = [name for name in values if name not in known] if isinstance(values, dict) else []
+        if unknown:
+            raise ValueError(
+                f"`{unknown[0]:.100}` is not supported here. Supported: {', '.join(known)}."
+            )
+        return values
+
+
+class StreamOptions(RequestBody):
+    """What a stream tells beside the answer."""
+
+    include_usage: bool = False
+    """Whether the number of tokens follows at the end."""
+    include_obfuscation: bool | None = None
+    """Changes nothing here."""
+
+
+class Sampled(RequestBody):
+    """How answers are written. What is left out is as in the run; an untuned model takes the most likely tokens."""
+
+    model: str
+    """Name of a model of this server."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of an answer."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """0 takes the most likely tokens; above, tokens are drawn."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Draw from the most likely tokens that make up this probability."""
+    top_k: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Draw from this many most likely tokens only. Not of OpenAI's API."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    """Draw from tokens with at least this share of the most likely one's probability. Not of OpenAI's API."""
+    repetition_penalty: float | None = Field(default=None, ge=0.1, le=10)
+    """Above 1, tokens that were used become less likely. Not of OpenAI's API."""
+    n: int | None = Field(default=None, ge=1, le=MOST_ANSWERS)
+    """Answers to a prompt; more than one are drawn."""
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    """With the same seed the same answer; without one, each drawn answer is another."""
+    stop: Stop | None = None
+    """Texts that end an answer; they are cut from it."""
+    stream: bool | None = None
+    """Whether the answer comes in pieces, as server-sent events."""
+    stream_options: StreamOptions | None = None
+    """Only with `stream`."""
+    frequency_penalty: float | None = _ONLY_ZERO
+    """Only 0: there is `repetition_penalty`."""
+    presence_penalty: float | None = _ONLY_ZERO
+    """Only 0: there is `repetition_penalty`."""
+    logit_bias: dict[str, float] | None = _ONLY_EMPTY
+    """Only empty."""
+    user: str | None = None
+    """Changes nothing here."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Sampled":
+        if self.stream_options and not self.stream:
+            raise ValueError("`stream_options` has no effect without `stream`. Remove it.")
+        return self
+
+
+class TextPart(RequestBody):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(RequestBody):
+    """What somebody said."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    """`developer` means `system`."""
+    content: str | list[TextPart]
+    refusal: None = None
+    """Comes back from clients that send an earlier answer of this server."""
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content)
+
+
+class JsonSchema(RequestBody):
+    """The form of an answer."""
+
+    name: str
+    """Changes nothing here."""
+    json_schema: dict[str, Any] = Field(alias="schema")
+    """The JSON Schema that the answer keeps to."""
+    description: str | None = None
+    """Changes nothing here."""
+    strict: bool | None = None
+    """Changes nothing here: an answer always keeps to the schema."""
+
+
+class TextFormat(RequestBody):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(RequestBody):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(RequestBody):
+    """JSON of one form."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+]
+
+
+class ChatRequest(Sampled):
+    """A conversation that the model is to continue."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "reviews", "messages": [{"role": "user", "content": "A great film!"}]}
+            ]
+        }
+    )
+
+    messages: list[Message] = Field(min_length=1)
+    """What was said, in order; the last message is the user's."""
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    """The newer name of `max_tokens`."""
+    response_format: ResponseFormat | None = None
+    """The form that the answer keeps to."""
+    logprobs: bool | None = None
+    """Whether to tell the logarithm of each token's probability."""
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    """How many of the most likely tokens to tell at each place; only with `logprobs`."""
+    tools: list[dict[str, Any]] | None = _ONLY_EMPTY
+    """Only empty."""
+    tool_choice: Literal["none", "auto"] | None = None
+    """Changes nothing here, as there are no tools."""
+    parallel_tool_calls: bool | None = None
+    """Changes nothing here, as there are no tools."""
+    modalities: list[Literal["text"]] | None = None
+    """Only text."""
+    metadata: dict[str, str] | None = None
+    """Changes nothing here."""
+    store: Literal[False] | None = None
+    """Nothing is stored."""
+    service_tier: Literal["auto", "default"] | None = None
+    """Changes nothing here."""
+    safety_identifier: str | None = None
+    """Changes nothing here."""
+    prompt_cache_key: str | None = None
+    """Changes nothing here."""
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("`top_logprobs` has no effect without `logprobs`. Set it to true.")
+        if self.max_tokens and self.max_completion_tokens:
+            raise ValueError("Give `max_completion_tokens` or `max_tokens`, not both.")
+        return self
+
+
+class CompletionRequest(Sampled):
+    """Texts that the model is to continue as they are, without a template."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "SmolLM2-135M", "prompt": "Once upon a time"}]}
+    )
+
+    prompt: Prompt
+    """A text, its token ids, or a list of either."""
+    logprobs: int | None = Field(default=None, ge=0, le=5)
+    """How many of the most likely tokens to tell at each place, beside the one that was taken."""
+    echo: Literal[False] | None = None
+    """The prompt is not repeated."""
+
+
+class EmbeddingRequest(RequestBody):
+    """Texts of which vectors are wanted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "SmolLM2-135M", "input": ["the sea", "a hill"]}]}
+    )
+
+    model: str
+    """Name of a model of this server."""
+    input: Prompt
+    """A text, its token ids, or a list of either."""
+    encoding_format: Literal["float", "base64"] | None = None
+    """How vectors are written: as numbers, or as the base64 of little-endian float32."""
+    dimensions: int | None = Field(default=None, ge=1)
+    """Keep this many of a vector's numbers, and bring it to length 1 again."""
+    user: str | None = None
+    """Changes nothing here."""
+
+
+class Usage(BaseModel):
+    """Tokens that were read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    total_tokens: int
+
+
+class TopLogprob(BaseModel):
+    """One of the most likely tokens."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    """A token of an answer, and the natural logarithm of its probability."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """The tokens of an answer."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class AnswerMessage(BaseModel):
+    """What the model said."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+FinishReason = Literal["stop", "length"]
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(BaseModel):
+    """The answers to a conversation."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    """Version of the model that answered."""
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class CompletionLogprobs(BaseModel):
+    """The tokens of a text that was written."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """One text that was written."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason
+
+
+class Completion(BaseModel):
+    """The texts that continue the prompts."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    """Version of the model that answered."""
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class Embedding(BaseModel):
+    """The vector of one text."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(BaseModel):
+    """The vectors of all texts, in order."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Embedding]
+    usage: Usage
+
+
+class ModelCard(BaseModel):
+    """A model of this server."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["lushan"] = "lushan"
+    version: str
+    """Digest of its weights and what they mean."""
+    task: str
+    """What it was tuned for; `dialogue` of an untuned model."""
+    tuned: bool
+    certified: bool
+    """Whether it was shown to answer as when it was tuned."""
+    labels: list[str]
+    """What it can answer, where that is a closed list."""
+
+
+class ModelList(BaseModel):
+    """The models of this server."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

@@ -1,0 +1,49 @@
+"""How a server behaves: where it listens, and what bounds it."""
+
+from pydantic import Field
+
+from lushan.settings import Settings
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class ServeSettings(Settings):
+    """Where a server listens, and what bounds it."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """Address to listen on; beyond this machine only with API keys."""
+
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+
+    cors_origins: tuple[str, ...] = Field(default=(), strict=False)
+    """Pages of other origins that a browser may let ask, such as `https://example.org`."""
+
+    max_rows: int = Field(default=32, ge=1)
+    """Answers that a model writes at once; bounds memory, changes no answer."""
+
+    max_tokens: int = Field(default=65_536, ge=1)
+    """Tokens that a model remembers of these, each counted as long as the longest can become; bounds memory."""
+
+    max_waiting: int = Field(default=256, ge=1)
+    """Requests that may wait; one more is sent away with 503."""
+
+    max_body_bytes: int = Field(default=4_000_000, ge=1_000)
+    """Largest body of a request."""
+
+    deadline_seconds: float = Field(default=300.0, gt=0)
+    """Longest time from a request to the end of its answer."""
+
+    grace_seconds: float = Field(default=30.0, ge=0)
+    """How long a server that is told to stop lets running requests finish."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Most requests of one client address a minute; None sets no limit."""
+
+    log_texts: bool = False
+    """Whether the log holds what was asked and answered."""
+
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in LOOPBACK

@@ -1,0 +1,101 @@
+"""The process: opens the port, runs the application until it is told to stop, and lets running requests finish."""
+
+import logging
+import math
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+
+import uvicorn
+
+from lushan.errors import SettingError
+from lushan.serving.app import make_app
+from lushan.serving.observation import JsonLines
+from lushan.serving.serve_settings import ServeSettings
+
+_BACKLOG = 512
+
+
+def serve(
+    targets: Sequence[str], settings: ServeSettings, *, listening: Callable[[str], None]
+) -> None:
+    """Serve models until SIGTERM or Ctrl-C.
+
+    Args:
+        targets: Runs and models, as on the command line.
+        settings: Where to listen, and what bounds the server.
+        listening: Called once with the address, before the models are loaded.
+
+    Raises:
+        SettingError: If the port cannot be opened, or others could reach a server that asks for no keys.
+        UserError: If a model cannot be loaded, or does not answer as its certificate says.
+    """
+    if not settings.is_on_loopback:
+        raise SettingError(
+            f"`--host {settings.host}` lets other machines ask, which needs API keys, and there are none. "
+            "Listen on 127.0.0.1."
+        )
+    app = make_app((), settings, targets=targets)
+    opened = open_port(settings)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.grace_seconds),
+        # Only a proxy on this machine could tell another client's address, and none is expected.
+        proxy_headers=False,
+    )
+    server = uvicorn.Server(config)
+
+    def stop() -> None:
+        server.should_exit = True
+
+    app.state.stop = stop
+    _log_to_stderr()
+    listening(address_of(opened))
+    # uvicorn raises the signal again once all is finished; to have been told to stop is no failure.
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        server.run(sockets=[opened])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        opened.close()
+    if app.state.failure is not None:
+        raise app.state.failure
+
+
+def open_port(settings: ServeSettings) -> socket.socket:
+    """Listen, so that clients are told that models are being loaded.
+
+    Raises:
+        SettingError: If the address is not of this machine, or the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        opened = socket.create_server(
+            (settings.host, settings.port), family=family, backlog=_BACKLOG
+        )
+    except OSError as error:
+        raise SettingError(
+            f"Cannot listen on `{settings.host}`, port {settings.port}: {error.strerror or error}. "
+            "Choose another with `--port`, or 0 for a free one."
+        ) from None
+    return opened
+
+
+def address_of(opened: socket.socket) -> str:
+    """Give the address under which a port can be asked."""
+    host, port = opened.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name in ("lushan.serving", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(logging.INFO if name == "lushan.serving" else logging.WARNING)

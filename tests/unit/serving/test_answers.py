@@ -1,0 +1,79 @@
+"""Answers while they come: pieces, ends, tokens, usage."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from lushan.inference.draft import TokenEvent
+from lushan.inference.generation_settings import GenerationSettings
+from lushan.inference.predict import Prompted
+from lushan.serving.answers import Answers, chat_choice, token_logprobs
+from lushan.serving.hosted import HostedModel
+from lushan.serving.prompts import NO_TOKEN, Asked
+
+PROMPTED = Prompted((5, 6, 7), GenerationSettings(), None)
+
+
+def event(text: str, *, prompt: int = 0, answer: int = 0, token_id: int = 9) -> TokenEvent:
+    return TokenEvent(prompt, answer, token_id, -0.5, text, None)
+
+
+async def told(events: Sequence[TokenEvent]) -> AsyncGenerator[TokenEvent, None]:
+    for each in events:
+        yield each
+
+
+def collected(asked: Asked, events: Sequence[TokenEvent]) -> tuple[Answers, list[str]]:
+    answers = Answers(asked)
+
+    async def pieces() -> list[str]:
+        return [each.text async for each in answers.pieces(told(events))]
+
+    return answers, asyncio.run(pieces())
+
+
+def test_pieces_are_those_of_the_cleaned_text() -> None:
+    asked = Asked([PROMPTED], 1, 0, str.strip)
+    answers, pieces = collected(asked, [event(x) for x in (" ", " a", " ", "", "b ", " ")])
+    assert pieces == ["", "a", "", "", " b", ""]
+    assert answers.in_order[0].text == "a b"
+
+
+def test_choices_count_the_answers_to_all_prompts() -> None:
+    asked = Asked([PROMPTED, PROMPTED], 2, 0, str)
+    events = [event(f"{p}{a}", prompt=p, answer=a) for p in (1, 0) for a in (1, 0)]
+    answers, _ = collected(asked, events)
+    assert [(each.choice, each.text) for each in answers.in_order] == [
+        *[(0, "00"), (1, "01")],
+        *[(2, "10"), (3, "11")],
+    ]
+    assert answers.usage.model_dump() == {
+        "prompt_tokens": 6,
+        "completion_tokens": 4,
+        "total_tokens": 10,
+    }
+
+
+def test_answer_that_was_not_written_has_no_tokens() -> None:
+    answers, _ = collected(Asked([PROMPTED], 1, 0, str), [event("sea", token_id=NO_TOKEN)])
+    assert answers.usage.completion_tokens == 0
+
+
+def test_stop_token_is_counted_and_not_shown(chatter: HostedModel) -> None:
+    end = TokenEvent(0, 0, 2, -0.1, "", "stop")
+    answers, _ = collected(Asked([PROMPTED], 1, 0, str), [event("a"), end])
+    tokenizer = chatter.predictor.backbone.tokenizer
+    found = chat_choice(answers.in_order[0], tokenizer, with_logprobs=True)
+    assert (found.message.content, found.finish_reason) == ("a", "stop")
+    assert found.logprobs is not None
+    assert len(found.logprobs.content) == 1
+    assert answers.usage.completion_tokens == 2
+
+
+def test_half_a_character_has_no_bytes(chatter: HostedModel) -> None:
+    tokenizer = chatter.predictor.backbone.tokenizer
+    first_half = tokenizer.encode(["\u00e9"])[0].ids[0]
+    whole = tokenizer.encode(["a"])[0].ids[0]
+    found = token_logprobs(
+        iter([event("", token_id=first_half), event("", token_id=whole)]), tokenizer
+    )
+    assert [each.bytes for each in found] == [None, [97]]

@@ -1,0 +1,68 @@
+"""Who may ask: hosts, origins, and how often."""
+
+import pytest
+
+from lushan.serving.errors import RequestError
+from lushan.serving.guard import MOST_CLIENTS, RateLimit
+from tests.served import Served, serving
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil", "[", ""])
+def test_request_under_another_name_of_this_machine_is_refused(host: str, served: Served) -> None:
+    found = served.get("/v1/models", headers={"host": host})
+    assert found.status_code == 403
+    assert found.json()["error"]["code"] == "host_not_allowed"
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:1", "[::1]:8000"])
+def test_names_of_this_machine_are_known(host: str, served: Served) -> None:
+    assert served.get("/healthz", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1"])
+def test_page_of_another_origin_is_refused(origin: str, served: Served) -> None:
+    found = served.get("/v1/models", headers={"origin": origin})
+    assert found.status_code == 403
+    assert "access-control-allow-origin" not in found.headers
+
+
+def test_page_of_the_server_itself_may_ask(served: Served) -> None:
+    assert served.get("/v1/models", headers={"origin": served.url}).status_code == 200
+
+
+def test_named_origin_may_ask_and_the_browser_is_told() -> None:
+    page = "https://app.example"
+    with serving(cors_origins=[page]) as served:
+        found = served.get("/v1/models", headers={"origin": page})
+        other = served.get("/v1/models", headers={"origin": "https://evil.example"})
+    assert found.headers["access-control-allow-origin"] == page
+    assert (found.status_code, other.status_code) == (200, 403)
+
+
+def test_client_that_asks_too_often_is_told_when_to_come_again() -> None:
+    with serving(requests_per_minute=2) as served:
+        found = [served.get("/v1/models") for _ in range(3)]
+        health = served.get("/healthz")
+    assert [each.status_code for each in found] == [200, 200, 429]
+    assert found[2].headers["retry-after"] == "30"
+    assert health.status_code == 200
+
+
+def test_requests_come_back_evenly_and_each_client_has_its_own() -> None:
+    now = [0.0]
+    limit = RateLimit(60, clock=lambda: now[0])
+    for _ in range(60):
+        limit.count("a")
+    limit.count("b")
+    now[0] = 0.9
+    with pytest.raises(RequestError, match="More than 60 requests in a minute"):
+        limit.count("a")
+    now[0] = 1.0
+    limit.count("a")
+
+
+def test_clients_that_are_remembered_are_bounded() -> None:
+    limit = RateLimit(1)
+    for number in range(MOST_CLIENTS + 5):
+        limit.count(str(number))
+    assert len(limit._buckets) == MOST_CLIENTS

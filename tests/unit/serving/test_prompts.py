@@ -1,0 +1,115 @@
+"""What a model is asked: the tokens of `transformers`' chat template, and the settings of the run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from lushan.backbones.chat import PLAIN_CHAT
+from lushan.inference.generation_settings import GenerationSettings
+from lushan.serving.errors import RequestError
+from lushan.serving.hosted import HostedModel, host
+from lushan.serving.prompts import ask_chat, ask_completion, make_settings
+from lushan.serving.schemas import ChatRequest, CompletionRequest, Sampled
+from tests.conftest import MakeTiny
+
+MESSAGES = [
+    {"role": "system", "content": "Be  brief."},
+    {"role": "user", "content": " the fox "},
+    {"role": "assistant", "content": "lived"},
+    {"role": "user", "content": "where?"},
+]
+
+
+def chat(**fields: object) -> ChatRequest:
+    return ChatRequest.model_validate({"model": "m", "messages": MESSAGES, **fields})
+
+
+def test_chat_has_the_tokens_of_the_models_own_template(
+    chatter: HostedModel, chat_folder: Path
+) -> None:
+    (prompted,) = ask_chat(chatter, chat()).prompted
+    tokenizer = AutoTokenizer.from_pretrained(chat_folder)
+    expected = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"]
+    assert list(prompted.prompt_ids) == expected
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "gpt2"])
+def test_chat_of_a_base_model_has_the_tokens_of_the_plain_template(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    folder = tiny_folder(model_type)
+    model = host(str(folder), precision="fp32")
+    (prompted,) = ask_chat(model, chat()).prompted
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template(
+        MESSAGES, chat_template=PLAIN_CHAT, add_generation_prompt=True, tokenize=False
+    )
+    assert list(prompted.prompt_ids) == tokenizer(text)["input_ids"]
+
+
+def test_developer_speaks_as_system(chatter: HostedModel) -> None:
+    developer = [{**MESSAGES[0], "role": "developer"}, *MESSAGES[1:]]
+    asked = [ask_chat(chatter, chat(messages=each)) for each in (MESSAGES, developer)]
+    assert asked[0].prompted == asked[1].prompted
+
+
+def test_what_is_left_out_is_as_the_model_was_measured(chatter: HostedModel) -> None:
+    own = GenerationSettings(temperature=0.7, top_k=5, max_new_tokens=9, stop_strings=("END",))
+    state = replace(chatter.predictor.state, stop_strings=("\n",))
+    model = replace(chatter, predictor=replace(chatter.predictor, generation=own, state=state))
+    found = ask_chat(model, chat(seed=3, stop="x")).prompted[0].settings
+    assert found == own.model_copy(update={"stop_strings": ("END", "\n", "x"), "seed": 3})
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, {"temperature": 0.0}),
+        ({"top_p": 0.9}, {"temperature": 1.0, "top_p": 0.9}),
+        ({"n": 2}, {"temperature": 1.0, "num_return_sequences": 2}),
+        ({"temperature": 0, "top_p": 0.9, "top_k": 3}, {"temperature": 0.0, "top_p": 1.0}),
+        ({"temperature": 1e-300}, {"temperature": 0.0}),
+        ({"temperature": 0.5, "seed": -1}, {"temperature": 0.5, "seed": 2**40 - 1}),
+    ],
+)
+def test_request_says_how_an_answer_is_drawn(
+    fields: dict[str, Any], expected: dict[str, Any], chatter: HostedModel
+) -> None:
+    body = Sampled.model_validate({"model": "m", **fields})
+    found = make_settings(chatter.predictor, body, most_tokens=5)
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_draws_without_a_seed_differ(chatter: HostedModel) -> None:
+    body = Sampled(model="m", temperature=1.0)
+    found = [make_settings(chatter.predictor, body, most_tokens=5).seed for _ in range(2)]
+    assert found[0] != found[1]
+
+
+def test_beams_of_a_run_give_way_to_draws(chatter: HostedModel) -> None:
+    own = GenerationSettings(num_beams=4, length_penalty=2.0)
+    predictor = replace(chatter.predictor, generation=own)
+    kept = make_settings(predictor, Sampled(model="m"), most_tokens=5)
+    drawn = make_settings(predictor, Sampled(model="m", temperature=1.0), most_tokens=5)
+    assert (kept.num_beams, drawn.num_beams, drawn.length_penalty) == (4, 1, 1.0)
+
+
+def test_completion_is_not_given_a_template(chatter: HostedModel) -> None:
+    asked = ask_completion(chatter, CompletionRequest(model="m", prompt="the fox"))
+    tokenizer = chatter.predictor.backbone.tokenizer
+    assert list(asked.prompted[0].prompt_ids) == tokenizer.encode(["the fox"])[0].ids
+    assert asked.prompted[0].settings.max_new_tokens == 16
+
+
+def test_task_with_several_columns_is_sent_to_its_own_route(chatter: HostedModel) -> None:
+    from lushan.catalog import load_task
+
+    predictor = replace(chatter.predictor, task=load_task("answering"))
+    model = replace(chatter, name="qa", predictor=predictor)
+    with pytest.raises(
+        RequestError, match=r"`qa` is asked with `context`, `question`.*/predict/qa"
+    ):
+        ask_chat(model, chat())

@@ -1,0 +1,98 @@
+"""The process: the port, the signals, and no word to any other machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lushan.errors import SettingError
+from lushan.serving.serve_settings import ServeSettings
+from lushan.serving.server import address_of, open_port, serve
+from tests.invariants.test_offline import GUARD
+from tests.served import wait_until
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Give an environment in which no Python process can open a connection."""
+    (tmp_path / "guard").mkdir()
+    (tmp_path / "guard" / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
+    paths = [str(tmp_path / "guard"), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "SOCKETS_OPENED": str(tmp_path / "sockets_opened"),
+        "LUSHAN_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture
+def process(environment: dict[str, str], chat_folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Give `lushan serve` as a process of its own."""
+    words = ["serve", str(chat_folder), "--port", "0", "--json", "--grace-seconds", "20"]
+    command = [sys.executable, "-m", "lushan", *words]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as found:
+        yield found
+        found.kill()
+
+
+def is_ready(url: str) -> bool:
+    return httpx.get(f"{url}/readyz").status_code == 200
+
+
+def test_sigterm_finishes_what_runs_and_takes_nothing_new(
+    process: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    assert process.stdout is not None
+    url = json.loads(process.stdout.readline())["address"]
+    wait_until(lambda: is_ready(url), seconds=60)
+    body = {"model": "chatter", "prompt": "the fox", "max_tokens": 500, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: is_refused(url))
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert process.wait(timeout=20) == 0
+    assert not (tmp_path / "sockets_opened").exists()
+
+
+def is_refused(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/healthz")
+    except httpx.ConnectError:
+        return True
+    return False
+
+
+def test_host_that_others_can_reach_is_refused_without_keys() -> None:
+    with pytest.raises(SettingError, match=r"`--host 0\.0\.0\.0` lets other machines ask"):
+        serve(["any"], ServeSettings(host="0.0.0.0"), listening=print)  # noqa: S104
+
+
+def test_port_that_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingError, match=f"port {port}: .*Choose another with `--port`"):
+            open_port(ServeSettings(port=port))
+
+
+def test_address_that_is_not_of_this_machine_is_told() -> None:
+    with pytest.raises(SettingError, match=r"Cannot listen on `203\.0\.113\.1`"):
+        open_port(ServeSettings(host="203.0.113.1", port=0))
+
+
+def test_address_names_the_port_that_was_found() -> None:
+    with open_port(ServeSettings(port=0)) as opened:
+        assert address_of(opened) == f"http://127.0.0.1:{opened.getsockname()[1]}"

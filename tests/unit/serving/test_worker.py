@@ -1,0 +1,179 @@
+"""The worker: bounded, fair, and quick to forget who has gone."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import pytest
+
+from lushan.errors import DataError, SettingError
+from lushan.inference.generation_settings import GenerationSettings
+from lushan.inference.predict import Predictor
+from lushan.records import Example
+from lushan.serving.errors import DeadlineError, ServerBusyError, UnknownModelError
+from lushan.serving.hosted import HostedModel
+from lushan.serving.serve_settings import ServeSettings
+from lushan.serving.worker import Worker
+from tests.saved import EXAMPLES
+
+ResultT = TypeVar("ResultT")
+LONG = GenerationSettings(max_new_tokens=4000, stop_strings=("never that",))
+SHORT = GenerationSettings(max_new_tokens=6)
+PROMPT = (5, 60, 100)
+
+
+@contextmanager
+def working(*models: HostedModel, **settings: object) -> Iterator[Worker]:
+    worker = Worker({each.name: each for each in models}, ServeSettings.model_validate(settings))
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+
+
+async def tokens(
+    worker: Worker, settings: GenerationSettings = SHORT, *, prompt: tuple[int, ...] = PROMPT
+) -> list[int]:
+    return [each.token_id async for each in worker.generate("chatter", prompt, settings)]
+
+
+async def once(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not is_so():
+            await asyncio.sleep(0.001)
+
+
+def test_closing_the_iterator_frees_the_rows_at_once(chatter: HostedModel) -> None:
+    async def leave(worker: Worker) -> list[int]:
+        events = worker.generate("chatter", PROMPT, LONG)
+        await anext(events)
+        assert worker.num_running == 1
+        await events.aclose()
+        assert worker.num_running == 0
+        return await asyncio.wait_for(tokens(worker), 5)  # there is one row, and it is free
+
+    with working(chatter, max_rows=1) as worker:
+        assert len(asyncio.run(leave(worker))) == 6
+
+
+def test_request_beyond_the_rows_waits_and_one_beyond_the_queue_is_sent_away(
+    chatter: HostedModel,
+) -> None:
+    async def crowd(worker: Worker) -> list[int]:
+        running = worker.generate("chatter", PROMPT, LONG)
+        await anext(running)
+        waiting = asyncio.create_task(tokens(worker))
+        await once(lambda: worker.num_waiting == 1)
+        with pytest.raises(ServerBusyError):
+            await tokens(worker)
+        await running.aclose()
+        return await waiting
+
+    with working(chatter, max_rows=1, max_waiting=1) as worker:
+        assert len(asyncio.run(crowd(worker))) == 6
+
+
+def test_request_past_its_deadline_is_told_so_and_forgotten(chatter: HostedModel) -> None:
+    with working(chatter, deadline_seconds=0.2) as worker:
+        with pytest.raises(DeadlineError, match=r"not finished after 0.2 seconds"):
+            asyncio.run(tokens(worker, LONG))
+        assert (worker.num_waiting, worker.num_running) == (0, 0)
+
+
+def test_what_does_not_fit_fails_alone(chatter: HostedModel) -> None:
+    async def mixed(worker: Worker) -> list[list[int] | BaseException]:
+        too_long = LONG.model_copy(update={"max_new_tokens": 5000})
+        asked = (tokens(worker), tokens(worker, too_long), tokens(worker, prompt=()))
+        return list(await asyncio.gather(*asked, return_exceptions=True))
+
+    with working(chatter) as worker:
+        good, too_long, empty = asyncio.run(mixed(worker))
+    assert isinstance(good, list)
+    assert [type(each) for each in (too_long, empty)] == [DataError, DataError]
+
+
+def test_unknown_model_is_told_with_those_there_are(chatter: HostedModel) -> None:
+    with working(chatter) as worker, pytest.raises(UnknownModelError, match="Served: chatter"):
+        asyncio.run(worker.predict("other", EXAMPLES))
+
+
+def test_stopped_worker_leaves_nobody_waiting(chatter: HostedModel) -> None:
+    async def stop(worker: Worker) -> None:
+        events = worker.generate("chatter", PROMPT, LONG)
+        await anext(events)
+        stopping = asyncio.create_task(asyncio.to_thread(worker.stop))
+        with pytest.raises(ServerBusyError, match="is stopping"):
+            async for _ in events:
+                pass
+        await stopping
+
+    with working(chatter) as worker:
+        asyncio.run(stop(worker))
+
+
+def test_predictions_of_several_requests_share_a_batch(
+    classifier: HostedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    predict = Predictor.predict
+
+    def counted(self: Predictor, examples: list[Example]) -> object:
+        sizes.append(len(examples))
+        return predict(self, examples)
+
+    monkeypatch.setattr(Predictor, "predict", counted)
+    held = threading.Event()
+
+    async def ask(worker: Worker) -> list[list[str]]:
+        blocking = asyncio.create_task(worker.run(held.wait))
+        parts = [EXAMPLES[:1], EXAMPLES[1:3], EXAMPLES[3:]]
+        asked = [asyncio.create_task(worker.predict("run", part)) for part in parts]
+        await once(lambda: worker.num_waiting + worker.num_running == 4)
+        held.set()
+        await blocking
+        return [[each.id for each in await answers] for answers in asked]
+
+    with working(classifier) as worker:
+        found = asyncio.run(ask(worker))
+    assert found == [["id0"], ["id1", "id2"], ["id3", "id4"]]
+    assert sizes == [5]
+
+
+def test_long_request_gives_way_to_a_short_one(classifier: HostedModel) -> None:
+    finished: list[str] = []
+
+    async def ask(worker: Worker, name: str, examples: list[Example]) -> None:
+        await worker.predict("run", examples)
+        finished.append(name)
+
+    async def ask_both(worker: Worker) -> None:
+        long = asyncio.create_task(ask(worker, "long", EXAMPLES * 40))
+        await once(lambda: worker.num_running == 1)
+        await asyncio.gather(ask(worker, "short", EXAMPLES[:1]), long)
+
+    with working(classifier) as worker:
+        asyncio.run(ask_both(worker))
+    assert finished == ["short", "long"]
+
+
+def test_other_work_runs_between_steps_and_its_errors_reach_who_asked(chatter: HostedModel) -> None:
+    def fail() -> None:
+        raise SettingError("no such thing")
+
+    async def use(worker: Worker) -> str:
+        async def works() -> str:
+            return await worker.run(lambda: threading.current_thread().name)
+
+        events = worker.generate("chatter", PROMPT, LONG)
+        await anext(events)
+        with pytest.raises(SettingError, match="no such thing"):
+            await worker.run(fail)
+        name = await works()
+        await events.aclose()
+        return name
+
+    with working(chatter) as worker:
+        assert asyncio.run(use(worker)) == "lushan-compute"
