@@ -86,3 +86,5 @@ SERVED = (
     bad("serve unfinished --port 70000", "`port` is wrong", "65535", "Got 70000"),
 )
 """Nothing to serve, or in no such way."""
+
+OTHERS = (*STORES, *TALKS, *RESUMED, *SERVED)

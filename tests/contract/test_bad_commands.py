@@ -14,7 +14,7 @@ import pytest
 
 from lushan.backbones.sources import models_folder
 from lushan.cli.main import command_names, run
-from tests.bad_commands import RESUMED, STORES, TALKS, BadCommand, bad
+from tests.bad_commands import OTHERS, BadCommand, bad
 from tests.bad_inputs import good_rows, write_lines
 from tests.conftest import MakeTiny
 
@@ -320,17 +320,7 @@ RUNS = (
 )
 """Runs that are none, unfinished, broken, or do not fit what is asked."""
 
-BAD_COMMANDS = (
-    *OPTIONS,
-    *SETTINGS,
-    *CONTRADICTIONS,
-    *FILES,
-    *PLACES,
-    *RUNS,
-    *STORES,
-    *TALKS,
-    *RESUMED,
-)
+BAD_COMMANDS = (*OPTIONS, *SETTINGS, *CONTRADICTIONS, *FILES, *PLACES, *RUNS, *OTHERS)
 FAMILIES = ("feedback", "keys", "models")
 """Commands that are several."""
 every_bad_command = pytest.mark.parametrize(
