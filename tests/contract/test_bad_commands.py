@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from lushan.backbones.sources import models_folder
 from lushan.cli.main import command_names, run
 from tests.bad_inputs import good_rows, write_lines
 from tests.conftest import MakeTiny
+from tests.contract.bad_lines import EXPORTS, BadCommand, bad
 
 RECIPES = {
     "brackets.yaml": "training: {epochs: 3\n",
@@ -27,22 +27,6 @@ RECIPES = {
     "twice.yaml": "training:\n  epochs: 3\n  epochs: 4\n",
 }
 """Files that are no recipe, by the mistake in them."""
-
-
-@dataclass(frozen=True, slots=True)
-class BadCommand:
-    """One wrong command line, and what its message must say: where, what was expected, what came, what to do."""
-
-    line: str
-    """After `lushan`; its paths are those of the fixture `place`."""
-    says: tuple[str, ...]
-    """Parts of the message, as they stand there."""
-
-
-def bad(line: str, *says: str) -> BadCommand:
-    """Shorten the tables."""
-    return BadCommand(line, says)
-
 
 OPTIONS = (
     bad("tyr rows.jsonl", "Unknown command `tyr`", "Known: augment, check, compare", "tune"),
@@ -336,7 +320,7 @@ RUNS = (
 )
 """Runs that are none, unfinished, broken, or do not fit what is asked."""
 
-BAD_COMMANDS = (*OPTIONS, *SETTINGS, *CONTRADICTIONS, *FILES, *PLACES, *RUNS)
+BAD_COMMANDS = (*OPTIONS, *SETTINGS, *CONTRADICTIONS, *FILES, *PLACES, *RUNS, *EXPORTS)
 every_bad_command = pytest.mark.parametrize(
     "wrong", BAD_COMMANDS, ids=lambda wrong: wrong.line[:70]
 )

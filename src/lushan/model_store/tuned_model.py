@@ -131,14 +131,23 @@ def _read_state(values: dict[str, Any]) -> TaskState:
     )
 
 
-def load_predictor(run: Path) -> Predictor:
+def model_folder(run: Path) -> Path:
+    """Give the `model` folder of a run; what has none is taken for a model folder itself."""
+    return run / "model" if (run / "model").is_dir() else run
+
+
+def load_predictor(run: Path, *, precision: Literal["bf16", "fp32"] | None = None) -> Predictor:
     """Load the tuned model of a run folder, or of its `model` folder.
+
+    Args:
+        run: The folder.
+        precision: Arithmetic; None takes that of the run.
 
     Raises:
         RunError: If there is no whole tuned model.
         ModelError: If the base of an adapter is missing or is not the one it was trained on.
     """
-    folder = run / "model" if (run / "model").is_dir() else run
+    folder = model_folder(run)
     meaning = read_meaning(folder)
     is_adapter = (folder / "adapter_config.json").is_file()
     base = locate(meaning.base_model) if is_adapter else folder
@@ -149,7 +158,7 @@ def load_predictor(run: Path) -> Predictor:
         )
     task: Task = load_task(meaning.task)
     layer = task.layer(meaning.state, answer=meaning.answer)
-    backbone = load_backbone(base, **layer._asdict(), precision=meaning.precision)
+    backbone = load_backbone(base, **layer._asdict(), precision=precision or meaning.precision)
     if is_adapter:
         _load_adapter(backbone, folder)
     elif meaning.answer == "head" and backbone.fresh_weights:
