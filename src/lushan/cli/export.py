@@ -63,10 +63,10 @@ def show_export(result: dict[str, Any]) -> None:
     """Print what the export was held against, and where it is."""
     quality, program = result["quality"], result["program"]
     if "largest_difference" in program:
-        measured = f"scores differ by at most {program['largest_difference']:.2g}"
+        measured = f"its scores differ by at most {program['largest_difference']:.2g} from those"
     else:
-        measured = f"{program['equal_tokens']:.1%} of the written tokens are equal"
-    tell(f"{program['name']} loads it: {measured} from Lushan with the same weights.")
+        measured = f"{program['equal_tokens']:.1%} of the tokens that it writes are those"
+    tell(f"{program['name']} loads it: {measured} of Lushan with the same weights.")
     if "agreement" in quality:
         found = quality["agreement"]
         tell(

@@ -47,6 +47,6 @@ def test_what_a_model_that_writes_lost_is_told(capsys: pytest.CaptureFixture[str
         "out": "place",
     })
     told = capsys.readouterr().err
-    assert "75.0% of the written tokens are equal" in told
+    assert "75.0% of the tokens that it writes are those of Lushan" in told
     assert "less likely by 0.0123 per token" in told
     assert "Export: place (2.5 MB)" in told
