@@ -86,19 +86,19 @@ def counting_score(log_of: Callable[[int, int], float]) -> Callable[..., np.ndar
 
 
 def test_each_branch_is_read_behind_the_start_alone() -> None:
-    # The start 1 2, then the branches 3 4 and 5: predicted at 2 (3), at 3 (4), at 2 (5).
+    # The start 1 2, then the branches 3 4 and 5 6: each begins behind the 2, whatever stands in the other.
     document = Features(
-        token_ids=(1, 2, 3, 4, 5),
+        token_ids=(1, 2, 3, 4, 5, 6),
         place="",
         example_index=0,
-        positions=(1, 2, 1),
-        units=((0, 3), (0, 4), (1, 5)),
-        branches=((2, 2), (4, 1)),
+        positions=(1, 2, 1, 4),
+        units=((0, 3), (0, 4), (1, 5), (1, 6)),
+        branches=((2, 2), (4, 2)),
     )
     weights = torch.randn(10, 10, generator=torch.Generator().manual_seed(0))
     logs = weights.log_softmax(dim=-1)
     found = branch_log_likelihoods(
         counting_score(lambda token, following: float(weights[token, following])), document
     )
-    expected = [float(logs[2, 3] + logs[3, 4]), float(logs[2, 5])]
+    expected = [float(logs[2, 3] + logs[3, 4]), float(logs[2, 5] + logs[5, 6])]
     np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -73,7 +73,8 @@ def test_sentencepiece_scores_join_in_the_order_of_the_merges(tmp_path: Path) ->
     )
     assert (written.kind, written.add_space_prefix) == ("llama", True)
     again = build_tokenizer(written)
-    for text in (*PROBES, "the foxes ran home in 2024,  to the fox"):
+    # Of `tho` either the first two letters are joined first, or the last two.
+    for text in (*PROBES, "the foxes ran home in 2024,  to the fox", "tho"):
         assert again.encode(text).ids == original.encode(text).ids
     assert list(written.token_types) == vocabulary.types
 

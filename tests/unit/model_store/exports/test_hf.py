@@ -92,6 +92,15 @@ def test_every_head_is_scored_alike_by_transformers_and_lushan(
     assert_same_outputs(merged, "hf", tmp_path / "hf")
 
 
+def test_documents_are_padded_with_the_token_that_transformers_looks_for(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    merged = merged_of(tiny_folder("llama"), "classification", "head")
+    merged.predictor.backbone.plain_model.config.pad_token_id = 2
+    write_form(merged, "hf", tmp_path / "hf")
+    assert_same_outputs(merged, "hf", tmp_path / "hf")
+
+
 def test_folder_is_loaded_by_lushan_as_a_tuned_model(tiny_folder: MakeTiny, tmp_path: Path) -> None:
     save_tuned(tmp_path / "run", tiny_folder("llama"), method="lora")
     write_form(load_merged(tmp_path / "run"), "hf", tmp_path / "hf")
