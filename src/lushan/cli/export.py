@@ -74,7 +74,10 @@ def show_export(result: dict[str, Any]) -> None:
             f"({found['low']:.1%} to {found['high']:.1%})."
         )
     if "lost_nats_per_token" in quality:
-        tell(f"The truth is less likely by {quality['lost_nats_per_token']:.4f} per token.")
+        lost = quality["lost_nats_per_token"]
+        tell(
+            f"The truth is less likely by {lost['value']:.4f} per token ({lost['low']:.4f} to {lost['high']:.4f} nats)."
+        )
     if "main_metric" in quality:
         _show_scores(quality)
     size = sum(each["bytes"] for each in result["files"].values())

@@ -68,12 +68,12 @@ def export(
         )
     out = out or run / "exports" / (to if quantise == "none" else f"{to}-{quantise}")
     _check_place(out, needed=[run, *([data] if data else [])], overwrite=overwrite)
-    for package in form.packages:
-        need(package, extra="export", purpose=f"`--to {to}`")
     opened = open_run(run)
     predictor = opened.predictor
     layer = predictor.task.layer(predictor.state, answer=predictor.answer)
     form.check(predictor, layer.purpose)
+    for package in form.packages:
+        need(package, extra="export", purpose=f"`--to {to}`")
     rows = _rows(run, opened, data, tell=tell)
     tell(f"Asking the run about {len(rows.examples):,} rows: {rows.source}.")
     own = ask(predictor, rows)

@@ -15,11 +15,11 @@ from lushan.evaluation.compare import comparisons
 from lushan.inference.generate import generate
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor, head_outputs
-from lushan.metrics.statistics import accuracy
+from lushan.metrics.statistics import accuracy, difference_interval, resampled_totals
 from lushan.model_store.export_program import Answers, Questions, ask_program
 from lushan.model_store.exports import Form
 from lushan.model_store.merged import Merged
-from lushan.records import Example, Features, Prediction
+from lushan.records import Example, Features, Interval, Prediction
 from lushan.workflows.outcome import plain, plain_interval
 from lushan.workflows.predict import Tell
 
@@ -163,8 +163,7 @@ class ExportCheck:
             equal = [float(a.answer == b.answer) for a, b in zip(own, found, strict=True)]
             quality["agreement"] = plain_interval(accuracy(equal, seed=seed))
         elif rows.has_truth:
-            lost = log_likelihood_per_token(own) - log_likelihood_per_token(found)
-            quality["lost_nats_per_token"] = lost
+            quality["lost_nats_per_token"] = plain_interval(lost_per_token(own, found, seed=seed))
         if rows.is_scored:
             first, second = (
                 predictor.task.score(each, rows.examples, predictor.state, seed=seed)
@@ -177,14 +176,18 @@ class ExportCheck:
         return quality
 
     def _refuse_loss(self, quality: dict[str, Any]) -> None:
+        """Refuse what is beyond the tolerance by more than chance: by the better end of its interval."""
         tolerance = self.form.tolerances[self.quantise]
-        lost, agreement = quality.get("lost_nats_per_token"), quality.get("agreement")
-        if lost is not None and not lost <= tolerance.nats_per_token:
-            told = f"makes the truth less likely by {lost:.3f} per token (at most {tolerance.nats_per_token:g} is allowed)"
-        elif agreement is not None and agreement["value"] < tolerance.agreement:
+        lost, equal = quality.get("lost_nats_per_token"), quality.get("agreement")
+        if lost is not None and not lost["low"] <= tolerance.nats_per_token:
             told = (
-                f"answers {agreement['value']:.1%} of the rows as the run does (at least {tolerance.agreement:.0%} is asked "
-                "for)"
+                f"makes the truth less likely by {lost['value']:.3f} per token, surely by {lost['low']:.3f} (at most "
+                f"{tolerance.nats_per_token:g} is allowed)"
+            )
+        elif equal is not None and equal["high"] < tolerance.agreement:
+            told = (
+                f"answers {equal['value']:.1%} of the rows as the run does, surely at most {equal['high']:.1%} (at least "
+                f"{tolerance.agreement:.0%} is asked for)"
             )
         else:
             return
@@ -224,7 +227,14 @@ def equal_tokens(expected: Sequence[Sequence[int]], found: Sequence[Sequence[int
     return equal / total if total else 1.0
 
 
-def log_likelihood_per_token(predictions: Sequence[Prediction]) -> float:
-    """Mean natural logarithm of the probability of a token of the truth."""
-    total = sum(each.truth_log_likelihood or 0.0 for each in predictions)
-    return total / max(1, sum(each.num_truth_tokens for each in predictions))
+def lost_per_token(
+    own: Sequence[Prediction], found: Sequence[Prediction], *, seed: int
+) -> Interval:
+    """How much less likely the truth is per token, in nats, with its paired 95 % bootstrap interval."""
+    table_N2 = np.array([
+        [(a.truth_log_likelihood or 0.0) - (b.truth_log_likelihood or 0.0), a.num_truth_tokens]
+        for a, b in zip(own, found, strict=True)
+    ])
+    lost, num_tokens = table_N2.sum(axis=0)
+    totals_R2 = resampled_totals(table_N2, seed=seed)
+    return difference_interval(lost / num_tokens, totals_R2[:, 0] / totals_R2[:, 1])

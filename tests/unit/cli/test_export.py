@@ -41,12 +41,15 @@ def test_what_a_model_that_writes_lost_is_told(capsys: pytest.CaptureFixture[str
     from lushan.cli.export import show_export
 
     show_export({
-        "quality": {"num_examples": 3, "lost_nats_per_token": 0.0123},
+        "quality": {
+            "num_examples": 3,
+            "lost_nats_per_token": {"value": 0.0123, "low": 0.01, "high": 0.02},
+        },
         "program": {"name": "xllamacpp 1", "equal_tokens": 0.75},
         "files": {"model.gguf": {"bytes": 2_500_000}},
         "out": "place",
     })
     told = capsys.readouterr().err
     assert "75.0% of the tokens that it writes are those of Lushan" in told
-    assert "less likely by 0.0123 per token" in told
+    assert "less likely by 0.0123 per token (0.0100 to 0.0200 nats)" in told
     assert "Export: place (2.5 MB)" in told

@@ -1,6 +1,5 @@
 """The process that asks an export: what it is told, what it tells, and how it may end."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,17 +52,6 @@ def test_process_that_is_killed_is_told_by_its_signal(
     monkeypatch.setattr("sys.executable", str(script))
     with pytest.raises(CertificateError, match="was killed by SIGFPE"):
         ask_program(Questions("hf", str(tmp_path), "tagging", 3))
-
-
-def test_process_is_told_to_send_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
-    script = tmp_path / "shows"
-    script.write_text('#!/bin/sh\necho "told: $ORT_DISABLE_TELEMETRY" >&2\nexit 3\n', "utf-8")
-    script.chmod(0o755)
-    monkeypatch.setattr("sys.executable", str(script))
-    with pytest.raises(CertificateError, match="told: 1"):
-        ask_program(Questions("hf", str(tmp_path), "tagging", 3))
-    assert "ORT_DISABLE_TELEMETRY" not in os.environ
 
 
 def test_padding_stands_at_the_end_and_is_masked() -> None:

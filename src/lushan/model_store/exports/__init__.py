@@ -33,9 +33,11 @@ class Tolerance(NamedTuple):
     equal_tokens: float
     """Least share of written tokens, up to the first that differs, that the program has in common with Lushan."""
     agreement: float
-    """Least share of rows that are answered as the run does, where answers are chosen and not written."""
+    """Least share of rows that are answered as the run does, where answers are chosen and not written. It is missed when
+    its whole interval does."""
     nats_per_token: float
-    """Most that the truth may become less likely, per token, where answers are written."""
+    """Most that the truth may become less likely, per token, where answers are written. It is missed when its whole interval
+    does."""
 
 
 class Form(ABC):

@@ -3,9 +3,12 @@
 Shapes: B documents, L tokens of the longest, C classes, D width.
 """
 
+import contextlib
 import json
 import logging
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -60,9 +63,9 @@ class Form(exports.Form):
 
     def open_scores(self, folder: Path) -> Score:
         """Load the file into onnxruntime."""
+        keep_to_itself()
         import onnxruntime  # optional, slow to import
 
-        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         providers = ["CPUExecutionProvider"]
@@ -77,6 +80,11 @@ class Form(exports.Form):
     def read_labels(self, folder: Path) -> list[str]:
         """Read the labels beside the file."""
         return read_labels(folder)
+
+
+def keep_to_itself() -> None:
+    """Have onnxruntime, which PyTorch's exporter imports too, not tell its makers what it runs."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def refuse_writing(predictor: Predictor, purpose: Purpose, *, name: str) -> None:
@@ -118,6 +126,7 @@ def write_onnx(predictor: Predictor, file: Path) -> None:
     Raises:
         ModelError: If PyTorch cannot turn this architecture into ONNX.
     """
+    keep_to_itself()
     model = predictor.backbone.plain_model
     num_bytes = sum(each.numel() * each.element_size() for each in model.parameters())
     ids_BL = torch.ones(2, 6, dtype=torch.long)
@@ -125,11 +134,8 @@ def write_onnx(predictor: Predictor, file: Path) -> None:
     config = predictor.backbone.core.config
     ours = config._attn_implementation
     config._attn_implementation = "sdpa" if model._supports_sdpa else "eager"
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet("torch.onnx"):
             torch.onnx.export(
                 _Scores(model).eval(),
                 (ids_BL, torch.ones_like(ids_BL)),
@@ -147,19 +153,39 @@ def write_onnx(predictor: Predictor, file: Path) -> None:
         ) from None
     finally:
         config._attn_implementation = ours
-        logging.getLogger("torch.onnx").setLevel(level)
+
+
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Keep a library's log and its warnings off the terminal while the block runs."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _quantise(file: Path) -> None:
     """Store the weights of matrix products in 8 bits, a scale for each block; activations stay in float32."""
+    keep_to_itself()
     import onnx
+
+    # Importing the quantizer sets up logging for the whole process, unless somebody has.
+    somebody = logging.NullHandler()
+    logging.root.addHandler(somebody)
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+    logging.root.removeHandler(somebody)
     model = onnx.load(str(file))
     quantizer: Any = MatMulNBitsQuantizer(
         model, bits=8, block_size=_BLOCK_WEIGHTS, is_symmetric=True, accuracy_level=1
     )
-    quantizer.process()
+    with quiet("onnxruntime.quantization.matmul_nbits_quantizer"):
+        quantizer.process()
     quantizer.model.save_model_to_file(str(file))
 
 

@@ -75,7 +75,7 @@ def _tokenizer(model_type: str, byte_level: Path) -> tokenizers.Tokenizer:
         return raw
     if model_type.startswith("qwen"):
         merges = json.loads(raw.to_str())["model"]["merges"]
-        tokens = [raw.id_to_token(number) for number in range(raw.get_vocab_size())]
+        tokens = [raw.id_to_token(number) or "" for number in range(raw.get_vocab_size())]
         types = [3] * 3 + [1] * (len(tokens) - 3)
         joined = [" ".join(each) for each in merges]
         rule: dict[str, Any] = {"kind": "gpt2", "pre": "qwen2", "merges": joined, "scores": []}

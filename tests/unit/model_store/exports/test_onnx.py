@@ -1,6 +1,7 @@
 """An ONNX file scores as Lushan does, alone and padded, whatever the task and the architecture."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,27 @@ def test_eight_bits_take_less_room_and_nearly_the_same_scores(
         assert_same_outputs(class_onnx.merged, "onnx", tmp_path / "int8", atol=1e-6)
     sizes = [(folder / FILE).stat().st_size for folder in (class_onnx.folder, tmp_path / "int8")]
     assert sizes[1] < sizes[0]
+
+
+def test_quantising_says_nothing(
+    class_onnx: Written, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copyfile(class_onnx.folder / FILE, tmp_path / FILE)
+    onnx._quantise(tmp_path / FILE)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_onnxruntime_is_told_to_send_nothing_before_it_is_imported(
+    class_onnx: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile(class_onnx.folder / FILE, tmp_path / FILE)
+    for work in (
+        lambda: load_form("onnx").open_scores(tmp_path),
+        lambda: onnx._quantise(tmp_path / FILE),
+    ):
+        monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+        work()
+        assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 def test_labels_tokenizer_and_a_page_stand_beside_the_file(class_onnx: Written) -> None:
