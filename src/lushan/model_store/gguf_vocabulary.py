@@ -55,15 +55,31 @@ def vocabulary_of(
         add_space_prefix=False,
         chat_template=chat_template,
     )
+    fitting: dict[str, GgufVocabulary] = {}
     for candidate in _candidates(_with_tokens(common, stored, num_rows)):
         rebuilt = build_tokenizer(candidate)
         found = [rebuilt.encode(text, add_special_tokens=False).ids for text in PROBES]
         if found == expected:
-            return candidate
+            fitting.setdefault(_rules(json.loads(rebuilt.to_str())), candidate)
+    if fitting:
+        # Several rules may agree on the probes: what says the same as the tokenizer itself goes first.
+        return fitting.get(_rules(stored)) or next(iter(fitting.values()))
     raise ModelError(
         f"GGUF: this tokenizer cuts text by none of the rules that are known here ({', '.join(PRE_TOKENIZERS)}, "
         "SentencePiece). Use `--to hf`."
     )
+
+
+def _rules(stored: Mapping[str, Any]) -> str:
+    """What a tokenizer's file says about cutting a text before its merges, in one form."""
+    cutting = stored["pre_tokenizer"]
+    steps = (
+        [cutting] if cutting is None or cutting["type"] != "Sequence" else cutting["pretokenizers"]
+    )
+    told = [
+        {name: x for name, x in (each or {}).items() if name != "trim_offsets"} for each in steps
+    ]
+    return json.dumps([stored["normalizer"], told], sort_keys=True)
 
 
 def _candidates(vocabulary: GgufVocabulary) -> Iterator[GgufVocabulary]:

@@ -1,13 +1,19 @@
 """The vocabulary that is written cuts texts as the tokenizer does, or there is none."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 from tokenizers import pre_tokenizers
 
-from lushan.backbones.gguf_tokenizer import GgufVocabulary, build_tokenizer
+from lushan.backbones.gguf_tokenizer import (
+    PRE_TOKENIZERS,
+    GgufVocabulary,
+    build_tokenizer,
+)
 from lushan.backbones.tokenizer import PROBES, Tokenizer
 from lushan.errors import ModelError
 from lushan.model_store.gguf_vocabulary import vocabulary_of
@@ -27,18 +33,16 @@ def byte_level(tiny_folder: MakeTiny) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_file(str(tiny_folder("llama") / "tokenizer.json"))
 
 
-def test_rule_is_found_by_what_it_does(tiny_folder: MakeTiny, tmp_path: Path) -> None:
-    raw = byte_level(tiny_folder)
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    levels = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    found: list[str] = []
-    for rules in ([levels], [digits, levels]):
-        raw.pre_tokenizer = pre_tokenizers.Sequence(rules)
-        tokenizer = tokenizer_in(tmp_path, raw)
-        raw.add_tokens(["12"])  # two digits are one token where nothing keeps them apart
-        written = vocabulary_of(tokenizer, num_rows=400, padding_id=None, chat_template=None)
-        found.append(written.pre)
-    assert found[0] == "gpt-2"
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+def test_rule_is_found_that_the_tokenizer_names_itself(
+    pre: str, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"num_rows": 320, "padding_id": None, "chat_template": None}
+    tokenizer = tokenizer_in(tmp_path, byte_level(tiny_folder))
+    plain = vocabulary_of(tokenizer, **options)
+    assert plain.pre == "gpt-2"
+    original = build_tokenizer(replace(plain, pre=pre))
+    assert vocabulary_of(tokenizer_in(tmp_path, original), **options).pre == pre
 
 
 def test_rows_without_a_token_get_names_that_are_not_used(
