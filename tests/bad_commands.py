@@ -87,4 +87,17 @@ SERVED = (
 )
 """Nothing to serve, or in no such way."""
 
-OTHERS = (*STORES, *TALKS, *RESUMED, *SERVED)
+EXPORTS = (
+    bad("export run", "Missing option '--to'", "`lushan export --help` shows"),
+    bad("export run --to gguf", "answers by a head", "`--to onnx`, `openvino` or `hf`"),
+    bad("export run --to pickle", "`--to pickle` is no form", "Known: gguf, hf, onnx, openvino"),
+    bad("export run --to hf --quantise int8", "`--quantise int8` is none of `--to hf`", "none"),
+    bad("export mine --to hf", "`mine` holds no tuned model", "`lushan tune --out` wrote"),
+    bad("export run --to hf --out mine", "`--out mine` holds files that are no export", "Name"),
+    bad("export run --to hf --out notes.txt/x", "`notes.txt` is a file", "Name a folder"),
+    bad("export run --to hf --data nowhere.csv", "`nowhere.csv` does not exist", "Give a file"),
+    bad("export run --to hf --data strange.jsonl", "the label `sand`", "knows: hill, sea"),
+)
+"""Forms that there are not, or not for this model, and places and rows that do not fit."""
+
+OTHERS = (*EXPORTS, *STORES, *TALKS, *RESUMED, *SERVED)

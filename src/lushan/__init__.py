@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lushan.errors import LushanError, UserError
     from lushan.records import Prediction
-    from lushan.workflows.notebook import augment, check, compare, evaluate, load, tune
+    from lushan.workflows.notebook import augment, check, compare, evaluate, export, load, tune
 
 __version__ = "0.1.0"
 
@@ -18,6 +18,7 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "export",
     "load",
     "tune",
 ]
@@ -30,6 +31,7 @@ _PLACES = {
     "check": "lushan.workflows.notebook",
     "compare": "lushan.workflows.notebook",
     "evaluate": "lushan.workflows.notebook",
+    "export": "lushan.workflows.notebook",
     "load": "lushan.workflows.notebook",
     "tune": "lushan.workflows.notebook",
 }

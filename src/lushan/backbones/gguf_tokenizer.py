@@ -32,6 +32,8 @@ _LLAMA3_PATTERN = (
 _QWEN2_PATTERN = _LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 _DIGITS_ALONE = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 _BY_PATTERN = {"llama-bpe": _LLAMA3_PATTERN, "qwen2": _QWEN2_PATTERN}
+PRE_TOKENIZERS = ("gpt-2", _DIGITS_ALONE[0], *_BY_PATTERN)
+"""One name for each rule that cuts text before byte-level merges."""
 
 
 @dataclass(frozen=True)

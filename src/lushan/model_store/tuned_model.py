@@ -137,8 +137,17 @@ def _read_state(values: dict[str, Any]) -> TaskState:
     )
 
 
-def load_predictor(run: Path) -> Predictor:
+def model_folder(run: Path) -> Path:
+    """Give the `model` folder of a run; what has none is taken for a model folder itself."""
+    return run / "model" if (run / "model").is_dir() else run
+
+
+def load_predictor(run: Path, *, precision: Literal["bf16", "fp32"] | None = None) -> Predictor:
     """Load the tuned model of a run folder, or of its `model` folder.
+
+    Args:
+        run: The folder.
+        precision: Arithmetic; None takes that of the run.
 
     Raises:
         RunError: If there is no whole tuned model.
@@ -149,18 +158,13 @@ def load_predictor(run: Path) -> Predictor:
     base = base_of(folder, meaning) if is_adapter(folder) else folder
     task: Task = load_task(meaning.task)
     layer = task.layer(meaning.state, answer=meaning.answer)
-    backbone = load_backbone(base, **layer._asdict(), precision=meaning.precision)
+    backbone = load_backbone(base, **layer._asdict(), precision=precision or meaning.precision)
     if is_adapter(folder):
         backbone.model = load_adapter(backbone.model, folder)
         compute_in_one_piece(backbone.model)
     elif meaning.answer == "head" and backbone.fresh_weights:
         raise RunError(f"`{folder}` lacks weights, such as `{backbone.fresh_weights[0]}`.")
     return make_predictor(folder, meaning, backbone)
-
-
-def model_folder(run: Path) -> Path:
-    """Give the folder with the tuned model of a run, which may be named itself."""
-    return run / "model" if (run / "model").is_dir() else run
 
 
 def is_adapter(folder: Path) -> bool:

@@ -54,7 +54,7 @@ def evaluate(
     examples = [example for _, example in rows]
     for note in rows.notes:
         tell(note)
-    _check_labels(predictor, examples)
+    check_labels(predictor, examples)
     begin(len(examples))
     scores = predictor.task.score(
         predictor.examine(examples, advance=advance), examples, predictor.state, seed=seed
@@ -147,8 +147,12 @@ def _check_allowed(predictor: Predictor, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _check_labels(predictor: Predictor, examples: Sequence[Example]) -> None:
-    """Refuse a truth that the model cannot give, by its row."""
+def check_labels(predictor: Predictor, examples: Sequence[Example]) -> None:
+    """Refuse a truth that the model cannot give.
+
+    Raises:
+        DataError: If there is one; names its row.
+    """
     known = set(predictor.state.labels)
     for each in examples:
         if strange := [label for label in each.classes if label not in known]:

@@ -9,6 +9,7 @@ from lushan.settings import merged, nested
 from lushan.workflows import augment as augmenting
 from lushan.workflows import check as checking
 from lushan.workflows import evaluate as evaluating
+from lushan.workflows import export as exporting
 from lushan.workflows import tune as tuning
 from lushan.workflows.predict import Opened, open_run
 from lushan.workflows.recipe import TuneOptions, TuneRecipe, flags_of, make_recipe
@@ -176,6 +177,43 @@ def compare(
         [Path(run) for run in runs],
         data=None if data is None else Path(data),
         settings=nested(settings),
+        seed=seed,
+        tell=logger.info,
+    )
+
+
+def export(
+    run: str | Path,
+    *,
+    to: str,
+    out: str | Path | None = None,
+    quantise: str | None = None,
+    data: str | Path | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write a run's model in a form that other programs load: `lushan export`.
+
+    Args:
+        run: The folder that `tune` wrote.
+        to: `hf`, `gguf`, `onnx` or `openvino`.
+        out: The folder to write; None takes one in `exports` of the run.
+        quantise: How weights are stored; None takes the form's usual way.
+        data: Labelled rows to score on; None takes the run's own test rows.
+        overwrite: Replace the export in `out`.
+        seed: Of the bootstrap intervals.
+
+    Raises:
+        UserError: If the model has no such form, or it costs more quality than it may.
+        CertificateError: If the program that is to load the files computes something else.
+    """
+    return exporting.export(
+        Path(run),
+        to=to,
+        out=None if out is None else Path(out),
+        quantise=quantise,
+        data=None if data is None else Path(data),
+        overwrite=overwrite,
         seed=seed,
         tell=logger.info,
     )

@@ -18,7 +18,7 @@ from lushan.errors import DataError, RunError, SettingError
 from lushan.inference.generation_settings import check_room, check_settings
 from lushan.inference.predict import Advance, Predictor
 from lushan.model_store.run_folder import check_can_be_folder
-from lushan.model_store.tuned_model import load_predictor, read_meaning
+from lushan.model_store.tuned_model import load_predictor, model_folder, read_meaning
 from lushan.records import Example, Prediction, Row
 from lushan.settings import build, read_yaml
 from lushan.workflows.prepare import columns_for
@@ -128,7 +128,7 @@ def open_run(run: Path, settings: Mapping[str, Any] | None = None) -> Opened:
     """
     recipe = _read_settings(settings or {})
     given = recipe.data
-    task_name = read_meaning(run / "model" if (run / "model").is_dir() else run).task
+    task_name = read_meaning(model_folder(run)).task
     predictor = load_predictor(run)
     if "over_length" in given.model_fields_set:
         limit = LengthLimit(predictor.limit.max_tokens, given.over_length)

@@ -6,7 +6,8 @@ import pytest
 
 import lushan
 from lushan.errors import SettingError
-from lushan.model_store import certificate
+from lushan.model_store import certificate, export_program
+from lushan.workflows import export_check
 from tests.bad_inputs import TOPICS, good_rows, write_lines
 from tests.conftest import MakeTiny
 from tests.runs import answers_of_this_process
@@ -60,6 +61,15 @@ def test_new_rows_are_written_by_a_plain_call(tmp_path: Path, tiny_folder: MakeT
     )
     assert found["num_asked"] == 3
     assert (tmp_path / "new.jsonl").exists() == found["written"]
+
+
+def test_a_run_is_exported_by_a_plain_call(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_check, "ask_program", export_program.answer)
+    told = lushan.export(tiny_run, to="hf", out=str(tmp_path / "hf"))
+    assert told["quality"]["agreement"]["value"] == 1
+    assert (tmp_path / "hf" / "model.safetensors").is_file()
 
 
 def test_a_wrong_option_is_refused_like_on_the_command_line(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,302 @@
+"""One GGUF file with weights, tokenizer and chat template, for llama.cpp and whatever is built on it.
+
+Names, the order of rows and what is added to norms are those of llama.cpp's `convert_hf_to_gguf.py`.
+
+Shapes: H heads, O outputs and I inputs of a matrix product.
+"""
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, NamedTuple
+from urllib.request import Request, urlopen
+
+import gguf
+import numpy as np
+import torch
+
+from lushan.backbones.chat import read_chat_template
+from lushan.backbones.convert_gguf import convert_gguf
+from lushan.backbones.gguf_tokenizer import GgufVocabulary
+from lushan.backbones.load import Purpose, load_backbone
+from lushan.errors import ModelError
+from lushan.inference.predict import Predictor
+from lushan.model_store import exports
+from lushan.model_store.exports import Encode, Tolerance, Write
+from lushan.model_store.gguf_vocabulary import vocabulary_of
+from lushan.model_store.merged import Merged
+
+FILE = "model.gguf"
+_CONTEXT_TOKENS = 2_048
+"""Of the server that is asked whether it writes the same."""
+_GEMMA_PERIOD = 6
+"""llama.cpp takes every sixth layer of a Gemma 3 for one that sees everything."""
+
+
+class _Architecture(NamedTuple):
+    """How llama.cpp knows an architecture."""
+
+    code: gguf.MODEL_ARCH
+    interleaves: bool = False
+    """Whether queries and keys are turned in neighbouring pairs, and not in halves."""
+    adds_one: bool = False
+    """Whether norms multiply by their weight plus one, which the file holds added."""
+
+
+_ARCHITECTURES = {
+    "llama": _Architecture(gguf.MODEL_ARCH.LLAMA, interleaves=True),
+    "qwen2": _Architecture(gguf.MODEL_ARCH.QWEN2),
+    "qwen3": _Architecture(gguf.MODEL_ARCH.QWEN3),
+    "gemma3_text": _Architecture(gguf.MODEL_ARCH.GEMMA3, adds_one=True),
+}
+_HEAD_WIDTHS = {"qwen3": 128, "gemma3_text": 256}
+"""What transformers takes when it reads these back: it leaves the width of a head in the file unread."""
+_TYPES = {
+    "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+    "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
+}
+
+
+class Form(exports.Form):
+    """Matrices in 16, 8 or 4 bits, norms in float32."""
+
+    program = "xllamacpp"
+    packages: ClassVar = ("xllamacpp",)
+    tolerances: ClassVar = {
+        "f16": Tolerance(1e-3, 0.9, 0.97, 0.01),
+        "q8_0": Tolerance(1e-3, 0.6, 0.95, 0.03),
+        "q4_0": Tolerance(1e-3, 0.6, 0.8, 0.3),
+    }
+
+    def check(self, predictor: Predictor, purpose: Purpose) -> None:
+        """Refuse a head, which GGUF cannot hold, and architectures whose conversion is not tested."""
+        if purpose != "language":
+            raise ModelError(
+                "This model answers by a head, which GGUF has no place for. Use `--to onnx`, `openvino` or `hf`, or tune "
+                "with `--answer generate`."
+            )
+        _check_config(predictor.backbone.plain_model.config)
+
+    def write(self, merged: Merged, folder: Path, *, quantise: str) -> list[str]:
+        """Write the file."""
+        backbone = merged.predictor.backbone
+        model = backbone.plain_model
+        vocabulary = vocabulary_of(
+            backbone.tokenizer,
+            num_rows=model.get_input_embeddings().weight.shape[0],
+            padding_id=model.config.pad_token_id,
+            chat_template=read_chat_template(merged.folder),
+        )
+        architecture = _ARCHITECTURES[model.config.model_type]
+        writer = gguf.GGUFWriter(folder / FILE, gguf.MODEL_ARCH_NAMES[architecture.code])
+        quantisation, file_type = _TYPES[quantise]
+        writer.add_type("model")
+        writer.add_name(f"{Path(merged.meaning.base_model).name} for {merged.meaning.task}")
+        writer.add_file_type(file_type)
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        _add_shape(writer, model.config)
+        _add_vocabulary(writer, vocabulary)
+        notes = _add_weights(writer, model, architecture, quantisation)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return notes
+
+    def reread(self, merged: Merged, folder: Path) -> Predictor:
+        """Restore the weights from the file, by the code of `transformers` that reads GGUF."""
+        predictor = merged.predictor
+        with TemporaryDirectory(dir=folder.parent) as place:
+            convert_gguf(folder / FILE, Path(place), dtype=torch.float32)
+            backbone = load_backbone(Path(place), purpose="language", precision="fp32")
+            # That of the file was compared with it when it was written, and goes away with its folder.
+            backbone.tokenizer = predictor.backbone.tokenizer
+        return Predictor(
+            backbone,
+            predictor.task,
+            predictor.state,
+            predictor.answer,
+            predictor.limit,
+            generation=predictor.generation,
+        )
+
+    def open_writer(self, folder: Path) -> tuple[Write, Encode]:
+        """Load the file into llama.cpp, whose server then listens on loopback until the process ends."""
+        xllamacpp: Any = importlib.import_module("xllamacpp")  # optional, native, without types
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(folder / FILE)
+        parameters.n_ctx = _CONTEXT_TOKENS
+        parameters.n_parallel = 1
+        parameters.warmup = False
+        parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        parameters.cpuparams.n_threads = torch.get_num_threads()
+        parameters.cpuparams_batch.n_threads = torch.get_num_threads()
+        server = xllamacpp.Server(parameters)
+
+        def ask(path: str, question: dict[str, Any]) -> dict[str, Any]:
+            body = json.dumps(question).encode()
+            headers = {"Content-Type": "application/json"}
+            request = Request(f"{server.listening_address}/{path}", body, headers)  # noqa: S310
+            with urlopen(request) as response:  # noqa: S310 - an address of this process
+                return json.load(response)
+
+        def write(prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
+            question = {"prompt": list(prompt_ids), "n_predict": num_tokens, "temperature": 0}
+            told = ask("completion", {**question, "return_tokens": True, "cache_prompt": False})
+            return told["tokens"]
+
+        def encode(text: str) -> list[int]:
+            return ask("tokenize", {"content": text, "add_special": False})["tokens"]
+
+        return write, encode
+
+
+def _check_config(config: Any) -> None:  # noqa: ANN401 - transformers' configurations share no useful type
+    """Refuse what llama.cpp would compute in another way.
+
+    Raises:
+        ModelError: If there is something; names it.
+    """
+    if config.model_type not in _ARCHITECTURES:
+        raise ModelError(
+            f"`{config.model_type}` models cannot be written as GGUF; {', '.join(_ARCHITECTURES)} can. Use `--to hf`."
+        )
+    usual: dict[str, Any] = {
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_sliding_window": False,
+        "use_bidirectional_attention": False,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "hidden_act": "silu",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 256,
+    }
+    if config.model_type in _HEAD_WIDTHS:
+        usual["head_dim"] = _HEAD_WIDTHS[config.model_type]
+    if config.model_type == "gemma3_text":
+        last = _GEMMA_PERIOD - 1
+        usual["layer_types"] = [
+            "full_attention" if number % _GEMMA_PERIOD == last else "sliding_attention"
+            for number in range(config.num_hidden_layers)
+        ]
+    for name, value in usual.items():
+        if getattr(config, name, value) != value:
+            raise ModelError(
+                f"This `{config.model_type}` model has `{name}={getattr(config, name)}`; as GGUF only {value} is known here. "
+                "Use `--to hf`."
+            )
+    for each in _rotations(config).values():
+        if each.get("rope_type", "default") != "default":
+            raise ModelError(
+                f"This model scales its positions (`{each['rope_type']}`), which cannot be written as GGUF here. Use `--to hf`."
+            )
+
+
+def _rotations(config: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401
+    """Give the rotary settings, by the kind of layer."""
+    settings = config.rope_parameters
+    return settings if "full_attention" in settings else {"full_attention": settings}
+
+
+def _add_shape(writer: gguf.GGUFWriter, config: Any) -> None:  # noqa: ANN401
+    head_width = getattr(config, "head_dim", None)
+    head_width = head_width or config.hidden_size // config.num_attention_heads
+    rotations = _rotations(config)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_width)
+    writer.add_value_length(head_width)
+    writer.add_rope_dimension_count(head_width)
+    writer.add_rope_freq_base(rotations["full_attention"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    if "sliding_attention" in rotations:
+        writer.add_rope_freq_base_swa(rotations["sliding_attention"]["rope_theta"])
+        writer.add_sliding_window(config.sliding_window)
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: GgufVocabulary) -> None:
+    writer.add_tokenizer_model(vocabulary.kind)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.token_types)
+    if vocabulary.kind == "gpt2":
+        writer.add_token_merges(vocabulary.merges)
+    else:
+        writer.add_token_scores(vocabulary.scores)
+        writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    add_id = {
+        "bos": writer.add_bos_token_id,
+        "eos": writer.add_eos_token_id,
+        "unk": writer.add_unk_token_id,
+        "pad": writer.add_pad_token_id,
+    }
+    for role, number in vocabulary.special_ids.items():
+        add_id[role](number)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_eos_token(value=False)
+    if vocabulary.chat_template:
+        writer.add_chat_template(vocabulary.chat_template)
+
+
+def _add_weights(
+    writer: gguf.GGUFWriter,
+    model: Any,  # noqa: ANN401
+    architecture: _Architecture,
+    quantisation: gguf.GGMLQuantizationType,
+) -> list[str]:
+    """Add every weight under llama.cpp's name; gives what was stored in another way than asked for.
+
+    Raises:
+        ModelError: If a weight is unknown to llama.cpp, or too large for its type.
+    """
+    config = model.config
+    names = gguf.get_tensor_name_map(architecture.code, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    others: dict[str, int] = {}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        new_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if new_name is None:
+            raise ModelError(f"llama.cpp has no name for the weight `{name}`. Use `--to hf`.")
+        values = tensor.float().numpy()
+        part = name.split(".")[-2]
+        if architecture.interleaves and part in heads:
+            values = interleaved(values, heads[part])
+        if architecture.adds_one and part.endswith("norm"):
+            values = values + 1
+        kind = _type_of(new_name, values, quantisation)
+        if values.ndim == 2 and kind != quantisation:
+            others[kind.name] = others.get(kind.name, 0) + 1
+        if np.abs(values).max() > np.finfo(np.float16).max:
+            raise ModelError(f"The weight `{name}` is too large for 16 bits. Use `--to hf`.")
+        writer.add_tensor(new_name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    return [f"{number} of the matrices are stored as {kind}." for kind, number in others.items()]
+
+
+def _type_of(
+    name: str, values: np.ndarray, wanted: gguf.GGMLQuantizationType
+) -> gguf.GGMLQuantizationType:
+    """Norms stay in float32; the vocabulary keeps 8 bits, and rows that fill no blocks 16."""
+    types = gguf.GGMLQuantizationType
+    if values.ndim == 1:
+        return types.F32
+    if wanted == types.Q4_0 and name in ("token_embd.weight", "output.weight"):
+        wanted = types.Q8_0
+    block_weights, _ = gguf.GGML_QUANT_SIZES[wanted]
+    return types.F16 if values.shape[1] % block_weights else wanted
+
+
+def interleaved(values: np.ndarray, num_heads: int) -> np.ndarray:
+    """Put the rows of a head that turn together side by side, as llama.cpp reads them; (O, I) or (O,)."""
+    in_halves = values.reshape(num_heads, 2, values.shape[0] // num_heads // 2, *values.shape[1:])
+    return np.ascontiguousarray(in_halves.swapaxes(1, 2).reshape(values.shape))

@@ -1,0 +1,105 @@
+"""A plain Hugging Face folder without an adapter: `transformers`, vLLM and Lushan load it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from lushan.atomic import write_text
+from lushan.backbones.chat import CHAT_TEMPLATE_FILE, read_chat_template
+from lushan.backbones.load import DTYPES, cast_weights
+from lushan.backbones.quiet import quiet_transformers
+from lushan.backbones.token_models import know_token_model
+from lushan.inference.predict import Predictor
+from lushan.model_store import exports
+from lushan.model_store.exports import Encode, Score, Tolerance, Write
+from lushan.model_store.merged import Merged
+from lushan.model_store.tuned_model import load_predictor, save_model
+
+_CLASSES: dict[str, Any] = {
+    "ForCausalLM": AutoModelForCausalLM,
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForTokenClassification": AutoModelForTokenClassification,
+}
+
+
+class Form(exports.Form):
+    """Weights in the precision of the run; the labels stand in `config.json`."""
+
+    program = "transformers"
+    tolerances: ClassVar = {"none": Tolerance(1e-3, 0.95, 0.97, 0.01)}
+
+    def write(self, merged: Merged, folder: Path, *, quantise: str) -> list[str]:
+        """Write what `lushan tune --adapter full` would have."""
+        backbone = merged.predictor.backbone
+        cast_weights(backbone.model, DTYPES[merged.meaning.precision])
+        whole = folder / "whole"
+        save_model(whole, backbone, replace(merged.meaning, adapter="full"))
+        for file in whole.iterdir():
+            file.rename(folder / file.name)
+        whole.rmdir()
+        # An adapter's base may have no template; the run then keeps the one that it was tuned with.
+        if (template := read_chat_template(merged.folder)) and not read_chat_template(folder):
+            write_text(folder / CHAT_TEMPLATE_FILE, template)
+        return list(backbone.tokenizer.notes)
+
+    def reread(self, merged: Merged, folder: Path) -> Predictor:
+        """Load the folder as a tuned model."""
+        return load_predictor(folder, precision="fp32")
+
+    def open_scores(self, folder: Path) -> Score | None:
+        """Load the class that `config.json` names, without any code of Lushan's."""
+        model = _load(folder)
+        if model.can_generate():
+            return None
+
+        def score(ids_BL: np.ndarray, mask_BL: np.ndarray) -> np.ndarray:
+            mask = torch.from_numpy(mask_BL)
+            # A class layer reads the last token that is not the padding token, whatever the mask says.
+            ids = torch.from_numpy(ids_BL).masked_fill(mask == 0, model.config.pad_token_id or 0)
+            with torch.inference_mode():
+                return model(input_ids=ids, attention_mask=mask).logits.numpy()
+
+        return score
+
+    def open_writer(self, folder: Path) -> tuple[Write, Encode] | None:
+        """Load the causal language model, and the raw tokenizer: what `AutoTokenizer` does otherwise was told."""
+        model = _load(folder)
+        if not model.can_generate():
+            return None
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+        def write(prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
+            ids_1L = torch.tensor([list(prompt_ids)])
+            options = {"do_sample": False, "max_new_tokens": num_tokens}
+            with quiet_transformers():
+                found = model.generate(ids_1L, attention_mask=torch.ones_like(ids_1L), **options)
+            return found[0, ids_1L.shape[1] :].tolist()
+
+        return write, lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+    def read_labels(self, folder: Path) -> list[str] | None:
+        """Read `id2label`."""
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return [config.id2label[number] for number in sorted(config.id2label)]
+
+
+def _load(folder: Path) -> Any:  # noqa: ANN401
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    name = config.architectures[0]
+    suffix = next(suffix for suffix in _CLASSES if name.endswith(suffix))
+    if suffix == "ForTokenClassification":
+        know_token_model(folder)
+    with quiet_transformers():
+        model = _CLASSES[suffix].from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval()

@@ -1,0 +1,200 @@
+"""An export appears whole, checked and told, or not at all."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lushan.errors import CertificateError, MissingExtraError, RunError, SettingError
+from lushan.model_store.export_program import Answers, Questions, answer
+from lushan.model_store.exports import hf
+from lushan.workflows import export as export_module
+from lushan.workflows import export_check
+from lushan.workflows.export import FILE, export
+from tests.conftest import MakeTiny
+from tests.runs import read
+from tests.saved import save_tuned
+
+
+@pytest.fixture(autouse=True)
+def _asked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask in this process, which takes no seconds to start."""
+    monkeypatch.setattr(export_check, "ask_program", answer)
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    """Give a copy of a finished run, which a test may write to."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+def files_in(folder: Path) -> set[str]:
+    return {each.name for each in folder.iterdir()}
+
+
+def test_export_is_scored_on_the_test_rows_of_the_run(run: Path) -> None:
+    told = export(run, to="hf")
+    folder = run / "exports" / "hf"
+    assert Path(told.pop("out")) == folder
+    assert read(folder / FILE) == json.loads(json.dumps(told))
+    quality = told["quality"]
+    results = read(run / "results.json")
+    assert quality["rows"] == "the run's test rows"
+    assert quality["num_examples"] == results["num_examples"]["test"]
+    assert quality["run"] == results["after"]
+    assert told["model_version"] == results["model_version"]
+    assert files_in(run / "exports") == {"hf"}
+
+
+def test_files_are_told_with_their_digests(run: Path) -> None:
+    told = export(run, to="hf")
+    folder = Path(told["out"])
+    assert set(told["files"]) == files_in(folder) - {FILE}
+    size = (folder / "model.safetensors").stat().st_size
+    assert told["files"]["model.safetensors"]["bytes"] == size
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
+
+
+def test_other_rows_are_taken_from_a_file(run: Path, tiny_run: Path) -> None:
+    data = tiny_run.parent / "reviews.jsonl"
+    quality = export(run, to="hf", data=data)["quality"]
+    assert quality["rows"] == str(data)
+    assert quality["num_examples"] == len(data.read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize("change", ["gone", "changed"])
+def test_run_whose_data_is_lost_is_compared_on_its_certificate(run: Path, change: str) -> None:
+    status = read(run / "run.json")
+    status["data" if change == "gone" else "fingerprint"] = "/nowhere"
+    (run / "run.json").write_text(json.dumps(status), encoding="utf-8")
+    told: list[str] = []
+    quality = export(run, to="hf", tell=told.append)["quality"]
+    assert quality["rows"] == "the texts of the certificate"
+    assert "main_metric" not in quality
+    assert any("gone or changed" in line and "`--data DATA`" in line for line in told)
+
+
+def test_run_with_neither_data_nor_texts_asks_for_rows(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    save_tuned(tmp_path / "run", tiny_folder("llama"))
+    with pytest.raises(RunError, match="Name rows: `--data DATA`"):
+        export(tmp_path / "run", to="hf")
+    assert files_in(tmp_path / "run") == {"model"}
+
+
+def test_export_is_replaced_only_on_request(run: Path) -> None:
+    export(run, to="hf")
+    marked = run / "exports" / "hf" / "mine.txt"
+    marked.write_text("mine", encoding="utf-8")
+    with pytest.raises(RunError, match="holds an export already"):
+        export(run, to="hf")
+    assert marked.is_file()
+    export(run, to="hf", overwrite=True)
+    assert not marked.is_file()
+    assert files_in(run / "exports") == {"hf"}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"to": "pickle"}, SettingError, "`--to pickle` is no form. Known: gguf, hf, onnx, openv"),
+        ({"to": "hf", "quantise": "q8_0"}, SettingError, "none of `--to hf`. Known: none"),
+        ({"to": "gguf", "quantise": "int8"}, SettingError, "Known: f16, q8_0, q4_0"),
+    ],
+)
+def test_form_that_is_not_known_is_refused_with_those_that_are(
+    options: dict[str, Any], error: type[Exception], told: str, run: Path
+) -> None:
+    with pytest.raises(error, match=told):
+        export(run, **options)
+    assert not (run / "exports").exists()
+
+
+def test_folder_with_something_else_is_never_replaced(run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "thesis"
+    place.mkdir()
+    (place / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(RunError, match="holds files that are no export"):
+        export(run, to="hf", out=place, overwrite=True)
+    assert files_in(place) == {"thesis.txt"}
+
+
+def test_missing_package_is_named_with_its_extra(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf.Form, "packages", ("no_such_package",))
+    with pytest.raises(MissingExtraError, match=r"`--to hf` needs `no_such_package`.*lushan\[exp"):
+        export(run, to="hf")
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, fault: Callable[[Path], None]) -> None:
+    """Have a fault come into the files behind the writer's back."""
+    write = hf.Form.write
+
+    def write_and_spoil(form: hf.Form, merged: Any, folder: Path, *, quantise: str) -> list[str]:  # noqa: ANN401
+        notes = write(form, merged, folder, quantise=quantise)
+        fault(folder)
+        return notes
+
+    monkeypatch.setattr(hf.Form, "write", write_and_spoil)
+
+
+def cut_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def swap_labels(folder: Path) -> None:
+    config = read(folder / "config.json")
+    names = config["id2label"]
+    names["0"], names["1"] = names["1"], names["0"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"), [(cut_weights, "cannot be read back"), (swap_labels, "names its labels")]
+)
+def test_planted_fault_is_found_and_put_where_nobody_takes_it_for_good(
+    fault: Callable[[Path], None], told: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch, fault)
+    with pytest.raises(CertificateError, match=told):
+        export(run, to="hf")
+    assert files_in(run / "exports") == {"hf-refused"}
+
+
+def test_failed_program_leaves_nothing_but_what_was_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(questions: Questions) -> Answers:
+        raise CertificateError(f"{questions.form} was killed")
+
+    monkeypatch.setattr(export_check, "ask_program", dies)
+    told: list[str] = []
+    with pytest.raises(CertificateError, match="hf was killed"):
+        export(run, to="hf", tell=told.append)
+    assert files_in(run / "exports") == {"hf-refused"}
+    assert any("hf-refused" in line for line in told)
+    assert FILE not in files_in(run / "exports" / "hf-refused")
+
+
+def test_older_export_stays_when_the_new_one_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(run, to="hf")
+    before = read(run / "exports" / "hf" / FILE)
+    plant(monkeypatch, swap_labels)
+    with pytest.raises(CertificateError):
+        export(run, to="hf", overwrite=True)
+    assert read(run / "exports" / "hf" / FILE) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_run_of_the_command_line_is_exported_by_native_programs(run: Path, to: str) -> None:
+    pytest.importorskip("onnxscript")
+    assert export_module.export(run, to=to)["quality"]["agreement"]["value"] == 1
