@@ -175,6 +175,8 @@ CONTRADICTIONS = (
 
 FILES = (
     bad("tune nowhere.csv --model tiny", "`nowhere.csv` does not exist", "Give a file (.csv"),
+    bad("explain run nowhere.csv", "`nowhere.csv` does not exist", "Give a file (.csv"),
+    bad("explain run text --label green", "The label 'green' is not one of the 2", "'hill', 'sea'"),
     bad("check pipe.jsonl", "`pipe.jsonl` is a device or a pipe", "Give a file (.csv"),
     bad("check notes.txt", "`notes.txt`: unknown kind of file", ".jsonl"),
     bad("tune rows.jsonl --recipe nowhere.yaml", "`nowhere.yaml` does not exist"),
@@ -337,9 +339,7 @@ RUNS = (
 """Runs that are none, unfinished, broken, or do not fit what is asked."""
 
 BAD_COMMANDS = (*OPTIONS, *SETTINGS, *CONTRADICTIONS, *FILES, *PLACES, *RUNS)
-every_bad_command = pytest.mark.parametrize(
-    "wrong", BAD_COMMANDS, ids=lambda wrong: wrong.line[:70]
-)
+every_bad_command = pytest.mark.parametrize("wrong", BAD_COMMANDS, ids=lambda x: x.line[:70])
 
 
 @pytest.fixture(scope="module")
