@@ -100,4 +100,10 @@ EXPORTS = (
 )
 """Forms that there are not, or not for this model, and places and rows that do not fit."""
 
-OTHERS = (*EXPORTS, *STORES, *TALKS, *RESUMED, *SERVED)
+EXPLAINED = (
+    bad("explain run nowhere.csv", "`nowhere.csv` does not exist", "Give a file (.csv"),
+    bad("explain run text --label green", "The label 'green' is not one of the 2", "'hill', 'sea'"),
+)
+"""Nothing to explain."""
+
+OTHERS = (*EXPLAINED, *EXPORTS, *STORES, *TALKS, *RESUMED, *SERVED)

@@ -152,6 +152,13 @@ class Rendered:
     """What messages call the rest, which is never shortened."""
     ends_with_stop: bool = False
     """Whether the stop token follows the text, and is supervised."""
+    given: tuple[tuple[int, int], ...] = ()
+    """Character ranges that the user wrote, in order; empty where that is the cuttable range alone."""
+
+    @property
+    def given_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Character ranges that the user wrote, in order; the rest is template and answer."""
+        return self.given or (self.cuttable,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,10 @@ def render_prompt(
     start = len(prompt) + len("Text: ")
     prompt += f"Text: {text.text}\n{question}"
     asked = replace(
-        text, text=prompt, cuttable=(start + text.cuttable[0], start + text.cuttable[1])
+        text,
+        text=prompt,
+        cuttable=(start + text.cuttable[0], start + text.cuttable[1]),
+        given=tuple((start + first, start + end) for first, end in text.given),
     )
     return asked if answer is None else told(asked, answer)
 

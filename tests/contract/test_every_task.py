@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.encoding import LengthLimit, watch_encoding
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.catalog import load_baseline, load_task, names_in
 from lushan.data.batching import pack
 from lushan.data.splits import Parts
 from lushan.errors import DataError, SettingError
+from lushan.explain.explanation import explain
+from lushan.explain.settings import ExplainSettings
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
 from lushan.records import (
@@ -241,6 +243,32 @@ def test_predictions_survive_json(setup: Setup) -> None:
 def test_state_survives_json(setup: Setup) -> None:
     values = json.loads(json.dumps(dataclasses.asdict(setup.state)))
     assert tuple(values["labels"]) == setup.state.labels
+
+
+def test_what_the_user_gave_is_found_in_the_text_that_the_model_sees(setup: Setup) -> None:
+    with watch_encoding() as seen:
+        setup.encode()
+    for rendered, _ in seen:
+        given = [rendered.text[start:end] for start, end in rendered.given_ranges]
+        supervised = [range(*place) for place in rendered.supervised]
+        lines = [line for part in given for line in part.splitlines()]
+        assert "".join(lines).strip()
+        told = [str((each.shown, *each.extra.values())) for each in setup.examples]
+        assert any(all(part in text for part in lines) for text in told)
+        assert not any(start in place for start, _ in rendered.given_ranges for place in supervised)
+
+
+def test_explanation_shares_out_the_score_of_the_answer(setup: Setup) -> None:
+    settings = ExplainSettings(most_steps=64, num_draws=1)
+    found = list(explain(setup.predictor(LIMIT), setup.examples[:3], settings=settings))
+    assert [each.id for each in found] == [each.id for each in setup.examples[:3]]
+    for explanation in found:
+        for part in explanation.parts:
+            weights = [each.weight for each in (*part.tokens, *part.template)]
+            difference = part.score - part.baseline_score
+            assert sum(weights) == pytest.approx(difference, abs=0.02 * sum(map(abs, weights)))
+            assert part.completeness_gap <= settings.most_gap
+            assert all(x.text == explanation.text[x.start : x.end] for x in part.words)
 
 
 def test_perfect_answers_score_the_maximum(setup: Setup) -> None:

@@ -9,6 +9,7 @@ from lushan.records import (
     Answer,
     Example,
     Features,
+    Rendered,
     Row,
     Span,
     answer_from_plain,
@@ -72,3 +73,8 @@ def test_classes_are_those_of_the_target_unless_it_is_free_text() -> None:
 def test_people_are_shown_the_question_in_front_of_the_text() -> None:
     assert Example("id", "text", None).shown == "text"
     assert Example("id", "text", None, extra={"question": "why"}).shown == "why\ntext"
+
+
+def test_the_user_wrote_what_may_be_cut_unless_it_is_said_otherwise() -> None:
+    assert Rendered("Text: a b", cuttable=(6, 9)).given_ranges == ((6, 9),)
+    assert Rendered("Text: a b", cuttable=(6, 7), given=((6, 9),)).given_ranges == ((6, 9),)

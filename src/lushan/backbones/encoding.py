@@ -4,7 +4,9 @@ What is supervised is found through character offsets of one joint tokenisation,
 token ids: a prompt that ends in a space is not a token prefix of prompt + answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +37,21 @@ class Window:
     """Characters [start, end) of the rendered text per token; (0, 0) for tokens that were put around it."""
 
 
+Encodings = list[tuple[Rendered, list[Window]]]
+_watched: ContextVar[Encodings | None] = ContextVar("_watched", default=None)
+
+
+@contextmanager
+def watch_encoding() -> Iterator[Encodings]:
+    """Collect every text that is tokenised meanwhile, with its windows: what a task makes of them keeps no characters."""
+    found: Encodings = []
+    token = _watched.set(found)
+    try:
+        yield found
+    finally:
+        _watched.reset(token)
+
+
 def encode_rendered(
     rendered: Sequence[Rendered],
     tokenizer: Tokenizer,
@@ -58,10 +75,13 @@ def encode_rendered(
             long by itself, or a text has no token at all.
     """
     encoded = tokenizer.encode([each.text for each in rendered])
-    return [
+    windows = [
         _windows(one, text, tokenizer, limit=limit, place=place, overlapping=overlapping)
         for one, text, place in zip(encoded, rendered, places, strict=True)
     ]
+    if (watched := _watched.get()) is not None:
+        watched += zip(rendered, windows, strict=True)
+    return windows
 
 
 def _windows(

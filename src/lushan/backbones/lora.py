@@ -114,6 +114,14 @@ def compute_in_one_piece(model: nn.Module) -> None:
             setattr(layer, "forward", MethodType(_Forward(layer), layer))  # noqa: B010 - not typed to be replaced
 
 
+def forget_products(model: nn.Module) -> None:
+    """Have weights laid out anew at the next call, after their precision was changed."""
+    for layer in model.modules():
+        forward = getattr(vars(layer).get("forward"), "__func__", None)
+        if isinstance(forward, _Forward):
+            forward.forget_product()
+
+
 class _Forward:
     """What takes the place of a layer's `forward`."""
 
@@ -121,6 +129,10 @@ class _Forward:
         self._name: str = layer.active_adapters[0]
         self._peft = layer.forward
         self._product: FrozenProduct | None = None
+
+    def forget_product(self) -> None:
+        """Lay the weight out anew at the next call."""
+        self._product = None
 
     def __call__(self, layer: Any, inputs: Tensor) -> Tensor:  # noqa: ANN401
         # A compiler joins what PEFT does step by step, and cannot look into a product that is laid out.

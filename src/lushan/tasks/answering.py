@@ -153,7 +153,9 @@ class Task:
             start += "".join(f"{_asked(shot)} {_told_answer(shot)}\n\n" for shot in shots)
         before = len(start) + len(_before(example))
         cuttable = (before, before + len(example.text))
-        rendered = Rendered(start + _asked(example), cuttable=cuttable)
+        question = len(start) + len("Question: ")
+        asked = (question, question + len(example.extra.get("question", "")))
+        rendered = Rendered(start + _asked(example), cuttable=cuttable, given=(asked, cuttable))
         if answer == "generate" and with_target:
             return [text_answers.told(rendered, f" {_told_answer(example)}")]
         return [rendered]
@@ -355,7 +357,9 @@ def _instruction(state: TaskState) -> str:
 
 
 def _told_answer(example: Example) -> str:
-    """The answer that is learned, as it is written."""
+    """The answer that is learned, as it is written; a model's may be in its own words."""
+    if isinstance(example.target, str):
+        return example.target
     return next((_cut(example, span) for span in _spans(example.target)), NO_ANSWER)
 
 

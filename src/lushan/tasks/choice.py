@@ -156,11 +156,13 @@ class Task:
         question = _question(example)
         cuttable = (len(start), len(start) + len(question))
         prompt = start + question
+        asked = question.rpartition(" ")[0] if "relation" in example.extra else question
+        given = ((len(start), len(start) + len(asked)),)
         rendered: list[Rendered] = []
         for choice in example.extra.get("choices", ()):
             text = prompt + _continuation(example, choice)
             scored = ((len(prompt), len(text)),)
-            rendered.append(Rendered(text, supervised=scored, cuttable=cuttable))
+            rendered.append(Rendered(text, supervised=scored, cuttable=cuttable, given=given))
         return rendered or [Rendered(prompt, cuttable=cuttable)]
 
     def encode(

@@ -44,6 +44,8 @@ _DEFINITIONS = (
     *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
     *(ast.Import, ast.ImportFrom, ast.Pass),
 )
+_QUOTES = '"""\n'
+"""Stand around a task in words, which makes it a docstring."""
 _BEGINS_CODE = ("def ", "class ", "import ", "from ", "@", "async def ")
 
 
@@ -122,7 +124,14 @@ class Task(text_answers.WritingTask):
         shown = _shown(example)
         prompt = f"{opening}{earlier}{shown}"
         cuttable = (len(prompt) - len(shown), len(prompt))
-        rendered = Rendered(prompt, cuttable=cuttable, cuts_start=True, uncut="What is around it")
+        quotes = 0 if _begins_code(example.extra.get("prompt", "")) else len(_QUOTES)
+        rendered = Rendered(
+            prompt,
+            cuttable=cuttable,
+            cuts_start=True,
+            uncut="What is around it",
+            given=((cuttable[0] + quotes, cuttable[1] - quotes),),
+        )
         return [text_answers.told(rendered, str(example.target))] if with_target else [rendered]
 
     def decode(
@@ -255,7 +264,7 @@ def _shown(example: Example) -> str:
     if _begins_code(prompt):
         return prompt
     first_test = example.extra.get("tests", "").strip().split("\n")[0]
-    return f'"""\n{prompt.strip()}\n{first_test}\n"""\n'
+    return f"{_QUOTES}{prompt.strip()}\n{first_test}\n{_QUOTES}"
 
 
 def _program(example: Example, written: str) -> str:

@@ -98,10 +98,15 @@ class Task(text_answers.WritingTask):
         opening = "" if state.instruction is None else f"{state.instruction}\n\n"
         earlier = "".join(f"{_prompt(shot)} {shot.target}\n\n" for shot in shots)
         prompt = opening + earlier + _prompt(example)
+        before = len(opening) + len(earlier)
         start = example.extra.get("start", "")
         cuttable = (len(prompt) - len(start), len(prompt))
         rendered = Rendered(
-            prompt, cuttable=cuttable, cuts_start=True, uncut="What is around its beginning"
+            prompt,
+            cuttable=cuttable,
+            cuts_start=True,
+            uncut="What is around its beginning",
+            given=((before, before + len("\n".join(_lines(example.extra)))), cuttable),
         )
         return [text_answers.told(rendered, f" {example.target}")] if with_target else [rendered]
 

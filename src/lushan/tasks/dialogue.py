@@ -352,9 +352,11 @@ def _fitted(
         text = chat.write(kept, ask=not with_target)
         spans = _spans(chat, kept, text) if with_target else []
         text = text[: spans[-1][1]] if spans else text
+        contents = _content_ranges(text, kept)
         rendered = Rendered(
             text,
-            cuttable=_content_range(text, kept, num_system),
+            cuttable=contents[num_system],
+            given=tuple(contents[:-1] if with_target else contents),
             cuts_start=True,
             uncut="The last turn",
         )
@@ -405,17 +407,18 @@ def _refuse_unwritten_tools(chat: _Chat, messages: Sequence[Message]) -> None:
             )
 
 
-def _content_range(text: str, messages: Sequence[Message], num_system: int) -> tuple[int, int]:
-    """Where the first message after the system's stands; its start may be cut."""
-    start = 0
-    content = ""
-    for message in messages[: num_system + 1]:
-        start += len(content)
+def _content_ranges(text: str, messages: Sequence[Message]) -> list[tuple[int, int]]:
+    """Where each message stands; nowhere, (0, 0), from the first on that the template changed."""
+    ranges: list[tuple[int, int]] = []
+    end = 0
+    for message in messages:
         content = message["content"].strip()
-        start = text.find(content, start)
-        if start < 0:  # a template that changes what it writes
-            return (0, 0)
-    return (start, start + len(content))
+        start = text.find(content, end)
+        if start < 0:
+            break
+        end = start + len(content)
+        ranges.append((start, end))
+    return ranges + [(0, 0)] * (len(messages) - len(ranges))
 
 
 def _spans(chat: _Chat, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:

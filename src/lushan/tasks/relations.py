@@ -246,6 +246,7 @@ def _with_limits(text: str) -> Rendered:
         cuttable=before if is_before_longer else behind,
         cuts_start=is_before_longer,
         uncut="What must stay (both spans, what is between them, and the shorter side)",
+        given=((0, len(text)),),
     )
 
 

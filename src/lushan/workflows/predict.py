@@ -15,6 +15,8 @@ from lushan.backbones.encoding import LengthLimit
 from lushan.data.columns import Columns, Notes
 from lushan.data.readers import check_mapping, find_files, read_rows
 from lushan.errors import DataError, RunError, SettingError
+from lushan.explain.explanation import Explanation, explain
+from lushan.explain.settings import ExplainSettings
 from lushan.inference.generation_settings import check_room, check_settings
 from lushan.inference.predict import Advance, Predictor
 from lushan.model_store.run_folder import check_can_be_folder
@@ -65,21 +67,29 @@ class Opened:
         Raises:
             DataError: If one is empty, or too long under the `error` policy; `text 3` is the third.
         """
-        if isinstance(texts, str):
-            raise DataError(
-                f"Expected a list of texts, got one text. Write `predict([{texts!r}])`."
-            )
-        column = self.predictor.task.columns.required[0]
-        rows = (
-            Row(each if isinstance(each, Mapping) else {column: each}, "text", number)
-            for number, each in enumerate(texts, start=1)
-        )
-        read = partial(
-            self.predictor.task.read,
-            multi_label=self.predictor.state.multi_label,
-            needs_target=False,
-        )
-        return self.predictor.predict([read(row) for row in rows])
+        return self.predictor.predict(read_texts(self.predictor, texts, caller="predict"))
+
+    def explain(
+        self,
+        texts: Sequence[str | Mapping[str, Any]],
+        *,
+        label: str | None = None,
+        **settings: Any,  # noqa: ANN401 - plain values, which `ExplainSettings` checks
+    ) -> list[Explanation]:
+        """Answer texts, or rows, and say which of their words made it so; in order.
+
+        Args:
+            texts: As for `predict`.
+            label: Explain this label and not the one that was answered; of entities, only those of this label.
+            settings: Those of `ExplainSettings`, such as `baseline="zero"`.
+
+        Raises:
+            DataError: As for `predict`, or if there is no such label.
+            SettingError: If a setting is unknown or wrong.
+        """
+        how = build(ExplainSettings, settings, source="explain")
+        examples = read_texts(self.predictor, texts, caller="explain")
+        return list(explain(self.predictor, examples, label=label, settings=how))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -90,6 +100,30 @@ class Opened:
     def version(self) -> str:
         """Digest of the weights and their meaning."""
         return self.predictor.version
+
+
+def read_texts(
+    predictor: Predictor, texts: Sequence[str | Mapping[str, Any]], *, caller: str
+) -> list[Example]:
+    """Check texts, or rows by the task's columns, that are asked about.
+
+    Args:
+        predictor: Who is asked.
+        texts: As for `Opened.predict`.
+        caller: The method that was called, for messages.
+
+    Raises:
+        DataError: If one does not fit; `text 3` is the third.
+    """
+    if isinstance(texts, str):
+        raise DataError(f"Expected a list of texts, got one text. Write `{caller}([{texts!r}])`.")
+    column = predictor.task.columns.required[0]
+    rows = (
+        Row(each if isinstance(each, Mapping) else {column: each}, "text", number)
+        for number, each in enumerate(texts, start=1)
+    )
+    several = predictor.state.multi_label
+    return [predictor.task.read(row, multi_label=several, needs_target=False) for row in rows]
 
 
 @dataclass(slots=True)

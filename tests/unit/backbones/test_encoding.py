@@ -6,7 +6,13 @@ from itertools import pairwise
 
 import pytest
 
-from lushan.backbones.encoding import LengthLimit, LengthPolicy, Window, encode_rendered
+from lushan.backbones.encoding import (
+    LengthLimit,
+    LengthPolicy,
+    Window,
+    encode_rendered,
+    watch_encoding,
+)
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import DataError
 from lushan.records import Rendered
@@ -156,3 +162,11 @@ def test_tokenizer_without_a_stop_token_cannot_learn_to_stop(
     monkeypatch.setattr(Tokenizer, "stop_id", None)
     with pytest.raises(DataError, match="no stop token"):
         encode(ANSWERED, plain, 1000)
+
+
+def test_whoever_watches_gets_every_text_with_its_windows(plain: Tokenizer) -> None:
+    with watch_encoding() as seen:
+        whole, parts = encode(ASKED, plain, 1000), encode(ASKED, plain, 20, "window")
+    encode(ANSWERED, plain, 1000)
+    assert len(parts) > 1
+    assert seen == [(ASKED, whole), (ASKED, parts)]

@@ -1,0 +1,89 @@
+"""`POST /v1/explain`: why a model answers as it does."""
+
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from lushan.explain.explanation import Explanation, explain
+from lushan.explain.settings import BaselineName, ExplainSettings
+from lushan.inference.predict import Predictor
+from lushan.records import Example
+from lushan.workflows.predict import read_texts
+
+router = APIRouter()
+
+MOST_TEXTS = 32
+"""Texts of one request: each takes the time of some dozen predictions."""
+
+
+class ExplainRequest(BaseModel):
+    """Texts to answer, and what is to be explained of the answers."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra={"examples": [{"model": "reviews", "texts": ["A film to see twice."]}]},
+    )
+
+    model: str
+    """Name of a served model."""
+
+    texts: list[str | dict[str, Any]] = Field(min_length=1, max_length=MOST_TEXTS)
+    """Texts, or rows with the task's columns where it reads several."""
+
+    label: str | None = None
+    """Explain this label and not the one that is answered; of entities, only those of this label."""
+
+    baseline: BaselineName = "zero"
+    """What stands for "no word"."""
+
+    most_gap: float = Field(default=0.02, gt=0, lt=1)
+    """Completeness gap, as a share of all weight, at which steps suffice."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of the random words that the faithfulness check takes out."""
+
+
+class ExplainResponse(BaseModel):
+    """Explanations in the order of the texts."""
+
+    model: str
+    explanations: list[Explanation]
+
+
+@router.post("/v1/explain", response_model=ExplainResponse)
+async def explain_texts(asked: ExplainRequest, request: Request) -> ExplainResponse | JSONResponse:
+    """Answer texts and say what each of their words adds to the log-probability of the answer."""
+    models = request.app.state.models
+    if asked.model not in models:
+        return _no_such_model(asked.model, list(models))
+    predictor: Predictor = models[asked.model].predictor
+    settings = ExplainSettings(baseline=asked.baseline, most_gap=asked.most_gap, seed=asked.seed)
+    examples = read_texts(predictor, asked.texts, caller="explain")
+    predictor.encode(examples)  # a text that is too long is found before any is explained
+    explanations: list[Explanation] = []
+    for example in examples:
+        # One at a time, so that the requests of others are answered between them.
+        work = partial(_explain_one, predictor, example, asked.label, settings)
+        explanations.append(await request.app.state.worker.run(work))
+    return ExplainResponse(model=asked.model, explanations=explanations)
+
+
+def _explain_one(
+    predictor: Predictor, example: Example, label: str | None, settings: ExplainSettings
+) -> Explanation:
+    (explanation,) = explain(predictor, [example], label=label, settings=settings)
+    return explanation
+
+
+def _no_such_model(name: str, known: list[str]) -> JSONResponse:
+    error = {
+        "message": f"There is no model `{name[:100]}` here. Served: {', '.join(known)}.",
+        "type": "not_found_error",
+        "param": "model",
+        "code": "model_not_found",
+    }
+    return JSONResponse({"error": error}, status_code=404)
