@@ -14,8 +14,10 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from lushan.feedback.store import FeedbackStore
 from lushan.serving.app import make_app
 from lushan.serving.hosted import HostedModel
+from lushan.serving.keys import KeyGate
 from lushan.serving.serve_settings import ServeSettings
 from lushan.serving.server import address_of, open_port
 
@@ -45,11 +47,16 @@ class Served:
 
 @contextmanager
 def serving(
-    models: Sequence[HostedModel] = (), *, targets: Sequence[str] = (), **settings: object
+    models: Sequence[HostedModel] = (),
+    *,
+    targets: Sequence[str] = (),
+    feedback: FeedbackStore | None = None,
+    keys: KeyGate | None = None,
+    **settings: object,
 ) -> Iterator[Served]:
     """Run a server with models that are loaded, or are to be."""
     told = ServeSettings.model_validate({"port": 0, "grace_seconds": 0.0, **settings})
-    app = make_app(models, told, targets=targets)
+    app = make_app(models, told, targets=targets, feedback=feedback, keys=keys)
     opened = open_port(told)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_graceful_shutdown=int(told.grace_seconds)

@@ -4,8 +4,17 @@ from typing import Annotated
 
 import typer
 
-from lushan.cli.console import JsonOption, SeedOption, emit_json, tell
+from lushan.cli.console import (
+    JsonOption,
+    SeedOption,
+    StoreOption,
+    emit_json,
+    open_store,
+    tell,
+)
 from lushan.errors import need
+
+PURPOSE = "`lushan serve`"
 
 
 def command(
@@ -51,13 +60,14 @@ def command(
     log_texts: Annotated[
         bool, typer.Option("--log-texts", help="Put what is asked and answered into the log.")
     ] = False,
+    store: StoreOption = None,
     as_json: JsonOption = False,
     seed: SeedOption = 0,
 ) -> None:
     """Answer requests over HTTP, as OpenAI's clients send them; every run must first answer as its certificate says."""
     del seed  # every command takes it; each request brings its own
     for package in ("fastapi", "uvicorn", "prometheus_client"):
-        need(package, extra="serve", purpose="`lushan serve`")
+        need(package, extra="serve", purpose=PURPOSE)
     from lushan.serving.hosted import names_of
     from lushan.serving.serve_settings import ServeSettings
     from lushan.serving.server import serve
@@ -86,5 +96,6 @@ def command(
         if as_json:
             emit_json({"address": address, "models": names})
 
-    serve(targets, settings, listening=listening)
+    with open_store(store, purpose=PURPOSE, create=True) as database:
+        serve(targets, settings, database=database, listening=listening)
     tell("Stopped.")

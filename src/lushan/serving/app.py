@@ -1,16 +1,16 @@
 """The server as an application: its parts, its state, and what it says of itself. Read this file first.
 
-`app.state` holds what every route needs: `models` by name, `settings`, `worker`, `metrics`, and `keys`, which is None
-where no keys are asked for.
+`app.state` holds what every route needs: `models` by name, `settings`, `worker`, `metrics`, `feedback`, and `keys`, which is
+None where no keys are asked for.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -19,10 +19,13 @@ from starlette.responses import JSONResponse
 
 import lushan
 from lushan.errors import LushanError, UserError
-from lushan.serving import embeddings_api, openai_api, task_api
+from lushan.feedback.store import FeedbackStore
+from lushan.serving import embeddings_api, feedback_api, openai_api, task_api
+from lushan.serving.api_key import Scope
 from lushan.serving.errors import ErrorAnswer, RequestError, error_response
 from lushan.serving.guard import Guard
 from lushan.serving.hosted import HostedModel, host
+from lushan.serving.keys import KeyGate, bearer, require_key
 from lushan.serving.metrics import Metrics
 from lushan.serving.observation import Observation
 from lushan.serving.serve_settings import ServeSettings
@@ -30,20 +33,17 @@ from lushan.serving.worker import Worker
 
 logger = logging.getLogger("lushan.serving")
 
-ROUTERS = (
+ROUTERS: tuple[tuple[APIRouter, Scope], ...] = (
     (openai_api.router, "chat"),
     (embeddings_api.router, "predict"),
     (task_api.router, "predict"),
 )
 """What can be asked, and what a key must be for."""
 
-
-class KeyGate(Protocol):
-    """Knows the API keys."""
-
-    def admit(self, text: str | None, scope: str) -> object:
-        """Raise a `RequestError` unless a key, if one came, is for this."""
-        ...
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer},
+    "5XX": {"model": ErrorAnswer},
+}
 
 
 def make_app(
@@ -51,6 +51,7 @@ def make_app(
     settings: ServeSettings,
     *,
     targets: Sequence[str] = (),
+    feedback: FeedbackStore | None = None,
     keys: KeyGate | None = None,
 ) -> FastAPI:
     """Put the server together.
@@ -59,6 +60,7 @@ def make_app(
         models: Models that are loaded already.
         settings: Where it listens, and what bounds it.
         targets: Runs and models to load once it listens; it is ready when all answer as their certificates say.
+        feedback: Where feedback is kept; None takes none.
         keys: Asked before every request to a model; None where only this machine can ask.
     """
     app = FastAPI(
@@ -78,18 +80,19 @@ def make_app(
     state.failure = None
     state.stop = lambda: None
     state.keys = keys
+    state.feedback = feedback
     state.worker = Worker(state.models, settings)
     state.metrics = Metrics(
         num_waiting=lambda: state.worker.num_waiting, num_running=lambda: state.worker.num_running
     )
     _add_layers(app, settings, state.metrics)
     _add_error_handlers(app)
+    all_need = [Depends(_is_ready), *([] if keys is None else [Depends(bearer)])]
     for router, scope in ROUTERS:
-        app.include_router(
-            router,
-            dependencies=[Depends(_needs_key(scope)), Depends(_is_ready)],
-            responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
-        )
+        needs = [Depends(require_key(scope)), *all_need]
+        app.include_router(router, dependencies=needs, responses=ERRORS)
+    if feedback is not None:  # its routes differ in what a key must be for
+        app.include_router(feedback_api.router, dependencies=all_need, responses=ERRORS)
     _add_state_routes(app)
     return app
 
@@ -144,16 +147,6 @@ async def _is_ready(request: Request) -> None:
         )
 
 
-def _needs_key(scope: str) -> Callable[[Request], None]:
-    def check(request: Request) -> None:
-        keys: KeyGate | None = request.app.state.keys
-        if keys is not None:
-            kind, _, text = request.headers.get("authorization", "").partition(" ")
-            keys.admit(text if kind.casefold() == "bearer" and text else None, scope)
-
-    return check
-
-
 def _add_state_routes(app: FastAPI) -> None:
     @app.get("/healthz", summary="Whether the server runs")
     async def healthz() -> dict[str, str]:
@@ -179,7 +172,9 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refuse_route(_: Request, error: HTTPException) -> JSONResponse:
-        return error_response(RequestError(f"{error.detail}.", status=error.status_code))
+        answer = error_response(RequestError(f"{error.detail}.", status=error.status_code))
+        answer.headers.update(error.headers or {})  # such as what other methods a route has
+        return answer
 
     @app.exception_handler(RequestValidationError)
     async def refuse_body(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -5,7 +5,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 
 from fastapi import Request
@@ -14,6 +13,7 @@ from fastapi.security import HTTPBearer
 from lushan.errors import StoreError
 from lushan.serving.api_key import ApiKey, Scope
 from lushan.serving.errors import RequestError
+from lushan.serving.guard import RateLimit
 from lushan.serving.key_store import KeyStore
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class KeyGate:
 
     def __init__(self, store: KeyStore) -> None:
         self._store = store
-        self._buckets: dict[str, _Bucket] = {}
+        self._limits: dict[str, RateLimit] = {}
         self._lock = threading.Lock()
 
     def admit(self, text: str | None, scope: Scope) -> ApiKey:
@@ -70,40 +70,14 @@ class KeyGate:
         if key.requests_per_minute is None:
             return
         with self._lock:
-            bucket = self._buckets.setdefault(key.id, _Bucket(key.requests_per_minute))
-            wait_seconds = bucket.take()
-        if wait_seconds > 0:
-            raise RequestError(
-                f"The API key `{key.name}` may ask {key.requests_per_minute} times a minute.",
-                status=429,
-                code="rate_limit_exceeded",
-                retry_after_seconds=int(wait_seconds) + 1,
-            )
+            limit = self._limits.setdefault(key.id, RateLimit(key.requests_per_minute))
+            limit.count(key.id)
 
     def _note_use(self, key: ApiKey) -> None:
         try:
             self._store.note_use(key)
         except StoreError as error:  # a full disk is no reason to refuse who has a key
             logger.warning("The last use of an API key is not kept. %s", error)
-
-
-class _Bucket:
-    """Holds as many tokens as a minute allows, and fills steadily."""
-
-    def __init__(self, per_minute: int) -> None:
-        self._most = per_minute
-        self._tokens = float(per_minute)
-        self._filled_at = time.monotonic()
-
-    def take(self) -> float:
-        """Take a token, or give the seconds until there is one."""
-        now = time.monotonic()
-        filled = self._tokens + (now - self._filled_at) * self._most / 60
-        self._tokens, self._filled_at = min(float(self._most), filled), now
-        if self._tokens < 1:
-            return (1 - self._tokens) * 60 / self._most
-        self._tokens -= 1
-        return 0.0
 
 
 def require_key(scope: Scope) -> Callable[[Request], ApiKey | None]:

@@ -9,8 +9,12 @@ from collections.abc import Callable, Sequence
 
 import uvicorn
 
+from lushan.database.connect import Database
 from lushan.errors import SettingError
+from lushan.feedback.store import FeedbackStore
 from lushan.serving.app import make_app
+from lushan.serving.key_store import KeyStore
+from lushan.serving.keys import KeyGate
 from lushan.serving.observation import JsonLines
 from lushan.serving.serve_settings import ServeSettings
 
@@ -18,25 +22,27 @@ _BACKLOG = 512
 
 
 def serve(
-    targets: Sequence[str], settings: ServeSettings, *, listening: Callable[[str], None]
+    targets: Sequence[str],
+    settings: ServeSettings,
+    *,
+    database: Database,
+    listening: Callable[[str], None],
 ) -> None:
     """Serve models until SIGTERM or Ctrl-C.
 
     Args:
         targets: Runs and models, as on the command line.
         settings: Where to listen, and what bounds the server.
+        database: The store of feedback and API keys.
         listening: Called once with the address, before the models are loaded.
 
     Raises:
-        SettingError: If the port cannot be opened, or others could reach a server that asks for no keys.
+        SettingError: If the port cannot be opened, or others could reach the server and nobody has a key.
         UserError: If a model cannot be loaded, or does not answer as its certificate says.
     """
-    if not settings.is_on_loopback:
-        raise SettingError(
-            f"`--host {settings.host}` lets other machines ask, which needs API keys, and there are none. "
-            "Listen on 127.0.0.1."
-        )
-    app = make_app((), settings, targets=targets)
+    keys = None if settings.is_on_loopback else _gate(database, settings)
+    feedback = FeedbackStore(database)
+    app = make_app((), settings, targets=targets, feedback=feedback, keys=keys)
     opened = open_port(settings)
     config = uvicorn.Config(
         app,
@@ -64,6 +70,21 @@ def serve(
         opened.close()
     if app.state.failure is not None:
         raise app.state.failure
+
+
+def _gate(database: Database, settings: ServeSettings) -> KeyGate:
+    """Ask for keys.
+
+    Raises:
+        SettingError: If there are none, so that nobody could come in.
+    """
+    store = KeyStore(database)
+    if not any(key.state == "active" for key in store.all()):
+        raise SettingError(
+            f"`--host {settings.host}` lets other machines ask, which needs API keys, and there are none in "
+            f"`{database.name}`. Make one with `lushan keys create`, or listen on 127.0.0.1."
+        )
+    return KeyGate(store)
 
 
 def open_port(settings: ServeSettings) -> socket.socket:

@@ -14,8 +14,10 @@ from lushan.catalog import load_task
 from lushan.database.connect import Database
 from lushan.feedback.store import FeedbackStore
 from lushan.serving.feedback_api import EXAMPLES, router
+from lushan.serving.hosted import HostedModel
 from lushan.serving.key_store import KeyStore
 from lushan.serving.keys import KeyGate
+from tests.served import serving
 from tests.stores import fill, forbid_writing, given, make_key, new_database
 from tests.unit.serving.small_app import answering_errors
 
@@ -158,3 +160,25 @@ def test_sending_and_reading_need_different_keys(client: TestClient, database: D
 def test_examples_of_the_api_document_are_right(client: TestClient, name: str) -> None:
     response = client.post("/v1/feedback", json=EXAMPLES[name]["value"])
     assert response.status_code == 201
+
+
+def test_server_keeps_feedback_and_asks_for_keys(
+    classifier: HostedModel, database: Database
+) -> None:
+    keys = KeyStore(database)
+    text = make_key(keys, "page", "feedback").text
+    body = {**BODY, "model": classifier.name}
+    store = FeedbackStore(database)
+    with serving([classifier], feedback=store, keys=KeyGate(keys)) as served:
+        assert served.post("/v1/feedback", body).status_code == 401
+        headers = {"Authorization": f"Bearer {text}"}
+        assert served.post("/v1/feedback", body, headers=headers).status_code == 201
+        assert served.post("/v1/feedback", {}, headers=headers).status_code == 400
+        asked = served.post(f"/v1/predict/{classifier.name}", {}, headers=headers)
+        assert asked.json()["error"]["code"] == "missing_scope"
+        document = served.get("/openapi.json").json()
+    (stored,) = store.stream()
+    assert stored.task == "classification"
+    assert stored.model_version == classifier.predictor.version
+    assert document["paths"]["/v1/feedback"]["post"]["security"] == [{"API key": []}]
+    assert "security" not in document["paths"]["/healthz"]["get"]

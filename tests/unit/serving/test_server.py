@@ -17,6 +17,7 @@ from lushan.serving.serve_settings import ServeSettings
 from lushan.serving.server import address_of, open_port, serve
 from tests.invariants.test_offline import GUARD
 from tests.served import wait_until
+from tests.stores import new_database
 
 
 @pytest.fixture
@@ -76,9 +77,11 @@ def is_refused(url: str) -> bool:
     return False
 
 
-def test_host_that_others_can_reach_is_refused_without_keys() -> None:
-    with pytest.raises(SettingError, match=r"`--host 0\.0\.0\.0` lets other machines ask"):
-        serve(["any"], ServeSettings(host="0.0.0.0"), listening=print)  # noqa: S104
+def test_host_that_others_can_reach_is_refused_without_keys(tmp_path: Path) -> None:
+    settings = ServeSettings(host="0.0.0.0")  # noqa: S104
+    message = r"`--host 0\.0\.0\.0` lets other machines ask.* Make one with `lushan keys create`"
+    with new_database(tmp_path) as database, pytest.raises(SettingError, match=message):
+        serve(["any"], settings, database=database, listening=print)
 
 
 def test_port_that_is_taken_is_told() -> None:
