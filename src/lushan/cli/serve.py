@@ -1,5 +1,7 @@
 """`lushan serve`: answer requests over HTTP."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,6 +62,13 @@ def command(
     log_texts: Annotated[
         bool, typer.Option("--log-texts", help="Put what is asked and answered into the log.")
     ] = False,
+    page: Annotated[
+        bool | None,
+        typer.Option(
+            "--page/--no-page",
+            help="A page for people at `/`; without either, if the extra `studio` is installed.",
+        ),
+    ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
     seed: SeedOption = 0,
@@ -85,8 +94,8 @@ def command(
         "grace_seconds": grace_seconds,
         "requests_per_minute": requests_per_minute,
         "log_texts": log_texts,
+        "page": find_spec("gradio") is not None if page is None else page,
     }
-    settings = build(ServeSettings, values, source="lushan serve")
     names = names_of(targets)
 
     def listening(address: str) -> None:
@@ -97,5 +106,7 @@ def command(
             emit_json({"address": address, "models": names})
 
     with open_store(store, purpose=PURPOSE, create=True) as database:
+        values["store"] = str(Path(database.name).parent)
+        settings = build(ServeSettings, values, source="lushan serve")
         serve(targets, settings, database=database, listening=listening)
     tell("Stopped.")

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 import lushan
 from lushan.errors import LushanError, UserError
 from lushan.feedback.store import FeedbackStore
-from lushan.serving import embeddings_api, feedback_api, openai_api, task_api
+from lushan.serving import embeddings_api, explain_api, feedback_api, openai_api, task_api
 from lushan.serving.api_key import Scope
 from lushan.serving.errors import ErrorAnswer, RequestError, error_response
 from lushan.serving.guard import Guard
@@ -37,6 +37,7 @@ ROUTERS: tuple[tuple[APIRouter, Scope], ...] = (
     (openai_api.router, "chat"),
     (embeddings_api.router, "predict"),
     (task_api.router, "predict"),
+    (explain_api.router, "predict"),
 )
 """What can be asked, and what a key must be for."""
 

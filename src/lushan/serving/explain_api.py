@@ -4,13 +4,13 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from lushan.explain.explanation import Explanation, explain
 from lushan.explain.settings import BaselineName, ExplainSettings
 from lushan.inference.predict import Predictor
 from lushan.records import Example
+from lushan.serving.hosted import find_model
 from lushan.workflows.predict import read_texts
 
 router = APIRouter()
@@ -54,13 +54,10 @@ class ExplainResponse(BaseModel):
     explanations: list[Explanation]
 
 
-@router.post("/v1/explain", response_model=ExplainResponse)
-async def explain_texts(asked: ExplainRequest, request: Request) -> ExplainResponse | JSONResponse:
+@router.post("/v1/explain", summary="Why a model answers as it does")
+async def explain_texts(asked: ExplainRequest, request: Request) -> ExplainResponse:
     """Answer texts and say what each of their words adds to the log-probability of the answer."""
-    models = request.app.state.models
-    if asked.model not in models:
-        return _no_such_model(asked.model, list(models))
-    predictor: Predictor = models[asked.model].predictor
+    predictor = find_model(request.app.state.models, asked.model).predictor
     settings = ExplainSettings(baseline=asked.baseline, most_gap=asked.most_gap, seed=asked.seed)
     examples = read_texts(predictor, asked.texts, caller="explain")
     predictor.encode(examples)  # a text that is too long is found before any is explained
@@ -77,13 +74,3 @@ def _explain_one(
 ) -> Explanation:
     (explanation,) = explain(predictor, [example], label=label, settings=settings)
     return explanation
-
-
-def _no_such_model(name: str, known: list[str]) -> JSONResponse:
-    error = {
-        "message": f"There is no model `{name[:100]}` here. Served: {', '.join(known)}.",
-        "type": "not_found_error",
-        "param": "model",
-        "code": "model_not_found",
-    }
-    return JSONResponse({"error": error}, status_code=404)

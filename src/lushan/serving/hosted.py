@@ -1,6 +1,5 @@
 """The models of a server: loaded, and shown to answer as their certificates say before they are asked anything else."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +15,8 @@ from lushan.catalog import load_task
 from lushan.errors import CertificateError, RunError, SettingError
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
-from lushan.model_store.certificate import compare, describe_answers, read_probes
-from lushan.model_store.tuned_model import load_predictor, model_version, weights_digest
+from lushan.model_store.certificate import replay
+from lushan.model_store.tuned_model import load_predictor, weights_digest
 from lushan.records import TaskState
 from lushan.serving.errors import UnknownModelError
 
@@ -104,31 +103,13 @@ def _host_run(folder: Path) -> HostedModel:
     predictor = load_predictor(folder)
     is_certified = (run / CERTIFICATE).is_file()
     if is_certified:
-        replay_certificate(run, predictor)
+        try:
+            replay(run, predictor)
+        except CertificateError as error:
+            raise RunError(
+                f"`{run}` is not what its certificate is about. {error} {_REMEDY}"
+            ) from None
     return HostedModel(_name_of(folder), predictor, run, is_tuned=True, certified=is_certified)
-
-
-def replay_certificate(run: Path, predictor: Predictor) -> None:
-    """Ask a loaded model what its certificate was made of.
-
-    Raises:
-        RunError: If it is another model, or answers in another way; says in what.
-    """
-    try:
-        certificate = json.loads((run / CERTIFICATE).read_text(encoding="utf-8"))
-        expected, version = certificate["answers"], certificate["model_version"]
-        probes = read_probes(run)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"The certificate of `{run}` cannot be read: {error!r}. {_REMEDY}") from None
-    try:
-        compare(expected, describe_answers(predictor, probes))
-    except CertificateError as error:
-        raise RunError(f"`{run}` is not what its certificate is about. {error} {_REMEDY}") from None
-    if model_version(run / "model") != version:
-        raise RunError(
-            f"`{run}` holds model version {model_version(run / 'model')}, but its certificate is about {version}. "
-            f"{_REMEDY}"
-        )
 
 
 _REMEDY = "It is not served. Restore its `model` folder, or tune again."

@@ -16,6 +16,7 @@ from lushan.serving.app import make_app
 from lushan.serving.key_store import KeyStore
 from lushan.serving.keys import KeyGate
 from lushan.serving.observation import JsonLines
+from lushan.serving.page import mount_page
 from lushan.serving.serve_settings import ServeSettings
 
 _BACKLOG = 512
@@ -37,12 +38,15 @@ def serve(
         listening: Called once with the address, before the models are loaded.
 
     Raises:
+        MissingExtraError: If the page is wanted and `gradio` is not installed.
         SettingError: If the port cannot be opened, or others could reach the server and nobody has a key.
         UserError: If a model cannot be loaded, or does not answer as its certificate says.
     """
     keys = None if settings.is_on_loopback else _gate(database, settings)
     feedback = FeedbackStore(database)
     app = make_app((), settings, targets=targets, feedback=feedback, keys=keys)
+    if settings.page:
+        mount_page(app)
     opened = open_port(settings)
     config = uvicorn.Config(
         app,
