@@ -74,8 +74,12 @@ def test_client_that_goes_away_while_it_reads_nothing_stops_the_source() -> None
         await asyncio.sleep(0.01)
         return {"type": "http.disconnect"}
 
-    asyncio.run(EventStream(source.chunks(), SCOPE)(SCOPE, gone, send))
-    assert source.is_closed
+    async def leave() -> bool:
+        stream = EventStream(source.chunks(), SCOPE)
+        await stream(SCOPE, gone, send)
+        return source.is_closed  # at once, not when the loop or the stream ends
+
+    assert asyncio.run(leave())
 
 
 def test_what_is_wrong_at_once_is_told_before_anything_is_sent() -> None:
