@@ -42,8 +42,8 @@ def command(
     ] = None,
     baseline: Annotated[
         str,
-        typer.Option("--baseline", help="What stands for no word: zero, mean or padding."),
-    ] = "zero",
+        typer.Option("--baseline", help="What stands for no word: padding, mean or zero."),
+    ] = "padding",
     most_gap: Annotated[
         float,
         typer.Option("--most-gap", help="Completeness gap, as a share, at which steps suffice."),

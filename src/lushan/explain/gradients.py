@@ -177,7 +177,11 @@ class _Line:
     def weights(self) -> np.ndarray:
         """Give what each token gets of each step; (K - 1, T)."""
         sizes_K = np.diff(self.nodes_K)[:, None]
-        return sizes_K * (self.slopes_KT[1:] + self.slopes_KT[:-1]) / 2
+        ends_KT, starts_KT = self.slopes_KT[1:], self.slopes_KT[:-1]
+        if not np.isfinite(starts_KT[0]).all():
+            # At zero embeddings the norms of all layers multiply to a slope that no float holds.
+            starts_KT = np.concatenate([ends_KT[:1], starts_KT[1:]])
+        return sizes_K * (ends_KT + starts_KT) / 2
 
     def open_nodes(self, settings: ExplainSettings) -> np.ndarray:
         """Give the middles of the steps that are to be cut; none where all is explained, or the steps are used up."""

@@ -44,7 +44,7 @@ def page_parts(explanations: Iterable[Explanation], *, title: str, facts: str) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"signed": signed, "percent": percent, "answer": answer_text}
+    found.filters |= {"signed": signed, "number": number, "percent": percent, "answer": answer_text}
     yield from found.get_template("explanations.html").generate(
         explanations=explanations, title=title, facts=facts, marks=marks, strongest=strongest
     )
@@ -83,7 +83,8 @@ def strongest(words: Sequence[Weight]) -> list[tuple[Weight, str]]:
     """Give the words with the largest weights, the largest first, and the length of their bars in percent."""
     ranked = sorted(words, key=lambda each: -abs(each.weight))[:MOST_WORDS_LISTED]
     largest = abs(ranked[0].weight) if ranked else 0.0
-    return [(each, f"{100 * abs(each.weight) / largest if largest else 0:.0f}") for each in ranked]
+    shown = [each for each in ranked if largest and abs(each.weight) >= _FAINT * largest]
+    return [(each, f"{100 * abs(each.weight) / largest:.0f}") for each in shown]
 
 
 def answer_text(explanation: Explanation) -> str:
@@ -93,6 +94,11 @@ def answer_text(explanation: Explanation) -> str:
         return answer
     told = [each if isinstance(each, str) else f"{each.text} ({each.label})" for each in answer]
     return ", ".join(told) or "nothing"
+
+
+def number(value: float) -> str:
+    """`-0.5` -> `-0.50` with a true minus sign."""
+    return f"{value:.2f}".replace("-", "\u2212")
 
 
 def signed(value: float) -> str:

@@ -6,14 +6,14 @@ from pydantic import Field
 
 from lushan.settings import Settings
 
-BaselineName = Literal["mean", "zero", "padding"]
+BaselineName = Literal["padding", "mean", "zero"]
 
 
 class ExplainSettings(Settings):
     """How answers are explained."""
 
-    baseline: BaselineName = "zero"
-    """What stands for "no word": zeros, the mean of all token embeddings, or the padding token's embedding."""
+    baseline: BaselineName = "padding"
+    """What stands for "no word": the padding token's embedding, the mean of all tokens', or zeros."""
 
     most_gap: float = Field(default=0.02, gt=0, lt=1)
     """Steps are cut until the completeness gap is at most this share of all weight."""

@@ -37,7 +37,7 @@ class ExplainRequest(BaseModel):
     label: str | None = None
     """Explain this label and not the one that is answered; of entities, only those of this label."""
 
-    baseline: BaselineName = "zero"
+    baseline: BaselineName = "padding"
     """What stands for "no word"."""
 
     most_gap: float = Field(default=0.02, gt=0, lt=1)

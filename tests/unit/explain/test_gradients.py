@@ -199,6 +199,24 @@ def test_a_jump_that_is_narrower_than_a_step_is_found(classifier: Backbone) -> N
     assert found.num_steps < 64
 
 
+def test_slope_at_the_baseline_that_is_not_finite_is_left_out(classifier: Backbone) -> None:
+    direction_D = torch.linspace(-1, 1, classifier.facts.width)
+    along = linear(classifier, direction_D)
+
+    def score(batch: Batch) -> Tensor:
+        return along(batch).abs().sqrt()  # rises without end at 0
+
+    baseline_D = baseline_embedding(classifier, "zero")
+    (found,) = integrate(
+        Scorer(classifier, score, baseline_D),
+        DOCUMENTS[:1],
+        all_tokens(DOCUMENTS[:1]),
+        ExplainSettings(),
+    )
+    assert np.isfinite(found.weights_T).all()
+    assert found.gap <= 0.02
+
+
 def test_gap_is_the_share_that_does_not_add_up() -> None:
     assert completeness_gap(np.array([1.0, -3.0]), -2.0) == 0.0
     assert completeness_gap(np.array([1.0, -3.0]), -1.0) == pytest.approx(0.25)
