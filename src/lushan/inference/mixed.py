@@ -17,7 +17,7 @@ from lushan.backbones.load import Backbone
 from lushan.backbones.many_adapters import ManyAdapters, SharingBackbone
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
 from lushan.inference.generate import GenerationEngine, collect, run
-from lushan.inference.predict import Predictor, written_answers
+from lushan.inference.predict import Predictor, constraint_of, written_answers
 from lushan.records import Example, Features, Prediction
 from lushan.tasks import Outputs
 
@@ -132,7 +132,7 @@ def _write(asked: Sequence[_Asked], shared: SharedLayers) -> None:
     numbers = iter(range(sum(len(each.features) for each in asked)))
     for each in asked:
         for features, example in zip(each.features, each.examples, strict=True):
-            form = each.predictor.constraint(example)
+            form = constraint_of(example, each.predictor.generation)
             engine.add(
                 features.token_ids,
                 each.predictor.writing_settings(has_form=form is not None),

@@ -177,7 +177,7 @@ class Predictor:
                 self.backbone,
                 [features[place].token_ids for place in places],
                 self.writing_settings(has_form=has_form),
-                constraint=[self.constraint(examples[place]) for place in places],
+                constraint=[constraint_of(examples[place], self.generation) for place in places],
                 advance=advance,
             )
             found.update(zip(places, written_answers(answers), strict=True))
@@ -189,16 +189,16 @@ class Predictor:
         stop_strings = (*self.generation.stop_strings, *learned)
         return self.generation.model_copy(update={"stop_strings": stop_strings})
 
-    def constraint(self, example: Example) -> Constraint | None:
-        """The form that an answer to an example must have."""
-        if not _has_form(example):
-            return None
-        most_tokens = self.generation.max_new_tokens
-        return Constraint.form(example.extra["form"], most_tokens=most_tokens)
-
 
 def _has_form(example: Example) -> bool:
     return bool(example.extra.get("form"))
+
+
+def constraint_of(example: Example, settings: GenerationSettings) -> Constraint | None:
+    """Give the form that an answer to an example must have, if any."""
+    if not _has_form(example):
+        return None
+    return Constraint.form(example.extra["form"], most_tokens=settings.max_new_tokens)
 
 
 def written_answers(answers: Sequence[Generated]) -> list[Written]:
