@@ -239,6 +239,20 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
+def is_being_written(path: Path) -> bool:
+    """Whether a process is writing to a run right now."""
+    lock = path / ".lock"
+    if not lock.is_file():
+        return False
+    with lock.open("rb") as stream:
+        try:
+            # Shared: two that look at once do not take each other for a writer.
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
 def _plain(prediction: Prediction) -> dict[str, Any]:
     likely = sorted(prediction.probabilities.items(), key=lambda each: -each[1])
     return {

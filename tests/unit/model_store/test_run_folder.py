@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from lushan.errors import RunError
-from lushan.model_store.run_folder import RunFolder, check_is_free, check_keeps, read_correct
+from lushan.model_store.run_folder import (
+    RunFolder,
+    check_is_free,
+    check_keeps,
+    is_being_written,
+    read_correct,
+)
 from lushan.records import Prediction
 
 RECIPE = {"task": "classification", "seed": 3}
@@ -164,3 +170,11 @@ def test_two_processes_cannot_write_to_one_run(tmp_path: Path) -> None:
     assert "Another process is writing to" in refused.stderr
     run.close()
     assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_run_is_being_written_as_long_as_somebody_holds_it(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    assert is_being_written(tmp_path / "run")
+    run.close()
+    assert not is_being_written(tmp_path / "run")
+    assert not is_being_written(tmp_path)

@@ -1,0 +1,44 @@
+"""The page knows the models of the server as they are now."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from lushan.errors import RunError
+from lushan.serving.errors import UnknownModelError
+from lushan.serving.hosted import HostedModel
+from lushan.serving.page.texts import Texts
+from tests.unit.serving.page.conftest import MakeStudio
+
+
+def test_choices_have_tuned_models_first(
+    make_studio: MakeStudio, tuned: HostedModel, talker: HostedModel, english: Texts
+) -> None:
+    studio = make_studio(talker, tuned)
+    expected = [("tiny (tuned)", "tiny"), ("talker (untouched)", "talker")]
+    assert studio.choices(english) == expected
+    assert studio.choices(english, lambda each: each.reads_conversations) == expected[1:]
+
+
+def test_unknown_model_is_refused_with_the_known_ones(
+    make_studio: MakeStudio, tuned: HostedModel
+) -> None:
+    with pytest.raises(UnknownModelError, match=r"no model `other` here\. Served: tiny"):
+        make_studio(tuned).model("other")
+
+
+def test_server_without_a_store_says_so(make_studio: MakeStudio) -> None:
+    studio = make_studio()
+    studio.app.state.settings.store = None
+    with pytest.raises(RunError, match="no store folder"):
+        studio.needed_store()
+
+
+def test_loaded_run_is_served_under_the_name_of_its_folder(
+    make_studio: MakeStudio, tiny_run: Path
+) -> None:
+    studio = make_studio()
+    name = asyncio.run(studio.load(tiny_run))
+    assert name == tiny_run.name
+    assert studio.model(name).is_tuned
