@@ -90,7 +90,9 @@ def _theme() -> Base:
     ).set(
         # Dark enough to be read by everybody (4.5 to 1).
         button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
         body_text_color_subdued="*neutral_600",
     )
 
