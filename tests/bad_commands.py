@@ -82,7 +82,7 @@ RESUMED = (
 """Nothing to go on with, or to measure."""
 
 SERVED = (
-    bad("serve", "Missing argument 'MODEL|RUN...'", "`lushan serve --help` shows"),
+    bad("serve --no-page", "nothing to serve", "Name a run or a model, or install the page"),
     bad("serve unfinished --port 70000", "`port` is wrong", "65535", "Got 70000"),
 )
 """Nothing to serve, or in no such way."""

@@ -14,16 +14,19 @@ from lushan.cli.console import (
     open_store,
     tell,
 )
-from lushan.errors import need
+from lushan.errors import SettingError, need
 
 PURPOSE = "`lushan serve`"
 
 
 def command(
     targets: Annotated[
-        list[str],
-        typer.Argument(metavar="MODEL|RUN...", help="Runs, models of the cache, or model folders."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL|RUN...]",
+            help="Runs, models of the cache, or model folders; without any, the page alone.",
+        ),
+    ] = None,
     *,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.")] = 8000,
@@ -96,11 +99,17 @@ def command(
         "log_texts": log_texts,
         "page": find_spec("gradio") is not None if page is None else page,
     }
+    targets = targets or []
     names = names_of(targets)
+    if not (targets or values["page"]):
+        raise SettingError(
+            "Without a page and without a model there is nothing to serve. Name a run or a model, or install the page: "
+            "`pip install 'lushan[studio]'`."
+        )
 
     def listening(address: str) -> None:
         tell(
-            f"Listening on {address} for {', '.join(names)}; `{address}/readyz` tells when they are loaded."
+            f"Listening on {address} for {', '.join(names) or 'the page alone'}; `{address}/readyz` tells when all is loaded."
         )
         if as_json:
             emit_json({"address": address, "models": names})

@@ -67,6 +67,11 @@ class ResidentModel:
     engine: GenerationEngine | None = None
 
     @property
+    def layers(self) -> SharedLayers | None:
+        """What it shares with others; None where it has layers of its own."""
+        return None if self.base is None else self.base.layers
+
+    @property
     def adapter(self) -> Adapter | None:
         """What an engine is told in order to write with this model."""
         backbone = self.predictor.backbone

@@ -1,7 +1,7 @@
 """The server as an application: its parts, its state, and what it says of itself. Read this file first.
 
-`app.state` holds what every route needs: `models` by name, `settings`, `worker`, `metrics`, `feedback`, and `keys`, which is
-None where no keys are asked for.
+`app.state` holds what every route needs: `models` by name, `resident` (the tuned ones, which share their bases), `settings`, `worker`,
+`metrics`, `feedback`, and `keys`, which is None where no keys are asked for.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse
 import lushan
 from lushan.errors import LushanError, UserError
 from lushan.feedback.store import FeedbackStore
+from lushan.model_store.resident import Resident
 from lushan.serving import embeddings_api, explain_api, feedback_api, openai_api, task_api
 from lushan.serving.api_key import Scope
 from lushan.serving.errors import ErrorAnswer, RequestError, error_response
@@ -77,6 +78,7 @@ def make_app(
     state.settings = settings
     state.models = {each.name: each for each in models}
     state.targets = targets
+    state.resident = Resident()
     state.is_ready = False
     state.failure = None
     state.stop = lambda: None
@@ -126,7 +128,7 @@ async def _load(app: FastAPI) -> None:
     """Load what was named; a model that cannot be served stops the server."""
     try:
         for target in app.state.targets:
-            model = await asyncio.to_thread(host, target)
+            model = await asyncio.to_thread(host, target, app.state.resident)
             app.state.models[model.name] = model
             fields = {"model": model.name, "tuned": model.is_tuned, "certified": model.certified}
             logger.info("Loaded.", extra={"fields": fields})

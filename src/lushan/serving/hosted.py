@@ -12,11 +12,13 @@ from lushan.backbones.inspect import describe, read_json
 from lushan.backbones.load import load_backbone
 from lushan.backbones.sources import cache_folder, locate
 from lushan.catalog import load_task
-from lushan.errors import CertificateError, RunError, SettingError
+from lushan.errors import LushanError, RunError, SettingError
 from lushan.inference.generation_settings import GenerationSettings
+from lushan.inference.mixed import SharedLayers
 from lushan.inference.predict import Predictor
 from lushan.model_store.certificate import replay
-from lushan.model_store.tuned_model import load_predictor, weights_digest
+from lushan.model_store.resident import Resident
+from lushan.model_store.tuned_model import weights_digest
 from lushan.records import TaskState
 from lushan.serving.errors import UnknownModelError
 
@@ -39,6 +41,8 @@ class HostedModel:
     is_tuned: bool
     certified: bool
     """Whether its certificate's probes were answered here, and as the certificate says."""
+    layers: SharedLayers | None = None
+    """What it computes with together with others that were tuned from the same base; None where it computes alone."""
     loaded_at: int = field(default_factory=lambda: int(time.time()))
     """Seconds since 1970."""
 
@@ -59,11 +63,12 @@ def find_model(models: Mapping[str, HostedModel], name: str) -> HostedModel:
     return models[name]
 
 
-def host(target: str, *, precision: Precision = "auto") -> HostedModel:
+def host(target: str, resident: Resident, *, precision: Precision = "auto") -> HostedModel:
     """Load what a user named: a run folder, a model folder, or a model of the cache.
 
     Args:
         target: As on the command line.
+        resident: Takes tuned models, so that those of one base share it; one of the same name is replaced.
         precision: Arithmetic of an untuned model; a tuned one keeps its own.
 
     Raises:
@@ -74,7 +79,7 @@ def host(target: str, *, precision: Precision = "auto") -> HostedModel:
     folder = path / "model" if (path / "model").is_dir() else path
     # A model of the cache has a file of this name too, which tells where it came from.
     if "state" in read_json(folder / "lushan.json") or (path / "recipe.yaml").is_file():
-        return _host_run(folder)
+        return _host_run(folder, resident)
     return _host_untuned(folder, precision=precision)
 
 
@@ -98,18 +103,25 @@ def _name_of(path: Path) -> str:
     return folder.parent.name if folder.name == "model" else folder.name
 
 
-def _host_run(folder: Path) -> HostedModel:
+def _host_run(folder: Path, resident: Resident) -> HostedModel:
     run = folder.parent if folder.name == "model" else folder
-    predictor = load_predictor(folder)
+    name = _name_of(folder)
+    if any(each.name == name for each in resident.models):
+        resident.unload(name)
+    resident.load(folder, name=name)
+    model = resident.model(name)
     is_certified = (run / CERTIFICATE).is_file()
     if is_certified:
         try:
-            replay(run, predictor)
-        except CertificateError as error:
+            replay(run, model.predictor)
+        except LushanError as error:
+            resident.unload(name)
             raise RunError(
                 f"`{run}` is not what its certificate is about. {error} {_REMEDY}"
             ) from None
-    return HostedModel(_name_of(folder), predictor, run, is_tuned=True, certified=is_certified)
+    return HostedModel(
+        name, model.predictor, run, is_tuned=True, certified=is_certified, layers=model.layers
+    )
 
 
 _REMEDY = "It is not served. Restore its `model` folder, or tune again."

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from lushan.inference.mixed import SharedLayers, predict_mixed
 from lushan.inference.predict import Predictor
 from lushan.records import Example, Prediction
 
@@ -26,8 +27,15 @@ class Asked:
     predictor: Predictor
     examples: Sequence[Example]
     future: Future[list[Prediction]]
+    layers: SharedLayers | None = None
+    """What the model shares with others, whose requests are answered in the same passes."""
     answers: list[Prediction] = field(default_factory=list[Prediction])
     """Of the first examples; the rest is still to be answered."""
+
+    @property
+    def holder(self) -> int:
+        """Tells models apart that cannot be asked together."""
+        return id(self.predictor if self.layers is None else self.layers.many)
 
     @property
     def has_started(self) -> bool:
@@ -46,6 +54,35 @@ class Asked:
         return self.examples[start:end]
 
 
+Taken = tuple[Asked, Sequence[Example]]
+"""A request, and those of its examples that are answered next."""
+
+
+def _answers(taken: Sequence[Taken]) -> list[list[Prediction]]:
+    """Answer what was taken, all of it in the same passes; for each request, in order."""
+    places: dict[int, list[int]] = {}
+    for place, (asked, _) in enumerate(taken):
+        places.setdefault(id(asked.predictor), []).append(place)
+    questions = [
+        (
+            taken[own[0]][0].predictor,
+            [example for place in own for example in taken[place][1]],
+        )
+        for own in places.values()
+    ]
+    layers = taken[0][0].layers
+    if layers is None or len(questions) == 1:
+        found = [predictor.predict(examples) for predictor, examples in questions]
+    else:
+        found = predict_mixed(layers, questions)
+    answers: list[list[Prediction]] = [[] for _ in taken]
+    for own, predictions in zip(places.values(), found, strict=True):
+        rest = iter(predictions)
+        for place in own:
+            answers[place] = [next(rest) for _ in taken[place][1]]
+    return answers
+
+
 class MicroBatches:
     """Requests in the order in which they are served next."""
 
@@ -62,29 +99,26 @@ class MicroBatches:
         self._waiting.append(asked)
 
     def step(self) -> None:
-        """Answer one batch of the model whose turn it is."""
+        """Answer one batch of the models whose turn it is."""
         self._waiting = deque(each for each in self._waiting if not each.future.cancelled())
         if not self._waiting:
             return
-        predictor = self._waiting[0].predictor
-        taken = self._take(predictor)
+        taken = self._take(self._waiting[0].holder)
         try:
-            parts = [part for _, part in taken]
-            answers = iter(predictor.predict([example for part in parts for example in part]))
-            for asked, part in taken:
-                asked.answers += [next(answers) for _ in part]
+            for (asked, _), answers in zip(taken, _answers(taken), strict=True):
+                asked.answers += answers
         except Exception:  # noqa: BLE001 - what one request did must not become the answer to another
             self._answer_apart(taken)
         for asked, _ in taken:
             self._put_back(asked)
 
-    def _take(self, predictor: Predictor) -> list[tuple[Asked, Sequence[Example]]]:
-        """Take requests for a model from the queue, as long as their next examples fit into one batch."""
-        taken: list[tuple[Asked, Sequence[Example]]] = []
+    def _take(self, holder: int) -> list[Taken]:
+        """Take requests of one holder from the queue, as long as their next examples fit into one batch."""
+        taken: list[Taken] = []
         left: deque[Asked] = deque()
         room, characters = MOST_EXAMPLES, MOST_CHARACTERS
         for asked in self._waiting:
-            if asked.predictor is not predictor or room <= 0 or characters <= 0:
+            if asked.holder != holder or room <= 0 or characters <= 0:
                 left.append(asked)
                 continue
             part = asked.next_examples(most=room, most_characters=characters)
@@ -94,7 +128,7 @@ class MicroBatches:
         self._waiting = left
         return taken
 
-    def _answer_apart(self, taken: Sequence[tuple[Asked, Sequence[Example]]]) -> None:
+    def _answer_apart(self, taken: Sequence[Taken]) -> None:
         """Answer each request by itself after a batch failed, so that only the faulty one fails."""
         for asked, part in taken:
             try:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lushan.backbones.load import Backbone
+from lushan.backbones.many_adapters import SharingBackbone
 from lushan.errors import UserError
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import GenerationEngine
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
+from lushan.inference.mixed import SharedLayers
 
 logger = logging.getLogger("lushan.serving")
 
@@ -43,6 +45,8 @@ class Writing:
     number: int
     """By which the engine knows it; unlike that of any other request."""
     backbone: Backbone
+    layers: SharedLayers | None
+    """What the backbone shares with others."""
     prompt_ids: Sequence[int]
     settings: GenerationSettings
     constraint: Constraint | None
@@ -60,7 +64,7 @@ class _Desk:
 
 
 class Streams:
-    """One engine a backbone; every step moves each of them on by one token."""
+    """One engine a backbone, or a base that several share; every step moves each of them on by one token."""
 
     def __init__(self, *, max_rows: int, max_tokens: int) -> None:
         self._max_rows = max_rows
@@ -75,10 +79,12 @@ class Streams:
     def add(self, request: Writing) -> None:
         """Take a request; one that cannot be answered is told so."""
         try:
-            key = id(request.backbone)
+            shared = request.layers
+            backbone, many = (request.backbone, None) if shared is None else shared
+            key = id(backbone)
             if key not in self._desks:
                 engine = GenerationEngine(
-                    request.backbone, max_rows=self._max_rows, max_tokens=self._max_tokens
+                    backbone, max_rows=self._max_rows, max_tokens=self._max_tokens, many=many
                 )
                 self._desks[key] = _Desk(engine)
             desk = self._desks[key]
@@ -87,6 +93,9 @@ class Streams:
                 request.settings,
                 index=request.number,
                 constraint=request.constraint,
+                adapter=request.backbone.adapter
+                if isinstance(request.backbone, SharingBackbone)
+                else None,
                 num_alternatives=request.num_alternatives,
             )
         except UserError as error:

@@ -74,11 +74,12 @@ class Worker:
             ServerBusyError: If too many requests wait.
             DeadlineError: If it takes too long.
         """
-        predictor = find_model(self._models, model_name).predictor
+        model = find_model(self._models, model_name)
+        predictor = model.predictor
         if predictor.writes:
             return await self._predict_by_writing(model_name, predictor, examples)
         future: Future[list[Prediction]] = Future()
-        asked = Asked(predictor, examples, future)
+        asked = Asked(predictor, examples, future, model.layers)
         number = next(self._numbers)
         self._admit(number, lambda: asked.has_started)
         self._thread.predict(asked)
@@ -115,10 +116,11 @@ class Worker:
             ServerBusyError: If too many requests wait.
             DeadlineError: If it takes too long.
         """
-        backbone = find_model(self._models, model_name).predictor.backbone
+        model = find_model(self._models, model_name)
         request = Writing(
             next(self._numbers),
-            backbone,
+            model.predictor.backbone,
+            model.layers,
             prompt_ids,
             settings,
             constraint,

@@ -6,6 +6,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from lushan.model_store.resident import Resident
 from lushan.serving.hosted import HostedModel, host
 from tests.conftest import MakeTiny
 from tests.served import Served, serving, write_chat_model
@@ -20,13 +21,13 @@ def chat_folder(tiny_folder: MakeTiny, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def chatter(chat_folder: Path) -> HostedModel:
     """Give that model, loaded."""
-    return host(str(chat_folder), precision="fp32")
+    return host(str(chat_folder), Resident(), precision="fp32")
 
 
 @pytest.fixture(scope="session")
 def classifier(tiny_run: Path) -> HostedModel:
     """Give the tuned classifier of `tiny_run`, certified and loaded."""
-    return host(str(tiny_run))
+    return host(str(tiny_run), Resident())
 
 
 @pytest.fixture(scope="session")

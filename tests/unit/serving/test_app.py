@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from lushan.errors import RunError
+from lushan.model_store.resident import Resident
 from lushan.serving import app as app_module
 from lushan.serving.errors import RequestError
 from lushan.serving.hosted import HostedModel, host
@@ -21,9 +22,9 @@ def test_server_is_not_ready_until_its_models_are(
 ) -> None:
     may_load = threading.Event()
 
-    def load(target: str) -> HostedModel:
+    def load(target: str, resident: Resident) -> HostedModel:
         may_load.wait()
-        return host(target)
+        return host(target, resident)
 
     monkeypatch.setattr(app_module, "host", load)
     monkeypatch.setattr("tests.served.wait_until", lambda _: None)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lushan.backbones.sources import RECORD_FILE
 from lushan.errors import ModelError, RunError, SettingError
+from lushan.model_store.resident import Resident
 from lushan.serving.hosted import host, names_of
 from tests.conftest import MakeTiny
 from tests.runs import read
@@ -28,7 +29,7 @@ def change_meaning(run: Path, **values: object) -> None:
 
 def test_certified_run_is_hosted_by_the_name_of_its_folder(run: Path) -> None:
     for target in (run, run / "model"):
-        found = host(str(target))
+        found = host(str(target), Resident())
         assert (found.name, found.run, found.is_tuned, found.certified) == (
             *("reviews", run),
             *(True, True),
@@ -38,14 +39,14 @@ def test_certified_run_is_hosted_by_the_name_of_its_folder(run: Path) -> None:
 
 def test_run_without_its_certificate_is_hosted_and_marked(run: Path) -> None:
     (run / "certificate.json").unlink()
-    assert not host(str(run)).certified
+    assert not host(str(run), Resident()).certified
 
 
 def test_run_whose_labels_were_swapped_is_refused(run: Path) -> None:
     state = read(run / "model" / "lushan.json")["state"]
     change_meaning(run, state=state | {"labels": state["labels"][::-1]})
     with pytest.raises(RunError, match=r"not what its certificate is about.*labels.*not served"):
-        host(str(run))
+        host(str(run), Resident())
 
 
 def test_run_whose_weights_were_changed_is_refused(run: Path) -> None:
@@ -54,25 +55,25 @@ def test_run_whose_weights_were_changed_is_refused(run: Path) -> None:
     name = next(name for name in weights if "score" in name)
     save_file(weights | {name: -weights[name]}, file, metadata={"format": "pt"})
     with pytest.raises(RunError, match="not what its certificate is about"):
-        host(str(run))
+        host(str(run), Resident())
 
 
 def test_run_that_answers_alike_but_is_another_version_is_refused(run: Path) -> None:
     change_meaning(run, base_model="another")
     with pytest.raises(RunError, match=r"holds model version .*, but its certificate is about"):
-        host(str(run))
+        host(str(run), Resident())
 
 
 def test_broken_certificate_is_refused(run: Path) -> None:
     (run / "certificate.json").write_text("{}", encoding="utf-8")
     with pytest.raises(RunError, match=r"certificate of .* cannot be read: KeyError"):
-        host(str(run))
+        host(str(run), Resident())
 
 
 def test_untuned_model_chats_and_leaves_half_its_context_to_what_is_asked(
     tiny_folder: MakeTiny,
 ) -> None:
-    found = host(str(tiny_folder("llama")), precision="fp32")
+    found = host(str(tiny_folder("llama")), Resident(), precision="fp32")
     assert (found.is_tuned, found.certified, found.run) == (False, False, None)
     assert found.reads_conversations
     assert found.predictor.generation.max_new_tokens == 64
@@ -83,11 +84,11 @@ def test_model_of_the_cache_is_no_run_though_it_has_a_record(
 ) -> None:
     shutil.copytree(tiny_folder("llama"), tmp_path / "mine")
     (tmp_path / "mine" / RECORD_FILE).write_text('{"name": "mine"}', encoding="utf-8")
-    assert not host(str(tmp_path / "mine"), precision="fp32").is_tuned
+    assert not host(str(tmp_path / "mine"), Resident(), precision="fp32").is_tuned
 
 
 def test_encoder_is_hosted_for_its_vectors(tiny_folder: MakeTiny) -> None:
-    found = host(str(tiny_folder("modernbert")), precision="fp32")
+    found = host(str(tiny_folder("modernbert")), Resident(), precision="fp32")
     assert found.predictor.backbone.plain_model.get_output_embeddings() is None
 
 

@@ -14,7 +14,7 @@ SETTINGS = GenerationSettings(max_new_tokens=3)
 
 
 def writing(number: int, model: HostedModel, mailbox: Mailbox) -> Writing:
-    return Writing(number, model.predictor.backbone, (5, 60, 100), SETTINGS, None, 0, mailbox)
+    return Writing(number, model.predictor.backbone, None, (5, 60, 100), SETTINGS, None, 0, mailbox)
 
 
 async def all_told(mailbox: Mailbox) -> list[Told]:

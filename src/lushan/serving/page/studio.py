@@ -61,7 +61,7 @@ class Studio:
         Raises:
             RunError: If it does not answer as its certificate says.
         """
-        hosted = await self.worker.run(partial(host, str(run)))
+        hosted = await self.worker.run(partial(host, str(run), self.app.state.resident))
         self.app.state.models[hosted.name] = hosted
         return hosted.name
 

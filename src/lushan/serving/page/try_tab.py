@@ -14,7 +14,7 @@ from lushan.serving.hosted import HostedModel
 from lushan.serving.page import drawing
 from lushan.serving.page.choosing import Triggers, among
 from lushan.serving.page.form import Field, fields_of, values_of
-from lushan.serving.page.heat import can_explain, heat_maps
+from lushan.serving.page.heat import heat_maps
 from lushan.serving.page.studio import Studio
 from lushan.serving.page.texts import Texts
 
@@ -57,7 +57,7 @@ def _build_form(studio: Studio, texts: Texts, name: str, other: gr.Dropdown) -> 
         ask = gr.Button(texts("try.ask"), variant="primary")
         example = gr.Button(texts("try.example"))
     answer = gr.HTML(drawing.note(texts("try.empty"), texts))
-    why = gr.Button(texts("try.heat"), visible=can_explain())
+    why = gr.Button(texts("try.heat"))
     heat = gr.HTML()
 
     async def answer_one(second: str, *written: str) -> list[str]:

@@ -1,7 +1,9 @@
 """A heat map is the whole text again, with a weight for each word."""
 
 from types import SimpleNamespace
+from typing import cast
 
+from lushan.explain.explanation import Explanation
 from lushan.serving.page.heat import maps_of
 
 
@@ -13,6 +15,6 @@ def test_pieces_are_the_whole_text_with_the_weights_of_its_words() -> None:
     explanation = SimpleNamespace(
         text=" good film!", parts=[SimpleNamespace(target="yes", words=words)]
     )
-    (found,) = maps_of(explanation)
+    (found,) = maps_of(cast("Explanation", explanation))
     assert found.target == "yes"
     assert found.pieces == [(" ", 0), ("good", 0.5), (" ", 0), ("film", -0.25), ("!", 0)]
