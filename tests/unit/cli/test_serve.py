@@ -43,7 +43,7 @@ def test_command_can_be_imported_without_its_packages(monkeypatch: pytest.Monkey
         (["{run}", "--host", "0.0.0.0"], "lets other machines ask, which needs API keys"),  # noqa: S104
         (["{run}", "--port", "70000"], "setting `port` is wrong"),
         (["{run}", "{run}/model"], "Two models would be called `run`"),
-        ([], "MODEL|RUN"),
+        (["--no-page"], "there is nothing to serve"),
     ],
 )
 def test_mistake_is_told_before_anything_is_loaded(
