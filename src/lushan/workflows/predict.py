@@ -283,7 +283,7 @@ def predict(
     predictor = opened.predictor
     num_resumed = num_written({
         "model_version": opened.version,
-        "rows": digest.hexdigest(),
+        "rows": f"of SHA-256 {digest.hexdigest()[:16]}",
         "num_examples": num_examples,
         "chunk_rows": chunk_rows,
         "length_limit": asdict(predictor.limit),

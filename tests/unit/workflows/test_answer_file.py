@@ -12,7 +12,7 @@ from lushan.workflows.answer_file import AnswerFile
 
 FACTS: dict[str, Any] = {
     "model_version": "ab12",
-    "rows": "cd34",
+    "rows": "of SHA-256 cd34",
     "num_examples": 7,
     "chunk_rows": 3,
     "length_limit": {"max_tokens": 128, "policy": "window"},
@@ -66,7 +66,7 @@ def test_last_line_without_its_end_is_torn(tmp_path: Path) -> None:
     ("name", "value", "told"),
     [
         ("model_version", "ef", "was begun with `model_version` ab12, now it is ef"),
-        ("rows", "99", "was begun with `rows` cd34, now it is 99"),
+        ("rows", "of SHA-256 99", "`rows` of SHA-256 cd34, now it is of SHA-256 99"),
         ("chunk_rows", 4, "was begun with `chunk_rows` 3, now it is 4"),
         ("length_limit", {"max_tokens": 9}, r"`length_limit` \{'max_tokens': 128, .* is \{'max"),
     ],
