@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lushan.backbones.load import Backbone
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
+from lushan.errors import ModelError
 from lushan.explain.embeddings import embed, replaced_embeddings
 from lushan.explain.settings import ExplainSettings
 from lushan.records import Batch, Features
@@ -127,6 +128,9 @@ def integrate(
         documents: Each with its target.
         moves: Which tokens of each come from the baseline; (T,) of bool. The others stay as they are.
         settings: `most_gap` and `most_steps`.
+
+    Raises:
+        ModelError: If a gradient is not finite.
     """
     lines = [_Line(*each) for each in zip(documents, moves, strict=True)]
     wanted = [np.linspace(0, 1, FIRST_STEPS + 1)] * len(lines)
@@ -139,6 +143,10 @@ def integrate(
         found = iter(scorer.slopes(points))
         for line, nodes_K in zip(lines, wanted, strict=True):
             line.add(nodes_K, [next(found) for _ in nodes_K])
+        if not all(np.isfinite(line.slopes_KT[1:]).all() for line in lines):
+            raise ModelError(
+                f"From the baseline `{settings.baseline}` the gradients of this model are not finite. Use another baseline."
+            )
         wanted = [line.open_nodes(settings) for line in lines]
     return [
         Integral(

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lushan.backbones.load import AnswerLayer, Backbone, Purpose, load_backbone
+from lushan.errors import ModelError
 from lushan.explain import gradients
 from lushan.explain.embeddings import baseline_embedding, embed
 from lushan.explain.gradients import FIRST_STEPS, Point, Scorer, completeness_gap, integrate
@@ -215,6 +216,15 @@ def test_slope_at_the_baseline_that_is_not_finite_is_left_out(classifier: Backbo
     )
     assert np.isfinite(found.weights_T).all()
     assert found.gap <= 0.02
+
+
+def test_gradients_that_are_not_finite_are_refused(classifier: Backbone) -> None:
+    direction_D = torch.linspace(-1, 1, classifier.facts.width)
+    along = linear(classifier, direction_D)
+    baseline_D = baseline_embedding(classifier, "zero")
+    scorer = Scorer(classifier, lambda batch: along(batch) * torch.inf, baseline_D)
+    with pytest.raises(ModelError, match=r"From the baseline `mean` the gradients.*another"):
+        integrate(scorer, DOCUMENTS, all_tokens(DOCUMENTS), ExplainSettings(baseline="mean"))
 
 
 def test_gap_is_the_share_that_does_not_add_up() -> None:
