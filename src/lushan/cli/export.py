@@ -65,7 +65,7 @@ def show_export(result: dict[str, Any]) -> None:
     if "largest_difference" in program:
         measured = f"its scores differ by at most {program['largest_difference']:.2g} from those"
     else:
-        measured = f"{program['equal_tokens']:.1%} of the tokens that it writes are those"
+        measured = f"{program['equal_tokens']:.1%} of the tokens that it would write are those"
     tell(f"{program['name']} loads it: {measured} of Lushan with the same weights.")
     if "agreement" in quality:
         found = quality["agreement"]

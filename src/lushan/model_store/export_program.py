@@ -43,8 +43,8 @@ class Questions:
     """Outputs of the class layer; 0 where there is the vocabulary."""
     documents: Sequence[Features] = ()
     prompts: Sequence[Sequence[int]] = ()
-    num_tokens: int = 0
-    """Tokens to write behind each prompt."""
+    answers: Sequence[Sequence[int]] = ()
+    """What was written behind each prompt."""
     texts: Sequence[str] = ()
     """What is to be cut into tokens."""
 
@@ -58,7 +58,8 @@ class Answers:
     labels: list[str] | None
     outputs: list[np.ndarray]
     """As a task's `outputs`, one for each document."""
-    written: list[list[int]]
+    followed: list[list[int]]
+    """The token that it would write at each place of an answer."""
     token_ids: list[list[int]]
 
 
@@ -95,20 +96,21 @@ def answer(questions: Questions) -> Answers:
     """Answer in this process; see `ask_program`."""
     form, folder = load_form(questions.form), Path(questions.folder)
     outputs: list[np.ndarray] = []
-    written: list[list[int]] = []
+    followed: list[list[int]] = []
     token_ids: list[list[int]] = []
     if questions.documents:
         score = form.open_scores(folder)
         assert score is not None, f"`{questions.form}` gives no scores"  # noqa: S101 - ours
         outputs = _outputs(questions, score)
     if questions.prompts:
-        opened = form.open_writer(folder)
+        opened = form.open_follower(folder)
         assert opened is not None, f"`{questions.form}` does not write"  # noqa: S101 - ours
-        write, encode = opened
-        written = [write(each, questions.num_tokens) for each in questions.prompts]
+        follow, encode = opened
+        pairs = zip(questions.prompts, questions.answers, strict=True)
+        followed = [follow(*pair) for pair in pairs]
         token_ids = [encode(each) for each in questions.texts]
     program = f"{form.program} {version(form.program)}"
-    return Answers(program, form.read_labels(folder), outputs, written, token_ids)
+    return Answers(program, form.read_labels(folder), outputs, followed, token_ids)
 
 
 def _outputs(questions: Questions, score: Score) -> list[np.ndarray]:

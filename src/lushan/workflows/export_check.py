@@ -26,7 +26,7 @@ from lushan.workflows.predict import Tell
 NUM_PROMPTS = 8
 PROMPT_TOKENS = 256
 NUM_TOKENS = 32
-"""Prompts that a program which writes continues, how many of their last tokens, and by how many tokens."""
+"""Answers that a program which writes is to follow, tokens of the prompts before them, and of each at most."""
 _EXACT = ("none", "f16")
 """Ways to store weights that change nothing which anybody notices."""
 
@@ -126,25 +126,25 @@ class ExportCheck:
         return told, predictions
 
     def _written(self, reads: Predictor) -> tuple[dict[str, Any], list[Prediction]]:
-        """Have the program continue some prompts; the rows are answered by Lushan, with the weights of the files."""
+        """Have the program follow some answers; all rows are answered by Lushan, with the weights of the files."""
         features = reads.encode(self.rows.examples[:NUM_PROMPTS])
         prompts = [_prompt(each) for each in features]
         raw = tokenizers.Tokenizer.from_str(reads.backbone.tokenizer.to_json())
         texts = [*PROBES, *(each.shown for each in self.rows.examples[:NUM_PROMPTS])]
-        found = self._ask_program(prompts=prompts, num_tokens=NUM_TOKENS, texts=texts)
+        settings = GenerationSettings(max_new_tokens=NUM_TOKENS)
+        answers = [each.token_ids for each in generate(reads.backbone, prompts, settings)]
+        found = self._ask_program(prompts=prompts, answers=answers, texts=texts)
         for text, token_ids in zip(texts, found.token_ids, strict=True):
             if token_ids != raw.encode(text, add_special_tokens=False).ids:
                 raise CertificateError(
                     f"{found.program} cuts the text {text[:60]!r} into other tokens. It was refused."
                 )
-        settings = GenerationSettings(max_new_tokens=NUM_TOKENS)
-        answers = generate(reads.backbone, prompts, settings)
-        equal = equal_tokens([each.token_ids for each in answers], found.written)
+        equal = equal_tokens(answers, found.followed)
         least = self.form.tolerances[self.quantise].equal_tokens
         if equal < least:
             raise CertificateError(
-                f"{found.program} writes {equal:.0%} of the tokens that Lushan writes with the same weights (at least "
-                f"{least:.0%} is asked for). It was refused."
+                f"{found.program} would write {equal:.0%} of the tokens that Lushan wrote with the same weights (at "
+                f"least {least:.0%} is asked for). It was refused."
             )
         told = {"name": found.program, "num_prompts": len(prompts), "equal_tokens": equal}
         return told, ask(reads, self.rows)
@@ -217,14 +217,11 @@ def largest_difference(expected: Sequence[Any], found: Sequence[Any]) -> float:
     return float(np.abs(ours - theirs).max(initial=0.0) / max(1.0, np.abs(ours).max(initial=0.0)))
 
 
-def equal_tokens(expected: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> float:
-    """Share of tokens that two texts have in common up to the first that differs, over all pairs."""
-    total, equal = 0, 0
-    for ours, theirs in zip(expected, found, strict=True):
-        total += max(len(ours), len(theirs))
-        same = [first == second for first, second in zip(ours, theirs, strict=False)]
-        equal += same.index(False) if False in same else len(same)
-    return equal / total if total else 1.0
+def equal_tokens(written: Sequence[Sequence[int]], followed: Sequence[Sequence[int]]) -> float:
+    """Share of the places of all answers that hold the same token."""
+    ours, theirs = ([token for each in x for token in each] for x in (written, followed))
+    same = [first == second for first, second in zip(ours, theirs, strict=True)]
+    return sum(same) / max(1, len(same))
 
 
 def lost_per_token(

@@ -50,6 +50,6 @@ def test_what_a_model_that_writes_lost_is_told(capsys: pytest.CaptureFixture[str
         "out": "place",
     })
     told = capsys.readouterr().err
-    assert "75.0% of the tokens that it writes are those of Lushan" in told
+    assert "75.0% of the tokens that it would write are those of Lushan" in told
     assert "less likely by 0.0123 per token (0.0100 to 0.0200 nats)" in told
     assert "Export: place (2.5 MB)" in told

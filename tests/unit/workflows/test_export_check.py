@@ -117,7 +117,10 @@ def test_program_that_says_something_else_is_refused(
     ("spoil", "told"),
     [
         (lambda x: replace(x, token_ids=[[1], *x.token_ids[1:]]), "cuts the text 'The sun"),
-        (lambda x: replace(x, written=[y[::-1] for y in x.written]), "% of the tokens that Lushan"),
+        (
+            lambda x: replace(x, followed=[y[::-1] for y in x.followed]),
+            "% of the tokens that Lushan",
+        ),
     ],
     ids=["tokens", "written"],
 )
@@ -172,11 +175,11 @@ def test_difference_is_a_share_of_the_largest_score() -> None:
     assert largest_difference([np.array([0.1])], [np.array([0.2])]) == pytest.approx(0.1)
 
 
-def test_tokens_count_up_to_the_first_that_differs() -> None:
-    assert equal_tokens([[1, 2, 3, 4]], [[1, 2, 9, 4]]) == 0.5
-    assert equal_tokens([[1, 2], [3]], [[1, 2], [3]]) == 1
-    assert equal_tokens([[1, 2]], [[1, 2, 3, 4]]) == 0.5
-    assert equal_tokens([[]], [[]]) == 1
+def test_tokens_are_compared_place_by_place() -> None:
+    assert equal_tokens([[1, 2], [3, 4]], [[1, 9], [3, 4]]) == 0.75
+    assert equal_tokens([[]], [[]]) == 0
+    with pytest.raises(ValueError, match="shorter"):
+        equal_tokens([[1, 2]], [[1]])
 
 
 def told(row: str, log_likelihood: float, num_tokens: int) -> Prediction:

@@ -17,8 +17,8 @@ from lushan.model_store.merged import Merged
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Token ids and attention mask, (B, L) each and padded at the end, to logits: (B, C) of a class layer, else (B, L, C)."""
 
-Write = Callable[[Sequence[int], int], list[int]]
-"""A prompt's token ids and a number of tokens, to the likeliest tokens that follow, with the stop token."""
+Follow = Callable[[Sequence[int], Sequence[int]], list[int]]
+"""A prompt's token ids and an answer's, to the likeliest token at each place of the answer, which is read up to there."""
 
 Encode = Callable[[str], list[int]]
 """A text to its token ids, without those that are put around it."""
@@ -31,7 +31,7 @@ class Tolerance(NamedTuple):
     """Most that a score may differ between the program that is to load the files and Lushan, as a share of the largest
     score (of 1, if that is smaller)."""
     equal_tokens: float
-    """Least share of written tokens, up to the first that differs, that the program has in common with Lushan."""
+    """Least share of the places of what Lushan wrote at which the program would go on with the same token."""
     agreement: float
     """Least share of rows that are answered as the run does, where answers are chosen and not written. It is missed when
     its whole interval does."""
@@ -71,11 +71,11 @@ class Form(ABC):
         """Give what Lushan makes of the files, in float32; `merged` itself where it cannot read them."""
 
     def open_scores(self, folder: Path) -> Score | None:
-        """Load the files into the program as others do, to score tokens; None if it writes."""
+        """Load the files into the program as others do, to score tokens; None if it follows."""
         return None
 
-    def open_writer(self, folder: Path) -> tuple[Write, Encode] | None:
-        """Load the files into the program as others do, to write; None if it scores."""
+    def open_follower(self, folder: Path) -> tuple[Follow, Encode] | None:
+        """Load the files into the program as others do, to follow what is written; None if it scores."""
         return None
 
     def read_labels(self, folder: Path) -> list[str] | None:

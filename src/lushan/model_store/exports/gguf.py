@@ -24,7 +24,7 @@ from lushan.backbones.load import Purpose, load_backbone
 from lushan.errors import ModelError
 from lushan.inference.predict import Predictor
 from lushan.model_store import exports
-from lushan.model_store.exports import Encode, Tolerance, Write
+from lushan.model_store.exports import Encode, Follow, Tolerance
 from lushan.model_store.gguf_vocabulary import vocabulary_of
 from lushan.model_store.merged import Merged
 
@@ -66,9 +66,9 @@ class Form(exports.Form):
     program = "xllamacpp"
     packages: ClassVar = ("xllamacpp",)
     tolerances: ClassVar = {
-        "f16": Tolerance(1e-3, 0.9, 0.97, 0.01),
-        "q8_0": Tolerance(1e-3, 0.6, 0.95, 0.03),
-        "q4_0": Tolerance(1e-3, 0.6, 0.8, 0.3),
+        "f16": Tolerance(1e-3, 0.97, 0.97, 0.01),
+        "q8_0": Tolerance(1e-3, 0.9, 0.95, 0.03),
+        "q4_0": Tolerance(1e-3, 0.9, 0.8, 0.3),
     }
 
     def check(self, predictor: Predictor, purpose: Purpose) -> None:
@@ -123,7 +123,7 @@ class Form(exports.Form):
             generation=predictor.generation,
         )
 
-    def open_writer(self, folder: Path) -> tuple[Write, Encode]:
+    def open_follower(self, folder: Path) -> tuple[Follow, Encode]:
         """Load the file into llama.cpp, whose server then listens on loopback until the process ends."""
         xllamacpp: Any = importlib.import_module("xllamacpp")  # optional, native, without types
         parameters = xllamacpp.CommonParams()
@@ -143,15 +143,15 @@ class Form(exports.Form):
             with urlopen(request) as response:  # noqa: S310 - an address of this process
                 return json.load(response)
 
-        def write(prompt_ids: Sequence[int], num_tokens: int) -> list[int]:
-            question = {"prompt": list(prompt_ids), "n_predict": num_tokens, "temperature": 0}
-            told = ask("completion", {**question, "return_tokens": True, "cache_prompt": False})
-            return told["tokens"]
+        def follow(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[int]:
+            question = {"n_predict": 1, "temperature": 0, "return_tokens": True}
+            starts = ([*prompt_ids, *answer_ids[:place]] for place in range(len(answer_ids)))
+            return [ask("completion", {**question, "prompt": each})["tokens"][0] for each in starts]
 
         def encode(text: str) -> list[int]:
             return ask("tokenize", {"content": text, "add_special": False})["tokens"]
 
-        return write, encode
+        return follow, encode
 
 
 def _check_config(config: Any) -> None:  # noqa: ANN401 - transformers' configurations share no useful type

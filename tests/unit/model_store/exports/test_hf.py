@@ -75,11 +75,14 @@ def test_language_model_writes_the_same_tokens_in_plain_transformers(
     prompts = [each.token_ids for each in features_of(merged)]
     expected = generate(backbone, prompts, GenerationSettings(max_new_tokens=8))
     write_form(merged, "hf", tmp_path / "hf")
-    opened = load_form("hf").open_writer(tmp_path / "hf")
+    opened = load_form("hf").open_follower(tmp_path / "hf")
     assert opened is not None
-    written = [opened[0](each, 8) for each in prompts]
-    assert written == [each.token_ids for each in expected]
-    load_plain(AutoModelForCausalLM, tmp_path / "hf")
+    model = load_plain(AutoModelForCausalLM, tmp_path / "hf")
+    for prompt, each in zip(prompts, expected, strict=True):
+        assert opened[0](prompt, each.token_ids) == each.token_ids
+        ids_1L = torch.tensor([prompt])
+        written = model.generate(ids_1L, attention_mask=torch.ones_like(ids_1L), max_new_tokens=8)
+        assert written[0, len(prompt) :].tolist() == each.token_ids
 
 
 @pytest.mark.parametrize("model_type", ["bert", "modernbert", "gemma3_text"])
