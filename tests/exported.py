@@ -21,6 +21,7 @@ from lushan.tasks import Preparation, Task
 from tests.saved import meaning_of
 
 LIMIT = LengthLimit(128, "truncate")
+_USUAL = Preparation()
 
 
 @cache
@@ -30,10 +31,12 @@ def examples_of(task_name: str) -> tuple[Example, ...]:
     return tuple(task.read(row) for row in task.sample_rows())
 
 
-def merged_of(base: Path, task_name: str, answer: AnswerMode) -> Merged:
+def merged_of(
+    base: Path, task_name: str, answer: AnswerMode, preparation: Preparation = _USUAL
+) -> Merged:
     """Give a model of a task as if it were tuned: what the base does not have is drawn at random."""
     task: Task = load_task(task_name)
-    state = task.prepare(list(examples_of(task_name)), Preparation(), multi_label=False)
+    state = task.prepare(list(examples_of(task_name)), preparation, multi_label=False)
     layer = task.layer(state, answer=answer)
     backbone = load_backbone(base, **layer._asdict(), seed=5)
     generator = torch.Generator().manual_seed(7)

@@ -19,6 +19,7 @@ from lushan.inference.generation_settings import GenerationSettings
 from lushan.model_store.exports import load_form
 from lushan.model_store.merged import load_merged
 from lushan.model_store.tuned_model import load_predictor
+from lushan.tasks import Preparation
 from tests.conftest import MakeTiny
 from tests.exported import (
     assert_same_outputs,
@@ -100,6 +101,15 @@ def test_documents_are_padded_with_the_token_that_transformers_looks_for(
 ) -> None:
     merged = merged_of(tiny_folder("llama"), "classification", "head")
     merged.predictor.backbone.plain_model.config.pad_token_id = 2
+    write_form(merged, "hf", tmp_path / "hf")
+    assert_same_outputs(merged, "hf", tmp_path / "hf")
+
+
+def test_decoder_that_looks_both_ways_is_scored_alike(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    both_ways = Preparation(attention="bidirectional")
+    merged = merged_of(tiny_folder("llama"), "tagging", "head", both_ways)
     write_form(merged, "hf", tmp_path / "hf")
     assert_same_outputs(merged, "hf", tmp_path / "hf")
 

@@ -13,6 +13,7 @@ from lushan.model_store.export_program import padded
 from lushan.model_store.exports import load_form, onnx
 from lushan.model_store.exports.onnx import FILE
 from lushan.records import AnswerMode
+from lushan.tasks import Preparation
 from tests.conftest import MakeTiny
 from tests.exported import (
     assert_same_outputs,
@@ -48,6 +49,16 @@ def test_every_task_with_one_pass_is_scored_alike(
     way: tuple[str, AnswerMode], tiny_folder: MakeTiny, tmp_path: Path
 ) -> None:
     merged = merged_of(tiny_folder("llama"), *way)
+    write_form(merged, "onnx", tmp_path / "onnx")
+    assert_same_outputs(merged, "onnx", tmp_path / "onnx")
+
+
+@pytest.mark.slow
+def test_decoder_that_looks_both_ways_is_scored_alike(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    both_ways = Preparation(attention="bidirectional")
+    merged = merged_of(tiny_folder("llama"), "tagging", "head", both_ways)
     write_form(merged, "onnx", tmp_path / "onnx")
     assert_same_outputs(merged, "onnx", tmp_path / "onnx")
 
