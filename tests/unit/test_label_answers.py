@@ -23,7 +23,7 @@ LIMIT = LengthLimit(100)
 
 def test_layer_has_an_output_for_every_label_or_is_the_vocabulary() -> None:
     state = TaskState(labels=("x", "y"))
-    assert answer_layer(state, "head") == ("classify", ("x", "y"), False)
+    assert answer_layer(state, "head") == ("classify", ("x", "y"), False, False)
     assert answer_layer(state, "generate").purpose == "language"
 
 

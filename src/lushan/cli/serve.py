@@ -1,7 +1,6 @@
 """`lushan serve`: answer requests over HTTP."""
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -97,11 +96,11 @@ def command(
         "grace_seconds": grace_seconds,
         "requests_per_minute": requests_per_minute,
         "log_texts": log_texts,
-        "page": find_spec("gradio") is not None if page is None else page,
     }
+    with_page = find_spec("gradio") is not None if page is None else page
     targets = targets or []
     names = names_of(targets)
-    if not (targets or values["page"]):
+    if not (targets or with_page):
         raise SettingError(
             "Without a page and without a model there is nothing to serve. Name a run or a model, or install the page: "
             "`pip install 'lushan[studio]'`."
@@ -115,7 +114,6 @@ def command(
             emit_json({"address": address, "models": names})
 
     with open_store(store, purpose=PURPOSE, create=True) as database:
-        values["store"] = str(Path(database.name).parent)
         settings = build(ServeSettings, values, source="lushan serve")
-        serve(targets, settings, database=database, listening=listening)
+        serve(targets, settings, database=database, with_page=with_page, listening=listening)
     tell("Stopped.")

@@ -1,7 +1,7 @@
 """The server as an application: its parts, its state, and what it says of itself. Read this file first.
 
 `app.state` holds what every route needs: `models` by name, `resident` (the tuned ones, which share their bases), `settings`, `worker`,
-`metrics`, `feedback`, and `keys`, which is None where no keys are asked for.
+`metrics`, `feedback`, `store` (the folder in which the page keeps runs and uploads, or None) and `keys`, which is None where no keys are asked for.
 """
 
 import asyncio
@@ -79,6 +79,7 @@ def make_app(
     state.models = {each.name: each for each in models}
     state.targets = targets
     state.resident = Resident()
+    state.store = None
     state.is_ready = False
     state.failure = None
     state.stop = lambda: None

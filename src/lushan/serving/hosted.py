@@ -1,5 +1,6 @@
 """The models of a server: loaded, and shown to answer as their certificates say before they are asked anything else."""
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from lushan.records import TaskState
 from lushan.serving.errors import UnknownModelError
 
 CERTIFICATE = "certificate.json"
+_MARK, _NUMBERS = " #", itertools.count(1)
+"""Behind the name of a resident model: until a new one is shown to be right, the one that it replaces stays."""
 MOST_ANSWER_TOKENS = 1024
 """Of an untuned model that is not told how long its answer may be."""
 
@@ -106,19 +109,20 @@ def _name_of(path: Path) -> str:
 def _host_run(folder: Path, resident: Resident) -> HostedModel:
     run = folder.parent if folder.name == "model" else folder
     name = _name_of(folder)
-    if any(each.name == name for each in resident.models):
-        resident.unload(name)
-    resident.load(folder, name=name)
-    model = resident.model(name)
+    replaced = [each.name for each in resident.models if each.name.partition(_MARK)[0] == name]
+    key = resident.load(folder, name=f"{name}{_MARK}{next(_NUMBERS)}")
+    model = resident.model(key)
     is_certified = (run / CERTIFICATE).is_file()
     if is_certified:
         try:
             replay(run, model.predictor)
         except LushanError as error:
-            resident.unload(name)
+            resident.unload(key)
             raise RunError(
                 f"`{run}` is not what its certificate is about. {error} {_REMEDY}"
             ) from None
+    for each in replaced:
+        resident.unload(each)
     return HostedModel(
         name, model.predictor, run, is_tuned=True, certified=is_certified, layers=model.layers
     )

@@ -43,12 +43,6 @@ class ServeSettings(Settings):
     log_texts: bool = False
     """Whether the log holds what was asked and answered."""
 
-    page: bool = True
-    """Whether there is a page for people."""
-
-    store: str | None = None
-    """Folder of what the page keeps: tables that were uploaded, and runs; None keeps none."""
-
     @property
     def is_on_loopback(self) -> bool:
         """Whether only this machine can reach the server."""

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import uvicorn
 
@@ -27,6 +28,7 @@ def serve(
     settings: ServeSettings,
     *,
     database: Database,
+    with_page: bool,
     listening: Callable[[str], None],
 ) -> None:
     """Serve models until SIGTERM or Ctrl-C.
@@ -34,7 +36,8 @@ def serve(
     Args:
         targets: Runs and models, as on the command line.
         settings: Where to listen, and what bounds the server.
-        database: The store of feedback and API keys.
+        database: The store of feedback and API keys; what the page keeps lies beside it.
+        with_page: Whether there is a page for people.
         listening: Called once with the address, before the models are loaded.
 
     Raises:
@@ -45,7 +48,8 @@ def serve(
     keys = None if settings.is_on_loopback else _gate(database, settings)
     feedback = FeedbackStore(database)
     app = make_app((), settings, targets=targets, feedback=feedback, keys=keys)
-    if settings.page:
+    if with_page:
+        app.state.store = Path(database.name).parent
         mount_page(app)
     opened = open_port(settings)
     config = uvicorn.Config(

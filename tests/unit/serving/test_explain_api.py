@@ -6,13 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from lushan.errors import UserError
 from lushan.serving.explain_api import MOST_TEXTS, router
 from lushan.workflows.predict import Opened, open_run
+from tests.unit.serving.small_app import answering_errors
 
 TEXTS = ["The harbour sleeps.", "The ridge waits."]
 
@@ -27,10 +26,6 @@ class WorkerAtOnce:
         return function()
 
 
-def refuse(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": {"message": str(error)}}, status_code=400)
-
-
 @pytest.fixture
 def opened(tiny_run: Path) -> Opened:
     return open_run(tiny_run)
@@ -43,9 +38,8 @@ def worker() -> WorkerAtOnce:
 
 @pytest.fixture
 def client(opened: Opened, worker: WorkerAtOnce) -> TestClient:
-    app = FastAPI()
+    app = answering_errors(FastAPI())
     app.include_router(router)
-    app.add_exception_handler(UserError, refuse)
     app.state.worker = worker
     app.state.models = {"reviews": SimpleNamespace(predictor=opened.predictor)}
     return TestClient(app)

@@ -60,13 +60,13 @@ def test_run_whose_weights_were_changed_is_refused(run: Path) -> None:
 
 def test_run_that_answers_alike_but_is_another_version_is_refused(run: Path) -> None:
     change_meaning(run, base_model="another")
-    with pytest.raises(RunError, match=r"holds model version .*, but its certificate is about"):
+    with pytest.raises(RunError, match=r"`.*lushan.json` was changed.*not served"):
         host(str(run), Resident())
 
 
 def test_broken_certificate_is_refused(run: Path) -> None:
     (run / "certificate.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(RunError, match=r"certificate of .* cannot be read: KeyError"):
+    with pytest.raises(RunError, match=r"certificate.json` is broken: KeyError.*not served"):
         host(str(run), Resident())
 
 

@@ -30,7 +30,7 @@ ROUTES = (
     *(("GET", path) for path in ("/healthz", "/readyz", "/metrics")),
     *(("GET", path) for path in ("/v1/models", "/v1/models/{model}")),
     *(("POST", path) for path in ("/v1/chat/completions", "/v1/completions")),
-    *(("POST", path) for path in ("/v1/embeddings", "/v1/predict/{model}")),
+    *(("POST", path) for path in ("/v1/embeddings", "/v1/explain", "/v1/predict/{model}")),
 )
 QUICK = settings(
     max_examples=25,

@@ -81,7 +81,7 @@ def test_host_that_others_can_reach_is_refused_without_keys(tmp_path: Path) -> N
     settings = ServeSettings(host="0.0.0.0")  # noqa: S104
     message = r"`--host 0\.0\.0\.0` lets other machines ask.* Make one with `lushan keys create`"
     with new_database(tmp_path) as database, pytest.raises(SettingError, match=message):
-        serve(["any"], settings, database=database, listening=print)
+        serve(["any"], settings, database=database, with_page=False, listening=print)
 
 
 def test_port_that_is_taken_is_told() -> None:

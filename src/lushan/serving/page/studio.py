@@ -34,8 +34,7 @@ class Studio:
     @property
     def store(self) -> Path | None:
         """The folder of runs and uploads; None where the server keeps none."""
-        store = getattr(self.app.state.settings, "store", None)
-        return None if store is None else Path(store)
+        return self.app.state.store
 
     def needed_store(self) -> Path:
         """Give the folder of runs and uploads.

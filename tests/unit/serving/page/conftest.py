@@ -13,6 +13,7 @@ from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import stream
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
+from lushan.model_store.resident import Resident
 from lushan.records import Example, Prediction
 from lushan.serving.hosted import HostedModel
 from lushan.serving.page.studio import Studio
@@ -49,7 +50,9 @@ def make_server(models: Sequence[HostedModel], store: Path | None) -> FastAPI:
     app = FastAPI()
     app.state.models = {each.name: each for each in models}
     app.state.worker = FakeWorker(app.state.models)
-    app.state.settings = SimpleNamespace(store=store, max_body_bytes=4_000_000, is_on_loopback=True)
+    app.state.resident = Resident()
+    app.state.store = store
+    app.state.settings = SimpleNamespace(max_body_bytes=4_000_000, is_on_loopback=True)
     app.state.keys = None
     return app
 

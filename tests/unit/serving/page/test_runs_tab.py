@@ -16,7 +16,7 @@ def test_runs_are_looked_for_only_where_there_is_a_store(
 ) -> None:
     studio = make_studio()
     if not has_store:
-        studio.app.state.settings.store = None
+        studio.app.state.store = None
 
     async def build() -> gr.Blocks:  # gradio wants a loop that runs
         with gr.Blocks(analytics_enabled=False) as page:

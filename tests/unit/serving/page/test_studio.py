@@ -30,7 +30,7 @@ def test_unknown_model_is_refused_with_the_known_ones(
 
 def test_server_without_a_store_says_so(make_studio: MakeStudio) -> None:
     studio = make_studio()
-    studio.app.state.settings.store = None
+    studio.app.state.store = None
     with pytest.raises(RunError, match="no store folder"):
         studio.needed_store()
 

@@ -1,0 +1,78 @@
+"""Models that a server has of one base answer together what each of them answers alone."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lushan.errors import RunError
+from lushan.inference.mixed import predict_mixed
+from lushan.model_store.resident import Resident
+from lushan.model_store.tuned_model import load_predictor
+from lushan.records import Prediction
+from lushan.serving import micro_batches
+from lushan.serving.hosted import HostedModel, host
+from lushan.serving.serve_settings import ServeSettings
+from lushan.serving.worker import Worker
+from tests.many_runs import KINDS, assert_same, examples_of
+
+NAMES = ("topics", "names", "stars", "links", "talks", "sums")
+
+
+@pytest.fixture(scope="module")
+def hosted(many_runs: Path) -> dict[str, HostedModel]:
+    resident = Resident()
+    return {name: host(str(many_runs / name), resident) for name in NAMES}
+
+
+async def ask_all_at_once(models: dict[str, HostedModel]) -> list[list[Prediction]]:
+    """Have the questions wait until all are there, and then answer them."""
+    worker = Worker(models, ServeSettings())
+    asked = [
+        asyncio.create_task(worker.predict(name, examples_of(KINDS[name].task))) for name in NAMES
+    ]
+    await asyncio.sleep(0)
+    worker.start()
+    try:
+        return await asyncio.gather(*asked)
+    finally:
+        await asyncio.to_thread(worker.stop)
+
+
+def test_answers_are_those_of_each_model_alone(
+    hosted: dict[str, HostedModel], many_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_models: list[int] = []
+
+    def watched(*mixed: object) -> list[list[Prediction]]:
+        num_models.append(len(mixed[1]))  # pyright: ignore[reportArgumentType]
+        return predict_mixed(*mixed)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(micro_batches, "predict_mixed", watched)
+    found = asyncio.run(ask_all_at_once(hosted))
+    assert max(num_models) >= 2
+    for name, predictions in zip(NAMES, found, strict=True):
+        alone = load_predictor(many_runs / name).predict(examples_of(KINDS[name].task))
+        assert_same(predictions, alone, tolerance=1e-4)
+
+
+def test_a_model_that_is_loaded_again_takes_the_place_of_the_first(many_runs: Path) -> None:
+    resident = Resident()
+    first = host(str(many_runs / "topics"), resident)
+    again = host(str(many_runs / "topics"), resident)
+    assert len(resident.models) == 1
+    assert again.layers is not None
+    assert first.layers is not None
+    assert again.layers.backbone is first.layers.backbone
+
+
+def test_a_model_that_is_not_what_its_certificate_says_leaves_the_first_in_its_place(
+    many_runs: Path, tmp_path: Path
+) -> None:
+    resident, run = Resident(), shutil.copytree(many_runs / "topics", tmp_path / "topics")
+    host(str(run), resident)
+    (run / "certificate.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(RunError, match=r"certificate.json` is broken"):
+        host(str(run), resident)
+    assert len(resident.models) == 1
