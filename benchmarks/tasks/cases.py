@@ -82,6 +82,16 @@ CASES = (
         above=("before", 0),
     ),
     Case(
+        data="ner/wnut17",
+        task="tagging",
+        options=_settings(
+            training__epochs=4,
+            training__learning_rate=1e-4,
+            task_settings__attention="bidirectional",
+        ),
+        floor=0.40,
+    ),
+    Case(
         data="ner/bc5cdr",
         task="tagging",
         options=_settings(training__epochs=3, training__learning_rate=1e-4),

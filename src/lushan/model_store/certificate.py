@@ -179,12 +179,23 @@ def _base_of_adapter(model: Path) -> Path | None:
 
 
 def read_probes(run: Path) -> list[Example]:
-    """Give the examples that the certificate of a run, or of its `model` folder, is about."""
-    written = json.loads((_model_folder(run) / _PROBES).read_text(encoding="utf-8"))
-    pairs = zip(written["texts"], written["extras"], strict=True)
-    return [
-        Example(str(number), text, None, extra=extra) for number, (text, extra) in enumerate(pairs)
-    ]
+    """Give the examples that the certificate of a run, or of its `model` folder, is about.
+
+    Raises:
+        RunError: If they cannot be read.
+    """
+    file = _model_folder(run) / _PROBES
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        texts = written["texts"]
+        extras = written.get("extras") or [{} for _ in texts]  # the first ones had none
+        pairs = zip(texts, extras, strict=True)
+        return [
+            Example(str(number), text, None, extra=extra)
+            for number, (text, extra) in enumerate(pairs)
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"`{file}` is broken: {error!r}. Restore it, or tune again.") from None
 
 
 def _answers_of_fresh_process(run: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
 import lushan
-from lushan.errors import LushanError, UserError
+from lushan.errors import UserError
 from lushan.feedback.store import FeedbackStore
 from lushan.model_store.resident import Resident
 from lushan.serving import embeddings_api, explain_api, feedback_api, openai_api, task_api
@@ -133,7 +133,7 @@ async def _load(app: FastAPI) -> None:
             app.state.models[model.name] = model
             fields = {"model": model.name, "tuned": model.is_tuned, "certified": model.certified}
             logger.info("Loaded.", extra={"fields": fields})
-    except (LushanError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the server would never be ready
         app.state.failure = error
         app.state.stop()
     else:

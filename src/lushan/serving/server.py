@@ -76,6 +76,7 @@ def serve(
     finally:
         signal.signal(signal.SIGTERM, before)
         opened.close()
+        _log_to(())
     if app.state.failure is not None:
         raise app.state.failure
 
@@ -123,8 +124,12 @@ def address_of(opened: socket.socket) -> str:
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
+    _log_to((handler,))
+
+
+def _log_to(handlers: Sequence[logging.Handler]) -> None:
     for name in ("lushan.serving", "uvicorn"):
         logger = logging.getLogger(name)
-        logger.handlers = [handler]
+        logger.handlers = list(handlers)
         logger.propagate = False
         logger.setLevel(logging.INFO if name == "lushan.serving" else logging.WARNING)

@@ -420,6 +420,19 @@ def test_certificate_that_cannot_be_read_is_refused(
         load_and_replay(whole.run)
 
 
+def test_probes_that_cannot_be_read_are_refused_and_the_first_ones_had_texts_alone(
+    whole: Certified,
+) -> None:
+    file = whole.run / "model" / "probes.json"
+    texts = json.loads(file.read_text(encoding="utf-8"))["texts"]
+    file.write_text(json.dumps({"texts": texts}), encoding="utf-8")
+    assert [each.text for each in read_probes(whole.run)] == texts
+    for content in ("[]", "{}", '{"texts": 3}', '{"texts": ["a"], "extras": [{}, {}]}', "?"):
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(RunError, match=r"probes\.json` is broken"):
+            read_probes(whole.run)
+
+
 def test_run_without_a_certificate_is_refused(whole: Certified) -> None:
     (whole.run / "certificate.json").unlink()
     with pytest.raises(RunError, match=r"certificate\.json` is missing.*--resume"):

@@ -50,6 +50,17 @@ def test_model_that_cannot_be_served_stops_the_server(tmp_path: Path) -> None:
         assert served.get("/readyz").status_code == 503
 
 
+def test_fault_while_loading_stops_the_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = ZeroDivisionError("ours")
+
+    def fail(*_: object) -> HostedModel:
+        raise fault
+
+    monkeypatch.setattr(app_module, "host", fail)
+    with serving(targets=["any"]) as served:
+        assert served.app.state.failure is fault
+
+
 def test_client_that_goes_away_frees_its_rows(served: Served) -> None:
     worker = served.app.state.worker
     with httpx.stream("POST", f"{served.url}/v1/completions", json=LONG) as answer:
