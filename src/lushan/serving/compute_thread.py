@@ -8,12 +8,15 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
+from lushan.backbones.hardware import give_back_freed_memory
 from lushan.serving.errors import ServerBusyError
 from lushan.serving.micro_batches import Asked, MicroBatches
 from lushan.serving.streams import Streams, Writing
 
 logger = logging.getLogger("lushan.serving")
 ResultT = TypeVar("ResultT")
+STEPS_BETWEEN_TRIMS = 100
+"""Texts of ever other lengths leave holes in freed memory; given back at every step, it would have to be zeroed anew."""
 Command = Callable[[], None]
 
 
@@ -27,6 +30,7 @@ class ComputeThread:
         self._inbox: deque[Command] = deque()
         self._changed = threading.Condition()
         self._is_stopping = False
+        self._num_steps = 0
         self._thread = threading.Thread(target=self._work, name="lushan-compute", daemon=True)
 
     def start(self) -> None:
@@ -72,6 +76,9 @@ class ComputeThread:
                 self._take_commands()
                 self._streams.step()
                 self._batches.step()
+                self._num_steps += 1
+                if self._num_steps % STEPS_BETWEEN_TRIMS == 0:
+                    give_back_freed_memory()
                 if self._jobs:
                     self._jobs.popleft()()
             except Exception as error:

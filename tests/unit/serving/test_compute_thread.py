@@ -8,6 +8,7 @@ import pytest
 
 from lushan.inference.predict import Predictor
 from lushan.records import Example, Prediction
+from lushan.serving import compute_thread
 from lushan.serving.compute_thread import ComputeThread
 from lushan.serving.micro_batches import Asked, MicroBatches
 
@@ -72,3 +73,18 @@ def test_failure_in_the_middle_is_told_to_all_who_wait_and_the_thread_goes_on(
     thread.call(lambda: 7, working)
     assert working.result(timeout=5) == 7
     thread.stop()
+
+
+def test_freed_memory_is_given_back_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[int] = []
+    monkeypatch.setattr(compute_thread, "STEPS_BETWEEN_TRIMS", 2)
+    monkeypatch.setattr(compute_thread, "give_back_freed_memory", lambda: given_back.append(1))
+    thread = ComputeThread(max_rows=1, max_tokens=1000)
+    futures: list[Future[int]] = [Future() for _ in range(5)]
+    for future in futures:
+        thread.call(lambda: 7, future)
+    thread.start()
+    for future in futures:
+        future.result(timeout=5)
+    thread.stop()
+    assert len(given_back) in (2, 3)  # to be told to stop is a step too
