@@ -73,7 +73,13 @@ def profile_method(method: Method, model: Path, file: Path, limit: float) -> str
     backbone = load_backbone(model, purpose="classify", labels=STATE.labels, precision="bf16")
     attach(backbone, method=method)
     batches, task = make_batches(file, backbone), load_task("classification")
-    optimizer = Optimizer(backbone.model, SETTINGS, num_steps=10 * NUM_STEPS)
+    tokens_read = {token for batch in batches for token in batch.token_ids_1T[0].tolist()}
+    optimizer = Optimizer(
+        backbone.model,
+        SETTINGS,
+        num_steps=10 * NUM_STEPS,
+        read_rows=backbone.read_rows(list(tokens_read)),
+    )
     backbone.model.train()
     depth = num_frozen_layers(backbone, method=method, layers=4)
 
