@@ -183,7 +183,7 @@ def _rows(run: Path, opened: Opened, data: Path | None, *, tell: Tell) -> Rows:
     tell("The data of the run is gone or changed, so nothing is scored; `--data DATA` names rows.")
     try:
         probes = read_probes(model_folder(run).parent)
-    except FileNotFoundError:
+    except RunError:
         raise RunError(
             f"`{run}` has neither its data nor texts to compare answers on. Name rows: `--data DATA`."
         ) from None
