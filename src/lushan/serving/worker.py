@@ -200,7 +200,9 @@ class Worker:
             del self._open[number]
 
     async def _before(self, deadline: float, awaitable: Awaitable[ResultT]) -> ResultT:
+        # `asyncio.wait_for` of Python 3.11 forgets that it was cancelled where the result has just come.
         try:
-            return await asyncio.wait_for(awaitable, deadline - time.monotonic())
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await awaitable
         except TimeoutError:
             raise DeadlineError(self._settings.deadline_seconds) from None

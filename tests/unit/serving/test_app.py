@@ -74,7 +74,7 @@ def test_client_that_does_not_wait_for_a_whole_answer_frees_its_rows(served: Ser
     worker = served.app.state.worker
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{served.url}/v1/completions", json=LONG | {"stream": False}, timeout=0.2)
-    wait_until(lambda: worker.num_running == 0, seconds=6)
+    wait_until(lambda: worker.num_running == 0, seconds=2)
 
 
 def test_request_past_its_deadline_gets_504_or_an_event(chatter: HostedModel) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -177,3 +178,17 @@ def test_other_work_runs_between_steps_and_its_errors_reach_who_asked(chatter: H
 
     with working(chatter) as worker:
         assert asyncio.run(use(worker)) == "lushan-compute"
+
+
+def test_request_that_is_stopped_just_as_a_token_comes_is_stopped() -> None:
+    async def stop() -> None:
+        worker = Worker({}, ServeSettings())
+        token: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        waiting = asyncio.create_task(worker._before(time.monotonic() + 60, token))
+        await asyncio.sleep(0)
+        token.set_result(7)
+        waiting.cancel()
+        await waiting
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(stop())
