@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from ours_gemm_share import SETTINGS
 from torch.profiler import ProfilerActivity, profile, record_function
 from works import LAYER_WEIGHTS
 
@@ -27,21 +28,11 @@ from lushan.backbones.load import Backbone, load_backbone
 from lushan.catalog import load_task
 from lushan.data.batching import pack
 from lushan.records import Batch, Features, TaskState
-from lushan.training.optimizer import Optimizer, OptimizerSettings
+from lushan.training.optimizer import Optimizer
 
 ROWS_PER_STEP = 16
 NUM_STEPS = 10
 STATE = TaskState(labels=("a", "b"))
-SETTINGS = OptimizerSettings(
-    optimizer="adamw",
-    learning_rate=1e-5,
-    head_learning_rate=1e-5,
-    momentum=0.9,
-    weight_decay=0.01,
-    warmup_fraction=0.1,
-    schedule="linear",
-    max_gradient_norm=1.0,
-)
 OPERATIONS_PER_WEIGHT: dict[str, float] = {"full": 6, "lora": 4, "top": 6 * 4 / 30}
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "mkldnn::_linear_pointwise")
 _ATTENTION = ("aten::bmm", "aten::_softmax", "aten::_softmax_backward_data", "aten::index_select")

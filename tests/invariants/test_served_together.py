@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from lushan.errors import RunError
+from lushan.inference import mixed
 from lushan.inference.mixed import predict_mixed
 from lushan.model_store.resident import Resident
 from lushan.model_store.tuned_model import load_predictor
 from lushan.records import Prediction
-from lushan.serving import micro_batches
 from lushan.serving.hosted import HostedModel, host
 from lushan.serving.serve_settings import ServeSettings
 from lushan.serving.worker import Worker
@@ -45,11 +45,11 @@ def test_answers_are_those_of_each_model_alone(
 ) -> None:
     num_models: list[int] = []
 
-    def watched(*mixed: object) -> list[list[Prediction]]:
-        num_models.append(len(mixed[1]))  # pyright: ignore[reportArgumentType]
-        return predict_mixed(*mixed)  # pyright: ignore[reportArgumentType]
+    def watched(*asked: object) -> list[list[Prediction]]:
+        num_models.append(len(asked[1]))  # pyright: ignore[reportArgumentType]
+        return predict_mixed(*asked)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(micro_batches, "predict_mixed", watched)
+    monkeypatch.setattr(mixed, "predict_mixed", watched)
     found = asyncio.run(ask_all_at_once(hosted))
     assert max(num_models) >= 2
     for name, predictions in zip(NAMES, found, strict=True):

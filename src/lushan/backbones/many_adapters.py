@@ -335,3 +335,8 @@ class SharingBackbone(Backbone):
     def _run(self, call: Call) -> Tensor:
         with self.many.apply([self.adapter], [call.token_ids_1T.shape[1]]):
             return Backbone._run(self, call)
+
+
+def own_adapter(backbone: Backbone) -> Adapter | None:
+    """What a model adds to layers that it shares; None where it adds nothing, or shares none."""
+    return backbone.adapter if isinstance(backbone, SharingBackbone) else None

@@ -44,6 +44,12 @@ def command(
         int,
         typer.Option("--max-tokens", help="Tokens that a model remembers of them, at most."),
     ] = 65_536,
+    max_model_gigabytes: Annotated[
+        float | None,
+        typer.Option(
+            "--max-model-gigabytes", help="Memory that tuned models may take; else no limit."
+        ),
+    ] = None,
     max_waiting: Annotated[
         int, typer.Option("--max-waiting", help="Requests that may wait; one more gets 503.")
     ] = 256,
@@ -90,6 +96,7 @@ def command(
         "cors_origins": tuple(cors_origin or ()),
         "max_rows": max_rows,
         "max_tokens": max_tokens,
+        "max_model_gigabytes": max_model_gigabytes,
         "max_waiting": max_waiting,
         "max_body_bytes": max_body_bytes,
         "deadline_seconds": deadline_seconds,

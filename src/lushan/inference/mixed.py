@@ -30,6 +30,20 @@ class SharedLayers(NamedTuple):
     many: ManyAdapters
 
 
+class Question(NamedTuple):
+    """What one model is asked."""
+
+    predictor: Predictor
+    layers: SharedLayers | None
+    """What the model shares with others; None where it has layers of its own."""
+    examples: Sequence[Example]
+
+    @property
+    def holder(self) -> int:
+        """Tells models apart that cannot be asked together."""
+        return id(self.predictor if self.layers is None else self.layers.many)
+
+
 @dataclass(slots=True)
 class _Asked:
     """What one model is asked."""
@@ -49,6 +63,37 @@ class _Document(NamedTuple):
     """Number of the model that is asked."""
     place: int
     """Number among the documents of that model."""
+
+
+def predict_together(questions: Sequence[Question]) -> list[list[Prediction]]:
+    """Answer each question, in order; those to models that share their layers in the same passes.
+
+    Raises:
+        DataError: If a text is too long and the policy is `error`.
+    """
+    places: dict[int, dict[int, list[int]]] = {}
+    for place, each in enumerate(questions):
+        of_model = places.setdefault(each.holder, {})
+        of_model.setdefault(id(each.predictor), []).append(place)
+    answers: list[list[Prediction]] = [[] for _ in questions]
+    for of_model in places.values():
+        asked = [
+            (
+                questions[own[0]].predictor,
+                [example for place in own for example in questions[place].examples],
+            )
+            for own in of_model.values()
+        ]
+        layers = questions[next(iter(of_model.values()))[0]].layers
+        if layers is None or len(asked) == 1:
+            found = [predictor.predict(examples) for predictor, examples in asked]
+        else:
+            found = predict_mixed(layers, asked)
+        for own, predictions in zip(of_model.values(), found, strict=True):
+            rest = iter(predictions)
+            for place in own:
+                answers[place] = [next(rest) for _ in questions[place].examples]
+    return answers
 
 
 def predict_mixed(

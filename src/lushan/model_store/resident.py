@@ -5,7 +5,7 @@ architectures without packed attention, have a backbone of their own. What each 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -17,7 +17,6 @@ from torch import nn
 from lushan.backbones.inspect import describe
 from lushan.backbones.load import DTYPES, AnswerLayer, check_values, load_backbone
 from lushan.backbones.many_adapters import (
-    Adapter,
     ManyAdapters,
     SharingBackbone,
     empty_model,
@@ -26,8 +25,7 @@ from lushan.backbones.many_adapters import (
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
 from lushan.errors import ModelError, RunError
-from lushan.inference.generate import MAX_ROWS, GenerationEngine
-from lushan.inference.mixed import SharedLayers, predict_mixed
+from lushan.inference.mixed import Question, SharedLayers, predict_together
 from lushan.inference.predict import Predictor
 from lushan.model_store.tuned_model import (
     TunedModel,
@@ -50,7 +48,6 @@ class _Base:
     folder: Path
     layers: SharedLayers
     num_bytes: int
-    engine: GenerationEngine | None = None
 
 
 @dataclass(slots=True)
@@ -64,18 +61,11 @@ class ResidentModel:
     why_alone: str
     """Why it shares its layers with no other; empty where it may."""
     base: _Base | None
-    engine: GenerationEngine | None = None
 
     @property
     def layers(self) -> SharedLayers | None:
         """What it shares with others; None where it has layers of its own."""
         return None if self.base is None else self.base.layers
-
-    @property
-    def adapter(self) -> Adapter | None:
-        """What an engine is told in order to write with this model."""
-        backbone = self.predictor.backbone
-        return backbone.adapter if isinstance(backbone, SharingBackbone) else None
 
 
 class Resident:
@@ -118,12 +108,21 @@ class Resident:
             raise ModelError(f"No model `{name}` is loaded. Loaded: {known}.")
         return self._models[name]
 
-    def load(self, run: Path, *, name: str | None = None) -> str:
+    def load(
+        self,
+        run: Path,
+        *,
+        name: str | None = None,
+        replaces: bool = False,
+        check: Callable[[Predictor], object] = lambda _: None,
+    ) -> str:
         """Load the tuned model of a run, and give its name.
 
         Args:
             run: The run folder, or its `model` folder.
             name: What it is called here; without one, as the folder is.
+            replaces: Whether it takes the place of a model of this name, once it is loaded and checked.
+            check: Called with the model before it has its name; what it raises leaves all as it was.
 
         Raises:
             ModelError: If the base of an adapter is missing or another, or the models would take too much memory.
@@ -132,12 +131,15 @@ class Resident:
         folder = model_folder(run)
         meaning = read_meaning(folder)
         name = name or run.resolve().name
-        if name in self._models:
+        if name in self._models and not replaces:
             raise RunError(
                 f"A model `{name}` is loaded already. Unload it first, or give this one another name."
             )
         model = self._load(name, folder, meaning)
         self._check_room(name, model.num_bytes)
+        check(model.predictor)
+        if name in self._models:
+            self.unload(name)
         self._models[name] = model
         return name
 
@@ -159,51 +161,11 @@ class Resident:
             DataError: If a text is too long and the policy is `error`.
             ModelError: If a model is not loaded.
         """
-        places: dict[str, list[int]] = {}
-        for place, (name, _) in enumerate(questions):
-            self.model(name)
-            places.setdefault(name, []).append(place)
-        of_base: dict[_Base | str, list[str]] = {}
-        for name in places:
-            of_base.setdefault(self._models[name].base or name, []).append(name)
-        found: dict[int, Prediction] = {}
-        for names in of_base.values():
-            asked = [
-                (
-                    self._models[name].predictor,
-                    [questions[place][1] for place in places[name]],
-                )
-                for name in names
-            ]
-            base = self._models[names[0]].base
-            answers = (
-                [asked[0][0].predict(asked[0][1])]
-                if base is None or len(asked) == 1
-                else predict_mixed(base.layers, asked)
-            )
-            for name, predictions in zip(names, answers, strict=True):
-                found.update(zip(places[name], predictions, strict=True))
-        return [found[place] for place in range(len(questions))]
-
-    def engine(self, name: str, *, max_rows: int = MAX_ROWS) -> GenerationEngine:
-        """Give the engine that writes for a model and all that share its base; `add` takes the model's `adapter`.
-
-        Raises:
-            ModelError: If the model is not loaded, or cannot write.
-        """
-        model = self.model(name)
-        if model.predictor.backbone.plain_model.get_output_embeddings() is None:
-            raise ModelError(f"`{name}` answers by a head and cannot write.")
-        holder = model.base or model
-        if holder.engine is None:
-            holder.engine = (
-                GenerationEngine(model.predictor.backbone, max_rows=max_rows)
-                if model.base is None
-                else GenerationEngine(
-                    model.base.layers.backbone, max_rows=max_rows, many=model.base.layers.many
-                )
-            )
-        return holder.engine
+        asked = [(self.model(name), example) for name, example in questions]
+        found = predict_together([
+            Question(model.predictor, model.layers, [example]) for model, example in asked
+        ])
+        return [prediction for (prediction,) in found]
 
     def _load(self, name: str, folder: Path, meaning: TunedModel) -> ResidentModel:
         task: Task = load_task(meaning.task)

@@ -6,6 +6,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -78,7 +79,8 @@ def make_app(
     state.settings = settings
     state.models = {each.name: each for each in models}
     state.targets = targets
-    state.resident = Resident()
+    most = settings.max_model_gigabytes
+    state.resident = Resident(limit_bytes=math.inf if most is None else most * 1e9)
     state.store = None
     state.is_ready = False
     state.failure = None

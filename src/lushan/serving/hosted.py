@@ -1,6 +1,5 @@
 """The models of a server: loaded, and shown to answer as their certificates say before they are asked anything else."""
 
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ from lushan.records import TaskState
 from lushan.serving.errors import UnknownModelError
 
 CERTIFICATE = "certificate.json"
-_MARK, _NUMBERS = " #", itertools.count(1)
-"""Behind the name of a resident model: until a new one is shown to be right, the one that it replaces stays."""
 MOST_ANSWER_TOKENS = 1024
 """Of an untuned model that is not told how long its answer may be."""
 
@@ -108,24 +105,24 @@ def _name_of(path: Path) -> str:
 
 def _host_run(folder: Path, resident: Resident) -> HostedModel:
     run = folder.parent if folder.name == "model" else folder
-    name = _name_of(folder)
-    replaced = [each.name for each in resident.models if each.name.partition(_MARK)[0] == name]
-    key = resident.load(folder, name=f"{name}{_MARK}{next(_NUMBERS)}")
-    model = resident.model(key)
     is_certified = (run / CERTIFICATE).is_file()
-    if is_certified:
-        try:
-            replay(run, model.predictor)
-        except LushanError as error:
-            resident.unload(key)
-            raise RunError(
-                f"`{run}` is not what its certificate is about. {error} {_REMEDY}"
-            ) from None
-    for each in replaced:
-        resident.unload(each)
+
+    def check(predictor: Predictor) -> None:
+        if is_certified:
+            _replay(run, predictor)
+
+    name = resident.load(folder, name=_name_of(folder), replaces=True, check=check)
+    model = resident.model(name)
     return HostedModel(
         name, model.predictor, run, is_tuned=True, certified=is_certified, layers=model.layers
     )
+
+
+def _replay(run: Path, predictor: Predictor) -> None:
+    try:
+        replay(run, predictor)
+    except LushanError as error:
+        raise RunError(f"`{run}` is not what its certificate is about. {error} {_REMEDY}") from None
 
 
 _REMEDY = "It is not served. Restore its `model` folder, or tune again."

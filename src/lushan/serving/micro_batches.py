@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from lushan.inference.mixed import SharedLayers, predict_mixed
+from lushan.inference.mixed import Question, SharedLayers, predict_together
 from lushan.inference.predict import Predictor
 from lushan.records import Example, Prediction
 
@@ -32,10 +32,9 @@ class Asked:
     answers: list[Prediction] = field(default_factory=list[Prediction])
     """Of the first examples; the rest is still to be answered."""
 
-    @property
-    def holder(self) -> int:
-        """Tells models apart that cannot be asked together."""
-        return id(self.predictor if self.layers is None else self.layers.many)
+    def question(self, examples: Sequence[Example]) -> Question:
+        """Ask the model of this request."""
+        return Question(self.predictor, self.layers, examples)
 
     @property
     def has_started(self) -> bool:
@@ -58,31 +57,6 @@ Taken = tuple[Asked, Sequence[Example]]
 """A request, and those of its examples that are answered next."""
 
 
-def _answers(taken: Sequence[Taken]) -> list[list[Prediction]]:
-    """Answer what was taken, all of it in the same passes; for each request, in order."""
-    places: dict[int, list[int]] = {}
-    for place, (asked, _) in enumerate(taken):
-        places.setdefault(id(asked.predictor), []).append(place)
-    questions = [
-        (
-            taken[own[0]][0].predictor,
-            [example for place in own for example in taken[place][1]],
-        )
-        for own in places.values()
-    ]
-    layers = taken[0][0].layers
-    if layers is None or len(questions) == 1:
-        found = [predictor.predict(examples) for predictor, examples in questions]
-    else:
-        found = predict_mixed(layers, questions)
-    answers: list[list[Prediction]] = [[] for _ in taken]
-    for own, predictions in zip(places.values(), found, strict=True):
-        rest = iter(predictions)
-        for place in own:
-            answers[place] = [next(rest) for _ in taken[place][1]]
-    return answers
-
-
 class MicroBatches:
     """Requests in the order in which they are served next."""
 
@@ -103,9 +77,10 @@ class MicroBatches:
         self._waiting = deque(each for each in self._waiting if not each.future.cancelled())
         if not self._waiting:
             return
-        taken = self._take(self._waiting[0].holder)
+        taken = self._take(self._waiting[0].question(()).holder)
         try:
-            for (asked, _), answers in zip(taken, _answers(taken), strict=True):
+            found = predict_together([asked.question(part) for asked, part in taken])
+            for (asked, _), answers in zip(taken, found, strict=True):
                 asked.answers += answers
         except Exception:  # noqa: BLE001 - what one request did must not become the answer to another
             self._answer_apart(taken)
@@ -118,7 +93,7 @@ class MicroBatches:
         left: deque[Asked] = deque()
         room, characters = MOST_EXAMPLES, MOST_CHARACTERS
         for asked in self._waiting:
-            if asked.holder != holder or room <= 0 or characters <= 0:
+            if asked.question(()).holder != holder or room <= 0 or characters <= 0:
                 left.append(asked)
                 continue
             part = asked.next_examples(most=room, most_characters=characters)

@@ -25,6 +25,9 @@ class ServeSettings(Settings):
     max_tokens: int = Field(default=65_536, ge=1)
     """Tokens that a model remembers of these, each counted as long as the longest can become; bounds memory."""
 
+    max_model_gigabytes: float | None = Field(default=None, gt=0)
+    """Most memory that the weights of tuned models may take together; None sets no limit."""
+
     max_waiting: int = Field(default=256, ge=1)
     """Requests that may wait; one more is sent away with 503."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lushan.backbones.load import Backbone
-from lushan.backbones.many_adapters import SharingBackbone
+from lushan.backbones.many_adapters import own_adapter
 from lushan.errors import UserError
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import GenerationEngine
@@ -93,9 +93,7 @@ class Streams:
                 request.settings,
                 index=request.number,
                 constraint=request.constraint,
-                adapter=request.backbone.adapter
-                if isinstance(request.backbone, SharingBackbone)
-                else None,
+                adapter=own_adapter(request.backbone),
                 num_alternatives=request.num_alternatives,
             )
         except UserError as error:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lushan.backbones.load import Backbone, load_backbone
-from lushan.backbones.many_adapters import Adapter, ManyAdapters
+from lushan.backbones.many_adapters import Adapter, ManyAdapters, own_adapter
 from lushan.errors import DataError, ModelError, SettingError
 from lushan.inference import constrained, decoder
 from lushan.inference.constrained import num_shared_tokens
@@ -335,13 +335,20 @@ def test_beams_and_samples_of_many_adapters_are_written_together_as_alone(
     resident = Resident()
     for name in names:
         resident.load(many_runs / name)
-    engine = resident.engine("talks", max_rows=6)
+    layers = resident.model("talks").layers
+    assert layers is not None
+    engine = GenerationEngine(layers.backbone, max_rows=6, many=layers.many)
     alone = [load_predictor(many_runs / name).backbone for name in names]
     how = [settings(num_beams=3), settings(temperature=1.0, seed=3), settings()]
     prompts = encode_prompts(alone[0], PROMPTS)
     places = [(n, prompt) for prompt in prompts for n in range(3)]
     for index, (n, prompt) in enumerate(places):
-        engine.add(prompt, how[n], index=index, adapter=resident.model(names[n]).adapter)
+        engine.add(
+            prompt,
+            how[n],
+            index=index,
+            adapter=own_adapter(resident.model(names[n]).predictor.backbone),
+        )
     found = collect(run(engine))
     for each, (n, prompt) in zip(found, places, strict=True):
         expected = generate(alone[n], [prompt], how[n])[0]

@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from lushan.backbones.adapters import Method
 from lushan.backbones.load import load_backbone
+from lushan.backbones.many_adapters import own_adapter
 from lushan.errors import ModelError, RunError, UserError
 from lushan.inference.draft import TokenEvent
-from lushan.inference.generate import encode_prompts, generate
+from lushan.inference.generate import GenerationEngine, encode_prompts, generate
 from lushan.inference.generation_settings import GenerationSettings
+from lushan.inference.predict import Predictor
 from lushan.model_store.resident import Resident
 from lushan.model_store.tuned_model import load_predictor
 from lushan.records import Example
@@ -194,14 +196,20 @@ def test_base_is_freed_with_the_last_model_that_needs_it(many_runs: Path) -> Non
 
 def test_models_come_and_go_while_an_engine_writes(many_runs: Path, tiny_folder: MakeTiny) -> None:
     resident = holding(many_runs, "talks")
-    engine = resident.engine("talks")
+    layers = resident.model("talks").layers
+    assert layers is not None
+    engine = GenerationEngine(layers.backbone, many=layers.many)
     (prompt,) = encode_prompts(load_backbone(tiny_folder("llama"), purpose="language"), [PROMPT])
-    engine.add(prompt, SHORT, index=0, adapter=resident.model("talks").adapter)
+    engine.add(
+        prompt, SHORT, index=0, adapter=own_adapter(resident.model("talks").predictor.backbone)
+    )
     engine.add(prompt, SHORT, index=1)
     events = [event for _ in range(3) for event in engine.step()]
     resident.load(many_runs / "sums")
-    assert resident.engine("sums") is engine
-    engine.add(prompt, SHORT, index=2, adapter=resident.model("sums").adapter)
+    assert resident.model("sums").layers is layers
+    engine.add(
+        prompt, SHORT, index=2, adapter=own_adapter(resident.model("sums").predictor.backbone)
+    )
     events += engine.step()
     resident.unload("talks")
     resident.load(many_runs / "sums", name="talks")
@@ -214,26 +222,6 @@ def test_models_come_and_go_while_an_engine_writes(many_runs: Path, tiny_folder:
     assert len({tuple(each) for each in alone}) == 3
 
 
-def test_engine_of_a_model_that_shares_nothing_is_its_own(
-    tiny_folder: MakeTiny, tmp_path: Path
-) -> None:
-    run = save_run(tmp_path / "w", tiny_folder("llama"), Kind("dialogue", "generate", "full"))
-    resident = Resident()
-    resident.load(run)
-    engine = resident.engine("w")
-    assert resident.model("w").adapter is None
-    engine.add((5, 9, 9), SHORT, index=0)
-    events = [event for _ in range(10) for event in engine.step()]
-    expected = generate(load_predictor(run).backbone, [(5, 9, 9)], SHORT)[0].token_ids
-    assert written(events, 0) == expected
-
-
-@pytest.mark.parametrize("name", ["topics", "stars"])
-def test_model_that_answers_by_a_head_cannot_write(name: str, many_runs: Path) -> None:
-    with pytest.raises(ModelError, match=f"`{name}` answers by a head"):
-        holding(many_runs, name).engine(name)
-
-
 def test_name_that_is_not_loaded_is_refused_with_those_that_are(many_runs: Path) -> None:
     resident = holding(many_runs, "topics", "stars")
     example = examples_of("classification")[0]
@@ -243,6 +231,20 @@ def test_name_that_is_not_loaded_is_refused_with_those_that_are(many_runs: Path)
         resident.predict([("topics", example), ("links", example)])
     with pytest.raises(ModelError, match="Loaded: none"):
         Resident().unload("links")
+
+
+def test_model_that_replaces_another_is_checked_first(many_runs: Path) -> None:
+    resident, first = holding(many_runs, "topics"), []
+
+    def refuse(_: Predictor) -> None:
+        raise RunError("not that one")
+
+    first.append(resident.model("topics"))
+    with pytest.raises(RunError, match="not that one"):
+        resident.load(many_runs / "topics", replaces=True, check=refuse)
+    assert [*resident.models] == first
+    resident.load(many_runs / "topics", replaces=True, check=first.append)
+    assert [each.predictor for each in resident.models] == first[1:]
 
 
 def test_second_model_of_a_name_is_refused(many_runs: Path) -> None:

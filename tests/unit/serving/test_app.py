@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from lushan.errors import RunError
+from lushan.errors import ModelError, RunError
 from lushan.model_store.resident import Resident
 from lushan.serving import app as app_module
 from lushan.serving.errors import RequestError
@@ -48,6 +48,12 @@ def test_model_that_cannot_be_served_stops_the_server(tmp_path: Path) -> None:
         wait_until(lambda: served.app.state.failure is not None)
         assert isinstance(served.app.state.failure, RunError)
         assert served.get("/readyz").status_code == 503
+
+
+def test_model_that_takes_more_memory_than_models_may_is_refused(tiny_run: Path) -> None:
+    with serving(targets=[str(tiny_run)], max_model_gigabytes=1e-6) as served:
+        assert isinstance(served.app.state.failure, ModelError)
+        assert "Unload one, or allow more" in str(served.app.state.failure)
 
 
 def test_fault_while_loading_stops_the_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
