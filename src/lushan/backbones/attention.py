@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from lushan.backbones.attention_products import HeadRows, Plan, attend, gather, head_rows, scatter
+from lushan.backbones.attention_products import (
+    Block,
+    HeadRows,
+    Plan,
+    attend,
+    gather,
+    head_rows,
+    scatter,
+)
 from lushan.backbones.slot_cache import SlotCache
 
 ATTENTION_NAME = "lushan_packed"
@@ -30,8 +38,14 @@ ATTENTION_NAME = "lushan_packed"
 _GROUP_GROWTH = 1.5
 _GROUP_SLACK_TOKENS = 16
 FLASH_FROM_TOKENS = 512
-"""Shorter documents are attended to by plain products, which keep a table of scores: on CPUs the flash kernel is slower
-there, and far slower backward."""
+"""Shorter documents are attended to by plain products, which keep a table of scores. On CPUs the flash kernel is slower
+there; in bf16 it is at any length where the keys that a query does not see can be left out, so that longer causal
+documents make their tables again in the backward pass."""
+_BLOCK_TOKENS, _LONG_BLOCK_TOKENS = 64, 128
+"""Queries that are taken together; the second from `_LONG_FROM_TOKENS` on."""
+_LONG_FROM_TOKENS = 1024
+_FEW_BLOCKS = 3
+"""Documents of fewer blocks are attended to in one."""
 _UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias")
 """What some architectures add to their attention and this one does not."""
 
@@ -47,19 +61,22 @@ class Group:
     """First token of each branch of each document; empty where no document has any."""
     masks: dict[tuple[bool, int | None], Tensor | None] = field(default_factory=dict)
     """Masks by causality and window, made once and used by every layer."""
-    rows: dict[int, HeadRows] = field(default_factory=dict)
-    """How heads are gathered, by their number; made once and used by every layer."""
+    blocks: dict[tuple[bool, int | None], tuple[Block, ...]] = field(default_factory=dict)
+    """How queries are taken, likewise."""
+    rows: dict[tuple[int, int], HeadRows] = field(default_factory=dict)
+    """How heads are gathered, by their number and how many stand together; made once and used by every layer."""
 
     @property
     def longest(self) -> int:
         """Tokens of the longest document."""
         return self.lengths[-1]
 
-    def rows_of(self, num_heads: int, device: torch.device) -> HeadRows:
+    def rows_of(self, num_heads: int, device: torch.device, *, num_together: int = 1) -> HeadRows:
         """How so many heads are gathered."""
-        if num_heads not in self.rows:
-            self.rows[num_heads] = head_rows(self.lengths, num_heads, device)
-        return self.rows[num_heads]
+        place = num_heads, num_together
+        if place not in self.rows:
+            self.rows[place] = head_rows(self.lengths, num_heads, device, num_together=num_together)
+        return self.rows[place]
 
 
 @dataclass(slots=True)
@@ -81,11 +98,6 @@ class Packing:
     prefix: Prefix | None = None
     record: Prefix | None = None
     """Filled with the keys and values of this pass, to be the prefix of later ones."""
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Tokens of the shared prefix."""
-        return self.prefix.num_tokens if self.prefix else 0
 
 
 def plan_packing(
@@ -165,9 +177,8 @@ def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' 
             group,
             _Heads(query_TF, key_TF, value_TF, width),
             prefix=None if packing.prefix is None else _of_layer(packing.prefix, layer),
-            mask_NLK=_mask(
-                group, packing.num_prefix_tokens, causal=causal, window=window, like=query
-            ),
+            causal=causal,
+            window=window,
             scaling=scaling,
             dropout=options.get("dropout") or 0.0,
         )
@@ -197,7 +208,8 @@ def _attend_in(
     heads: _Heads,
     *,
     prefix: tuple[Tensor, Tensor] | None,
-    mask_NLK: Tensor | None,
+    causal: bool,
+    window: int | None,
     scaling: float,
     dropout: float,
 ) -> Tensor:
@@ -205,21 +217,36 @@ def _attend_in(
     width, num_documents = heads.width, len(group.lengths)
     num_tokens, num_query_features = heads.query_TF.shape
     device = heads.query_TF.device
-    queries = group.rows_of(num_query_features // width, device)
-    num_key_heads = heads.key_TF.shape[1] // width
+    num_heads, num_key_heads = num_query_features // width, heads.key_TF.shape[1] // width
     keys = group.rows_of(num_key_heads, device)
-    if prefix is None and group.longest < FLASH_FROM_TOKENS:
-        plan = Plan(queries, keys, num_documents, num_documents * num_key_heads, width)
-        return attend(heads[:3], plan, mask_NLK=mask_NLK, scaling=scaling, dropout=dropout)
+    takes_blocks = causal and not group.branches
+    if prefix is None and (
+        group.longest < FLASH_FROM_TOKENS
+        or (takes_blocks and not dropout and device.type == "cpu" and _is_half(heads.query_TF))
+    ):
+        plan = Plan(
+            group.rows_of(num_heads, device, num_together=num_heads // num_key_heads),
+            keys,
+            num_documents,
+            num_documents * num_key_heads,
+            width,
+            blocks=_blocks(group, causal=causal, window=window, like=heads.query_TF),
+            keeps=group.longest < FLASH_FROM_TOKENS,
+        )
+        return attend(heads[:3], plan, scaling=scaling, dropout=dropout)
+    queries = group.rows_of(num_heads, device)
     query_NHLD, key_NGKD, value_NGKD = (
         gather(flat_TF, rows, width).view(num_documents, -1, group.longest, width)
         for flat_TF, rows in zip(heads[:3], (queries, keys, keys), strict=True)
     )
+    num_prefix_tokens = 0
     if prefix is not None:
+        num_prefix_tokens = prefix[0].shape[1]
         key_NGKD, value_NGKD = (
             _with_prefix(before, own)
             for before, own in zip(prefix, (key_NGKD, value_NGKD), strict=True)
         )
+    mask_NLK = _mask(group, num_prefix_tokens, causal=causal, window=window, like=query_NHLD)
     attended_NHLD = functional.scaled_dot_product_attention(
         query_NHLD,
         key_NGKD,
@@ -227,9 +254,53 @@ def _attend_in(
         attn_mask=None if mask_NLK is None else mask_NLK[:, None],
         dropout_p=dropout,
         scale=scaling,
-        enable_gqa=query_NHLD.shape[1] > num_key_heads,
+        enable_gqa=num_heads > num_key_heads,
     )
     return scatter(attended_NHLD, queries, num_tokens)
+
+
+def _is_half(tensor: Tensor) -> bool:
+    return tensor.element_size() == torch.bfloat16.itemsize
+
+
+def _blocks(group: Group, *, causal: bool, window: int | None, like: Tensor) -> tuple[Block, ...]:
+    """How the queries of a group are taken: in blocks where that leaves out keys, else all at once."""
+    place = (causal, window)
+    if place not in group.blocks:
+        group.blocks[place] = _build_blocks(group, causal=causal, window=window, like=like)
+    return group.blocks[place]
+
+
+def _build_blocks(
+    group: Group, *, causal: bool, window: int | None, like: Tensor
+) -> tuple[Block, ...]:
+    longest = group.longest
+    size = _BLOCK_TOKENS if longest < _LONG_FROM_TOKENS else _LONG_BLOCK_TOKENS
+    if not causal or group.branches or longest < _FEW_BLOCKS * size:
+        mask_NLK = _mask(group, 0, causal=causal, window=window, like=like)
+        return (Block(0, longest, 0, longest, mask_NLK),)
+    triangle_1SS = _added_where_allowed(torch.ones(1, size, size, dtype=torch.bool).tril(), like)
+    blocks: list[Block] = []
+    for start in range(0, longest, size):
+        end = min(start + size, longest)
+        first_key, mask_1SK = 0, triangle_1SS[:, : end - start, : end - start]
+        if window is not None:
+            first_key = max(0, start - window + 1)
+            keys_K = torch.arange(first_key, end)
+            distance_SK = torch.arange(start, end)[:, None] - keys_K
+            allowed_SK = (distance_SK >= 0) & (distance_SK < window)
+            mask_1SK = _added_where_allowed(allowed_SK[None], like)
+        blocks.append(Block(start, end, first_key, end, mask_1SK))
+    return tuple(blocks)
+
+
+def _added_where_allowed(allowed_NLK: Tensor, like: Tensor) -> Tensor:
+    """What is added to the scores: 0 where a query may look, else the lowest finite number.
+
+    A padding query may be left without any key, and its softmax must stay finite.
+    """
+    added_NLK = torch.zeros_like(allowed_NLK, dtype=like.dtype, device=like.device)
+    return added_NLK.masked_fill_(~allowed_NLK.to(like.device), torch.finfo(like.dtype).min)
 
 
 def _with_prefix(prefix_GPD: Tensor, own_NGLD: Tensor) -> Tensor:
@@ -239,7 +310,7 @@ def _with_prefix(prefix_GPD: Tensor, own_NGLD: Tensor) -> Tensor:
 def _mask(
     group: Group, num_prefix_tokens: int, *, causal: bool, window: int | None, like: Tensor
 ) -> Tensor | None:
-    """What is added to the scores: 0 where a query may look, -inf elsewhere; (1 or N, L, K), or None."""
+    """What is added to the scores, (1 or N, L, K); None where every query sees every key."""
     place = (causal, window)
     if place not in group.masks:
         group.masks[place] = _build_mask(
@@ -269,9 +340,7 @@ def _build_mask(
         allowed_NLK = allowed_NLK & (keys_K < ends_N[:, None])[:, None, :]
     if bool(allowed_NLK.all()):
         return None
-    # A padding query may be left without any key; the lowest finite number keeps its softmax finite.
-    lowest = torch.finfo(like.dtype).min
-    return torch.zeros_like(allowed_NLK, dtype=like.dtype).masked_fill_(~allowed_NLK, lowest)
+    return _added_where_allowed(allowed_NLK, like)
 
 
 def _inside_branches(

@@ -115,6 +115,15 @@ def test_packed_documents_are_as_alone_in_transformers(
     assert_same_as_alone(tiny_folder(model_type))
 
 
+@pytest.mark.parametrize("window", [None, 6, 13])
+def test_documents_in_blocks_are_as_alone(
+    window: int | None, tiny_folder: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_BLOCK_TOKENS", 4)
+    folder = with_settings(tiny_folder("mistral"), tmp_path / "a", sliding_window=window)
+    assert_same_as_alone(folder, (*LENGTHS, 12, 17, 40))
+
+
 @pytest.mark.parametrize("model_type", PACKED_TYPES)
 def test_flash_kernel_gives_the_same(
     model_type: str, tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
@@ -185,15 +194,16 @@ def test_documents_that_continue_a_shared_prefix_are_as_whole_ones(
     torch.testing.assert_close(hidden_TD, torch.cat(expected), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("flash_from_tokens", [1, 512])
+@pytest.mark.parametrize("sizes", [(1, 64), (512, 64), (512, 4)])
 @pytest.mark.parametrize("model_type", PACKED_TYPES)
 def test_gradients_are_those_of_transformers(
     model_type: str,
-    flash_from_tokens: int,
+    sizes: tuple[int, int],
     tiny_folder: MakeTiny,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "FLASH_FROM_TOKENS", flash_from_tokens)
+    monkeypatch.setattr(attention, "FLASH_FROM_TOKENS", sizes[0])
+    monkeypatch.setattr(attention, "_BLOCK_TOKENS", sizes[1])
     documents = random_documents(LENGTHS)
     backbone, model = (
         load_backbone(tiny_folder(model_type), purpose="embed"),
@@ -209,11 +219,32 @@ def test_gradients_are_those_of_transformers(
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_tables_that_are_made_again_have_the_gradients_of_those_that_are_kept(
+    model_type: str, tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_BLOCK_TOKENS", 4)
+    backbone = load_backbone(tiny_folder(model_type), purpose="embed", precision="bf16")
+    batch, found = packed(random_documents(LENGTHS)), []
+    for flash_from_tokens in (512, 1):
+        monkeypatch.setattr(attention, "FLASH_FROM_TOKENS", flash_from_tokens)
+        total = backbone.hidden_states(batch).float().pow(2).mean()
+        weights = [each for each in backbone.core.parameters() if each.requires_grad]
+        found.append(torch.autograd.grad(total, weights))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sizes", [(512, 64), (512, 4), (1, 4)])
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "modernbert"])
 @torch.inference_mode()
 def test_packed_documents_in_bf16_are_as_alone_in_bf16(
-    model_type: str, tiny_folder: MakeTiny
+    model_type: str,
+    sizes: tuple[int, int],
+    tiny_folder: MakeTiny,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(attention, "FLASH_FROM_TOKENS", sizes[0])
+    monkeypatch.setattr(attention, "_BLOCK_TOKENS", sizes[1])
     documents = random_documents(LENGTHS)
     folder = tiny_folder(model_type)
     backbone = load_backbone(folder, purpose="embed", precision="bf16")

@@ -1,10 +1,12 @@
 """Heads are gathered into tables and put back, and attend there as torch's own attention does."""
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lushan.backbones.attention_products import (
+    Block,
     HeadRows,
     Plan,
     attend,
@@ -56,18 +58,30 @@ def reference(flat: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     return torch.cat(outputs)
 
 
-def test_attention_and_its_gradients_are_those_of_torch() -> None:
+def masked(num_queries: int, num_keys: int) -> Tensor:
+    lowest = torch.finfo(torch.float64).min
+    return torch.full((1, num_queries, num_keys), lowest, dtype=torch.float64).triu(1)
+
+
+WHOLE = (Block(0, 6, 0, 6, masked(6, 6)),)
+IN_PARTS = (Block(0, 4, 0, 4, masked(4, 4)), Block(4, 6, 0, 6, masked(2, 2)))
+IN_PARTS_OF_THREE = (Block(0, 2, 0, 2, masked(2, 2)), Block(2, 3, 0, 3, None))
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("blocks", [WHOLE, IN_PARTS])
+def test_attention_and_its_gradients_are_those_of_torch(
+    blocks: tuple[Block, ...], keeps: bool
+) -> None:
     tokens = sum(LENGTHS)
-    query_TF, key_TF, value_TF = (
+    flat = query_TF, key_TF, value_TF = [
         torch.randn(tokens, heads * 3, dtype=torch.float64, requires_grad=True)
         for heads in (4, 2, 2)
-    )
-    flat = query_TF, key_TF, value_TF
-    lowest = torch.finfo(torch.float64).min
-    mask_1LL = torch.full((1, 6, 6), lowest, dtype=torch.float64).triu(1)
-    plan = Plan(rows_of(4), rows_of(2), num_documents=3, num_tables=6, width=3)
-    ours = attend(flat, plan, mask_NLK=mask_1LL, scaling=0.7, dropout=0.0)
-    theirs = reference(flat)
+    ]
+    queries = head_rows(LENGTHS, 4, CPU, num_together=2)
+    plan = Plan(queries, rows_of(2), 3, num_tables=6, width=3, blocks=blocks, keeps=keeps)
+    ours = attend((query_TF, key_TF, value_TF), plan, scaling=0.7, dropout=0.0)
+    theirs = reference((query_TF, key_TF, value_TF))
     torch.testing.assert_close(ours, theirs)
     weights = torch.randn_like(theirs)
     torch.testing.assert_close(
@@ -76,16 +90,16 @@ def test_attention_and_its_gradients_are_those_of_torch() -> None:
     )
 
 
-def test_gradient_with_dropout_is_that_of_the_same_draw() -> None:
+@pytest.mark.parametrize("blocks", [(Block(0, 3, 0, 3, None),), IN_PARTS_OF_THREE])
+def test_gradient_with_dropout_is_that_of_the_same_draw(blocks: tuple[Block, ...]) -> None:
     query, key, value = (
         torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for _ in range(3)
     )
     rows = head_rows([3, 3], 2, CPU)
-    plan = Plan(rows, rows, num_documents=2, num_tables=4, width=3)
+    plan = Plan(rows, rows, 2, num_tables=4, width=3, blocks=blocks, keeps=False)
 
     def drawn(query_TF: Tensor, key_TF: Tensor, value_TF: Tensor) -> Tensor:
         torch.manual_seed(0)
-        flat = query_TF, key_TF, value_TF
-        return attend(flat, plan, mask_NLK=None, scaling=0.7, dropout=0.5)
+        return attend((query_TF, key_TF, value_TF), plan, scaling=0.7, dropout=0.5)
 
     assert torch.autograd.gradcheck(drawn, (query, key, value))
