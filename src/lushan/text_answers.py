@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from lushan.backbones.encoding import LengthLimit, encode_rendered
-from lushan.backbones.heads import token_log_likelihoods, vocabulary_loss
+from lushan.backbones.heads import token_log_likelihoods
 from lushan.backbones.inspect import Family
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
+from lushan.backbones.vocabulary_loss import vocabulary_loss
 from lushan.errors import DataError, SettingError
 from lushan.metrics.dialogue import likelihood_intervals
 from lushan.records import (

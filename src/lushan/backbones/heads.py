@@ -6,7 +6,6 @@ loads there unchanged. Only the pooling is ours: by explicit index, never by loo
 Shapes: T tokens, N documents, D width, C classes, K chosen positions, V vocabulary.
 """
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -105,76 +104,6 @@ def mean_over_tokens(hidden_TD: Tensor, batch: Batch) -> Tensor:
     return (sums_ND / lengths_N[:, None]).to(hidden_TD.dtype)
 
 
-class _SumOverParts(torch.autograd.Function):
-    """Sum of a loss over parts of the positions, which takes the gradients of each part as soon as it is there."""
-
-    @staticmethod
-    def forward(  # noqa: PLR0917 - the signature is that of torch
-        ctx: Any,  # noqa: ANN401
-        hidden_KD: Tensor,
-        weight_VD: Tensor,
-        part_loss: Callable[[Tensor, Tensor, slice], Tensor],
-        size: int,
-    ) -> Tensor:
-        wanted = [n for n, needed in enumerate(ctx.needs_input_grad[:2]) if needed]
-        hidden_KD, weight_VD = hidden_KD.detach(), weight_VD.detach()
-        total = torch.zeros((), device=hidden_KD.device)
-        sums = {0: torch.empty_like(hidden_KD)}
-        if 1 in wanted:
-            # In bf16 a sum over parts would lose what it adds.
-            sums[1] = torch.zeros_like(weight_VD, dtype=torch.float32)
-        for start in range(0, len(hidden_KD), size):
-            part = slice(start, min(start + size, len(hidden_KD)))
-            inputs = [each.detach().requires_grad_() for each in (hidden_KD[part], weight_VD)]
-            with torch.enable_grad():
-                loss = part_loss(inputs[0], inputs[1], part)
-            gradients = torch.autograd.grad(loss, [inputs[n] for n in wanted])
-            total += loss.detach()
-            for n, gradient in zip(wanted, gradients, strict=True):
-                if n == 0:
-                    sums[0][part] = gradient
-                else:
-                    sums[1] += gradient
-        ctx.save_for_backward(*(sums[n].to(weight_VD.dtype) for n in wanted))
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        saved = iter(ctx.saved_tensors)
-        found = [
-            next(saved) * gradients[0] if needed else None for needed in ctx.needs_input_grad[:2]
-        ]
-        return (*found, None, None)
-
-
-def vocabulary_loss(
-    model: nn.Module, hidden_KD: Tensor, targets_K: Tensor, weights_K: Tensor
-) -> Tensor:
-    """Sum of the weighted cross-entropies of the tokens that follow chosen positions; scalar, float32.
-
-    Where the table of logits would be large it is never held as a whole: parts of it, with their gradients, are made one
-    after another.
-
-    Args:
-        model: A causal language model of `transformers`.
-        hidden_KD: Hidden states of the positions, and no others.
-        targets_K: The token that follows each.
-        weights_K: What each counts.
-    """
-    layer: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-
-    def part_loss(part_KD: Tensor, weight_VD: Tensor, part: slice) -> Tensor:
-        logits_KV = _vocabulary_logits(model, part_KD, weight_VD, layer.bias)
-        losses_K = functional.cross_entropy(logits_KV, targets_K[part], reduction="none")
-        return (losses_K * weights_K[part]).sum()
-
-    size = max(1, _MOST_LOGITS // len(layer.weight))
-    whole = slice(0, len(hidden_KD))
-    if len(hidden_KD) <= size or not torch.is_grad_enabled() or _trains(layer.bias):
-        return part_loss(hidden_KD, layer.weight, whole)
-    return _SumOverParts.apply(hidden_KD, layer.weight, part_loss, size)
-
-
 def token_log_likelihoods(model: nn.Module, hidden_KD: Tensor, targets_K: Tensor) -> Tensor:
     """Log-probability of the token that follows each chosen position; (K,), float32.
 
@@ -199,10 +128,6 @@ def token_log_likelihoods(model: nn.Module, hidden_KD: Tensor, targets_K: Tensor
     return torch.cat(cast("list[Tensor]", found))
 
 
-def _trains(bias: Tensor | None) -> bool:
-    return bias is not None and bias.requires_grad
-
-
 def vocabulary_logits(model: nn.Module, hidden_KD: Tensor, tokens: Tensor | None = None) -> Tensor:
     """Score the vocabulary, or only some of its tokens, at chosen positions; (K, V or len(tokens)), float32.
 
@@ -223,9 +148,19 @@ def _vocabulary_logits(
     model: nn.Module, hidden_KD: Tensor, weight_VD: Tensor, bias_V: Tensor | None
 ) -> Tensor:
     logits = functional.linear(hidden_KD, weight_VD, bias_V).float()
-    config: Any = model.config
-    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
-    if scale != 1.0:  # cohere, granite
+    scale, softcap = logit_scale(model), logit_softcap(model)
+    if scale != 1.0:
         logits = logits * scale
-    softcap = getattr(config, "final_logit_softcapping", None)
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def logit_scale(model: nn.Module) -> float:
+    """What the vocabulary's scores are multiplied by: not 1 in cohere and granite."""
+    config: Any = model.config
+    return getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+
+
+def logit_softcap(model: nn.Module) -> float | None:
+    """What the vocabulary's scores are bent to stay below, as in gemma2; None where they are not."""
+    config: Any = model.config
+    return getattr(config, "final_logit_softcapping", None)

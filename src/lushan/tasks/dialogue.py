@@ -21,9 +21,10 @@ from torch import Tensor
 
 from lushan import text_answers
 from lushan.backbones.encoding import LengthLimit, Window, encode_rendered
-from lushan.backbones.heads import token_log_likelihoods, vocabulary_loss
+from lushan.backbones.heads import token_log_likelihoods
 from lushan.backbones.load import Backbone
 from lushan.backbones.tokenizer import Tokenizer
+from lushan.backbones.vocabulary_loss import vocabulary_loss
 from lushan.data.columns import Columns
 from lushan.errors import DataError, ModelError, SettingError
 from lushan.metrics import dialogue as metrics

@@ -1,6 +1,6 @@
 """Answers from hidden states are those of transformers' own classes, whoever shares the batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     DistilBertConfig,
@@ -25,7 +23,6 @@ from lushan.backbones.heads import (
     token_log_likelihoods,
     token_logits,
     vocabulary_logits,
-    vocabulary_loss,
 )
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.data.batching import pack
@@ -178,36 +175,6 @@ def test_mean_of_a_long_document_in_bf16_loses_nothing() -> None:
     assert mean_ND.tolist() == [[1.0, 1.0]]
 
 
-LANGUAGE_MODELS = {
-    "llama": {"tie_word_embeddings": True},
-    "gpt_neox": {"tie_word_embeddings": False},
-    "gemma3_text": {"head_dim": 8, "final_logit_softcapping": 0.5},
-    "granite": {"logits_scaling": 4.0},
-    "cohere": {"logit_scale": 0.0625},
-    "phi": {},  # a bias in its vocabulary layer
-}
-
-
-@pytest.fixture(params=list(LANGUAGE_MODELS))
-def language_model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    torch.manual_seed(0)
-    size = {
-        "vocab_size": TINY_VOCABULARY,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "pad_token_id": 0,
-    }
-    config = AutoConfig.for_model(request.param, **size, **LANGUAGE_MODELS[request.param])
-    model = AutoModelForCausalLM.from_config(config).eval()
-    bias = model.get_output_embeddings().bias
-    if bias is not None:
-        torch.nn.init.normal_(bias)
-    return model
-
-
 @torch.inference_mode()
 def test_vocabulary_scores_are_those_of_transformers(language_model: PreTrainedModel) -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -232,62 +199,6 @@ def test_vocabulary_scores_of_a_bf16_model_are_float32(tiny_folder: MakeTiny) ->
     logits_KV = vocabulary_logits(model, torch.ones(2, 16, dtype=torch.bfloat16))
     assert logits_KV.dtype == torch.float32
     assert logits_KV.shape == (2, TINY_VOCABULARY)
-
-
-def loss_and_gradients(
-    model: PreTrainedModel, loss: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad()
-    hidden_KD = model.base_model(input_ids=torch.tensor([range(5, 25)])).last_hidden_state[0]
-    found = loss(hidden_KD)
-    (3 * found).backward()
-    named = model.named_parameters()
-    return found.detach(), {name: w.grad.clone() for name, w in named if w.grad is not None}
-
-
-@pytest.mark.parametrize("frozen", ["nothing", "vocabulary", "all but the vocabulary"])
-@pytest.mark.parametrize("most_logits", [1, 7 * TINY_VOCABULARY, 1 << 25])
-def test_vocabulary_loss_and_its_gradients_are_torchs_however_it_is_cut_up(
-    frozen: str, most_logits: int, language_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lushan.backbones.heads._MOST_LOGITS", most_logits)
-    layer: Any = language_model.get_output_embeddings()
-    vocabulary = layer.weight
-    for weight in language_model.parameters():
-        weight.requires_grad_(
-            frozen == "nothing" or (weight is vocabulary) == (frozen == "all but the vocabulary")
-        )
-    targets_K, weights_K = torch.arange(20), torch.linspace(0.5, 2, 20)
-    expected = loss_and_gradients(
-        language_model,
-        lambda hidden_KD: (
-            functional.cross_entropy(
-                vocabulary_logits(language_model, hidden_KD), targets_K, reduction="none"
-            )
-            @ weights_K
-        ),
-    )
-    found = loss_and_gradients(
-        language_model,
-        lambda hidden_KD: vocabulary_loss(language_model, hidden_KD, targets_K, weights_K),
-    )
-    assert found[1].keys() == expected[1].keys()
-    assert_close(found, expected)
-
-
-def test_vocabulary_loss_never_holds_all_logits(
-    tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lushan.backbones.heads._MOST_LOGITS", 7 * TINY_VOCABULARY)
-    sizes: list[int] = []
-    monkeypatch.setattr(
-        "lushan.backbones.heads.functional.cross_entropy",
-        lambda logits_KV, *_, **__: sizes.append(len(logits_KV)) or logits_KV.sum(dim=1),
-    )
-    model = load_backbone(tiny_folder("llama"), purpose="language").plain_model
-    hidden_KD = torch.ones(20, 16, requires_grad=True)
-    vocabulary_loss(model, hidden_KD, torch.arange(20), torch.ones(20)).backward()
-    assert sizes == [7, 7, 6]
 
 
 @pytest.mark.parametrize("model_type", TINY_TYPES)
