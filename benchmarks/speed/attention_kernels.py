@@ -1,0 +1,80 @@
+"""Attention over causal documents: Lushan's products beside torch's flash kernel, forward and backward.
+
+Prints a table in Markdown: milliseconds for 2,048 tokens (or one longer document) of one layer with SmolLM2's heads, the
+best of some turns that are taken one after another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lushan.backbones.attention import packed_attention, plan_packing
+
+NUM_HEADS, NUM_KEY_HEADS, WIDTH = 9, 3, 64
+NUM_TOKENS = 2_048
+LENGTHS = (128, 256, 512, 1_024, 2_048, 4_096)
+NUM_TURNS = 5
+
+
+def heads(num_tokens: int, dtype: torch.dtype) -> list[Tensor]:
+    """Queries, keys and values as a layer gives them, (1, heads, T, D)."""
+    return [
+        torch.randn(1, num_heads, num_tokens, WIDTH).to(dtype).requires_grad_()
+        for num_heads in (NUM_HEADS, NUM_KEY_HEADS, NUM_KEY_HEADS)
+    ]
+
+
+def flash(parts: list[Tensor], num_documents: int) -> Tensor:
+    """Torch's own, every document a row of a batch."""
+    query_NHLD, key_NGLD, value_NGLD = (
+        each[0].unflatten(1, (num_documents, -1)).transpose(0, 1) for each in parts
+    )
+    return functional.scaled_dot_product_attention(
+        query_NHLD, key_NGLD, value_NGLD, is_causal=True, enable_gqa=True
+    )
+
+
+def ours(parts: list[Tensor], num_documents: int) -> Tensor:
+    """As in training."""
+    length = parts[0].shape[2] // num_documents
+    packing = plan_packing([length] * num_documents)
+    query, key, value = parts
+    return packed_attention(nn.Module(), query, key, value, None, packing=packing)[0]
+
+
+def milliseconds(run: Callable[[], Tensor]) -> float:
+    """One pass, forward and backward."""
+    started = time.perf_counter()
+    outputs = run()
+    outputs.backward(torch.ones_like(outputs))
+    return 1000 * (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Print the table."""
+    torch.manual_seed(0)
+    print("| tokens of a document | bf16, Lushan | bf16, flash | fp32, Lushan | fp32, flash |")
+    print("|---|---|---|---|---|")
+    for length in LENGTHS:
+        num_documents = max(1, NUM_TOKENS // length)
+        columns: list[float] = []
+        for dtype in (torch.bfloat16, torch.float32):
+            parts = heads(num_documents * length, dtype)
+            turns = [
+                (
+                    milliseconds(lambda parts=parts, n=num_documents: ours(parts, n)),
+                    milliseconds(lambda parts=parts, n=num_documents: flash(parts, n)),
+                )
+                for _ in range(NUM_TURNS)
+            ]
+            columns += [min(each) for each in zip(*turns, strict=True)]
+        print(f"| {length:,} | {' | '.join(f'{each:.0f}' for each in columns)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
