@@ -18,6 +18,8 @@ MAX_POINTS = 400
 MIN_WIDTH_FRACTION = 0.05
 """An axis of scores is at least this share of all possible ones wide (without bounds: of the largest): smaller
 differences should look small."""
+_LEAST_TICK_GAP = 9.0
+"""Percent of a chart's width between two numbers below it."""
 SMOOTHING_FRACTION = 0.05
 """The smoothed training loss remembers about this share of all steps."""
 
@@ -174,6 +176,66 @@ def score_panel(
         y_ticks=tuple(Tick(100 - y_scale.place(value), metric.short(value)) for value in ticks),
         best_x=next((dot.x for dot in dots if dot.is_best), None),
     )
+
+
+def label_panel(
+    points: Sequence[Mapping[str, Any]], *, metric: MetricScale = FRACTION
+) -> Panel | None:
+    """Draw the validation score by the number of training rows, each step to the right a multiple, with its interval.
+
+    Args:
+        points: `num_rows`, `score`, `low`, `high` and `baseline_score` of each, ascending; those without a score are
+            left out.
+        metric: How the score is written.
+    """
+    points = [each for each in points if each["score"] is not None]
+    if len(points) < 2:
+        return None
+    baselines = [each for each in points if each["baseline_score"] is not None]
+    values = [each[name] for each in points for name in ("low", "high")]
+    values += [each["baseline_score"] for each in baselines]
+    ticks = nice_ticks(min(values), max(values), about=4)
+    ticks = [each for each in ticks if metric.lowest <= each <= metric.highest]
+    y_scale = Scale(min(*values, *ticks), max(*values, *ticks))
+    x_scale = Scale(math.log(points[0]["num_rows"]), math.log(points[-1]["num_rows"]))
+
+    def corners(points: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+        return [
+            f"{x_scale.place(math.log(each['num_rows'])):g} {100 - y_scale.place(each[name]):g}"
+            for each in points
+        ]
+
+    band = [*corners(points, "low"), *reversed(corners(points, "high"))]
+    lines = (corners(baselines, "baseline_score"), corners(points, "score"))
+    paths = [("band", f"M{'L'.join(band)}Z")]
+    paths += [
+        (kind, "M" + "L".join(x)) for kind, x in zip(("other", "score"), lines, strict=True) if x
+    ]
+    return Panel(
+        paths=tuple(paths),
+        dots=tuple(
+            Dot(
+                x_scale.place(math.log(each["num_rows"])),
+                100 - y_scale.place(each["score"]),
+                metric.number(each["score"]),
+            )
+            for each in points
+        ),
+        x_ticks=_apart([
+            Tick(x_scale.place(math.log(each["num_rows"])), f"{each['num_rows']:,}")
+            for each in points
+        ]),
+        y_ticks=tuple(Tick(100 - y_scale.place(value), metric.short(value)) for value in ticks),
+    )
+
+
+def _apart(ticks: Sequence[Tick]) -> tuple[Tick, ...]:
+    """Leave out ticks whose texts would run into the next one that is kept; the last stays."""
+    kept: list[Tick] = []
+    for tick in reversed(ticks):
+        if not kept or kept[-1].at - tick.at >= _LEAST_TICK_GAP:
+            kept.append(tick)
+    return tuple(reversed(kept))
 
 
 def _step_scale(last_step: float, validation: Sequence[Mapping[str, Any]]) -> Scale:

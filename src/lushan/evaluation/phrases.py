@@ -226,6 +226,47 @@ def any_graded(results: Mapping[str, Any]) -> bool:
     return any(is_graded(each) for each in results.get("comparisons", {}).values())
 
 
+def label_outlook(points: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Say what more labels brought, and what twice as many may bring at that pace; empty where it cannot be told.
+
+    What is compared with the whole run is the last point that has at most half of its rows.
+
+    Args:
+        points: Of the label curve, ascending, the whole run last.
+        name: What the score of a row is called, such as `Accuracy`.
+    """
+    num_rows = points[-1]["num_rows"]
+    known = [each for each in points[:-1] if 2 * each["num_rows"] <= num_rows and each["rise"]]
+    if not known:
+        return ""
+    start, rise = known[-1], known[-1]["rise"]
+    doublings = math.log2(num_rows / start["num_rows"])
+    value, low, high = (rise[each] / doublings for each in ("value", "low", "high"))
+    told = (
+        f"{name} on the validation rows changed by {points_between(rise)} points from "
+        f"{start['num_rows']:,} to {num_rows:,} rows"
+    )
+    if rise["low"] <= 0:
+        return (
+            f"{told}: more labels did not clearly help, and nothing here says that still more would. Twice as many "
+            f"would hardly bring more than {_at_least_zero(high)}."
+        )
+    each = points_between({"value": value, "low": low, "high": high})
+    return (
+        f"{told}, {each} each time the rows were doubled. Another {num_rows:,} labels would bring about that much "
+        "if the curve went on as it is; curves of this kind flatten, so take it for the most to hope for."
+    )
+
+
+def points_between(change: Mapping[str, float]) -> str:
+    """`+5.2 (+3.1 to +7.0)`: a difference in percentage points with its interval."""
+    return f"{points(change['value'])} ({points(change['low'])} to {points(change['high'])})"
+
+
+def _at_least_zero(change: float) -> str:
+    return f"{points(max(change, 0.0))} points"
+
+
 def metric_name(metric: str) -> str:
     """`macro_f1` -> `Macro F1`."""
     return _METRICS.get(metric, metric.replace("_", " ").capitalize())

@@ -165,14 +165,19 @@ def learning(
     return {**panels, **told, "num_steps": last_step}
 
 
-def label_curve(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The validation score by number of training rows, the whole run last; empty where it was not asked for."""
-    points: list[dict[str, Any]] = [{"baseline_score": None, **x} for x in results["label_curve"]]
-    kept = [x for x in results["validation"] if x["epoch"] == results["kept_epoch"]]
-    if not points or not kept:
-        return []
-    whole = {"num_rows": results["num_examples"]["train"], "score": kept[-1]["score"]}
-    return [*points, {**whole, "baseline_score": None}]
+def label_curve(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The validation score by number of training rows, the whole run last; None where it was not asked for."""
+    points: list[dict[str, Any]] = results["label_curve"]
+    if not points:
+        return None
+    metric = results["main_metric"]
+    return {
+        "points": points,
+        "panel": charts.label_panel(points, metric=phrases.metric_scale(metric)),
+        "outlook": phrases.label_outlook(points, phrases.right_rows(results)),
+        "num_draws": points[0]["num_draws"],
+        "has_baseline": any(each["baseline_score"] is not None for each in points),
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,14 @@ Shapes: N rows, P distinct patterns that rows can show, R resamples, F flips,
 K sums.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr
+from scipy.special import bdtr, stdtrit
 
 from lushan.records import Interval
 
@@ -224,6 +225,27 @@ def accuracy_difference(
     change_N = _changes(first_correct, second_correct)
     resampled_R = _resampled_means(change_N, [-1.0, 0.0, 1.0], seed=seed)
     return difference_interval(float(change_N.mean()), resampled_R)
+
+
+def mean_of_draws(found: Sequence[Interval]) -> Interval:
+    """Give the mean of a number over draws of the training rows, with an interval for other draws and other rows asked.
+
+    The rows that are asked are the same in every draw, so their share does not shrink with more draws: it is the mean
+    half-width. That of the draws is Student's, of their mean. Both together as variances add up.
+
+    Args:
+        found: The number in each draw, with its interval over the rows that are asked; of one draw, nothing is known
+            of others, and its interval stays as it is.
+    """
+    value_D, low_D, high_D = np.array([(each.value, each.low, each.high) for each in found]).T
+    value = float(value_D.mean())
+    reach = 0.0
+    if len(found) > 1:
+        quantile = stdtrit(len(found) - 1, (1 + CONFIDENCE_FRACTION) / 2)
+        reach = quantile * value_D.std(ddof=1) / math.sqrt(len(found))
+    low = value - math.hypot((value_D - low_D).mean(), reach)
+    high = value + math.hypot((high_D - value_D).mean(), reach)
+    return Interval(value, float(low), float(high))
 
 
 def accuracy(correct: Sequence[float], *, seed: int) -> Interval:

@@ -2,63 +2,156 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_baseline
 from lushan.data.splits import Parts, subsample
+from lushan.evaluation.phrases import metric_scale
 from lushan.inference.predict import Predictor
+from lushan.metrics.statistics import accuracy_difference, mean_of_draws
 from lushan.model_store.run_folder import RunFolder
-from lushan.records import Prediction
+from lushan.model_store.tuned_model import load_predictor
+from lushan.records import Interval, Prediction, Scores
 from lushan.workflows.encode import Encoder
+from lushan.workflows.frozen_rows import frozen_states
+from lushan.workflows.outcome import plain_interval
 from lushan.workflows.setup import Setup
 
 SIZES = (8, 16, 64, 256)
 """Training rows of every point; a size that is not smaller than the training rows is left out."""
 FEWEST_STEPS = 60
 """Few rows are repeated until they make so many optimizer steps: fewer would teach next to nothing."""
+NUM_DRAWS = 5
+"""Draws of the rows of a point where the head alone is trained, which takes a moment; else one."""
+
+Untrained = Callable[[Setup], Predictor]
+Train = Callable[[Predictor, Setup], int]
 
 
 def run_label_curve(
     run: RunFolder,
     setup: Setup,
     *,
-    tuned: Callable[[Setup], Predictor],
+    untrained: Untrained,
+    train: Train,
     tell: Callable[[str], None],
 ) -> None:
-    """Tune on few rows, once per size, and note in `run.json` what came out; what is noted already is not run again.
+    """Tune on few rows, once per size and draw, and note in `run.json` what came out; what is there is not run again.
 
     The weights of the last step are asked, so that no validation row chooses among them. Beside each stands the last
-    baseline of the task, the strongest, on the same rows.
+    baseline of the task, the strongest, on the same rows. The last point is the run itself.
 
     Args:
         run: Where it is noted.
         setup: The whole run; its rows, settings and labels hold.
-        tuned: Gives the model that was trained on a setup.
+        untrained: Gives the model of a setup before training.
+        train: Trains it.
         tell: Takes one line for a person.
     """
+    sizes = [size for size in SIZES if size < len(setup.parts.train)]
     found: list[dict[str, Any]] = run.get("label_curve") or []
-    for num_rows in SIZES[len(found) :]:
-        if num_rows >= len(setup.parts.train):
-            break
-        few = _with_few_rows(setup, num_rows)
-        tell(f"Label curve: tuning on {num_rows} rows.")
-        predictor = tuned(few)
-        point: dict[str, Any] = {"num_rows": num_rows}
-        point["score"] = _score(few, predictor.examine(few.parts.validation))
-        del predictor
-        if setup.task.baselines:
-            parts = replace(few.parts, test=few.parts.validation)
-            point["baseline_score"] = _baseline_score(few, parts)
-        found.append(point)
+    if not sizes or len(found) > len(sizes):
+        return
+    tell("Label curve: asking the tuned model about the validation rows.")
+    whole = _scores(setup, load_predictor(run.path).examine(setup.parts.validation))
+    source = _Source(setup, untrained)
+    for num_rows in sizes[len(found) :]:
+        draws = range(NUM_DRAWS if source.is_cheap else 1)
+        tell(f"Label curve: tuning on {num_rows} rows, {len(draws)} time(s).")
+        points = [_point(source, train, num_rows, seed=setup.recipe.seed + n) for n in draws]
+        found.append(_joined(points, whole, num_rows, seed=setup.recipe.seed))
         run.note(label_curve=found)
+    baseline = _baseline_score(setup, setup.parts)
+    found.append(_joined([_Point(whole, baseline)], None, len(setup.parts.train)))
+    run.note(label_curve=found)
 
 
-def _with_few_rows(setup: Setup, num_rows: int) -> Setup:
+class _Point(NamedTuple):
+    """What one draw of rows gave."""
+
+    scores: Scores
+    baseline_score: float | None
+
+
+@dataclass(slots=True)
+class _Source:
+    """Models to train: the same one, put back to its start, where it is the head alone; else a new one each time."""
+
+    setup: Setup
+    untrained: Untrained
+    is_cheap: bool = False
+    _kept: Predictor | None = None
+    _start: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def __post_init__(self) -> None:
+        if self.setup.recipe.adapter.method not in ("head", "top"):
+            return
+        predictor = self.untrained(self.setup)
+        frozen = frozen_states(self.setup, predictor.backbone, tell=_say_nothing)
+        self.setup = replace(self.setup, frozen=frozen)
+        if self.setup.recipe.adapter.method == "head" and frozen is not None:
+            self.is_cheap, self._kept = True, predictor
+            self._start = {
+                name: each.detach().clone()
+                for name, each in predictor.backbone.model.named_parameters()
+                if each.requires_grad
+            }
+
+    def give(self, few: Setup) -> Predictor:
+        if self._kept is None:
+            return self.untrained(few)
+        with torch.no_grad():
+            weights = dict(self._kept.backbone.model.named_parameters())
+            for name, value in self._start.items():
+                weights[name].copy_(value)
+        return self._kept
+
+
+def _say_nothing(_: str) -> None:
+    """The run itself has told of the frozen layers."""
+
+
+def _point(source: _Source, train: Train, num_rows: int, *, seed: int) -> _Point:
+    few = _with_few_rows(source.setup, num_rows, seed=seed)
+    predictor = source.give(few)
+    train(predictor, few)
+    scores = _scores(few, predictor.examine(few.parts.validation))
+    return _Point(scores, _baseline_score(few, few.parts))
+
+
+def _joined(
+    points: Sequence[_Point], whole: Scores | None, num_rows: int, *, seed: int = 0
+) -> dict[str, Any]:
+    """Give a point as plain values: its score, and how far below the whole run its row scores are."""
+    baselines = [each.baseline_score for each in points if each.baseline_score is not None]
+    all_scores = [each.scores for each in points]
+    main = [found for each in all_scores if (found := each.metrics.get(each.main_metric))]
+    point: dict[str, Any] = {"num_rows": num_rows, "num_draws": len(points)}
+    point |= _plain_score(mean_of_draws(main) if main else None, points[0].scores.main_metric)
+    point["baseline_score"] = sum(baselines) / len(baselines) if baselines else None
+    if whole is None or not whole.correct:
+        return {**point, "rise": None}
+    rises = [accuracy_difference(each.correct, whole.correct, seed=seed) for each in all_scores]
+    return {**point, "rise": plain_interval(mean_of_draws(rises))}
+
+
+def _plain_score(score: Interval | None, metric: str) -> dict[str, float | None]:
+    if score is None:
+        return {"score": None, "low": None, "high": None}
+    scale = metric_scale(metric)
+    low, high = max(score.low, scale.lowest), min(score.high, scale.highest)
+    return {"score": score.value, "low": low, "high": high}
+
+
+def _with_few_rows(setup: Setup, num_rows: int, *, seed: int) -> Setup:
     """Give the setup of a run on some of the training rows, repeated so that one pass is long enough."""
     recipe = setup.recipe
-    train = subsample(setup.parts.train, num_rows, seed=recipe.seed)
+    train = subsample(setup.parts.train, num_rows, seed=seed)
     tokenizer = Tokenizer.load(setup.base)
     encoder = Encoder(setup.task, setup.state, tokenizer, recipe.answer, setup.limit)
     features = encoder.encode(train, with_target=True)
@@ -78,13 +171,18 @@ def _with_few_rows(setup: Setup, num_rows: int) -> Setup:
     )
 
 
-def _baseline_score(few: Setup, parts: Parts) -> float | None:
-    """Main metric of the strongest baseline, which learns from the same few rows; None where it has none of it."""
-    answers = load_baseline(few.task.baselines[-1]).answer(parts, state=few.state).predictions
-    return _score(few, answers)
-
-
-def _score(setup: Setup, predictions: Sequence[Prediction]) -> float | None:
-    scores = setup.task.score(predictions, setup.parts.validation, setup.state)
+def _baseline_score(setup: Setup, parts: Parts) -> float | None:
+    """Main metric of the strongest baseline, which learns from the same rows; None where it has none of it."""
+    if not setup.task.baselines:
+        return None
+    asked = replace(parts, test=parts.validation)
+    answers = load_baseline(setup.task.baselines[-1]).answer(asked, state=setup.state).predictions
+    scores = _scores(setup, answers)
     main = scores.metrics.get(scores.main_metric)
     return None if main is None else main.value
+
+
+def _scores(setup: Setup, predictions: Sequence[Prediction]) -> Scores:
+    return setup.task.score(
+        predictions, setup.parts.validation, setup.state, seed=setup.recipe.seed
+    )

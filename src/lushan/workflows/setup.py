@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.frozen import FrozenStates
 from lushan.backbones.hardware import choose_device, free_memory_bytes
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.tokenizer import Tokenizer
@@ -45,6 +46,8 @@ class Setup:
     limit: LengthLimit
     notes: tuple[str, ...] = ()
     """What became of the cache of tokens, where that is worth a look."""
+    frozen: FrozenStates | None = None
+    """What frozen layers make of these rows, where that is known from elsewhere."""
 
 
 class Planned(NamedTuple):

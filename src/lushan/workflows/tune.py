@@ -19,20 +19,17 @@ import transformers
 
 import lushan
 from lushan.atomic import write_json
-from lushan.backbones.adapters import attach, num_frozen_layers, trained_parts
+from lushan.backbones.adapters import attach, trained_parts
 from lushan.backbones.compiling import CompiledLayers
-from lushan.backbones.frozen import FrozenStates
 from lushan.backbones.hardware import choose_num_threads
-from lushan.backbones.heads import read_position
 from lushan.backbones.inspect import describe
 from lushan.backbones.load import Backbone, compute_layers_twice, load_backbone
-from lushan.backbones.sources import cache_folder, locate
+from lushan.backbones.sources import locate
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
 from lushan.data.batching import PackedSource
-from lushan.data.feature_store import Joined, distinct_tokens
+from lushan.data.feature_store import distinct_tokens
 from lushan.errors import CertificateError, SettingError
-from lushan.inference.frozen_cache import FrozenCache, FrozenPart
 from lushan.inference.predict import Predictor, mean_loss
 from lushan.model_store.certificate import certify
 from lushan.model_store.run_folder import RunFolder, check_is_free, check_keeps
@@ -52,6 +49,7 @@ from lushan.training.processes import Team
 from lushan.workflows.comparison import answer_untuned, run_baselines, what_is_asked
 from lushan.workflows.compiling import compiled_layers
 from lushan.workflows.encode import Encoder, encode, open_cache
+from lushan.workflows.frozen_rows import frozen_states
 from lushan.workflows.label_curve import run_label_curve
 from lushan.workflows.outcome import adapter_name, peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
@@ -130,8 +128,13 @@ def tune(
             run_baselines(run, setup, tell=tell)
     if setup.recipe.data.label_curve:
         with run.clock("label_curve"):
-            tuned = partial(tuned_apart, tell=_say_nothing)
-            run_label_curve(run, setup, tuned=lambda few: tuned(few)[0], tell=tell)
+            run_label_curve(
+                run,
+                setup,
+                untrained=partial(untrained, tell=_say_nothing),
+                train=partial(train_apart, tell=_say_nothing),
+                tell=tell,
+            )
     with run.clock("report"):
         return write_outcome(run, setup)
 
@@ -304,12 +307,17 @@ def _trained(
 def tuned_apart(setup: Setup, *, tell: Tell) -> tuple[Predictor, int]:
     """Train a model that is not kept; gives it and its number of optimizer steps."""
     predictor = untrained(setup, tell=tell)
+    return predictor, train_apart(predictor, setup, tell=tell)
+
+
+def train_apart(predictor: Predictor, setup: Setup, *, tell: Tell) -> int:
+    """Train a model to its last weights, outside of a run; gives the number of optimizer steps."""
     layers = compiled_layers(predictor.backbone, setup.recipe, gain_decides=True, tell=tell)
     with TemporaryDirectory(prefix="lushan-") as folder:
         checkpoints = Checkpoints(Path(folder))
         unwatched = _unwatched(setup)
         fitted = train(predictor, unwatched, checkpoints=checkpoints, layers=layers, tell=tell)
-    return predictor, int(fitted.progress.validation[-1]["step"])
+    return int(fitted.progress.validation[-1]["step"])
 
 
 def _unwatched(setup: Setup) -> Setup:
@@ -357,22 +365,6 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
         setup.limit,
         generation=recipe.generation,
     )
-
-
-def _frozen_states(setup: Setup, backbone: Backbone, *, tell: Tell) -> FrozenStates | None:
-    """Run the rows of training and validation through the layers that stay frozen, once."""
-    adapter = setup.recipe.adapter
-    depth = num_frozen_layers(backbone, method=adapter.method, layers=adapter.layers)
-    if depth == 0 or adapter.cache_gigabytes == 0:
-        return None
-    part = FrozenPart(
-        depth=depth,
-        position=read_position(backbone.plain_model) if adapter.method == "head" else "all",
-        identity=(weights_digest(setup.base), backbone.tokenizer.fingerprint),
-    )
-    cache = FrozenCache(cache_folder() / "frozen", adapter.cache_gigabytes * 1e9)
-    features = Joined(setup.features["train"], setup.features["validation"])
-    return cache.states(backbone, part, features, tell=tell)
 
 
 def train(
@@ -425,7 +417,7 @@ def train(
     )
     started = time.perf_counter()
     with team.leader_first():
-        backbone.frozen = _frozen_states(setup, backbone, tell=tell)
+        backbone.frozen = frozen_states(setup, backbone, tell=tell)
     frozen_seconds = time.perf_counter() - started
     torch.manual_seed(recipe.seed + team.place[0])  # dropout
     asked = _asked(setup, predictor, tell=tell)
@@ -451,7 +443,7 @@ def train(
             raise CertificateError(
                 f"The best weights scored {best} on the validation rows, but {again} when asked again."
             )
-    backbone.frozen = None
+    backbone.frozen = setup.frozen
     fitted.progress.seconds += frozen_seconds
     return fitted
 

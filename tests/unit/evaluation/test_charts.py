@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import pytest
 
@@ -137,3 +138,39 @@ def test_learning_curve_of_a_negative_metric_stays_in_its_scale() -> None:
     assert [dot.text for dot in panel.dots] == ["\u22121.00", "\u22120.50"]
     assert panel.dots[0].y > panel.dots[1].y
     assert all(0 < dot.y < 100 for dot in panel.dots)
+
+
+def _few(*sizes: int) -> list[dict[str, Any]]:
+    return [
+        {"num_rows": n, "score": x, "low": x - 0.1, "high": x + 0.1, "baseline_score": x - 0.05}
+        for n, x in zip(sizes, (0.5, 0.6, 0.7, 0.8), strict=False)
+    ]
+
+
+def test_label_curve_goes_to_the_right_by_multiples() -> None:
+    panel = charts.label_panel(_few(8, 16, 64, 128))
+    assert panel is not None
+    assert [dot.x for dot in panel.dots] == [0, 25, 75, 100]
+    assert [tick.text for tick in panel.x_ticks] == ["8", "16", "64", "128"]
+    heights = [dot.y for dot in panel.dots]
+    assert heights == sorted(heights, reverse=True)
+    assert {kind for kind, _ in panel.paths} == {"band", "other", "score"}
+    band = dict(panel.paths)["band"]
+    assert band.startswith("M0 ")
+    assert band.endswith("Z")
+    assert band.count(" ") == 8
+
+
+def test_numbers_below_a_label_curve_do_not_run_into_each_other() -> None:
+    panel = charts.label_panel(_few(8, 64, 256, 280))
+    assert panel is not None
+    assert [tick.text for tick in panel.x_ticks] == ["8", "64", "280"]
+
+
+def test_label_curve_needs_two_scores() -> None:
+    known, unknown = _few(8)[0], {**_few(8)[0], "num_rows": 16, "score": None}
+    assert charts.label_panel([known, unknown]) is None
+    nothing_beside = [{**each, "baseline_score": None} for each in _few(8, 16)]
+    panel = charts.label_panel(nothing_beside)
+    assert panel is not None
+    assert [kind for kind, _ in panel.paths] == ["band", "score"]

@@ -215,3 +215,35 @@ def test_graded_rows_are_named_as_such() -> None:
     assert phrases.any_graded(graded)
     assert phrases.test_words(graded=True).wins == "It is better"
     assert phrases.test_words(graded=False).wins == "Only it is right"
+
+
+def _curve(low: float, *, whole: int = 1_024) -> list[dict[str, Any]]:
+    rise = {"value": 0.06, "low": low, "high": 0.1}
+    return [
+        {"num_rows": 64, "rise": {"value": 0.3, "low": 0.2, "high": 0.4}},
+        {"num_rows": 256, "rise": rise},
+        {"num_rows": whole, "rise": None},
+    ]
+
+
+def test_outlook_tells_what_a_doubling_brought_and_promises_no_more() -> None:
+    told = phrases.label_outlook(_curve(0.02), "Accuracy")
+    assert "+6.0 (+2.0 to +10.0) points from 256 to 1,024 rows" in told
+    assert "+3.0 (+1.0 to +5.0) each time the rows were doubled" in told
+    assert "Another 1,024 labels" in told
+    assert "the most to hope for" in told
+
+
+def test_outlook_claims_nothing_where_the_interval_holds_zero() -> None:
+    told = phrases.label_outlook(_curve(-0.01), "Accuracy")
+    assert "more labels did not clearly help" in told
+    assert "hardly bring more than +5.0 points" in told
+    assert "Another" not in told
+
+
+def test_outlook_compares_with_at_most_half_of_the_rows() -> None:
+    told = phrases.label_outlook(_curve(0.02, whole=500), "Accuracy")
+    assert "+30.0 (+20.0 to +40.0) points from 64 to 500 rows" in told
+    assert phrases.label_outlook(_curve(0.02, whole=100), "Accuracy") == ""
+    unknown = [{**each, "rise": None} for each in _curve(0.02)]
+    assert phrases.label_outlook(unknown, "Accuracy") == ""

@@ -12,12 +12,14 @@ from lushan.metrics.statistics import (
     holm,
     is_graded,
     mcnemar,
+    mean_of_draws,
     paired_tests,
     percentile_interval,
     permutation,
     resample,
     resampled_totals,
 )
+from lushan.records import Interval
 
 
 def _paired(wins: int, losses: int, both: int = 5) -> tuple[list[bool], list[bool]]:
@@ -224,3 +226,37 @@ def test_totals_of_resamples_are_sums_of_whole_rows(monkeypatch: pytest.MonkeyPa
     assert totals[:, 0].mean() == pytest.approx(20, abs=1)
     monkeypatch.setattr("lushan.metrics.statistics._CELLS_AT_ONCE", 7)
     assert (resampled_totals(table, seed=0) == totals).all()
+
+
+def test_mean_of_draws_has_the_interval_of_student_where_the_rows_asked_leave_no_doubt() -> None:
+    values = [0.5, 0.62, 0.58, 0.71, 0.55]
+    found = mean_of_draws([Interval(each, each, each) for each in values])
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(values), low, high))
+
+
+def test_more_draws_do_not_shrink_the_doubt_that_comes_from_the_rows_asked() -> None:
+    found = mean_of_draws([Interval(0.5, 0.4, 0.7)] * 50)
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.4, 0.7))
+
+
+def test_interval_over_draws_holds_the_true_mean_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    num_rows, num_held = 200, 0
+    for _ in range(400):
+        draws = np.clip(0.7 + 0.05 * generator.standard_normal(5), 0, 1)
+        hardness = generator.random(num_rows)  # the same rows are asked in every draw
+        shares = [(hardness < each).mean() for each in draws]
+        half = [1.96 * np.sqrt(x * (1 - x) / num_rows) for x in shares]
+        found = mean_of_draws([
+            Interval(x, x - h, x + h) for x, h in zip(shares, half, strict=True)
+        ])
+        num_held += found.low <= 0.7 <= found.high
+    assert 0.93 <= num_held / 400 <= 0.995
+
+
+def test_doubt_of_draws_and_of_rows_add_up_as_variances() -> None:
+    draws = [Interval(x, x - 0.03, x + 0.03) for x in (0.4, 0.6)]
+    reach = stats.t.ppf(0.975, 1) * stats.sem([0.4, 0.6])
+    found = mean_of_draws(draws)
+    assert found.high - found.value == pytest.approx(np.hypot(reach, 0.03))

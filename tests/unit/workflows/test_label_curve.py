@@ -2,13 +2,19 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from lushan.data.splits import subsample
+from lushan.inference.predict import Predictor
 from lushan.model_store import certificate
+from lushan.model_store.run_folder import RunFolder
+from lushan.records import Prediction
 from lushan.workflows import label_curve
-from lushan.workflows.label_curve import _with_few_rows
+from lushan.workflows.label_curve import _with_few_rows, run_label_curve
+from lushan.workflows.tune import train_apart, untrained
 from tests.bad_inputs import write_splits
 from tests.conftest import MakeTiny
 from tests.runs import answers_of_this_process, read, tune
@@ -31,10 +37,11 @@ def data(tmp_path: Path) -> Path:
     return write_splits(tmp_path, train=rows, validation=rows[:8], test=rows[:8])
 
 
-@pytest.mark.parametrize("adapter", ["full", "top:1"])
+@pytest.mark.parametrize(("adapter", "num_draws"), [("full", 1), ("top:1", 1), ("head", 5)])
 def test_curve_has_a_point_for_each_size_below_the_rows_and_stands_in_the_report(
-    adapter: str, data: Path, tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    adapter: str, num_draws: int, data: Path, *, tiny_folder: MakeTiny,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setattr(certificate, "_answers_of_fresh_process", answers_of_this_process)
     monkeypatch.setattr(label_curve, "SIZES", (4, 8, 64))
     monkeypatch.setattr(label_curve, "FEWEST_STEPS", 3)
@@ -43,8 +50,15 @@ def test_curve_has_a_point_for_each_size_below_the_rows_and_stands_in_the_report
     options += ["--adapter", adapter, "--overlap", "keep", "--set", "model.precision=fp32"]
     assert tune(data, out, *options, "--set", "data.label_curve=true") == 0
     curve = read(out / "results.json")["label_curve"]
-    assert [point["num_rows"] for point in curve] == [4, 8]
-    assert all(0 <= point[name] <= 1 for point in curve for name in ("score", "baseline_score"))
+    assert [point["num_rows"] for point in curve] == [4, 8, 24]
+    assert [point["num_draws"] for point in curve] == [num_draws, num_draws, 1]
+    assert all(0 <= point["low"] <= point["score"] <= point["high"] <= 1 for point in curve)
+    assert all(0 <= point["baseline_score"] <= 1 for point in curve)
+    kept = max(each["score"] for each in read(out / "results.json")["validation"])
+    assert curve[-1]["score"] == pytest.approx(kept)
+    assert all(
+        point["rise"]["value"] == pytest.approx(kept - point["score"]) for point in curve[:-1]
+    )
     page = (out / "report.html").read_text(encoding="utf-8")
     section = page[page.index("How many labels it takes") :]
     assert re.findall(r'<th scope="row" class="number">(\d+)</th>', section)[:3] == ["4", "8", "24"]
@@ -54,7 +68,7 @@ def test_few_rows_are_drawn_by_the_seed_and_repeated_to_enough_steps(
     build_setup: BuildSetup,
 ) -> None:
     setup = build_setup("llama")
-    few = _with_few_rows(setup, 4)
+    few = _with_few_rows(setup, 4, seed=setup.recipe.seed)
     expected = subsample(setup.parts.train, 4, seed=setup.recipe.seed)
     assert [each.id for each in few.parts.train] == [each.id for each in expected]
     rows_per_step = setup.recipe.training.rows_per_step
@@ -63,3 +77,41 @@ def test_few_rows_are_drawn_by_the_seed_and_repeated_to_enough_steps(
     assert few.state == setup.state
     assert len(few.features["validation"]) == len(setup.features["validation"])
     assert few.recipe.training.keep == "last"
+
+
+def test_head_begins_anew_in_every_draw_and_reads_what_frozen_layers_made(
+    build_setup: BuildSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = build_setup("llama", adapter={"method": "head"}, engine={"batch_tokens": 512})
+    source = label_curve._Source(setup, lambda few: untrained(few, tell=lambda _: None))
+    assert source.is_cheap
+    few = _with_few_rows(source.setup, 4, seed=0)
+    monkeypatch.setattr(type(source.give(few).backbone), "_run", pytest.fail)
+    seen: list[list[float]] = []
+    for _ in range(2):
+        predictor = source.give(few)
+        train_apart(predictor, few, tell=lambda _: None)
+        found = predictor.examine(few.parts.validation)
+        seen.append([each.log_likelihood for each in found])
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("num_there", [1, 2, 3])
+def test_points_that_are_there_are_not_made_again(
+    num_there: int, build_setup: BuildSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = build_setup("llama")
+    monkeypatch.setattr(label_curve, "SIZES", (4, 8))
+    answers = [Prediction(each.id, "sea", {"sea": 1.0}) for each in setup.parts.validation]
+    examined = SimpleNamespace(examine=lambda _: answers)
+    monkeypatch.setattr(label_curve, "load_predictor", lambda _: examined)
+    trained: list[int] = []
+    notes: dict[str, Any] = {"label_curve": [{"num_rows": n} for n in (4, 8, 99)][:num_there]}
+    run = SimpleNamespace(path=Path(), get=notes.get, note=notes.update)
+    run_label_curve(
+        cast("RunFolder", run), setup, untrained=lambda _: cast("Predictor", examined),
+        train=lambda _, few: trained.append(len(few.parts.train)) or 1, tell=lambda _: None,
+    )  # fmt: skip
+    assert trained == [4, 8][num_there:]
+    sizes = [each["num_rows"] for each in notes["label_curve"]]
+    assert sizes == [4, 8, 99 if num_there == 3 else len(setup.parts.train)]
