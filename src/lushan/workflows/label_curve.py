@@ -163,11 +163,17 @@ def _with_few_rows(setup: Setup, num_rows: int, *, seed: int) -> Setup:
     engine = recipe.engine.model_copy(update={"compile": False})
     adapter = recipe.adapter.model_copy(update={"cache_gigabytes": 0.0})
     changed = {"training": training, "engine": engine, "adapter": adapter}
+    repeated = [
+        # Documents of one index would make one row of a step, however often they are repeated.
+        replace(each, example_index=each.example_index + number * len(train))
+        for number in range(num_passes)
+        for each in features
+    ]
     return replace(
         setup,
         recipe=recipe.model_copy(update=changed),
         parts=replace(setup.parts, train=train),
-        features={**setup.features, "train": [*features] * num_passes},
+        features={**setup.features, "train": repeated},
     )
 
 

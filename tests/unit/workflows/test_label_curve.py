@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from lushan.data.batching import PackedSource
 from lushan.data.splits import subsample
 from lushan.inference.predict import Predictor
 from lushan.model_store import certificate
@@ -72,8 +73,15 @@ def test_few_rows_are_drawn_by_the_seed_and_repeated_to_enough_steps(
     expected = subsample(setup.parts.train, 4, seed=setup.recipe.seed)
     assert [each.id for each in few.parts.train] == [each.id for each in expected]
     rows_per_step = setup.recipe.training.rows_per_step
-    assert len(few.features["train"]) >= label_curve.FEWEST_STEPS * rows_per_step
-    assert {each.example_index for each in few.features["train"]} == set(range(4))
+    source = PackedSource(few.features["train"], rows_per_step=rows_per_step, seed=0)
+    steps = [
+        sum((each.features for each in step.micro_batches), ()) for step in source.rest_of_epoch()
+    ]
+    assert len(steps) == label_curve.FEWEST_STEPS
+    assert {len(step) for step in steps} == {rows_per_step}
+    assert {each.token_ids for step in steps for each in step} == {
+        each.token_ids for each in few.features["train"][:4]
+    }
     assert few.state == setup.state
     assert len(few.features["validation"]) == len(setup.features["validation"])
     assert few.recipe.training.keep == "last"
