@@ -1,4 +1,4 @@
-"""`lushan augment`: new labelled rows written by the model, filtered, measured, and kept apart."""
+"""`lushan augment`: new labelled rows, written or labelled by the model, filtered, measured, and kept apart."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +23,15 @@ def command(
         typer.Option("--model", help="Who writes and is tuned: a folder, or a known name."),
     ] = None,
     rows: Annotated[
-        int, typer.Option("--rows", min=1, help="Rows to write, before the filters.")
-    ] = 200,
+        int | None,
+        typer.Option("--rows", min=1, help="Rows to write, before the filters; else 200."),
+    ] = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(
+            "--unlabelled", metavar="FILE", help="Label these rows, instead of writing new ones."
+        ),
+    ] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Write the file also where the rows do not help.")
     ] = False,
@@ -41,19 +48,20 @@ def command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write new labelled rows like yours, filter them, and measure whether training on them helps."""
+    """Write new labelled rows like yours, or label rows that you have, and measure whether training on them helps."""
     from lushan.workflows.recipe import TuneOptions, flags_of, make_recipe
 
     options = TuneOptions(task=task, model=model, seed=seed)
     made = make_recipe(None, flags_of(options), settings or [])
 
-    from lushan.workflows.augment import augment
+    from lushan.workflows.self_training import augment_or_label
 
-    found = augment(
+    found = augment_or_label(
         data,
         made,
-        out=out or next_file(data),
+        unlabelled=unlabelled,
         num_rows=rows,
+        out=out or next_file(data),
         keep=keep,
         overwrite=overwrite,
         tell=tell,
@@ -79,8 +87,11 @@ def show_outcome(found: Mapping[str, Any]) -> None:
         (reason.replace("_", " "), f"{times:,}") for reason, times in found["dropped"].items()
     ]
     counted.append(("kept", f"{found['num_new_rows']:,}"))
-    show_table(("of the rows that were written", "rows"), counted)
-    if not found["agreement_asked"]:
+    what = "labelled" if "unlabelled" in found else "written"
+    show_table((f"of the rows that were {what}", "rows"), counted)
+    if "unlabelled" in found:
+        tell(threshold_line(found))
+    elif not found["agreement_asked"]:
         tell(
             "Agreement was not asked: the answers of this task are no labels that a model could confirm."
         )
@@ -88,19 +99,40 @@ def show_outcome(found: Mapping[str, Any]) -> None:
         tell(line)
 
 
+def threshold_line(found: Mapping[str, Any]) -> str:
+    """Say how sure a label had to be, and what that is worth."""
+    wrong = f"{100 * found['error_fraction']:.1f} % of all validation rows"
+    threshold = found["threshold"]
+    if threshold is None:
+        return (
+            f"No label is sure enough: at no threshold is the model wrong half as often as on the {wrong}, over 10 rows "
+            "or more."
+        )
+    return (
+        f"Sure enough is a probability of {threshold['probability']:.3f}: of the "
+        f"{threshold['num_validation_rows']:,} validation rows at or above it, {100 * threshold['error_fraction']:.1f} % "
+        f"are wrong, against {wrong}."
+    )
+
+
 def verdict(found: Mapping[str, Any]) -> list[str]:
     """Say whether the new rows help, and what was written."""
     gain = found["gain"]
     if gain is None:
         return ["No new row is left; nothing was written."]
+    against = f"with {found['num_new_rows']:,} new rows against as many real ones seen once more"
+    if "unlabelled" in found:
+        against += ", or against the real rows alone, whichever is better"
     change = gain["difference"]
     told = (
         f"{'They help' if found['helps'] else 'They do not clearly help'}: mean score of "
         f"{gain['num_validation_rows']:,} validation rows {change['value']:+.3f} "
-        f"({change['low']:+.3f} to {change['high']:+.3f}), with {found['num_new_rows']:,} new rows against as many real "
-        "ones seen once more."
+        f"({change['low']:+.3f} to {change['high']:+.3f}), {against}."
     )
     if found["written"]:
-        place = f"New rows: {found['out']}. They are in no data set until you put them there."
+        place = (
+            f"New rows: {found['out']}. They are in no data set; `lushan tune --set data.added={found['out']}` trains on "
+            "them too."
+        )
         return [told, place]
     return [told, "Nothing was written. `--keep` writes such rows all the same."]

@@ -51,6 +51,8 @@ class SplitLedger:
     total: Counts
     per_class: dict[str, Counts]
     """Label to what its examples give; an example with several labels counts for each."""
+    num_added: int = 0
+    """How many of the examples were written or labelled by a model (`data.added`)."""
     trains_stop_token: bool | None = None
     """Whether every document ends with the supervised stop token; None where a layer answers."""
 
@@ -73,6 +75,7 @@ def count_rows(
     num_dropped: Mapping[SplitName, Mapping[str, int]],
     *,
     overlap: Sequence[PairCounts] = (),
+    num_added: int = 0,
 ) -> Ledger:
     """Start a ledger with what is known before there are tokens.
 
@@ -80,11 +83,13 @@ def count_rows(
         parts: What is left.
         num_dropped: Split to reason to number of rows that were left out.
         overlap: What was found in two splits.
+        num_added: How many of the training rows were written or labelled by a model.
     """
     splits: dict[SplitName, SplitLedger] = {
         name: _count_split(part, num_dropped.get(name, {}))
         for name, part in parts.as_dict().items()
     }
+    splits["train"] = replace(splits["train"], num_added=num_added)
     return Ledger(splits, overlap=tuple(overlap))
 
 

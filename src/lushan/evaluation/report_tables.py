@@ -19,6 +19,7 @@ MAX_TEXT_CHARACTERS = 600
 _LEDGER_LINES = {
     "num_read": "Rows read",
     "num_examples": "Examples used",
+    "num_added": "Of these, written or labelled by a model",
     "num_cut_examples": "Examples shortened",
     "num_documents": "Documents they became",
     "num_tokens": "Tokens read by the model",
@@ -262,6 +263,8 @@ def ledger(ledger: Mapping[str, Any]) -> dict[str, Any] | None:
     reasons = dict.fromkeys(reason for column in columns for reason in column["num_dropped"])
     lines: list[tuple[str, list[Any]]] = []
     for name, title in _LEDGER_LINES.items():
+        if name == "num_added" and not any(column.get(name) for column in columns):
+            continue
         if any(column.get(name) is not None for column in columns):
             lines.append((title, [column.get(name) for column in columns]))
         if name == "num_read":

@@ -32,6 +32,7 @@ from lushan.evaluation.compare import comparisons
 from lushan.inference.row_writer import rows_that_fit, write_rows
 from lushan.records import Example, Row, Scores
 from lushan.tasks import Task
+from lushan.workflows.added_rows import MARK
 from lushan.workflows.outcome import plain_interval
 from lushan.workflows.predict import check_output, write_file
 from lushan.workflows.prepare import Prepared, columns_for, prepare
@@ -40,9 +41,9 @@ from lushan.workflows.resolve import refuse_what_the_task_lacks, with_usual_answ
 from lushan.workflows.setup import Setup, make_setup, plan
 from lushan.workflows.tune import Tell, tuned_apart
 
-MARK = "augmented"
-"""Column that tells new rows from real ones, wherever they go."""
 SOURCE = "written rows"
+NUM_ROWS = 200
+"""Rows that are written where nobody says how many."""
 MOST_SHOWN_ROWS = 2_000
 """Training rows that prompts are drawn from; more would only take memory."""
 _UNREAD = {
@@ -53,7 +54,13 @@ _UNREAD = {
 }
 
 Reason = Literal[
-    "overlaps_test", "overlaps_validation", "repeats_train", "repeats_new", "disagrees"
+    "overlaps_test",
+    "overlaps_validation",
+    "repeats_train",
+    "repeats_new",
+    "disagrees",
+    "unsure",
+    "over_share",
 ]
 """Filters, in their order."""
 
@@ -112,52 +119,72 @@ def augment(
         UserError: If the recipe, the data or the model is wrong; nothing is written then.
     """
     check_output(out, overwrite=overwrite)
-    _check_place(out, data)
+    check_place(out, data)
     seconds: dict[str, float] = {}
-    with _clock(seconds, "check"):
-        prepared, setup = _begin(data, recipe, tell=tell)
-    with _clock(seconds, "write"):
+    with clock(seconds, "check"):
+        prepared, setup = begin(data, recipe, writes=True, tell=tell)
+    with clock(seconds, "write"):
         known = _fitting(_train_rows(data, prepared, setup), setup, tell=tell)
         tell(f"Writing {num_rows:,} rows like {len(known):,} of the training rows.")
         texts = _written(known, setup, num_rows=num_rows)
-    with _clock(seconds, "filter"):
+    with clock(seconds, "filter"):
         sifted = sift(texts, setup, multi_label=prepared.multi_label)
-    with _clock(seconds, "agreement"):
+    with clock(seconds, "agreement"):
         asks = bool(setup.task.columns.labels)
         if asks and sifted.rows:
             tell(f"Asking a model tuned on the real rows about {len(sifted.rows):,} new ones.")
             _drop_disagreeing(sifted, setup, tell=tell)
     gain = None
     if sifted.rows:
-        with _clock(seconds, "gain"):
+        with clock(seconds, "gain"):
             tell(f"Measuring whether {len(sifted.rows):,} new rows help.")
             gain = measure_gain(sifted.rows, prepared, setup, tell=tell)
-    helps = gain is not None and gain["difference"]["low"] > 0
-    is_written = bool(sifted.rows) and (helps or keep)
-    if is_written:
-        write_file(out, (json.dumps(row, ensure_ascii=False) + "\n" for row in _marked(sifted)))
-    counts = Counter(name for row in sifted.rows for name in row.example.classes)
+    written = keep_where_it_helps(sifted, gain, out=out, keep=keep)
     return {
         "data": str(data),
-        "task": setup.recipe.task,
-        "model": setup.recipe.model.name,
-        "seed": setup.recipe.seed,
-        "num_train_rows": len(setup.parts.train),
+        **what_came_out(sifted, setup),
         "num_asked": num_rows,
-        "refused": dict(sifted.refused.most_common()),
-        "dropped": sifted.num_dropped,
         "agreement_asked": asks,
-        "num_new_rows": len(sifted.rows),
-        "new_rows_by_label": dict(sorted(counts.items())) if asks else {},
         "gain": gain,
-        "helps": helps,
-        "written": is_written,
-        "out": str(out) if is_written else None,
+        **written,
         "seconds": seconds,
     }
 
 
-def _check_place(out: Path, data: Path) -> None:
+def keep_where_it_helps(
+    sifted: Sifted, gain: Mapping[str, Any] | None, *, out: Path, keep: bool
+) -> dict[str, Any]:
+    """Write the new rows if they clearly help, or are wanted all the same; says what was done.
+
+    Args:
+        sifted: The rows.
+        gain: Of `measure_gain`; None where no row is left.
+        out: The file.
+        keep: Write them in any case.
+    """
+    helps = gain is not None and gain["difference"]["low"] > 0
+    is_written = bool(sifted.rows) and (helps or keep)
+    if is_written:
+        write_file(out, (json.dumps(row, ensure_ascii=False) + "\n" for row in _marked(sifted)))
+    return {"helps": helps, "written": is_written, "out": str(out) if is_written else None}
+
+
+def what_came_out(sifted: Sifted, setup: Setup) -> dict[str, Any]:
+    """Tell of the rows by filter and by label, as plain values."""
+    counts = Counter(name for row in sifted.rows for name in row.example.classes)
+    return {
+        "task": setup.recipe.task,
+        "model": setup.recipe.model.name,
+        "seed": setup.recipe.seed,
+        "num_train_rows": len(setup.parts.train),
+        "refused": dict(sifted.refused.most_common()),
+        "dropped": sifted.num_dropped,
+        "num_new_rows": len(sifted.rows),
+        "new_rows_by_label": dict(sorted(counts.items())) if setup.task.columns.labels else {},
+    }
+
+
+def check_place(out: Path, data: Path) -> None:
     """Refuse a file that would become part of the data, or that no command could read.
 
     Raises:
@@ -173,21 +200,32 @@ def _check_place(out: Path, data: Path) -> None:
 
 
 @contextmanager
-def _clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note how long a phase took."""
     started = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - started
 
 
-def _begin(data: Path, recipe: TuneRecipe, *, tell: Tell) -> tuple[Prepared, Setup]:
-    """Check everything and decide what is open, as `tune` does."""
+def begin(data: Path, recipe: TuneRecipe, *, writes: bool, tell: Tell) -> tuple[Prepared, Setup]:
+    """Check everything and decide what is open, as `tune` does.
+
+    Args:
+        data: A file, or a folder with train, validation and test files.
+        recipe: How models are tuned.
+        writes: Whether the model also writes rows.
+        tell: Takes one line for a person.
+
+    Raises:
+        UserError: If something does not fit.
+    """
     _refuse_unread(recipe)
     task = load_task(recipe.task)
     recipe = with_usual_answer(recipe, task)
     refuse_what_the_task_lacks(recipe, task)
     base = locate(recipe.model.name)
     facts = describe(base)
-    if facts.family == "encoder":
+    if writes and facts.family == "encoder":
         raise ModelError(
             f"`{recipe.model.name}` is an encoder: it fills gaps and cannot write rows. Choose a decoder "
             "(`lushan models list`)."
@@ -267,15 +305,20 @@ def sift(texts: Sequence[str], setup: Setup, *, multi_label: bool) -> Sifted:
             sifted.rows.append(_read(text, number, setup.task, multi_label=multi_label))
         except DataError as error:
             sifted.refused[str(error).removeprefix(f"{SOURCE}, row {number}: ")] += 1
+    drop_known(sifted, setup)
+    return sifted
+
+
+def drop_known(sifted: Sifted, setup: Setup) -> None:
+    """Take out rows that any row of the data, or an earlier new one, is like."""
     known: list[tuple[Reason, Sequence[Example]]] = [
         ("overlaps_test", setup.parts.test),
         ("overlaps_validation", setup.parts.validation),
         ("repeats_train", setup.parts.train),
     ]
     for reason, others in known:
-        _drop(sifted, reason, places_found_in([row.example for row in sifted.rows], others))
-    _drop(sifted, "repeats_new", places_of_repeats([row.example for row in sifted.rows]))
-    return sifted
+        drop(sifted, reason, places_found_in([row.example for row in sifted.rows], others))
+    drop(sifted, "repeats_new", places_of_repeats([row.example for row in sifted.rows]))
 
 
 def _read(text: str, number: int, task: Task, *, multi_label: bool) -> NewRow:
@@ -294,7 +337,8 @@ def _read(text: str, number: int, task: Task, *, multi_label: bool) -> NewRow:
     return NewRow(values, task.read(Row(values, SOURCE, number), multi_label=multi_label))
 
 
-def _drop(sifted: Sifted, reason: Reason, places: set[int]) -> None:
+def drop(sifted: Sifted, reason: Reason, places: set[int]) -> None:
+    """Take the rows at some places out, for one reason."""
     sifted.num_dropped[reason] = len(places)
     sifted.rows = [row for place, row in enumerate(sifted.rows) if place not in places]
 
@@ -305,11 +349,16 @@ def _drop_disagreeing(sifted: Sifted, setup: Setup, *, tell: Tell) -> None:
     predictor, _ = tuned_apart(setup, tell=tell)
     scores = setup.task.score(predictor.predict(examples), examples, setup.state)
     agrees = np.asarray(scores.correct, dtype=float) == 1
-    _drop(sifted, "disagrees", set(np.flatnonzero(~agrees).tolist()))
+    drop(sifted, "disagrees", set(np.flatnonzero(~agrees).tolist()))
 
 
 def measure_gain(
-    rows: Sequence[NewRow], prepared: Prepared, setup: Setup, *, tell: Tell
+    rows: Sequence[NewRow],
+    prepared: Prepared,
+    setup: Setup,
+    *,
+    first: Scores | None = None,
+    tell: Tell,
 ) -> dict[str, Any]:
     """Tune with and without the new rows, and compare the answers to the validation rows.
 
@@ -320,6 +369,8 @@ def measure_gain(
         rows: New ones.
         prepared: The data.
         setup: How it is learned.
+        first: Of the model that was tuned on the real rows as they are, where there is one: many new rows make long
+            runs, in which real rows that are seen over and over can do harm. Then the better of the two is compared.
         tell: Takes one line for a person.
     """
     real = list(setup.parts.train)
@@ -329,15 +380,17 @@ def measure_gain(
     with_new = _measured(
         _with_train(real + [row.example for row in rows], prepared, setup), tell=tell
     )
-    first, second = without.scores, with_new.scores
-    metric = first.main_metric
+    rival, second = without.scores, with_new.scores
+    if first is not None and sum(first.correct) > sum(rival.correct):
+        rival = first
+    metric = second.main_metric
     compared = comparisons(
-        list(second.correct), {"without": list(first.correct)}, seed=setup.recipe.seed
+        list(second.correct), {"without": list(rival.correct)}, seed=setup.recipe.seed
     )
     return {
         **compared["without"],
         "main_metric": metric,
-        "without": plain_interval(first.metrics[metric]),
+        "without": plain_interval(rival.metrics[metric]),
         "with": plain_interval(second.metrics[metric]),
         "num_validation_rows": len(setup.parts.validation),
         "num_optimizer_steps": {"without": without.num_steps, "with": with_new.num_steps},

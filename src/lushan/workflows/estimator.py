@@ -56,7 +56,7 @@ PARAMETERS = {
 }
 """Settings that a parameter says."""
 WITHOUT_EFFECT = frozenset({
-    *("task", "baselines", "data.columns", "data.test_fraction"),
+    *("task", "baselines", "data.columns", "data.test_fraction", "data.added", "data.label_curve"),
     *("task_settings.multi_label", "task_settings.num_shots"),
 })
 """Settings of files, test rows and baselines, which there are none of, and of other targets."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from lushan.settings import merged, nested
-from lushan.workflows import augment as augmenting
 from lushan.workflows import check as checking
 from lushan.workflows import evaluate as evaluating
 from lushan.workflows import export as exporting
+from lushan.workflows import self_training
 from lushan.workflows import tune as tuning
 from lushan.workflows.predict import Opened, open_run
 from lushan.workflows.recipe import TuneOptions, TuneRecipe, flags_of, make_recipe
@@ -84,18 +84,20 @@ def augment(
     data: str | Path,
     *,
     out: str | Path,
-    num_rows: int = 200,
+    num_rows: int | None = None,
+    unlabelled: str | Path | None = None,
     keep: bool = False,
     overwrite: bool = False,
     settings: Mapping[str, Any] = _NO_SETTINGS,
     **options: Unpack[TuneOptions],
 ) -> dict[str, Any]:
-    """Write new labelled rows, filter them, and measure whether they help: `lushan augment`.
+    """Write new labelled rows, or label some, filter them, and measure whether they help: `lushan augment`.
 
     Args:
         data: A file, or a folder with train, validation and test files.
         out: JSON Lines file for the new rows, outside of the data.
-        num_rows: Rows to write, before the filters.
+        num_rows: Rows to write, before the filters; else 200.
+        unlabelled: A file with rows to label, in place of writing new ones.
         keep: Write the file also where the rows do not clearly help.
         overwrite: Replace the file in `out`.
         settings: Settings by their full name.
@@ -107,11 +109,12 @@ def augment(
     Raises:
         UserError: If something does not fit; nothing is written then.
     """
-    return augmenting.augment(
+    return self_training.augment_or_label(
         Path(data),
         _recipe(None, options, settings),
         out=Path(out),
         num_rows=num_rows,
+        unlabelled=None if unlabelled is None else Path(unlabelled),
         keep=keep,
         overwrite=overwrite,
         tell=logger.info,

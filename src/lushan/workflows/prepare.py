@@ -1,5 +1,6 @@
 """The first step of every run: files to checked examples in three parts, with a ledger of the rows."""
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from lushan.data.splits import Parts, split, subsample
 from lushan.errors import DataError, SettingError
 from lushan.records import SPLIT_NAMES, Example, SplitName
 from lushan.tasks import Task
+from lushan.workflows.added_rows import NONE_ADDED, Added, count_added, read_added, with_added
 from lushan.workflows.recipe import DataSettings, TuneRecipe
 
 EMPTY = "empty"
@@ -66,8 +68,15 @@ def prepare(path: Path, *, task: Task, recipe: TuneRecipe) -> Prepared:
         read=partial(task.read, multi_label=multi_label),
         collect=ExampleStore.collect,
     )
+    added = NONE_ADDED
+    if recipe.data.added is not None:
+        wanted = columns_for(task, multi_label=multi_label)
+        file = Path(recipe.data.added)
+        added = read_added(file, task=task, wanted=wanted, multi_label=multi_label)
+        fingerprint = hashlib.sha256(f"{dataset.fingerprint} {added.digest}".encode()).hexdigest()
+        dataset = replace(dataset, fingerprint=fingerprint[:16])
     weighs = "class_weights" in task.settings
-    return arrange(dataset, recipe, multi_label=multi_label, weighs_classes=weighs)
+    return arrange(dataset, recipe, multi_label=multi_label, weighs_classes=weighs, added=added)
 
 
 def arrange(
@@ -77,6 +86,7 @@ def arrange(
     multi_label: bool,
     needs_test: bool = True,
     weighs_classes: bool = True,
+    added: Added = NONE_ADDED,
 ) -> Prepared:
     """Split examples where needed, take out overlap, draw, and check.
 
@@ -86,6 +96,7 @@ def arrange(
         multi_label: Whether targets are tuples of labels.
         needs_test: Whether there must be test rows; else none are cut off.
         weighs_classes: Whether the task can give rare classes more weight.
+        added: Rows to train on that a model wrote or labelled; they come in behind the split.
 
     Raises:
         DataError: If the data does not fit; says where and what to do.
@@ -98,8 +109,9 @@ def arrange(
     if not needs_test:
         splits["test"] = []
     parts, split_notes = _complete(splits, data, seed=seed)
+    parts = with_added(parts, added.examples)
     parts, overlap = remove_overlap(parts, data.overlap, are_given="test" in splits)
-    notes += split_notes + overlap.lines()
+    notes += [*split_notes, *added.notes, *overlap.lines()]
     findings = check_parts(parts, needs_test=needs_test, weighs_classes=weighs_classes)
     notes += findings.warnings
     dropped: dict[SplitName, dict[str, int]] = {
@@ -113,7 +125,12 @@ def arrange(
     prepared = Prepared(
         parts,
         multi_label=multi_label,
-        ledger=count_rows(parts, dropped, overlap=overlap.pairs),
+        ledger=count_rows(
+            parts,
+            dropped,
+            overlap=overlap.pairs,
+            num_added=count_added(parts.train) if added.examples else 0,
+        ),
         findings=findings,
         overlap=overlap,
         notes=notes,
@@ -140,11 +157,12 @@ def draw(prepared: Prepared, num_rows: int, *, seed: int, why: str) -> Prepared:
         name: dict(each.num_dropped) for name, each in prepared.ledger.splits.items()
     }
     dropped["train"][NOT_DRAWN] = dropped["train"].get(NOT_DRAWN, 0) + num_gone
+    num_added = count_added(train) if prepared.ledger.splits["train"].num_added else 0
     note = f"{len(train):,} of {len(train) + num_gone:,} training rows were drawn ({why})."
     return replace(
         prepared,
         parts=parts,
-        ledger=count_rows(parts, dropped, overlap=prepared.ledger.overlap),
+        ledger=count_rows(parts, dropped, overlap=prepared.ledger.overlap, num_added=num_added),
         notes=[*prepared.notes, note],
     )
 

@@ -42,6 +42,9 @@ class DataSettings(Settings):
     over_length: LengthPolicy = "error"
     """What happens to a text longer than `model.max_length`: stop, cut its end, or read it in windows."""
 
+    added: str | None = None
+    """A file that `lushan augment` wrote: its rows are trained on too, never asked about, and counted by themselves."""
+
     label_curve: bool = False
     """Whether to tune on 8, 16, 64 and 256 rows too, and show how the validation score grows with the labels."""
 

@@ -74,5 +74,32 @@ def test_rows_that_help_are_told_with_their_file() -> None:
     assert "New rows: new.jsonl. They are in no data set" in told
 
 
+def test_labelled_rows_are_told_with_how_sure_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    threshold = {"probability": 0.9, "num_validation_rows": 120, "error_fraction": 0.05}
+    labelled = {"unlabelled": "texts.jsonl", "threshold": threshold, "error_fraction": 0.2}
+    command.show_outcome({**outcome(low=0.01, is_written=True), **labelled})
+    told = " ".join(capsys.readouterr().err.split())
+    assert "Sure enough is a probability of 0.900" in told
+    assert "120 validation rows at or above it, 5.0 % are wrong, against 20.0 %" in told
+    assert "or against the real rows alone, whichever is better" in told
+    assert "`lushan tune --set data.added=new.jsonl` trains on them too" in told
+    nothing = command.threshold_line({**labelled, "threshold": None})
+    assert "No label is sure enough" in nothing
+
+
+def test_rows_that_are_there_are_labelled_and_accounted_for(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [{"text": f"a {noun} at home"} for noun in ("whale", "crab", "goat", "eagle")]
+    write_lines(Path("texts.jsonl"), texts)
+    place = words.index("--rows")
+    line = [*words[:place], *words[place + 2 :], "--unlabelled", "texts.jsonl", "--json"]
+    assert run([*line, "--set", "data.validation_fraction=0.4"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["num_asked"] == 4 == sum(found["dropped"].values()) + found["num_new_rows"]
+    assert set(found["seconds"]) >= {"check", "tune", "label"}
+    assert run([*words, "--unlabelled", "texts.jsonl"]) == 2
+
+
 def test_without_a_row_there_is_nothing_to_tell() -> None:
     assert command.verdict({"gain": None}) == ["No new row is left; nothing was written."]

@@ -203,7 +203,7 @@ def test_gain_is_measured_on_the_validation_rows_of_every_task(
         "task_settings": {"run_code": True} if "run_code" in task.settings else {},
     }
     recipe = make_recipe(None, flags, [])
-    prepared, setup = augmenting._begin(data, recipe, tell=lambda _: None)
+    prepared, setup = augmenting.begin(data, recipe, writes=True, tell=lambda _: None)
     shown = augmenting._train_rows(data, prepared, setup)
     again = {task.read(Row(each, "again", 1)).id for each in shown}
     assert again == {task.read(each).id for each in samples}
@@ -281,7 +281,7 @@ def test_an_encoder_is_refused(tiny_folder: MakeTiny, augment_with: AugmentWith)
 def test_each_row_counts_at_the_first_filter_that_takes_it() -> None:
     example = Example("1", "A whale sings.", "sea")
     sifted = Sifted([NewRow({}, example), NewRow({}, example)])
-    augmenting._drop(sifted, "repeats_new", {1})
-    augmenting._drop(sifted, "disagrees", {0})
+    augmenting.drop(sifted, "repeats_new", {1})
+    augmenting.drop(sifted, "disagrees", {0})
     assert sifted.rows == []
     assert sifted.num_dropped == {"repeats_new": 1, "disagrees": 1}
