@@ -26,6 +26,8 @@ SIZES = (8, 16, 64, 256)
 """Training rows of every point; a size that is not smaller than the training rows is left out."""
 FEWEST_STEPS = 60
 """Few rows are repeated until they make so many optimizer steps: fewer would teach next to nothing."""
+FEWEST_HEAD_STEPS = 500
+"""The same where the head alone is trained: the whole run takes many more, and must not look better for that alone."""
 NUM_DRAWS = 5
 """Draws of the rows of a point where the head alone is trained, which takes a moment; else one."""
 
@@ -76,6 +78,7 @@ class _Point(NamedTuple):
 
     scores: Scores
     baseline_score: float | None
+    num_steps: int | None = None
 
 
 @dataclass(slots=True)
@@ -117,11 +120,12 @@ def _say_nothing(_: str) -> None:
 
 
 def _point(source: _Source, train: Train, num_rows: int, *, seed: int) -> _Point:
-    few = _with_few_rows(source.setup, num_rows, seed=seed)
+    fewest_steps = FEWEST_HEAD_STEPS if source.is_cheap else FEWEST_STEPS
+    few = _with_few_rows(source.setup, num_rows, seed=seed, fewest_steps=fewest_steps)
     predictor = source.give(few)
-    train(predictor, few)
+    num_steps = train(predictor, few)
     scores = _scores(few, predictor.examine(few.parts.validation))
-    return _Point(scores, _baseline_score(few, few.parts))
+    return _Point(scores, _baseline_score(few, few.parts), num_steps)
 
 
 def _joined(
@@ -131,7 +135,11 @@ def _joined(
     baselines = [each.baseline_score for each in points if each.baseline_score is not None]
     all_scores = [each.scores for each in points]
     main = [found for each in all_scores if (found := each.metrics.get(each.main_metric))]
-    point: dict[str, Any] = {"num_rows": num_rows, "num_draws": len(points)}
+    point: dict[str, Any] = {
+        "num_rows": num_rows,
+        "num_draws": len(points),
+        "num_steps": points[0].num_steps,
+    }
     point |= _plain_score(mean_of_draws(main) if main else None, points[0].scores.main_metric)
     point["baseline_score"] = sum(baselines) / len(baselines) if baselines else None
     if whole is None or not whole.correct:
@@ -148,7 +156,9 @@ def _plain_score(score: Interval | None, metric: str) -> dict[str, float | None]
     return {"score": score.value, "low": low, "high": high}
 
 
-def _with_few_rows(setup: Setup, num_rows: int, *, seed: int) -> Setup:
+def _with_few_rows(
+    setup: Setup, num_rows: int, *, seed: int, fewest_steps: int = FEWEST_STEPS
+) -> Setup:
     """Give the setup of a run on some of the training rows, repeated so that one pass is long enough."""
     recipe = setup.recipe
     train = subsample(setup.parts.train, num_rows, seed=seed)
@@ -157,7 +167,7 @@ def _with_few_rows(setup: Setup, num_rows: int, *, seed: int) -> Setup:
     features = encoder.encode(train, with_target=True)
     num_passes = max(
         recipe.training.epochs or 1,
-        math.ceil(FEWEST_STEPS * recipe.training.rows_per_step / num_rows),
+        math.ceil(fewest_steps * recipe.training.rows_per_step / num_rows),
     )
     training = recipe.training.model_copy(update={"epochs": 1, "keep": "last", "patience": None})
     engine = recipe.engine.model_copy(update={"compile": False})

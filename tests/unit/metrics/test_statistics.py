@@ -260,3 +260,4 @@ def test_doubt_of_draws_and_of_rows_add_up_as_variances() -> None:
     reach = stats.t.ppf(0.975, 1) * stats.sem([0.4, 0.6])
     found = mean_of_draws(draws)
     assert found.high - found.value == pytest.approx(np.hypot(reach, 0.03))
+    assert found.value - found.low == pytest.approx(np.hypot(reach, 0.03))

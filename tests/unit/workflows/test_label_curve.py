@@ -46,6 +46,7 @@ def test_curve_has_a_point_for_each_size_below_the_rows_and_stands_in_the_report
     monkeypatch.setattr(certificate, "_answers_of_fresh_process", answers_of_this_process)
     monkeypatch.setattr(label_curve, "SIZES", (4, 8, 64))
     monkeypatch.setattr(label_curve, "FEWEST_STEPS", 3)
+    monkeypatch.setattr(label_curve, "FEWEST_HEAD_STEPS", 3)
     out = data / "run"
     options = ["--task", "classification", "--model", str(tiny_folder("llama")), "--epochs", "1"]
     options += ["--adapter", adapter, "--overlap", "keep", "--set", "model.precision=fp32"]
@@ -53,6 +54,7 @@ def test_curve_has_a_point_for_each_size_below_the_rows_and_stands_in_the_report
     curve = read(out / "results.json")["label_curve"]
     assert [point["num_rows"] for point in curve] == [4, 8, 24]
     assert [point["num_draws"] for point in curve] == [num_draws, num_draws, 1]
+    assert [point["num_steps"] for point in curve] == [3, 3, None]
     assert all(0 <= point["low"] <= point["score"] <= point["high"] <= 1 for point in curve)
     assert all(0 <= point["baseline_score"] <= 1 for point in curve)
     kept = max(each["score"] for each in read(out / "results.json")["validation"])
