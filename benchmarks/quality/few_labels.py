@@ -247,22 +247,38 @@ def tf_idf(rows: Rows) -> NDArray[Any]:
     return np.asarray(model.predict(words.transform(rows.asked_texts)))
 
 
-def answers(system: str, folder: Path, seed: int) -> tuple[Rows, NDArray[Any]]:
-    """Give the rows, and what a system answers to those that are asked."""
+def answers(
+    system: str, folder: Path, seed: int, *, frozen: dict[str, NDArray[Any]], name: str
+) -> tuple[Rows, NDArray[Any]]:
+    """Give the rows, and what a system answers to those that are asked.
+
+    Args:
+        system: Which.
+        folder: The rows.
+        seed: Of the tuning.
+        frozen: Set to the states of its validation rows in the pretrained model, which are the same for every draw.
+        name: The set.
+    """
     setup, rows = make(folder, adapter="lora" if "lora" in system else "head", seed=seed)
     if system == "tf_idf":
         return rows, tf_idf(rows)
-    if system in ("head", "lora"):
+    if system == "lora":
         predictor = trained(setup, num_steps=NUM_STEPS[system])
         return rows, answers_of_head(predictor, rows.asked)
     if system == "contrastive_lora":
         predictor = trained(setup, num_steps=NUM_STEPS[system], is_contrastive=True)
-    else:
-        predictor = untrained(setup, tell=_quiet)
-    few, asked = states(predictor, rows.few), states(predictor, rows.asked)
+        few, asked = states(predictor, rows.few), states(predictor, rows.asked)
+        return rows, regression(few, rows.targets, asked)
+    predictor = untrained(setup, tell=_quiet)
+    if name not in frozen:
+        frozen[name] = states(predictor, rows.asked)
+    few, asked = states(predictor, rows.few), frozen[name]
+    if system == "regression":
+        return rows, regression(few, rows.targets, asked)
     if system == "contrastive_layer":
         return rows, with_layer(few, rows.targets, asked, seed=seed)
-    return rows, regression(few, rows.targets, asked)
+    head = trained(setup, num_steps=NUM_STEPS[system]).backbone.plain_model.score.weight
+    return rows, (asked @ head.detach().float().numpy().T).argmax(axis=1)
 
 
 def read_cells(path: Path) -> list[dict[str, Any]]:
@@ -320,13 +336,16 @@ def main() -> None:
         for system in options.systems
     ]
     known = [{name: cell[name] for name in wanted[0]} for cell in cells]
+    frozen: dict[str, NDArray[Any]] = {}
     for cell in [] if options.table_only else wanted:
         if cell in known:
             continue
         source = Path(options.data) / "classification" / cell["set"]
         with tempfile.TemporaryDirectory() as folder:
             write_rows(Path(folder), source, cell["size"], cell["seed"])
-            rows, found = answers(cell["system"], Path(folder), cell["seed"])
+            rows, found = answers(
+                cell["system"], Path(folder), cell["seed"], frozen=frozen, name=cell["set"]
+            )
         cells.append({**cell, "accuracy": rows.accuracy(found)})
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(cells[-1]) + "\n")

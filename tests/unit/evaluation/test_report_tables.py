@@ -133,3 +133,14 @@ def test_systems_of_a_metric_that_should_be_low_stand_lowest_first() -> None:
         "baselines": scores,
     })
     assert list(tables.systems(results)) == ["after", "b", "a"]
+
+
+@pytest.mark.parametrize("num_added", [0, 12])
+def test_rows_of_a_model_stand_in_the_ledger_where_there_are_any(num_added: int) -> None:
+    total = {"num_examples": 40, "num_tokens": 400}
+    split = {"num_read": 40, "num_dropped": {}, "total": total, "num_added": num_added}
+    found = tables.ledger({"splits": {"train": split}})
+    assert found is not None
+    lines = dict(found["lines"])
+    expected = [num_added] if num_added else None
+    assert lines.get("Of these, written or labelled by a model") == expected
