@@ -227,6 +227,21 @@ def test_written_answer_is_asked_with_its_examples_and_stands_for_its_place_in_t
     assert scores.metrics["f1"].value == pytest.approx((1 + 0.5) / 4)
 
 
+def test_written_answer_is_withheld_where_no_answer_is_likelier_than_the_threshold() -> None:
+    state = replace(ABSTAINS, no_answer_threshold=0.25)
+    logs = np.log([0.25, 0.2500001, 0.1, 1.0])
+    texts = ("in the cold", "in the cold", "no answer", "May")
+    written = [Written(text, -1.0, (), float(log)) for text, log in zip(texts, logs, strict=True)]
+    found = TASK.decode(written, [], [example()] * 4, state, answer="generate")
+    assert [bool(each.answer) for each in found] == [True, False, False, False]
+    assert [each.no_answer_probability for each in found] == pytest.approx(np.exp(logs))
+    assert [each.log_likelihood for each in found] == pytest.approx([-1, logs[1], -1, 0])
+    scores = TASK.score(found, [example(), example(None), example(None), example()], state)
+    assert scores.metrics["has_answer_f1"].value == 0.5
+    assert scores.metrics["no_answer_accuracy"].value == 1
+    assert scores.metrics["f1"].value == 0.75
+
+
 def test_loss_of_a_written_answer_is_that_of_transformers(tiny_folder: MakeTiny) -> None:
     backbone = load_backbone(tiny_folder("llama"), purpose="language")
     options = {"answer": "generate", "limit": LengthLimit(128), "with_target": True}
