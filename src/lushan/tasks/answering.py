@@ -1,7 +1,7 @@
 """Answer a question with the part of a text that says it, or tell that none does.
 
-Columns: `context`, `question`, `answers` (`text` and `answer_start` in characters, as SQuAD has them), or SQuAD's nested
-files.
+Columns: `context`, `question`, `answers` (`text` and `answer_start` in characters, as SQuAD has them; or texts alone, which need
+not be in the context, and can only be written), or SQuAD's nested files.
 
 A model reads the question, the context and a last mark. For a head every token of the context may be where the answer starts
 and where it ends; the last token, which in a decoder has seen all, stands for "not in here". Its answer is always cut out of
@@ -13,6 +13,7 @@ Shapes: T tokens, D width, K tokens of the context and the last.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
@@ -23,12 +24,13 @@ from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.cut_answers import Part
 from lushan.data.columns import Columns
-from lushan.data.squad import ANSWER, read_answers
+from lushan.data.squad import ANSWER, NO_ANSWER, read_answers
 from lushan.data.words import is_unspaced
 from lushan.errors import DataError
 from lushan.metrics import answering as metrics
 from lushan.metrics.abstention import Asked, ThresholdPoint, threshold_table
 from lushan.records import (
+    Answer,
     AnswerMode,
     Batch,
     Example,
@@ -44,8 +46,6 @@ from lushan.records import (
 )
 from lushan.tasks import Outputs, Preparation, Untuned, Wording
 
-NO_ANSWER = "no answer"
-"""Class of a question whose text does not answer it."""
 _SAMPLES = (
     ("Ada left London in May.", "When did Ada leave?", "May"),
     ("Ada left London in May.", "Who left London?", "Ada"),
@@ -133,10 +133,12 @@ class Task:
                 )
             return Example(content_id(context, question), context, None, row.place, extra)
         # `most_common` keeps the order of the row where answers are equally frequent.
-        found = [span for span, _ in Counter(read_answers(row, context)).most_common()]
-        identity = content_id(context, question, [[each.start, each.end] for each in found])
-        labels = None if found else (NO_ANSWER,)
-        return Example(identity, context, tuple(found), row.place, extra, labels)
+        found = [each for each, _ in Counter(read_answers(row, context)).most_common()]
+        told = [each if isinstance(each, str) else [each.start, each.end] for each in found]
+        identity = content_id(context, question, told)
+        labels = (ANSWER if found else NO_ANSWER,)
+        target = cast("Answer", tuple(found))
+        return Example(identity, context, target, row.place, extra, labels)
 
     def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
         """A layer with two outputs at every token, the answer starts here, and ends here; or the vocabulary."""
@@ -205,7 +207,7 @@ class Task:
         of the answer learn it; the others learn that it is not in them.
 
         Raises:
-            DataError: If a text is too long and the policy is `error`.
+            DataError: If a text is too long and the policy is `error`, or a head is to learn an answer without a place.
         """
         rendered = [
             document
@@ -216,6 +218,8 @@ class Task:
         ]
         if answer == "generate":
             return text_answers.encode_text(rendered, examples, tokenizer, limit=limit)
+        if with_target:
+            _refuse_free_answers(examples)
         parts = [Part(_before(each), _spans(each.target)) for each in examples]
         return cut_answers.encode_parts(
             rendered, examples, parts, tokenizer, limit=limit, with_target=with_target
@@ -318,13 +322,31 @@ class Task:
 
 
 def _notes(examples: Sequence[Example]) -> list[str]:
-    num_several = sum(len(each.target or ()) > 1 for each in examples)
-    if not num_several:
-        return []
-    return [
-        f"{num_several:,} training rows have several answers: the most frequent, else the first, is learned; "
-        "in a test any of them is right."
-    ]
+    notes: list[str] = []
+    if num_several := sum(len(each.target or ()) > 1 for each in examples):
+        notes.append(
+            f"{num_several:,} training rows have several answers: the most frequent, else the first, is learned; "
+            "in a test any of them is right."
+        )
+    if num_free := sum(map(_is_free, examples)):
+        notes.append(
+            f"{num_free:,} training rows have answers without a place in their context: these are written as they are."
+        )
+    return notes
+
+
+def _is_free(example: Example) -> bool:
+    """Whether the right answers are texts of their own, and not parts of the context."""
+    return bool(example.target) and not _spans(example.target)
+
+
+def _refuse_free_answers(examples: Sequence[Example]) -> None:
+    for each in examples:
+        if _is_free(each):
+            raise DataError(
+                f"{each.place}: the answer {_right_answers(each)[0]!r} has no `answer_start`, so that no head can learn where "
+                "it stands. Use `--answer generate`, which writes answers, or give the place of each in its context."
+            )
 
 
 def _text(row: Row, name: str) -> str:
@@ -351,9 +373,7 @@ def _instruction(state: TaskState) -> str:
 
 def _told_answer(example: Example) -> str:
     """The answer that is learned, as it is written; a model's may be in its own words."""
-    if isinstance(example.target, str):
-        return example.target
-    return next((_cut(example, span) for span in _spans(example.target)), NO_ANSWER)
+    return next(iter(_right_answers(example)), NO_ANSWER)
 
 
 def _placed(written: Prediction, example: Example) -> Prediction:
@@ -379,8 +399,18 @@ def _withheld(written: Prediction, log_likelihood: float | None, state: TaskStat
 
 
 def _question(example: Example) -> metrics.Question:
-    right = tuple(_cut(example, span) for span in _spans(example.target))
-    return metrics.Question(right, by_characters=is_unspaced([example.text]))
+    return metrics.Question(_right_answers(example), by_characters=is_unspaced([example.text]))
+
+
+def _right_answers(example: Example) -> tuple[str, ...]:
+    """The answers that are right, as texts; the first is learned."""
+    return _texts(example.target, example)
+
+
+def _texts(answer: Answer | None, example: Example) -> tuple[str, ...]:
+    if isinstance(answer, str):
+        return (answer,)
+    return tuple(each if isinstance(each, str) else _cut(example, each) for each in answer or ())
 
 
 def _spans(answer: object) -> list[Span]:
@@ -389,9 +419,7 @@ def _spans(answer: object) -> list[Span]:
 
 def _given(prediction: Prediction, example: Example) -> str:
     """The text of an answer; empty where none was given."""
-    if isinstance(prediction.answer, str):
-        return prediction.answer
-    return next((_cut(example, span) for span in _spans(prediction.answer)), "")
+    return next(iter(_texts(prediction.answer, example)), "")
 
 
 def _cut(example: Example, span: Span) -> str:
