@@ -135,6 +135,8 @@ class TaskState:
     """Texts that end a written answer, because no answer that was learned from holds them."""
     both_ways: bool = False
     """Whether a token sees those behind it too, also in a decoder; only where a head answers."""
+    lengths: tuple[int, ...] = ()
+    """Words of a short, a medium and a long answer, where the wanted length is told to the model; else empty."""
     no_answer_threshold: float | None = None
     """No answer is given where the probability that there is none is above; None where no rows could decide it."""
 

@@ -37,6 +37,7 @@ class Preparation:
     num_shots: int = 8
     run_code: bool = False
     attention: Literal["causal", "bidirectional"] = "causal"
+    length_control: bool = False
     seed: int = 0
 
 
