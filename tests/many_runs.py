@@ -29,6 +29,7 @@ class Kind:
     seed: int = 1
     precision: Literal["bf16", "fp32"] = "fp32"
     attention: Literal["causal", "bidirectional"] = "causal"
+    no_answer_threshold: float | None = None
 
 
 KINDS = {
@@ -41,6 +42,7 @@ KINDS = {
     "quiz": Kind("choice", "generate", rank=5, seed=7),
     "talks": Kind("dialogue", "generate", rank=4, seed=8),
     "sums": Kind("summarization", "generate", rank=6, seed=9),
+    "tells": Kind("answering", "generate", rank=3, seed=10, no_answer_threshold=6.3e-21),
 }
 
 
@@ -56,6 +58,7 @@ def save_run(run: Path, base: Path, kind: Kind) -> Path:
     task: Task = load_task(kind.task)
     preparation = Preparation(run_code=True, attention=kind.attention)
     state: TaskState = task.prepare(examples_of(kind.task), preparation, multi_label=False)
+    state = replace(state, no_answer_threshold=kind.no_answer_threshold)
     layer = task.layer(state, answer=kind.answer)
     backbone = load_backbone(base, **layer._asdict(), precision=kind.precision, seed=kind.seed)
     attach(backbone, method=kind.method, layers=1, rank=kind.rank)
@@ -83,7 +86,11 @@ def assert_same(
     """Answers are equal, and so are all numbers, to a tolerance."""
     for ours, theirs in zip(found, expected, strict=True):
         bare = {"probabilities": {}, "log_likelihood": 0.0, "log_likelihoods": {}}
+        bare |= {"no_answer_probability": 0.0}
         assert replace(ours, **bare) == replace(theirs, **bare)
+        absences = ours.no_answer_probability, theirs.no_answer_probability
+        assert (absences[0] is None) is (absences[1] is None)
+        assert absences[0] == pytest.approx(absences[1] or 0.0, rel=1e-3, abs=0) or None in absences
         for mine, other in (
             (ours.probabilities, theirs.probabilities),
             (ours.log_likelihoods, theirs.log_likelihoods),

@@ -24,6 +24,17 @@ from lushan.serving.server import address_of, open_port
 CHAT_TEMPLATE = """\
 {{ bos_token }}{% for message in messages %}[{{ message.role }}] {{ message.content | trim }}
 {% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
+TOOL_TEMPLATE = """\
+{{ bos_token }}{% if tools %}[tools]{% for tool in tools %} {{ tool | tojson }}{% endfor %}
+
+{% endif %}{% for message in messages %}[{{ message.role }}] {{ message.content | trim }}
+{%- for call in message.tool_calls or [] %}
+<call>
+{"name": {{ call.function.name | tojson }}, "arguments": {{ call.function.arguments | tojson }}}
+</call>
+{%- endfor %}{{ eos_token if message.role == 'assistant' }}
+{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"""
+"""Writes tools and calls much as Qwen's and Hermes' do."""
 CONTEXT_TOKENS = 4096
 PATIENCE_SECONDS = 30.0
 
@@ -81,10 +92,10 @@ def wait_until(is_so: Callable[[], object], *, seconds: float = PATIENCE_SECONDS
         time.sleep(0.005)
 
 
-def write_chat_model(source: Path, folder: Path) -> Path:
+def write_chat_model(source: Path, folder: Path, template: str = CHAT_TEMPLATE) -> Path:
     """Copy a tiny model; give it a chat template, and room for long answers."""
     shutil.copytree(source, folder)
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["max_position_embeddings"] = CONTEXT_TOKENS
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -135,6 +135,10 @@ class TaskState:
     """Texts that end a written answer, because no answer that was learned from holds them."""
     both_ways: bool = False
     """Whether a token sees those behind it too, also in a decoder; only where a head answers."""
+    lengths: tuple[int, ...] = ()
+    """Words of a short, a medium and a long answer, where the wanted length is told to the model; else empty."""
+    no_answer_threshold: float | None = None
+    """No answer is given where the probability that there is none is above; None where no rows could decide it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +256,8 @@ class Written:
     """Natural logarithm of the probability of its tokens."""
     samples: tuple[str, ...] = ()
     """All answers to this prompt, itself the first, where several were asked for."""
+    no_answer_log_likelihood: float | None = None
+    """Natural logarithm of the probability that the model writes that there is no answer; None where it was not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +283,8 @@ class Prediction:
     """Tokens of the truth, its stop token included."""
     samples: tuple[str, ...] = ()
     """All texts that were written, the answer first, where several were asked for (`generation.num_return_sequences`)."""
+    no_answer_probability: float | None = None
+    """How likely it is that there is no answer; None where no threshold was learned for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Shapes: N documents, T tokens, D width, K supervised positions.
 from __future__ import annotations
 
 import heapq
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -55,6 +56,23 @@ def read_text(row: Row, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{row.place}: column `{name}` must hold a text, got {value!r}.")
     return value.strip()
+
+
+def read_length(row: Row, expected: str) -> int:
+    """Give the number of words in the column `length`.
+
+    Raises:
+        DataError: If it is none; names the row and what was expected.
+    """
+    value = row.values["length"]
+    if re.fullmatch(r"[1-9]\d*(\.0+)?", str(value)) is None:
+        raise DataError(f"{row.place}: column `length` must hold {expected}, got {value!r}.")
+    return int(float(str(value)))
+
+
+def told_length(num_words: int) -> str:
+    """`12 words`: how a model is told how long its answer is to be."""
+    return f"{num_words} words"
 
 
 def learn_to_write(

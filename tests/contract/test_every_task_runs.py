@@ -115,3 +115,28 @@ def test_task_without_a_head_runs_as_it_is_and_answers_rows_in_memory(
     assert found.answer in ("water", "air")
     with pytest.raises(DataError, match="text, row 1: column `choices`"):
         model.predict(["A fire needs"])
+
+
+def test_free_answers_are_refused_by_a_head_and_learned_by_writing(
+    tmp_path: Path,
+    tiny_folder: MakeTiny,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(certificate, "_answers_of_fresh_process", answers_of_this_process)
+    rows = [dict(row.values) for row in load_task("answering").sample_rows()]
+    rows[1]["answers"] = ["a woman named Ada"]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    data = write_splits(folder, train=rows, validation=rows, test=rows)
+    options = ["--task", "answering", "--model", str(tiny_folder("llama")), "--overlap", "keep"]
+    options += ["--epochs", "1", "--no-baselines", "--set", "model.precision=fp32"]
+    for command in (["check", str(data)], ["tune", str(data), "--out", str(tmp_path / "run")]):
+        assert run([*command, *options[: 6 if command[0] == "check" else None]]) == 2
+        message = capsys.readouterr().err
+        assert "row 2: the answer 'a woman named Ada' has no `answer_start`" in message
+        assert "Use `--answer generate`" in message
+    assert not (tmp_path / "run").exists()
+    assert tune(data, tmp_path / "run", *options, "--answer", "generate") == 0
+    scored = printed(capsys, "evaluate", str(tmp_path / "run"), str(data))
+    assert scored["metrics"].keys() >= {"f1", "exact_match", "has_answer_f1", "no_answer_accuracy"}

@@ -17,7 +17,7 @@ from lushan.serving.serve_settings import ServeSettings
 from lushan.serving.worker import Worker
 from tests.many_runs import KINDS, assert_same, examples_of
 
-NAMES = ("topics", "names", "stars", "links", "talks", "sums")
+NAMES = ("topics", "names", "stars", "links", "talks", "sums", "tells")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Conversations as text: the chat template of a model, and a plain one for base models, which have none."""
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +50,7 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
         environment.globals["raise_exception"] = _refuse
-        environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
+        environment.filters["tojson"] = _to_json
         return environment.from_string(self.text)
 
     def render(
@@ -93,6 +94,24 @@ def read_chat_template(folder: Path) -> str | None:
     if isinstance(stored, list):  # several named templates
         stored = next((each["template"] for each in stored if each["name"] == "default"), None)
     return stored
+
+
+def _to_json(
+    value: object,
+    *,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Write JSON as `transformers` has templates do: Jinja's own filter would escape `<`, `>`, `&` and `'` for HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _refuse(message: str) -> None:

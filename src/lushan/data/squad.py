@@ -9,6 +9,8 @@ from lushan.records import Row, Span
 
 ANSWER = "answer"
 """Label of a span that answers the question."""
+NO_ANSWER = "no answer"
+"""Class of a question whose text does not answer it, and what a model then writes."""
 _NUM_SHOWN_CHARACTERS = 40
 
 
@@ -59,14 +61,19 @@ def _part(value: object, name: str, place: str) -> Sequence[Any]:
     return found
 
 
-def read_answers(row: Row, context: str) -> list[Span]:
+def read_answers(row: Row, context: str) -> list[Span] | list[str]:
     """Check the column `answers` of a row; each answer must stand at its place. Empty where there is none.
+
+    Answers without any `answer_start` are texts of their own, which need not be in the context.
 
     Raises:
         DataError: If an answer does not fit its context; says which, and where it stands.
     """
+    pairs = _pairs(row)
+    if pairs and all(start is None for _, start in pairs):
+        return [_read_free(row, number, text) for number, (text, _) in enumerate(pairs, start=1)]
     answers: list[Span] = []
-    for number, (text, start) in enumerate(_pairs(row), start=1):
+    for number, (text, start) in enumerate(pairs, start=1):
         place = f"{row.place}: column `answers`, answer {number}"
         if not isinstance(text, str) or not text.strip():
             raise DataError(
@@ -86,8 +93,21 @@ def read_answers(row: Row, context: str) -> list[Span]:
     return answers
 
 
+def _read_free(row: Row, number: int, text: object) -> str:
+    place = f"{row.place}: column `answers`, answer {number}"
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(
+            f"{place}: expected a text, got {_shown(text)}. For a question without an answer give an empty list."
+        )
+    if text.strip().casefold() == NO_ANSWER:
+        raise DataError(
+            f"{place}: {_shown(text)} is what a model writes where there is none. Give an empty list."
+        )
+    return text.strip()
+
+
 def _pairs(row: Row) -> list[tuple[Any, Any]]:
-    """The texts and starts of either form: lists of both, or a list of pairs."""
+    """The texts and starts of either form: lists of both, or a list of pairs; None where texts have no place."""
     value = row.values.get("answers")
     if isinstance(value, str):
         try:
@@ -96,6 +116,8 @@ def _pairs(row: Row) -> list[tuple[Any, Any]]:
             value = None
     if isinstance(value, Mapping):
         texts, starts = value.get("text"), value.get("answer_start")
+        if isinstance(texts, list | tuple) and starts is None:
+            return [(text, None) for text in texts]
         if isinstance(texts, list | tuple) and isinstance(starts, list | tuple):
             if len(texts) == len(starts):
                 return list(zip(texts, starts, strict=True))
@@ -104,9 +126,12 @@ def _pairs(row: Row) -> list[tuple[Any, Any]]:
             )
     if isinstance(value, list | tuple) and all(isinstance(each, Mapping) for each in value):
         return [(each.get("text"), each.get("answer_start")) for each in value]
+    if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        return [(text, None) for text in value]
     raise DataError(
         f'{row.place}: column `answers` must hold {{"text": [...], "answer_start": [...]}} or a list of '
-        f'{{"text": ..., "answer_start": ...}}, got {_shown(row.values.get("answers"))}.'
+        f'{{"text": ..., "answer_start": ...}}, or a list of texts that need not be in the context, got '
+        f"{_shown(row.values.get('answers'))}."
     )
 
 

@@ -55,6 +55,7 @@ _OPTIONAL: dict[str, Any] = {
     "choices": [],
     "validation": [],
     "label_curve": [],
+    "thresholds": [],
     "best_epoch": None,
     "kept_epoch": None,
     "num_train_tokens": None,

@@ -17,7 +17,7 @@ from lushan.backbones.load import Backbone
 from lushan.backbones.many_adapters import ManyAdapters, SharingBackbone
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
 from lushan.inference.generate import GenerationEngine, collect, run
-from lushan.inference.predict import Predictor, written_answers
+from lushan.inference.predict import Predictor, weighed, written_answers
 from lushan.records import Example, Features, Prediction
 from lushan.tasks import Outputs
 
@@ -186,4 +186,5 @@ def _write(asked: Sequence[_Asked], shared: SharedLayers) -> None:
             )
     written: Iterator[Any] = iter(written_answers(collect(run(engine))))
     for each in asked:
-        each.outputs = [next(written) for _ in each.features]
+        own = [next(written) for _ in each.features]
+        each.outputs = weighed(own, each.predictor.absences(each.examples))

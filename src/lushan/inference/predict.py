@@ -22,7 +22,7 @@ from lushan.inference.generate import Generated, generate
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
 from lushan.records import AnswerMode, Example, Features, Prediction, TaskState, Written
-from lushan.tasks import Outputs, Task
+from lushan.tasks import Abstains, Outputs, Task
 
 Advance = Callable[[int], None]
 
@@ -102,6 +102,19 @@ class Predictor:
         predictions = self.task.decode(outputs, features, examples, self.state, answer=self.answer)
         return [replace(each, model_version=self.version) for each in predictions]
 
+    def absences(self, examples: Sequence[Example]) -> list[float | None]:
+        """How likely the model is to write that there is no answer, as natural logarithms.
+
+        None where no threshold asks for it.
+        """
+        if not self.writes or self.state.no_answer_threshold is None:
+            return [None] * len(examples)
+        assert isinstance(self.task, Abstains)  # noqa: S101 - else there is no threshold
+        blank = [self.task.abstention.unanswered(each) for each in examples]
+        told = self._encode(blank, self.limit, with_target=True, shots=())
+        with self._without_training():
+            return [float(total) for total, _ in head_outputs(self.task, self.backbone, told)]
+
     def prompted(self, features: Sequence[Features], examples: Sequence[Example]) -> list[Prompted]:
         """Say what is written for each example, and how; only of a model that writes."""
         found: list[Prompted] = []
@@ -174,7 +187,8 @@ class Predictor:
         """Run documents through the model; what it says of each."""
         with self._without_training():
             if self.writes:
-                return self._written(self.prompted(features, examples), advance)
+                written = _written(self.backbone, self.prompted(features, examples), advance)
+                return weighed(written, self.absences(examples))
             if self.chooses:
                 candidates = self.task.candidates(self.state)
                 return list(score_candidates(self.backbone, features, candidates, advance=advance))
@@ -191,25 +205,26 @@ class Predictor:
         finally:
             self.backbone.model.train(was_training)
 
-    def _written(self, prompted: Sequence[Prompted], advance: Advance) -> list[Written]:
-        found: dict[int, Written] = {}
-        for has_form in (False, True):
-            asked = {
-                place: each
-                for place, each in enumerate(prompted)
-                if (each.constraint is not None) is has_form
-            }
-            if not asked:
-                continue
-            answers = generate(
-                self.backbone,
-                [each.prompt_ids for each in asked.values()],
-                next(iter(asked.values())).settings,
-                constraint=[each.constraint for each in asked.values()],
-                advance=advance,
-            )
-            found |= zip(asked, written_answers(answers), strict=True)
-        return [found[place] for place in range(len(prompted))]
+
+def _written(backbone: Backbone, prompted: Sequence[Prompted], advance: Advance) -> list[Written]:
+    found: dict[int, Written] = {}
+    for has_form in (False, True):
+        asked = {
+            place: each
+            for place, each in enumerate(prompted)
+            if (each.constraint is not None) is has_form
+        }
+        if not asked:
+            continue
+        answers = generate(
+            backbone,
+            [each.prompt_ids for each in asked.values()],
+            next(iter(asked.values())).settings,
+            constraint=[each.constraint for each in asked.values()],
+            advance=advance,
+        )
+        found |= zip(asked, written_answers(answers), strict=True)
+    return [found[place] for place in range(len(prompted))]
 
 
 def written_answers(answers: Iterable[Generated]) -> list[Written]:
@@ -224,6 +239,14 @@ def written_from(answers: Sequence[Generated]) -> Written:
     """Give the answers to one prompt as one, the best."""
     samples = tuple(each.text for each in answers) if len(answers) > 1 else ()
     return Written(answers[0].text, answers[0].log_likelihood, samples)
+
+
+def weighed(written: Sequence[Written], absences: Sequence[float | None]) -> list[Written]:
+    """Put what `Predictor.absences` gave beside what was written."""
+    return [
+        replace(each, no_answer_log_likelihood=absence)
+        for each, absence in zip(written, absences, strict=True)
+    ]
 
 
 def head_outputs(

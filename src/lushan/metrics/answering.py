@@ -85,6 +85,27 @@ def intervals(
     }
 
 
+def intervals_by_kind(
+    questions: Sequence[Question], scores: Sequence[AnswerScore], *, seed: int = 0
+) -> dict[str, Interval]:
+    """Give the means of the questions with and of those without an answer, as SQuAD v2.0's script does.
+
+    Nothing where all are of one kind. Without an answer F1 and exact match are one number: the share where none was given.
+    """
+    has_answer = [
+        score for question, score in zip(questions, scores, strict=True) if question.answers
+    ]
+    no_answer = [x for question, x in zip(questions, scores, strict=True) if not question.answers]
+    if not has_answer or not no_answer:
+        return {}
+    answered, withheld = intervals(has_answer, seed=seed), intervals(no_answer, seed=seed)
+    return {
+        "has_answer_f1": answered["f1"],
+        "has_answer_exact_match": answered["exact_match"],
+        "no_answer_accuracy": withheld["exact_match"],
+    }
+
+
 def normalized(answer: str) -> str:
     """Give the form in which SQuAD compares: lower case, no punctuation of ASCII, no articles, single spaces."""
     bare = answer.lower().translate(_ASCII_MARKS)

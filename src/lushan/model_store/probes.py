@@ -92,7 +92,7 @@ def _renderer(predictor: Predictor) -> dict[str, Any]:
     template = backbone.tokenizer.chat.text.encode()
     return {
         "labels": list(state.labels),
-        "threshold": THRESHOLD if state.multi_label else None,
+        "threshold": THRESHOLD if state.multi_label else state.no_answer_threshold,
         "stop_tokens": sorted(stop_ids(backbone)),
         "stop_strings": [*predictor.generation.stop_strings, *state.stop_strings],
         "chat_template": hashlib.sha256(template).hexdigest(),
@@ -109,7 +109,11 @@ def _chosen(
     return {
         "answers": [_without_numbers(each.answer) for each in predictions],
         "probabilities": [
-            [*each.probabilities.values(), *(x.probability for x in spans if isinstance(x, Span))]
+            [
+                *each.probabilities.values(),
+                *(x.probability for x in spans if isinstance(x, Span)),
+                *(() if each.no_answer_probability is None else (each.no_answer_probability,)),
+            ]
             for each, spans in zip(predictions, parts, strict=True)
         ],
         "log_likelihoods": [

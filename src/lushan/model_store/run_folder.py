@@ -265,6 +265,7 @@ def _plain(prediction: Prediction) -> dict[str, Any]:
         "truth_log_likelihood": prediction.truth_log_likelihood,
         "num_truth_tokens": prediction.num_truth_tokens,
         "samples": list(prediction.samples),
+        "no_answer_probability": prediction.no_answer_probability,
     }
 
 

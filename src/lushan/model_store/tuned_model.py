@@ -134,6 +134,8 @@ def _read_state(values: dict[str, Any]) -> TaskState:
         instruction=values["instruction"],
         stop_strings=tuple(values.get("stop_strings", ())),
         both_ways=values.get("both_ways", False),
+        lengths=tuple(values.get("lengths", ())),
+        no_answer_threshold=values.get("no_answer_threshold"),
     )
 
 

@@ -1,6 +1,6 @@
 """What a model has written, as clients are told: whole, or piece by piece."""
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from lushan.serving.schemas import (
     CompletionLogprobs,
     FinishReason,
     TokenLogprob,
+    ToolCall,
     TopLogprob,
     Usage,
 )
@@ -32,6 +33,7 @@ class Piece(NamedTuple):
     """What is certain now, and was not before."""
     is_first: bool
     finish_reason: FinishReason | None
+    tool_calls: Sequence[ToolCall] = ()
 
 
 @dataclass(slots=True)
@@ -45,6 +47,7 @@ class Answer:
     """What the model wrote, before it was cleaned."""
     events: list[TokenEvent] = field(default_factory=list[TokenEvent])
     finish_reason: FinishReason = "length"
+    tool_calls: list[ToolCall] = field(default_factory=list[ToolCall])
 
     @property
     def tokens(self) -> Iterator[TokenEvent]:
@@ -78,12 +81,16 @@ class Answers:
         answer.events.append(event)
         answer.written += event.text
         cleaned = self._asked.clean(answer.written)
+        tools = self._asked.tools
+        if tools is not None:  # only the whole answer tells what of it is a call
+            ended = event.ended is not None
+            cleaned, answer.tool_calls = tools.read(cleaned) if ended else ("", [])
         # Cleaning takes spaces off the ends; what was told stays told.
         added = cleaned[len(answer.text) :] if cleaned.startswith(answer.text) else ""
         answer.text += added
-        reason = None if event.ended is None else "length" if event.ended == "length" else "stop"
+        reason = _reason(event, answer)
         answer.finish_reason = reason or answer.finish_reason
-        return Piece(choice, event, added, is_first, reason)
+        return Piece(choice, event, added, is_first, reason, answer.tool_calls)
 
     @property
     def in_order(self) -> list[Answer]:
@@ -102,12 +109,23 @@ class Answers:
         return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
 
 
+def _reason(event: TokenEvent, answer: Answer) -> FinishReason | None:
+    if event.ended is None:
+        return None
+    if event.ended == "length":
+        return "length"
+    return "tool_calls" if answer.tool_calls else "stop"
+
+
 def chat_choice(answer: Answer, tokenizer: Tokenizer, *, with_logprobs: bool) -> ChatChoice:
     """Write one answer as chat completions do."""
     logprobs = ChatLogprobs(content=token_logprobs(answer.tokens, tokenizer))
     return ChatChoice(
         index=answer.choice,
-        message=AnswerMessage(content=answer.text),
+        message=AnswerMessage(
+            content=None if answer.tool_calls and not answer.text else answer.text,
+            tool_calls=answer.tool_calls or None,
+        ),
         logprobs=logprobs if with_logprobs else None,
         finish_reason=answer.finish_reason,
     )

@@ -95,7 +95,9 @@ async def chat(request: Request, body: ChatRequest) -> Response | ChatCompletion
         if body.logprobs and piece.event.ended != "stop":
             content = token_logprobs(iter([piece.event]), tokenizer)
             logprobs = {"content": [each.model_dump() for each in content], "refusal": None}
-        return {"delta": {**role, "content": piece.text}, "logprobs": logprobs}
+        calls = [{"index": n, **each.model_dump()} for n, each in enumerate(piece.tool_calls)]
+        said = {"content": piece.text, **({"tool_calls": calls} if calls else {})}
+        return {"delta": {**role, **said}, "logprobs": logprobs}
 
     call = Call(request, body, model, asked)
     if body.stream:

@@ -27,7 +27,9 @@ from lushan.serving.schemas import (
     ResponseFormat,
     Sampled,
     TextFormat,
+    Tool,
 )
+from lushan.serving.tool_calls import Tools, offered_tools
 
 COMPLETION_TOKENS = 16
 """Of OpenAI's API: the length of a completion where nothing is said."""
@@ -51,6 +53,8 @@ class Asked:
     num_alternatives: int
     clean: Callable[[str], str]
     """Makes an answer of a text that was written, finished or not."""
+    tools: Tools | None = None
+    """What may be called in the answer."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -67,19 +71,50 @@ def ask_chat(model: HostedModel, body: ChatRequest) -> Asked:
     predictor = model.predictor
     given = body.max_completion_tokens or body.max_tokens
     most_tokens = given or predictor.generation.max_new_tokens
-    constraint = _constraint(body.response_format)
+    _refuse_tools(model, body)
+    offered = offered_tools(body, predictor.backbone.tokenizer, model=model.name)
+    tools, called = offered or (None, None)
+    constraint = called or _constraint(body.response_format)
     learned = () if constraint else predictor.state.stop_strings
     settings = make_settings(predictor, body, most_tokens=most_tokens, stop_strings=learned)
     asking = replace(predictor, generation=settings)
-    example = read_conversation(model, body.messages)
+    begun = _beginning(predictor, tools)
+    most_read = asking.asked_limit.max_tokens - len(begun)
+    asking = replace(asking, limit=replace(asking.limit, max_tokens=most_read))
+    example = read_conversation(model, body.messages, body.tools if tools else None)
     (features,) = asking.encode([example])
     num_alternatives = body.top_logprobs or 0
     return Asked(
-        [Prompted(features.token_ids, settings, constraint)],
+        [Prompted((*features.token_ids, *begun), settings, constraint)],
         settings.num_return_sequences,
         num_alternatives,
         _cleaner(predictor, features, example),
+        tools,
     )
+
+
+def _beginning(predictor: Predictor, tools: Tools | None) -> tuple[int, ...]:
+    """Give the tokens with which an answer begins that must be a call."""
+    if tools is None or not tools.is_forced or not tools.form.before:
+        return ()
+    tokenizer = predictor.backbone.tokenizer
+    (encoded,) = tokenizer.encode([tools.form.before])
+    ids = tuple(encoded.ids)
+    return ids[1:] if tokenizer.bos_id is not None and ids[:1] == (tokenizer.bos_id,) else ids
+
+
+def _refuse_tools(model: HostedModel, body: ChatRequest) -> None:
+    """A model that answers about columns would never see the tools.
+
+    Raises:
+        RequestError: If there are any.
+    """
+    for name in ("tools", "tool_choice"):
+        if getattr(body, name) not in (None, [], "none", "auto") and not model.reads_conversations:
+            raise RequestError(
+                f"`{name}` has no effect here: `{model.name}` does not read conversations. Remove it.",
+                param=name,
+            )
 
 
 def ask_label(model: HostedModel, body: ChatRequest) -> tuple[Asked, Example]:
@@ -88,6 +123,7 @@ def ask_label(model: HostedModel, body: ChatRequest) -> tuple[Asked, Example]:
     Raises:
         UserError: If the message does not fit, or a field has no meaning there.
     """
+    _refuse_tools(model, body)
     for name in _ONLY_WRITTEN:
         value = getattr(body, name)
         if value not in (None, 1, False) and not isinstance(value, TextFormat):
@@ -117,25 +153,27 @@ def ask_completion(model: HostedModel, body: CompletionRequest) -> Asked:
     return Asked(prompted, settings.num_return_sequences, body.logprobs or 0, str)
 
 
-def read_conversation(model: HostedModel, messages: Sequence[Message]) -> Example:
+def read_conversation(
+    model: HostedModel, messages: Sequence[Message], tools: Sequence[Tool] | None = None
+) -> Example:
     """Have a model's task read messages.
 
     Raises:
         RequestError: If the task cannot answer them.
         DataError: If a message does not fit.
     """
-    if messages[-1].role != "user":
+    answered = ("user", "tool") if model.reads_conversations else ("user",)
+    if messages[-1].role not in answered:
         raise RequestError(
-            f"The last message must be the user's, got `{messages[-1].role}`.", param="messages"
+            f"The last message must be the user's, or what a tool gave, got `{messages[-1].role}`.",
+            param="messages",
         )
     task = model.predictor.task
     values: dict[str, Any]
     if model.reads_conversations:
-        roles = {"developer": "system"}
         values = {
-            "messages": [
-                {"role": roles.get(each.role, each.role), "content": each.text} for each in messages
-            ]
+            "messages": [_plain_message(each) for each in messages],
+            "tools": [each.model_dump(exclude_unset=True) for each in tools or ()],
         }
     else:
         column, *others = task.columns.asked.required
@@ -157,6 +195,17 @@ def read_conversation(model: HostedModel, messages: Sequence[Message]) -> Exampl
         multi_label=model.predictor.state.multi_label,
         needs_target=False,
     )
+
+
+def _plain_message(message: Message) -> dict[str, Any]:
+    """Write a message as the data of a conversation have it."""
+    role = "system" if message.role == "developer" else message.role
+    told: dict[str, Any] = {"role": role, "content": message.text}
+    if message.tool_calls:
+        told["tool_calls"] = [each.model_dump() for each in message.tool_calls]
+    if message.tool_call_id is not None:
+        told["tool_call_id"] = message.tool_call_id
+    return told
 
 
 def read_texts(

@@ -95,12 +95,33 @@ class TextPart(RequestBody):
     text: str
 
 
+class FunctionCall(RequestBody):
+    """Which tool is called, and with what."""
+
+    name: str
+    arguments: str
+    """A JSON object, written as a text."""
+
+
+class ToolCall(RequestBody):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class Message(RequestBody):
     """What somebody said."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    """`developer` means `system`."""
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    """`developer` means `system`; a `tool` says what a call gave."""
+    content: str | list[TextPart] | None = None
+    """May be left out where an assistant calls tools."""
+    tool_calls: list[ToolCall] | None = None
+    """Of an assistant: what it called."""
+    tool_call_id: str | None = None
+    """Of a tool: the `id` of the call that it answers."""
     refusal: None = None
     """Comes back from clients that send an earlier answer of this server."""
 
@@ -109,7 +130,48 @@ class Message(RequestBody):
         """The content as one text."""
         if isinstance(self.content, str):
             return self.content
-        return "\n".join(part.text for part in self.content)
+        return "\n".join(part.text for part in self.content or [])
+
+    @model_validator(mode="after")
+    def _check_role(self) -> "Message":
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"`tool_calls` are the assistant's, not those of `{self.role}`.")
+        if (self.role == "tool") is (self.tool_call_id is None):
+            raise ValueError("`tool_call_id` is needed in messages of a `tool`, and only there.")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("`content` is missing.")
+        return self
+
+
+class FunctionDefinition(RequestBody):
+    """What a tool is for."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON Schema of its arguments; without one, any object."""
+    strict: bool | None = None
+    """Changes nothing here: a call that is asked for always keeps to the schema."""
+
+
+class Tool(RequestBody):
+    """Something that the model may call."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionName(RequestBody):
+    """The name of a tool."""
+
+    name: str
+
+
+class NamedTool(RequestBody):
+    """The tool that is to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
 
 
 class JsonSchema(RequestBody):
@@ -161,7 +223,7 @@ class ChatRequest(Sampled):
     )
 
     messages: list[Message] = Field(min_length=1)
-    """What was said, in order; the last message is the user's."""
+    """What was said, in order; the last message is the user's, or what a tool gave."""
     max_completion_tokens: int | None = Field(default=None, ge=1)
     """The newer name of `max_tokens`."""
     response_format: ResponseFormat | None = None
@@ -170,12 +232,13 @@ class ChatRequest(Sampled):
     """Whether to tell the logarithm of each token's probability."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     """How many of the most likely tokens to tell at each place; only with `logprobs`."""
-    tools: list[dict[str, Any]] | None = _ONLY_EMPTY
-    """Only empty."""
-    tool_choice: Literal["none", "auto"] | None = None
-    """Changes nothing here, as there are no tools."""
+    tools: list[Tool] | None = None
+    """What the model may call; its chat template must know how to write tools."""
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    """`auto` leaves it to the model; `required`, or the name of a tool, holds the answer to one call, by the schemas of the
+    tools; `none` keeps the tools from the model."""
     parallel_tool_calls: bool | None = None
-    """Changes nothing here, as there are no tools."""
+    """False keeps only the first call of an answer."""
     modalities: list[Literal["text"]] | None = None
     """Only text."""
     metadata: dict[str, str] | None = None
@@ -195,6 +258,13 @@ class ChatRequest(Sampled):
             raise ValueError("`top_logprobs` has no effect without `logprobs`. Set it to true.")
         if self.max_tokens and self.max_completion_tokens:
             raise ValueError("Give `max_completion_tokens` or `max_tokens`, not both.")
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise ValueError("`tool_choice` has no effect without `tools`. Remove it.")
+        has_form = self.response_format is not None and self.response_format.type != "text"
+        if has_form and self.tools and self.tool_choice != "none":
+            raise ValueError(
+                "`response_format` leaves no place for a call: leave out it or `tools`, or set `tool_choice` to `none`."
+            )
         return self
 
 
@@ -265,11 +335,13 @@ class AnswerMessage(BaseModel):
     """What the model said."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """None where the model calls tools and says nothing."""
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ChatChoice(BaseModel):

@@ -16,7 +16,7 @@ from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import Generated
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
-from lushan.inference.predict import Predictor, Prompted, written_from
+from lushan.inference.predict import Predictor, Prompted, weighed, written_from
 from lushan.records import Example, Prediction
 from lushan.serving.compute_thread import ComputeThread
 from lushan.serving.errors import DeadlineError, ServerBusyError
@@ -176,7 +176,9 @@ class Worker:
     async def _predict_by_writing(
         self, model_name: str, predictor: Predictor, examples: Sequence[Example]
     ) -> list[Prediction]:
-        features = await self.run(lambda: predictor.encode(examples))
+        features, absences = await self.run(
+            lambda: (predictor.encode(examples), predictor.absences(examples))
+        )
         answers: list[dict[int, Generated]] = [{} for _ in features]
         events = self.generate_all(model_name, predictor.prompted(features, examples))
         async with aclosing(events):
@@ -184,7 +186,7 @@ class Worker:
                 place = event.prompt_index, event.answer_index
                 answers[place[0]].setdefault(place[1], Generated(*place)).add(event)
         written = [written_from([found[n] for n in sorted(found)]) for found in answers]
-        return predictor.decode(written, features, examples)
+        return predictor.decode(weighed(written, absences), features, examples)
 
     def _admit(self, number: int, has_started: Callable[[], bool]) -> None:
         """Count a request among the open ones, if there is room for it."""

@@ -6,13 +6,14 @@ Lushan needs to know about a task, it asks the task: nothing outside this folder
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.inspect import Family
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
+from lushan.metrics.abstention import ThresholdPoint
 from lushan.records import (
     AnswerMode,
     Batch,
@@ -36,6 +37,7 @@ class Preparation:
     num_shots: int = 8
     run_code: bool = False
     attention: Literal["causal", "bidirectional"] = "causal"
+    length_control: bool = False
     seed: int = 0
 
 
@@ -192,3 +194,33 @@ class Task(Protocol):
     def sample_rows(self) -> list[Row]:
         """At least four rows: for the contract tests and the docs."""
         ...
+
+
+class Abstention(Protocol):
+    """When a task gives no answer: where that is likelier than a threshold which the validation rows decide."""
+
+    def may_abstain(self, state: TaskState) -> bool:
+        """Whether the training rows had what is not to be answered."""
+        ...
+
+    def unanswered(self, example: Example) -> Example:
+        """The example as if it had no answer: what a model that writes is asked the probability of."""
+        ...
+
+    def thresholds(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> list[ThresholdPoint]:
+        """Show what thresholds do; empty where nothing can be decided.
+
+        Args:
+            predictions: With a `no_answer_probability`, and with the answer that would be given whatever it is.
+            examples: What was asked, with their truth.
+        """
+        ...
+
+
+@runtime_checkable
+class Abstains(Protocol):
+    """A task that may give no answer."""
+
+    abstention: Abstention

@@ -1,7 +1,7 @@
 """Answer a question with the part of a text that says it, or tell that none does.
 
-Columns: `context`, `question`, `answers` (`text` and `answer_start` in characters, as SQuAD has them), or SQuAD's nested
-files.
+Columns: `context`, `question`, `answers` (`text` and `answer_start` in characters, as SQuAD has them; or texts alone, which need
+not be in the context, and can only be written), or SQuAD's nested files.
 
 A model reads the question, the context and a last mark. For a head every token of the context may be where the answer starts
 and where it ends; the last token, which in a decoder has seen all, stands for "not in here". Its answer is always cut out of
@@ -13,25 +13,24 @@ Shapes: T tokens, D width, K tokens of the context and the last.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import cast
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional
 
-from lushan import text_answers
-from lushan.backbones.encoding import LengthLimit, Window, encode_rendered
-from lushan.backbones.heads import token_logits
+from lushan import cut_answers, text_answers
+from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.inspect import Family
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
+from lushan.cut_answers import Part
 from lushan.data.columns import Columns
-from lushan.data.squad import ANSWER, read_answers
+from lushan.data.squad import ANSWER, NO_ANSWER, read_answers
 from lushan.data.words import is_unspaced
 from lushan.errors import DataError
 from lushan.metrics import answering as metrics
+from lushan.metrics.abstention import Asked, ThresholdPoint, threshold_table
 from lushan.records import (
+    Answer,
     AnswerMode,
     Batch,
     Example,
@@ -47,11 +46,6 @@ from lushan.records import (
 )
 from lushan.tasks import Outputs, Preparation, Untuned, Wording
 
-Place = tuple[int, int]
-
-NO_ANSWER = "no answer"
-"""Class of a question whose text does not answer it."""
-_NOWHERE: Place = (0, 0)
 _SAMPLES = (
     ("Ada left London in May.", "When did Ada leave?", "May"),
     ("Ada left London in May.", "Who left London?", "Ada"),
@@ -60,6 +54,39 @@ _SAMPLES = (
     ("Soup was served at noon with bread.", "Who cooked the soup?", None),
     ("The fox slept in the forest.", "Where did the fox sleep?", "in the forest"),
 )
+
+
+class _Abstention:
+    """When no answer is given."""
+
+    def may_abstain(self, state: TaskState) -> bool:
+        """Whether the training rows had questions without an answer."""
+        return NO_ANSWER in state.labels
+
+    def unanswered(self, example: Example) -> Example:
+        """The example as if its text had no answer."""
+        return replace(example, target=(), labels=(NO_ANSWER,))
+
+    def thresholds(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example]
+    ) -> list[ThresholdPoint]:
+        """Show what thresholds of giving no answer do; the one with the best F1 is marked."""
+        kinds = {bool(each.target) for each in examples}
+        if len(kinds) < 2:
+            return []
+        scored = [
+            metrics.score_answer(_question(example), _given(prediction, example))
+            for prediction, example in zip(predictions, examples, strict=True)
+        ]
+        return threshold_table([
+            Asked(
+                prediction.no_answer_probability or 0.0,
+                bool(example.target),
+                score.f1,
+                score.exact_match,
+            )
+            for prediction, example, score in zip(predictions, examples, scored, strict=True)
+        ])
 
 
 class Task:
@@ -82,6 +109,7 @@ class Task:
     writes = True
     untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
     baselines: tuple[str, ...] = ("sentence",)
+    abstention = _Abstention()
     wording = Wording(
         pipeline_tag="question-answering",
         use="Answering questions with a part of the text that they are about, for texts like those it was trained on.",
@@ -105,10 +133,12 @@ class Task:
                 )
             return Example(content_id(context, question), context, None, row.place, extra)
         # `most_common` keeps the order of the row where answers are equally frequent.
-        found = [span for span, _ in Counter(read_answers(row, context)).most_common()]
-        identity = content_id(context, question, [[each.start, each.end] for each in found])
-        labels = None if found else (NO_ANSWER,)
-        return Example(identity, context, tuple(found), row.place, extra, labels)
+        found = [each for each, _ in Counter(read_answers(row, context)).most_common()]
+        told = [each if isinstance(each, str) else [each.start, each.end] for each in found]
+        identity = content_id(context, question, told)
+        labels = (ANSWER if found else NO_ANSWER,)
+        target = cast("Answer", tuple(found))
+        return Example(identity, context, target, row.place, extra, labels)
 
     def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
         """A layer with two outputs at every token, the answer starts here, and ends here; or the vocabulary."""
@@ -177,7 +207,7 @@ class Task:
         of the answer learn it; the others learn that it is not in them.
 
         Raises:
-            DataError: If a text is too long and the policy is `error`.
+            DataError: If a text is too long and the policy is `error`, or a head is to learn an answer without a place.
         """
         rendered = [
             document
@@ -188,25 +218,12 @@ class Task:
         ]
         if answer == "generate":
             return text_answers.encode_text(rendered, examples, tokenizer, limit=limit)
-        places = [each.place for each in examples]
-        encoded = encode_rendered(rendered, tokenizer, limit=limit, places=places, overlapping=True)
-        features: list[Features] = []
-        for index, (example, windows) in enumerate(zip(examples, encoded, strict=True)):
-            units = [_characters(window, example) for window in windows]
-            targets = _targets(example, units) if with_target else [-1] * len(units)
-            features += [
-                Features(
-                    token_ids=window.token_ids,
-                    place=example.place,
-                    example_index=index,
-                    target=target,
-                    units=characters,
-                    num_cut_tokens=window.num_cut_tokens,
-                    weight=1 / len(windows),
-                )
-                for window, characters, target in zip(windows, units, targets, strict=True)
-            ]
-        return features
+        if with_target:
+            _refuse_free_answers(examples)
+        parts = [Part(_before(each), _spans(each.target)) for each in examples]
+        return cut_answers.encode_parts(
+            rendered, examples, parts, tokenizer, limit=limit, with_target=with_target
+        )
 
     def candidates(self, state: TaskState) -> list[str]:
         """None: any text may be written."""
@@ -218,13 +235,7 @@ class Task:
         """Cross-entropy of the token where the answer starts, and of that where it ends: their mean; or of what is written."""
         if batch.features[0].targets_from >= 0:
             return text_answers.answer_loss(backbone, backbone.hidden_states(batch), batch)
-        total = torch.zeros((), device=backbone.device)
-        for logits_K2, each in zip(
-            _logits(backbone, batch, dropout=dropout), batch.features, strict=True
-        ):
-            targets_2 = torch.tensor(each.target, device=logits_K2.device)
-            total = total + each.weight * functional.cross_entropy(logits_K2.T, targets_2)
-        return LossSum(total, sum(each.weight for each in batch.features))
+        return cut_answers.part_loss(backbone, batch, dropout=dropout)
 
     def outputs(self, backbone: Backbone, batch: Batch) -> Outputs:
         """Start and end scores of the tokens of the context and of the last, before softmax; (K, 2) each.
@@ -233,7 +244,7 @@ class Task:
         """
         if batch.features[0].targets_from >= 0:
             return text_answers.truth_likelihoods(backbone, batch)
-        return [logits_K2.cpu().numpy() for logits_K2 in _logits(backbone, batch)]
+        return [logits_K2.cpu().numpy() for logits_K2 in cut_answers.place_logits(backbone, batch)]
 
     def decode(
         self,
@@ -246,19 +257,22 @@ class Task:
     ) -> list[Prediction]:
         """The part of the text that is likeliest against "not in here", over all windows.
 
-        No answer is given where "not in here" is likelier in every window and the training rows had such questions. What is
-        written stands for its first place in the text, and for itself where it has none.
+        No answer is given where the probability of "not in here" is above the threshold and the training rows had such
+        questions. What is written stands for its first place in the text, and for itself where it has none.
         """
         if answer == "generate":
             written = text_answers.decode_written(outputs, examples)
-            return [_placed(*pair) for pair in zip(written, examples, strict=True)]
-        found: list[list[_Found]] = [[] for _ in examples]
-        for scores_K2, each in zip(outputs, features, strict=True):
-            found[each.example_index].append(_best(scores_K2, each))
-        return [
-            _prediction(example, windows, may_abstain=NO_ANSWER in state.labels)
-            for example, windows in zip(examples, found, strict=True)
-        ]
+            return [
+                _withheld(_placed(prediction, example), each.no_answer_log_likelihood, state)
+                for prediction, example, each in zip(written, examples, outputs, strict=True)
+            ]
+        return cut_answers.decode_parts(
+            outputs,
+            features,
+            examples,
+            threshold=state.no_answer_threshold,
+            may_abstain=NO_ANSWER in state.labels,
+        )
 
     def score(
         self,
@@ -269,13 +283,7 @@ class Task:
         seed: int = 0,
     ) -> Scores:
         """F1 of words first (of characters where the context is written without spaces); right is an exact match."""
-        questions = [
-            metrics.Question(
-                tuple(_cut(example, span) for span in _spans(example.target)),
-                by_characters=is_unspaced([example.text]),
-            )
-            for example in examples
-        ]
+        questions = [_question(example) for example in examples]
         given = [_given(*pair) for pair in zip(predictions, examples, strict=True)]
         scores = list(map(metrics.score_answer, questions, given))
         num_by_characters = sum(each.by_characters for each in questions)
@@ -283,6 +291,7 @@ class Task:
             main_metric="f1",
             metrics={
                 **metrics.intervals(scores, seed=seed),
+                **metrics.intervals_by_kind(questions, scores, seed=seed),
                 **text_answers.likelihoods(predictions, seed=seed),
             },
             correct=[each.exact_match == 1 for each in scores],
@@ -312,26 +321,32 @@ class Task:
         ]
 
 
-class _Found(NamedTuple):
-    """The best answer of one window."""
-
-    place: Place
-    """Characters of the context; (0, 0) where the window holds none of it."""
-    log_odds: float
-    """Logarithm of how much likelier it is than that the answer is not in the window."""
-    log_likelihood: float
-    log_absence: float
-    """Logarithm of the probability that the answer is not in the window."""
-
-
 def _notes(examples: Sequence[Example]) -> list[str]:
-    num_several = sum(len(each.target or ()) > 1 for each in examples)
-    if not num_several:
-        return []
-    return [
-        f"{num_several:,} training rows have several answers: the most frequent, else the first, is learned; "
-        "in a test any of them is right."
-    ]
+    notes: list[str] = []
+    if num_several := sum(len(each.target or ()) > 1 for each in examples):
+        notes.append(
+            f"{num_several:,} training rows have several answers: the most frequent, else the first, is learned; "
+            "in a test any of them is right."
+        )
+    if num_free := sum(map(_is_free, examples)):
+        notes.append(
+            f"{num_free:,} training rows have answers without a place in their context: these are written as they are."
+        )
+    return notes
+
+
+def _is_free(example: Example) -> bool:
+    """Whether the right answers are texts of their own, and not parts of the context."""
+    return bool(example.target) and not _spans(example.target)
+
+
+def _refuse_free_answers(examples: Sequence[Example]) -> None:
+    for each in examples:
+        if _is_free(each):
+            raise DataError(
+                f"{each.place}: the answer {_right_answers(each)[0]!r} has no `answer_start`, so that no head can learn where "
+                "it stands. Use `--answer generate`, which writes answers, or give the place of each in its context."
+            )
 
 
 def _text(row: Row, name: str) -> str:
@@ -358,9 +373,7 @@ def _instruction(state: TaskState) -> str:
 
 def _told_answer(example: Example) -> str:
     """The answer that is learned, as it is written; a model's may be in its own words."""
-    if isinstance(example.target, str):
-        return example.target
-    return next((_cut(example, span) for span in _spans(example.target)), NO_ANSWER)
+    return next(iter(_right_answers(example)), NO_ANSWER)
 
 
 def _placed(written: Prediction, example: Example) -> Prediction:
@@ -374,101 +387,40 @@ def _placed(written: Prediction, example: Example) -> Prediction:
     return replace(written, answer=(Span(start, start + len(text), ANSWER, text),))
 
 
+def _withheld(written: Prediction, log_likelihood: float | None, state: TaskState) -> Prediction:
+    """Give no answer where the model would have written so with a probability above the threshold."""
+    if log_likelihood is None or state.no_answer_threshold is None:
+        return written
+    probability = float(np.exp(min(0.0, log_likelihood)))
+    told = replace(written, no_answer_probability=probability)
+    if probability <= state.no_answer_threshold:
+        return told
+    return replace(told, answer=(), log_likelihood=min(0.0, log_likelihood))
+
+
+def _question(example: Example) -> metrics.Question:
+    return metrics.Question(_right_answers(example), by_characters=is_unspaced([example.text]))
+
+
+def _right_answers(example: Example) -> tuple[str, ...]:
+    """The answers that are right, as texts; the first is learned."""
+    return _texts(example.target, example)
+
+
+def _texts(answer: Answer | None, example: Example) -> tuple[str, ...]:
+    if isinstance(answer, str):
+        return (answer,)
+    return tuple(each if isinstance(each, str) else _cut(example, each) for each in answer or ())
+
+
 def _spans(answer: object) -> list[Span]:
     return [each for each in answer if isinstance(each, Span)] if isinstance(answer, tuple) else []
 
 
 def _given(prediction: Prediction, example: Example) -> str:
     """The text of an answer; empty where none was given."""
-    if isinstance(prediction.answer, str):
-        return prediction.answer
-    return next((_cut(example, span) for span in _spans(prediction.answer)), "")
+    return next(iter(_texts(prediction.answer, example)), "")
 
 
 def _cut(example: Example, span: Span) -> str:
     return example.text[span.start : span.end]
-
-
-def _characters(window: Window, example: Example) -> tuple[Place, ...]:
-    """The characters of the context that each token stands for, without space around them; the last for none."""
-    shift = len(_before(example))
-    found = [_trimmed(example.text, start - shift, end - shift) for start, end in window.offsets]
-    return (*found[:-1], _NOWHERE)
-
-
-def _trimmed(text: str, start: int, end: int) -> Place:
-    start, end = max(start, 0), min(end, len(text))
-    while start < end and text[start].isspace():
-        start += 1
-    while start < end and text[end - 1].isspace():
-        end -= 1
-    return (start, end) if start < end else _NOWHERE
-
-
-def _candidates(units: Sequence[Place]) -> list[int]:
-    """Tokens of the context, by their index."""
-    return [index for index, place in enumerate(units) if place != _NOWHERE]
-
-
-def _targets(example: Example, windows: Sequence[Sequence[Place]]) -> list[tuple[int, int]]:
-    """For each window: the numbers of a first and a last candidate, or twice that behind the last: not in here."""
-    spans = _spans(example.target)
-    found: list[tuple[int, int] | None] = []
-    absent: list[tuple[int, int]] = []
-    for units in windows:
-        places = [units[index] for index in _candidates(units)]
-        touched = [
-            number
-            for number, (start, end) in enumerate(places)
-            if spans and start < spans[0].end and end > spans[0].start
-        ]
-        found.append((touched[0], touched[-1]) if touched else None)
-        absent.append((len(places), len(places)))
-    most = max((last - first for each in found if each for first, last in [each]), default=0)
-    return [
-        each if each and each[1] - each[0] == most else nowhere
-        for each, nowhere in zip(found, absent, strict=True)
-    ]
-
-
-def _logits(backbone: Backbone, batch: Batch, *, dropout: float = 0.0) -> list[Tensor]:
-    """Scores of the candidates and of the last token of every document of a batch; (K, 2) each."""
-    hidden_TD = backbone.hidden_states(batch)
-    chosen = [[*_candidates(each.units), len(each.token_ids) - 1] for each in batch.features]
-    flat = [
-        start + index
-        for start, indices in zip(batch.first_N.tolist(), chosen, strict=True)
-        for index in indices
-    ]
-    chosen_K = torch.tensor(flat, dtype=torch.long, device=hidden_TD.device)
-    logits_K2 = token_logits(backbone.plain_model, hidden_TD[chosen_K], dropout=dropout)
-    return list(logits_K2.split([len(each) for each in chosen]))
-
-
-def _best(scores_K2: np.ndarray, features: Features) -> _Found:
-    """The likeliest start and end, the end not before the start."""
-    logs_K2 = scores_K2.astype(np.float64)
-    logs_K2 = logs_K2 - logs_K2.max(axis=0)
-    logs_K2 = logs_K2 - np.log(np.exp(logs_K2).sum(axis=0))
-    log_absence = float(logs_K2[-1].sum())
-    starts, ends = logs_K2[:-1].T
-    if not len(starts):
-        return _Found(_NOWHERE, -np.inf, -np.inf, log_absence)
-    best_end_from = np.maximum.accumulate(ends[::-1])[::-1]
-    first = int((starts + best_end_from).argmax())
-    last = first + int(ends[first:].argmax())
-    tokens = _candidates(features.units)
-    place = (features.units[tokens[first]][0], features.units[tokens[last]][1])
-    log_likelihood = float(starts[first] + ends[last])
-    return _Found(place, log_likelihood - log_absence, log_likelihood, log_absence)
-
-
-def _prediction(example: Example, windows: Sequence[_Found], *, may_abstain: bool) -> Prediction:
-    best = max(windows, key=lambda each: each.log_odds)
-    if best.place == _NOWHERE or (may_abstain and best.log_odds < 0):
-        absent = sum(each.log_absence for each in windows)
-        return Prediction(example.id, (), log_likelihood=min(0.0, absent))
-    start, end = best.place
-    likelihood = min(0.0, best.log_likelihood)
-    span = Span(start, end, ANSWER, example.text[start:end], float(np.exp(likelihood)))
-    return Prediction(example.id, (span,), log_likelihood=likelihood)

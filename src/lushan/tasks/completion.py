@@ -161,7 +161,7 @@ def _read_control(row: Row) -> dict[str, Any]:
         if values[name] not in (None, "")
     }
     if values["length"] not in (None, ""):
-        found["length"] = _read_length(row, values["length"])
+        found["length"] = text_answers.read_length(row, "a number of words")
     for name in _LISTS:
         if values[name] not in (None, "", []):
             found[name] = _read_words(row, name, values[name])
@@ -195,12 +195,6 @@ def _read_control_text(row: Row, name: str) -> str:
     return value.strip()
 
 
-def _read_length(row: Row, value: object) -> int:
-    if re.fullmatch(r"[1-9]\d*(\.0+)?", str(value)) is None:
-        raise DataError(f"{row.place}: column `length` must hold a number of words, got {value!r}.")
-    return int(float(str(value)))
-
-
 def _read_words(row: Row, name: str, value: object) -> list[str]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not all(
@@ -224,7 +218,7 @@ def _lines(control: Mapping[str, Any]) -> list[str]:
     """`Topic: hotel`: what the model is told of the control fields."""
     told = {name: control[name] for name in _TOLD if name in control}
     if "length" in told:
-        told["length"] = f"{told['length']} words"
+        told["length"] = text_answers.told_length(told["length"])
     if "keywords" in told:
         told["keywords"] = ", ".join(told["keywords"])
     return [f"{name.capitalize()}: {value}" for name, value in told.items()]

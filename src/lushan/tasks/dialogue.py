@@ -11,6 +11,7 @@ The loss is taken on what the assistant says, its stop token included, and on no
 Shapes: N documents, T tokens, D width, K supervised positions.
 """
 
+import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -288,11 +289,35 @@ def _read_message(row: Row, number: int, message: object) -> dict[str, Any]:
     if not isinstance(content, str) or not (content.strip() or message.get("tool_calls")):
         raise DataError(f"{row.place}: message {number} has no text in `content`, got {content!r}.")
     kept = {name: message[name] for name in _KEPT if message.get(name) not in (None, [])}
+    if "tool_calls" in kept:
+        kept["tool_calls"] = _read_calls(row, number, kept["tool_calls"])
     if (weight := kept.get("weight", 1)) not in (0, 1):
         raise DataError(
             f"{row.place}: message {number} has `weight` {weight!r}; expected 1, or 0 where it is not learned."
         )
     return kept | {"content": content}
+
+
+def _read_calls(row: Row, number: int, calls: object) -> list[Any]:
+    """Give calls with their arguments as objects, as chat templates want them; OpenAI's form has them as a text of JSON."""
+    found: list[Any] = []
+    for call in calls if isinstance(calls, list | tuple) else [calls]:
+        outer: Mapping[str, Any] = call if isinstance(call, Mapping) else {}
+        inner = outer.get("function", outer)
+        arguments = inner.get("arguments", {}) if isinstance(inner, Mapping) else None
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except ValueError:
+                arguments = None
+        if not isinstance(inner, Mapping) or not inner.get("name") or arguments is None:
+            raise DataError(
+                f"{row.place}: message {number} has a call in `tool_calls` without a `name`, or whose `arguments` are no "
+                f"JSON: {str(call)[:200]}."
+            )
+        told = {**inner, "arguments": arguments}
+        found.append({**outer, "function": told} if "function" in outer else told)
+    return found
 
 
 def _conversation(
@@ -377,8 +402,11 @@ def _fitted(
 
 def _refuse_special_tokens(chat: _Chat, messages: Sequence[Message]) -> None:
     """A text that holds `<|im_end|>` or its like could speak for somebody else."""
+    told = [json.dumps(list(chat.tools or ()), ensure_ascii=False)]
     for each in messages:
-        if found := chat.tokenizer.special_names.search(each["content"]):
+        told += [each["content"], json.dumps(each.get("tool_calls", []), ensure_ascii=False)]
+    for text in told:
+        if found := chat.tokenizer.special_names.search(text):
             raise DataError(
                 f"{chat.place}: a message holds `{found[0]}`, which this model takes for a mark of its own. Take it out."
             )

@@ -1,16 +1,21 @@
 """Say in a few words what a text says: summaries, titles, headlines.
 
 Columns: `document`, `summary`, and `references` (a list) where a document has several good summaries; the first then
-trains, and an answer is held against the one that is most like it.
+trains, and an answer is held against the one that is most like it. `length` is how long a summary is wanted, where the model
+learned to keep to it (`task_settings.length_control`): `short`, `medium`, `long`, or a number of words.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lushan import text_answers
 from lushan.data.columns import Columns
 from lushan.errors import DataError
 from lushan.metrics import summarization as metrics
+from lushan.metrics.control import satisfied_shares
+from lushan.metrics.pieces import pieces
+from lushan.metrics.statistics import accuracy
 from lushan.records import (
     AnswerMode,
     Example,
@@ -21,25 +26,27 @@ from lushan.records import (
     TaskState,
     content_id,
 )
-from lushan.tasks import Wording
+from lushan.tasks import Preparation, Wording
+
+_SIZES = ("short", "medium", "long")
 
 
 class Task(text_answers.WritingTask):
     """Summarization, written by the model.
 
-    Columns: `document` (the text), `summary` (what it says), `references` (all good summaries of it).
+    Columns: `document` (the text), `summary` (what it says), `references` (all good summaries of it), `length` (wanted).
     """
 
     columns = Columns(
         required=("document", "summary"),
-        optional=("references",),
+        optional=("references", "length"),
         guesses={
             "document": ("text", "article", "body", "content", "abstract"),
             "summary": ("highlights", "title", "headline", "tldr", "target"),
             "references": ("summaries",),
         },
     )
-    settings = frozenset({"num_shots", "instruction"})
+    settings = frozenset({"num_shots", "instruction", "length_control"})
     baselines: tuple[str, ...] = ("lead_sentence", "nearest_answer")
     wording = Wording(
         pipeline_tag="summarization",
@@ -52,16 +59,33 @@ class Task(text_answers.WritingTask):
         """Check one row.
 
         Raises:
-            DataError: If the text is missing, or its summary is although it is needed, or `references` is no list of texts.
+            DataError: If the text is missing, or its summary is although it is needed, or `references` is no list of texts, or
+                `length` no length.
         """
         document = text_answers.read_text(row, "document")
-        if row.values.get("summary") in (None, "") and not needs_target:
-            return Example(content_id(document), document, None, row.place, {}, ())
-        summary = text_answers.read_text(row, "summary")
         extra: dict[str, Any] = {}
+        if row.values.get("length") not in (None, ""):
+            extra["length"] = _read_length(row)
+        if row.values.get("summary") in (None, "") and not needs_target:
+            identity = content_id(document, *extra.values())
+            return Example(identity, document, None, row.place, extra, ())
+        summary = text_answers.read_text(row, "summary")
+        identity = content_id(document, summary, *extra.values())
         if (references := row.values.get("references")) is not None:
             extra["references"] = _read_references(row, references)
-        return Example(content_id(document, summary), document, summary, row.place, extra, ())
+        return Example(identity, document, summary, row.place, extra, ())
+
+    def prepare(
+        self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
+    ) -> TaskState:
+        """Draw the worked examples, learn where a summary ends, and, to control it, how long summaries are."""
+        state = text_answers.learn_to_write(examples, preparation)
+        if not preparation.length_control:
+            return state
+        lengths = sorted(len(pieces(str(each.target))) for each in examples)
+        # The middle of the shortest third, of all, and of the longest third.
+        middles = (lengths[-(-sixths * len(lengths) // 6) - 1] for sixths in (1, 3, 5))
+        return replace(state, lengths=tuple(middles))
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Whether summaries are longer than what they sum up."""
@@ -77,13 +101,17 @@ class Task(text_answers.WritingTask):
         with_target: bool,
         shots: Sequence[Example] = (),
     ) -> list[Rendered]:
-        """The document, whose end may be cut, and the word that asks for the summary."""
+        """The document, whose end may be cut, how long a summary is wanted, and the word that asks for it.
+
+        Raises:
+            DataError: If a length is wanted of a model that did not learn to keep to one.
+        """
         opening = "Summarize the text." if state.instruction is None else state.instruction
         return [
             text_answers.render_prompt(
-                Rendered(example.text, cuttable=(0, len(example.text))),
+                Rendered(_asked(example, state, told=with_target), cuttable=(0, len(example.text))),
                 opening=f"{opening}\n\n",
-                shots=[(shot.text, f" {shot.target}") for shot in shots],
+                shots=[(_asked(shot, state, told=True), f" {shot.target}") for shot in shots],
                 question="Summary:",
                 answer=f" {example.target}" if with_target else None,
             )
@@ -103,6 +131,9 @@ class Task(text_answers.WritingTask):
         documents = [each.text for each in examples]
         rows = metrics.score_rows(documents, truth, answers)
         found = metrics.intervals(rows, seed=seed)
+        if state.lengths:
+            wanted = [{"length": _wanted(each, state)} for each in examples]
+            found["length_satisfaction"] = accuracy(satisfied_shares(answers, wanted), seed=seed)
         return Scores(
             main_metric="rouge_l",
             metrics={**found, **text_answers.likelihoods(predictions, seed=seed)},
@@ -142,6 +173,34 @@ class Task(text_answers.WritingTask):
             Row({"document": document, "summary": summary}, "samples", number)
             for number, (document, summary) in enumerate(samples, start=1)
         ]
+
+
+def _read_length(row: Row) -> str | int:
+    name = str(row.values["length"]).strip().casefold()
+    if name in _SIZES:
+        return name
+    return text_answers.read_length(row, "`short`, `medium`, `long` or a number of words")
+
+
+def _asked(example: Example, state: TaskState, *, told: bool) -> str:
+    """The document and the wanted length; where the summary is told and nothing else was wanted, it is the summary's own."""
+    if not state.lengths:
+        if "length" in example.extra:
+            raise DataError(
+                f"{example.place}: column `length` has no effect, as the model did not learn to keep to a length. Tune with "
+                "`--set task_settings.length_control=true`, or take the column out."
+            )
+        return example.text
+    num_words = _wanted(example, state)
+    if told and "length" not in example.extra:
+        num_words = len(pieces(str(example.target)))
+    return f"{example.text}\nLength: {text_answers.told_length(num_words)}"
+
+
+def _wanted(example: Example, state: TaskState) -> int:
+    """How many words a summary is to have, if the truth is not looked at."""
+    wanted = example.extra.get("length", "medium")
+    return state.lengths[_SIZES.index(wanted)] if isinstance(wanted, str) else wanted
 
 
 def _read_references(row: Row, value: object) -> list[str]:

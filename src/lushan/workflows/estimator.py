@@ -34,10 +34,11 @@ from lushan.settings import merged, nested
 from lushan.tasks import Task
 from lushan.training.checkpoint import Checkpoints
 from lushan.workflows.compiling import compiled_layers
+from lushan.workflows.meaning import meaning_of
 from lushan.workflows.prepare import arrange
 from lushan.workflows.recipe import TuneRecipe, flags_of, make_recipe
 from lushan.workflows.setup import Planned, plan
-from lushan.workflows.tune import meaning_of, train, untrained
+from lushan.workflows.tune import train, untrained
 
 logger = logging.getLogger("lushan")
 
@@ -144,7 +145,7 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):
             fitted = train(
                 predictor, setup, checkpoints=checkpoints, layers=layers, tell=logger.info
             )
-        meaning = meaning_of(setup, predictor.backbone, base_digest=weights_digest(setup.base))
+        meaning = meaning_of(setup, predictor, base_digest=weights_digest(setup.base))
         self._tuned = _Tuned(predictor, meaning)
         self.classes_ = classes
         self.recipe_ = setup.recipe.model_dump()

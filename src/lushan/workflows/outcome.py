@@ -101,6 +101,7 @@ def collect_results(
         "choices": run.get("choices"),
         "validation": training["validation"],
         "label_curve": run.get("label_curve") or [],
+        "thresholds": training.get("thresholds") or [],
         "best_epoch": training["best_epoch"],
         "kept_epoch": training["kept_epoch"],
         "num_examples": {name: len(part) for name, part in setup.parts.as_dict().items()},

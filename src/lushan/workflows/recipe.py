@@ -70,6 +70,9 @@ class TaskSettings(Settings):
     attention: Literal["causal", "bidirectional"] = "causal"
     """Whether a decoder whose head answers at many tokens sees what stands behind each of them too."""
 
+    length_control: bool = False
+    """Whether a summary's length in words is told to the model, so that it learns to keep to the one that is asked for."""
+
     instruction: str | None = None
     """First line of the prompt in place of the built-in one; used by generation and prompting."""
 

@@ -254,6 +254,7 @@ def _learn(prepared: Prepared, recipe: TuneRecipe, task: Task) -> TaskState:
         num_shots=recipe.task_settings.num_shots,
         run_code=recipe.task_settings.run_code,
         attention=recipe.task_settings.attention,
+        length_control=recipe.task_settings.length_control,
         seed=recipe.seed,
     )
     return task.prepare(prepared.parts.train, preparation, multi_label=prepared.multi_label)

@@ -34,7 +34,6 @@ from lushan.inference.predict import Predictor, mean_loss
 from lushan.model_store.certificate import certify
 from lushan.model_store.run_folder import RunFolder, check_is_free, check_keeps
 from lushan.model_store.tuned_model import (
-    TunedModel,
     load_predictor,
     model_version,
     save_model,
@@ -51,7 +50,8 @@ from lushan.workflows.compiling import compiled_layers
 from lushan.workflows.encode import Encoder, encode, open_cache
 from lushan.workflows.frozen_rows import frozen_states
 from lushan.workflows.label_curve import run_label_curve
-from lushan.workflows.outcome import adapter_name, peak_rss_bytes, write_outcome
+from lushan.workflows.meaning import meaning_of, with_threshold
+from lushan.workflows.outcome import peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.resolve import refuse_what_the_task_lacks, with_usual_answer
@@ -279,8 +279,10 @@ def _trained(
             tell=tell,
             listeners=[steps, *listeners],
         )
+    with run.clock("validation"):
+        predictor, points = with_threshold(predictor, setup.parts.validation, tell=tell)
     with run.clock("report"):
-        meaning = meaning_of(setup, backbone, base_digest=run.get("base_digest"))
+        meaning = meaning_of(setup, predictor, base_digest=run.get("base_digest"))
         save_model(run.path / "model", backbone, meaning)
         certify(run.path, predictor, setup.parts.test)
         tell("Certified: the saved model, loaded in a fresh process, gives the same answers.")
@@ -296,6 +298,7 @@ def _trained(
             "kept_epoch": kept["epoch"],
             "num_weights": num_weights,
             "packing": backbone.packing_mode,
+            "thresholds": points,
         },
         peak_rss_bytes=peak_rss_bytes(),
         seconds={**run.get("seconds"), "train": progress.seconds},
@@ -471,20 +474,3 @@ def _evaluate(
             targets = setup.features["validation"]
             loss = mean_loss(setup.task, predictor.backbone, targets, setup.state)
         return Evaluated(scores.metrics[scores.main_metric].value, loss)
-
-
-def meaning_of(setup: Setup, backbone: Backbone, *, base_digest: str) -> TunedModel:
-    """Say what a model folder needs beside the weights; `base_digest` is that of the pretrained weights."""
-    recipe = setup.recipe
-    return TunedModel(
-        task=recipe.task,
-        answer=recipe.answer,
-        state=setup.state,
-        limit=setup.limit,
-        precision="bf16" if recipe.model.precision == "bf16" else "fp32",
-        adapter=adapter_name(recipe),
-        base_model=recipe.model.name,
-        base_digest=base_digest,
-        tokenizer_fingerprint=backbone.tokenizer.fingerprint,
-        generation=recipe.generation,
-    )

@@ -1,6 +1,7 @@
 """Conversations as text: as `transformers` writes them, and for models that have no template."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
@@ -33,6 +34,23 @@ def test_chat_is_written_as_transformers_writes_it(
         MESSAGES, tokenize=False, add_generation_prompt=prompt
     )
     assert Tokenizer.load(folder).render_chat(MESSAGES, add_generation_prompt=prompt) == theirs
+
+
+def test_json_in_a_template_is_that_of_transformers(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    template = (
+        "{{ tools | tojson }}{{ tools | tojson(indent=2) }}{{ messages | tojson(sort_keys=True) }}"
+    )
+    folder = change(tiny_folder("llama"), tmp_path / "model", chat_template=template)
+    function = {
+        "name": "a",
+        "description": "The user's <b>\u5317\u4eac</b> & more",
+        "parameters": {},
+    }
+    tools: list[Any] = [{"type": "function", "function": function}]
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        MESSAGES, tools=tools, tokenize=False
+    )
+    assert Tokenizer.load(folder).render_chat(MESSAGES, tools=tools) == theirs
 
 
 def test_base_model_gets_a_plain_template_which_is_saved_once_it_was_used(

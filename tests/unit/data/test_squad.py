@@ -62,7 +62,22 @@ def test_broken_nesting_is_named() -> None:
 )
 def test_every_form_of_answers_gives_the_same_spans(answers: object) -> None:
     (span,) = read_answers(Row({"answers": answers}, "a", 1), "Ada left.")
+    assert isinstance(span, Span)
     assert (span, span.text) == (Span(4, 8, "answer"), "left")
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["six o'clock ", "at 6"],
+        {"text": ["six o'clock", "at 6"]},
+        {"text": ["six o'clock", "at 6"], "answer_start": None},
+        [{"text": "six o'clock"}, {"text": "at 6", "answer_start": None}],
+        '["six o\'clock", "at 6"]',
+    ],
+)
+def test_answers_without_a_place_are_texts_of_their_own(answers: object) -> None:
+    assert read_answers(Row({"answers": answers}, "a", 1), "Ada left.") == ["six o'clock", "at 6"]
 
 
 @pytest.mark.parametrize("answers", [[], "[]", {"text": [], "answer_start": []}])
@@ -84,6 +99,13 @@ def test_empty_answers_are_none(answers: object) -> None:
         ),
         ([{"text": " ", "answer_start": 3}], "answer 1: expected a text, got ' '"),
         ({"text": ["a"], "answer_start": []}, r"has 1 text\(s\), but 0 `answer_start`"),
+        (
+            [{"text": "left", "answer_start": 4}, {"text": "away"}],
+            "answer 2: `answer_start` must be a number of characters from 0, got None",
+        ),
+        (["left", " "], "answer 2: expected a text, got ' '"),
+        (["No answer"], "answer 1: 'No answer' is what a model writes where there is none"),
+        (["left", 3], r"or a list of texts"),
         ("left", r"must hold \{\"text\""),
         ({"text": "left"}, r"must hold \{\"text\""),
     ],

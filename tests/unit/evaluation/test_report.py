@@ -102,6 +102,27 @@ def test_charts_and_tables_are_told_to_those_who_cannot_see(run: Run) -> None:
     assert {"row", "col"} == set(scopes)
 
 
+def test_thresholds_of_giving_no_answer_are_shown_with_the_one_in_use(run: Run) -> None:
+    results, folder = run("binary")
+    shares = dict.fromkeys(("answered_fraction", "f1", "exact_match", "has_answer_f1"), 0.625)
+    shares |= {"has_answer_exact_match": 0.5, "no_answer_accuracy": 0.375}
+    points = [
+        {"threshold": 0.2, **shares, "is_best": False, "is_best_exact": True},
+        {"threshold": 0.31, **shares, "is_best": True, "is_best_exact": False},
+    ]
+    page = write_report({**results, "thresholds": points}, folder).read_text(encoding="utf-8")
+    (section,) = re.findall(r'<section id="thresholds".*?</section>', page, re.DOTALL)
+    first, second = re.findall(r"<tr class.*?</tr>", section)
+    assert "0.2<" in first
+    assert "exact match<" in first
+    assert "0.31<" in second
+    assert "F1: in use<" in second
+    assert second.count("62.5") == 4
+    assert "When it gives no answer" not in write_report(results, folder).read_text(
+        encoding="utf-8"
+    )
+
+
 def test_binary_matrix_shows_the_counts(run: Run) -> None:
     results, folder = run("binary")
     html = write_report(results, folder).read_text(encoding="utf-8")

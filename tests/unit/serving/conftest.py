@@ -9,13 +9,26 @@ import pytest
 from lushan.model_store.resident import Resident
 from lushan.serving.hosted import HostedModel, host
 from tests.conftest import MakeTiny
-from tests.served import Served, serving, write_chat_model
+from tests.served import TOOL_TEMPLATE, Served, serving, write_chat_model
 
 
 @pytest.fixture(scope="session")
 def chat_folder(tiny_folder: MakeTiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the folder of a tiny model with a chat template."""
     return write_chat_model(tiny_folder("llama"), tmp_path_factory.mktemp("chat") / "chatter")
+
+
+@pytest.fixture(scope="session")
+def caller_folder(tiny_folder: MakeTiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of a tiny model whose chat template writes tools and calls."""
+    folder = tmp_path_factory.mktemp("calls") / "caller"
+    return write_chat_model(tiny_folder("llama"), folder, TOOL_TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def caller(caller_folder: Path) -> HostedModel:
+    """Give that model, loaded."""
+    return host(str(caller_folder), Resident(), precision="fp32")
 
 
 @pytest.fixture(scope="session")

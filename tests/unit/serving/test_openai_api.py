@@ -157,7 +157,7 @@ def test_stop_string_ends_the_answer_and_is_cut(client: openai.OpenAI) -> None:
     ("fields", "message"),
     [
         ({"frequency_penalty": 0.5}, "`frequency_penalty`.*Got 0.5"),
-        ({"tools": [{"type": "function"}]}, "`tools`"),
+        ({"tools": [{"type": "function"}]}, "`tools.0.function`: Field required"),
         ({"reasoning_effort": "low"}, "`reasoning_effort` is not supported here"),
         ({"temperature": 3}, "`temperature`.*less than or equal to 2.*Got 3"),
         ({"temperature": 0, "n": 2}, "`n` above 1 needs a `temperature` above 0"),

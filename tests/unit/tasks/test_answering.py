@@ -20,6 +20,7 @@ from lushan.tasks.answering import Task
 from tests.conftest import MakeTiny
 from tests.generation import plain_model
 from tests.saved import meaning_of
+from tests.unit.metrics.test_answering import squad
 
 TASK = Task()
 STATE = TaskState(labels=("answer",))
@@ -225,6 +226,57 @@ def test_written_answer_is_asked_with_its_examples_and_stands_for_its_place_in_t
     scores = TASK.score(found, examples, ABSTAINS)
     assert list(scores.correct) == [True, False, False, False]
     assert scores.metrics["f1"].value == pytest.approx((1 + 0.5) / 4)
+
+
+def test_written_answer_is_withheld_where_no_answer_is_likelier_than_the_threshold() -> None:
+    state = replace(ABSTAINS, no_answer_threshold=0.25)
+    logs = np.log([0.25, 0.2500001, 0.1, 1.0])
+    texts = ("in the cold", "in the cold", "no answer", "May")
+    written = [Written(text, -1.0, (), float(log)) for text, log in zip(texts, logs, strict=True)]
+    found = TASK.decode(written, [], [example()] * 4, state, answer="generate")
+    assert [bool(each.answer) for each in found] == [True, False, False, False]
+    assert [each.no_answer_probability for each in found] == pytest.approx(np.exp(logs))
+    assert [each.log_likelihood for each in found] == pytest.approx([-1, logs[1], -1, 0])
+    scores = TASK.score(found, [example(), example(None), example(None), example()], state)
+    assert scores.metrics["has_answer_f1"].value == 0.5
+    assert scores.metrics["no_answer_accuracy"].value == 1
+    assert scores.metrics["f1"].value == 0.75
+
+
+def free(*answers: str, place: str = "a.csv, row 9") -> Example:
+    return Example("id", CONTEXT, answers, place, {"question": "How was it?"}, ("answer",))
+
+
+def test_free_answers_are_read_and_only_written() -> None:
+    values = {"context": CONTEXT, "question": "How?", "answers": ["cold", "rather cold", "cold"]}
+    found = TASK.read(Row(values, "a", 1))
+    assert (found.target, found.classes) == (("cold", "rather cold"), ("answer",))
+    other = TASK.read(Row({**values, "answers": ["rather cold"]}, "a", 1))
+    assert other.id != found.id
+    assert (
+        "2 training rows have answers without a place" in TASK.notes([found, other, example()])[-1]
+    )
+    (told,) = TASK.render(found, STATE, answer="generate", with_target=True)
+    assert [told.text[start:end] for start, end in told.supervised] == [" cold"]
+
+
+def test_head_refuses_to_learn_a_free_answer_and_says_what_to_do(backbone: Backbone) -> None:
+    with pytest.raises(DataError, match=r"row 9: the answer 'freezing'.*`--answer generate`"):
+        encode(backbone, example(), free("freezing"))
+    assert encode(backbone, free("freezing"), with_target=False)
+
+
+def test_free_answers_are_scored_as_squads_script_scores_them() -> None:
+    right = ["the freezing cold", "Bitter frost!"]
+    texts = (" bitter frost", " a very freezing morning", "no answer", " in the cold")
+    examples = [free(*right)] * len(texts)
+    written = [Written(text, -1.0) for text in texts]
+    found = TASK.decode(written, [], examples, ABSTAINS, answer="generate")
+    expected = [squad(right, text if text != "no answer" else "") for text in texts]
+    scores = TASK.score(found, examples, ABSTAINS)
+    assert scores.metrics["exact_match"].value == pytest.approx(sum(x for x, _ in expected) / 4)
+    assert scores.metrics["f1"].value == pytest.approx(sum(y for _, y in expected) / 4)
+    assert list(scores.correct) == [bool(x) for x, _ in expected] == [True, False, False, False]
 
 
 def test_loss_of_a_written_answer_is_that_of_transformers(tiny_folder: MakeTiny) -> None:

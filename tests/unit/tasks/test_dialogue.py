@@ -1,5 +1,6 @@
 """Dialogue: forms of conversations, what is learned of them, and what happens to long ones."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -240,6 +241,30 @@ def test_tools_that_the_template_does_not_write_are_refused(
     other = with_template(tokenizer, tmp_path, knowing)
     told = encode(other, read(calling, tools=CALLS), limit=LengthLimit(4096))
     assert "find_fox" in other._raw.decode(list(told.token_ids))
+
+
+def test_arguments_of_openais_form_are_objects_to_the_template() -> None:
+    written = '{"where": "forest", "much": [1, null]}'
+    forms = [
+        {"id": "1", "type": "function", "function": {"name": "find", "arguments": written}},
+        {"type": "function", "function": {"name": "find", "arguments": json.loads(written)}},
+        {"name": "find", "arguments": written},
+    ]
+    result = {"role": "tool", "tool_call_id": "1", "content": "Near the river."}
+    calling = {"role": "assistant", "content": None, "tool_calls": forms}
+    messages = read([TURNS[1], calling, result, TURNS[-1]]).extra["messages"]
+    calls = messages[1]["tool_calls"]
+    assert [each.get("function", each)["arguments"] for each in calls] == [json.loads(written)] * 3
+    assert calls[0]["id"] == messages[2]["tool_call_id"] == "1"
+
+
+@pytest.mark.parametrize(
+    "call", ["find", {"function": "find"}, {"function": {"name": "a", "arguments": "{"}}, {"id": 1}]
+)
+def test_call_that_is_none_is_refused(call: object) -> None:
+    calling = {"role": "assistant", "content": None, "tool_calls": [call]}
+    with pytest.raises(DataError, match=r"row 7: message 2 has a call in `tool_calls` without"):
+        read([TURNS[1], calling, TURNS[1], TURNS[-1]])
 
 
 def test_message_that_speaks_for_somebody_else_is_refused(tokenizer: Tokenizer) -> None:
