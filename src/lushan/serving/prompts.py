@@ -73,6 +73,8 @@ def ask_chat(model: HostedModel, body: ChatRequest) -> Asked:
     asking = replace(predictor, generation=settings)
     example = read_conversation(model, body.messages)
     (features,) = asking.encode([example])
+    if constraint is None and features.grammar:
+        constraint = Constraint.lark(features.grammar)
     num_alternatives = body.top_logprobs or 0
     return Asked(
         [Prompted(features.token_ids, settings, constraint)],
