@@ -1,5 +1,7 @@
 """Triples: how they are asked, what may be written, and how they are scored."""
 
+from dataclasses import replace
+
 import pytest
 
 from lushan.backbones.encoding import LengthLimit
@@ -91,6 +93,19 @@ def test_untouched_model_writes_only_names_of_the_text_and_known_relations(
             assert each.label == "born in"
             for part in (each.head, each.tail):
                 assert example.text[part.start : part.end] == part.text
+
+
+def test_untouched_model_is_held_to_the_grammar_of_each_text(tiny_folder: MakeTiny) -> None:
+    backbone, limit = load_backbone(tiny_folder("llama"), purpose="language"), LengthLimit(128)
+    short = GenerationSettings(max_new_tokens=20)
+    predictor = Predictor(backbone, TASK, prepared(read()), "generate", limit, generation=short)
+    asked = [read("fox", []), read("soup", [])]
+    features = [
+        replace(each, grammar=f'start: " {example.text}!"\n')
+        for each, example in zip(predictor.encode(asked), asked, strict=True)
+    ]
+    found = predictor.outputs(features, asked)
+    assert [each.text for each in found] == [" fox!", " soup!"]
 
 
 def test_wrong_direction_and_wrong_relation_are_wrong_and_places_are_not_asked() -> None:
