@@ -53,8 +53,35 @@ class Span:
     """How sure the model is; None where it was not asked."""
 
 
-Answer = str | tuple[str, ...] | tuple[Span, ...]
-"""What a truth or a prediction is: a label or a text, several labels, or parts of the text."""
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """A part of a text that names something; two are equal when their letters are, wherever they stand."""
+
+    text: str
+    """The characters themselves, a line break as a space."""
+    start: int = field(compare=False)
+    """First character, from 0."""
+    end: int = field(compare=False)
+    """Character behind the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Triple:
+    """What one mention of a text is to another, from head to tail."""
+
+    head: Mention
+    label: str
+    """The relation."""
+    tail: Mention
+
+    @property
+    def shown(self) -> str:
+        """What people are shown: `Ada - born in -> Ulm`, with a dash and an arrow."""
+        return f"{self.head.text} \u2014 {self.label} \u2192 {self.tail.text}"
+
+
+Answer = str | tuple[str, ...] | tuple[Span, ...] | tuple[Triple, ...]
+"""What a truth or a prediction is: a label or a text, several labels, parts of the text, or relations between parts."""
 
 
 def plain_answer(answer: Answer | None) -> Any:  # noqa: ANN401 - any JSON value
@@ -68,7 +95,16 @@ def answer_from_plain(value: Any) -> Any:  # noqa: ANN401 - an `Answer`, or None
     """Give the answer that `plain_answer` wrote."""
     if value is None or isinstance(value, str):
         return value
-    return tuple(each if isinstance(each, str) else Span(**each) for each in value)
+    return tuple(each if isinstance(each, str) else _part_from_plain(each) for each in value)
+
+
+def _part_from_plain(value: Mapping[str, Any]) -> Span | Triple:
+    return triple_from_plain(value) if "head" in value else Span(**value)
+
+
+def triple_from_plain(value: Mapping[str, Any]) -> Triple:
+    """Give the triple of an answer that `plain_answer` wrote."""
+    return Triple(Mention(**value["head"]), value["label"], Mention(**value["tail"]))
 
 
 FORM_FIELDS = ("must", "must_not", "regex", "json_schema")
@@ -133,6 +169,10 @@ class TaskState:
     """First line of the prompt; None takes the task's own."""
     stop_strings: tuple[str, ...] = ()
     """Texts that end a written answer, because no answer that was learned from holds them."""
+    most_items: int = 0
+    """Most entities or relations of a written answer; 0 where it is no list of parts of the text."""
+    longest_name: int = 0
+    """Most characters of a name in a written answer; 0 as above."""
     both_ways: bool = False
     """Whether a token sees those behind it too, also in a decoder; only where a head answers."""
     lengths: tuple[int, ...] = ()
@@ -158,6 +198,8 @@ class Rendered:
     """Whether the stop token follows the text, and is supervised."""
     given: tuple[tuple[int, int], ...] = ()
     """Character ranges that the user wrote, in order; empty where that is the cuttable range alone."""
+    grammar: str = ""
+    """What may be written behind the text, as llguidance reads it; empty where that is any text."""
 
     @property
     def given_ranges(self) -> tuple[tuple[int, int], ...]:
@@ -193,6 +235,8 @@ class Features:
     """Tokens left out because the document was too long."""
     weight: float = 1.0
     """Weight of this document's loss (class weights)."""
+    grammar: str = ""
+    """What may be written behind the document, as llguidance reads it; empty where that is any text."""
 
     @property
     def branch_starts(self) -> tuple[int, ...]:

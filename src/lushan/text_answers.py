@@ -157,8 +157,11 @@ def encode_text(
             example_index=index,
             targets_from=window.targets_from,
             num_cut_tokens=window.num_cut_tokens,
+            grammar=document.grammar,
         )
-        for index, (example, (window,)) in enumerate(zip(examples, windows, strict=True))
+        for index, (document, example, (window,)) in enumerate(
+            zip(rendered, examples, windows, strict=True)
+        )
     ]
 
 

@@ -28,7 +28,9 @@ from lushan.records import (
     Features,
     Prediction,
     Row,
+    Span,
     TaskState,
+    Triple,
     answer_from_plain,
     plain_answer,
 )
@@ -192,6 +194,22 @@ def test_prediction_does_not_depend_on_what_else_is_asked(setup: Setup) -> None:
     assert [each.answer for each in together] == [each.answer for each in alone]
     for one, other in zip(together, alone, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+def test_names_that_are_answered_stand_in_the_text_as_whole_words_with_known_labels(
+    setup: Setup,
+) -> None:
+    if not setup.state.most_items:
+        pytest.skip("its answers are no lists of names")
+    for example, found in zip(setup.examples, setup.predict(setup.examples), strict=True):
+        for part in found.answer:
+            assert isinstance(part, Span | Triple)
+            assert part.label in setup.state.labels
+            for each in (part,) if isinstance(part, Span) else (part.head, part.tail):
+                assert example.text[each.start : each.end] == each.text
+                edges = (each.start - 1, each.start + 1), (each.end - 1, each.end + 1)
+                around = [example.text[max(first, 0) : end] for first, end in edges]
+                assert not any(re.fullmatch("[A-Za-z]{2}", pair) for pair in around)
 
 
 def test_prediction_does_not_depend_on_the_truth(setup: Setup) -> None:

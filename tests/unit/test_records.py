@@ -9,9 +9,11 @@ from lushan.records import (
     Answer,
     Example,
     Features,
+    Mention,
     Rendered,
     Row,
     Span,
+    Triple,
     answer_from_plain,
     content_id,
     plain_answer,
@@ -49,8 +51,11 @@ def test_features_of_a_head_have_one_target_and_those_of_a_text_one_per_token() 
     assert Features((1, 2, 3), "id", 0, positions=()).num_supervised == 0
 
 
+BORN = Triple(Mention("Ada", 0, 3), "born in", Mention("Ulm", 16, 19))
+
+
 @pytest.mark.parametrize(
-    "answer", ["a label", ("one", "two"), (), (Span(0, 3, "city", "Ulm", 0.5),), None]
+    "answer", ["a label", ("one", "two"), (), (Span(0, 3, "city", "Ulm", 0.5),), (BORN,), None]
 )
 def test_answer_survives_json(answer: Answer | None) -> None:
     assert answer_from_plain(json.loads(json.dumps(plain_answer(answer)))) == answer
@@ -62,10 +67,27 @@ def test_span_keeps_text_and_probability_in_json_but_is_equal_by_place_and_label
     assert found == Span(0, 3, "city") != Span(0, 3, "name")
 
 
+def test_triples_keep_their_places_in_json_but_are_equal_by_their_letters_and_relation() -> None:
+    plain = plain_answer((BORN,))
+    assert plain == [
+        {
+            "head": {"text": "Ada", "start": 0, "end": 3},
+            "label": "born in",
+            "tail": {"text": "Ulm", "start": 16, "end": 19},
+        }
+    ]
+    (found,) = answer_from_plain(plain)
+    assert (found.head.start, found.tail.end) == (0, 19)
+    elsewhere = Triple(Mention("Ada", 4, 7), "born in", BORN.tail)
+    assert found == elsewhere != Triple(BORN.tail, "born in", BORN.head)
+    assert len({found, elsewhere, Triple(BORN.head, "at", BORN.tail)}) == 2
+
+
 def test_classes_are_those_of_the_target_unless_it_is_free_text() -> None:
     assert Example("1", "a", "good").classes == ("good",)
     assert Example("1", "a", ("x", "y")).classes == ("x", "y")
     assert Example("1", "a", (Span(0, 1, "x"), Span(2, 3, "x"))).classes == ("x",)
+    assert Example("1", "a", (BORN, BORN)).classes == ("born in",)
     assert Example("1", "a", "a free answer", labels=()).classes == ()
     assert Example("1", "a", None).classes == ()
 

@@ -6,8 +6,12 @@ import re
 
 import pytest
 
-from lushan.records import Example, Span
+from lushan import span_answers
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.records import Example, Span, TaskState
 from lushan.span_answers import read_written_spans, write_spans
+from tests.conftest import MakeTiny
+from tests.written import Drawn, cut, drawn_answer, drawn_texts, is_allowed
 
 LABELS = ("city", "name")
 
@@ -77,3 +81,77 @@ def test_no_answer_begins_or_ends_inside_a_word_or_overlaps_another() -> None:
             assert text[each.start : each.end] == each.text
             around = text[each.start - 1 : each.start + 1], text[each.end - 1 : each.end + 1]
             assert not any(re.fullmatch("[A-Za-z]{2}", pair) for pair in around)
+
+
+@pytest.fixture
+def tokenizer(tiny_folder: MakeTiny) -> Tokenizer:
+    return Tokenizer.load(tiny_folder("llama"))
+
+
+STRANGE = ("city", "na (me)")
+"""Labels of which one has the marks that part a name from its label."""
+
+
+def drawn_spans(one: Drawn, dice: random.Random) -> Example:
+    spans: list[Span] = []
+    first = 0
+    while first < len(one.words) and dice.random() < 0.8:
+        last, place = one.name(dice, first)
+        spans.append(Span(*place, dice.choice(STRANGE)))
+        first = last + 1
+    return Example("id", one.example.text, tuple(spans))
+
+
+def test_every_truth_may_be_written_and_comes_back(tokenizer: Tokenizer) -> None:
+    dice = random.Random(0)
+    for one in drawn_texts(7, most=150):
+        example = drawn_spans(one, dice)
+        written = write_spans(example)
+        grammar = span_answers.grammar(example, TaskState(labels=STRANGE))
+        assert is_allowed(f" {written}", grammar, tokenizer)
+        found = read_written_spans(written, example, STRANGE)
+        true = [(cut(example, (x.start, x.end)), x.label) for x in span_answers.spans_of(example)]
+        # Which of several equal names is meant is a rule, so that the places may differ.
+        assert sorted((cut(example, (x.start, x.end)), x.label) for x in found) == sorted(true)
+
+
+def test_whatever_may_be_written_is_an_answer(tokenizer: Tokenizer) -> None:
+    dice = random.Random(1)
+    for one in drawn_texts(8, most=80):
+        grammar = span_answers.grammar(one.example, TaskState(labels=STRANGE))
+        written = drawn_answer(grammar, tokenizer, dice).strip()
+        found = read_written_spans(written, one.example, STRANGE)
+        assert (written == "none") is (not found)
+
+
+@pytest.mark.parametrize(
+    ("written", "places"),
+    [
+        ("Paris Hilton (name); Paris (city)", [0, 21]),
+        ("Paris (city); Paris Hilton (name)", [0]),
+        ("Paris (city); Paris (city)", [0, 21]),
+        ("Paris (city); Paris (city); Paris (city); Paris (city)", [0, 21, 34]),
+        ("saw (name); Paris (city)", [13, 21]),
+        ("Rome (city); Paris (city); saw (name)", [13, 28, 34]),
+    ],
+)
+def test_name_stands_for_its_first_free_place_behind_the_one_before_it(
+    written: str, places: list[int]
+) -> None:
+    one = example("Paris Hilton saw all Paris, Rome, Paris")
+    found = read_written_spans(written, one, LABELS)
+    assert [each.start for each in found] == places
+
+
+def test_bounds_are_those_of_the_examples_and_of_the_text(tokenizer: Tokenizer) -> None:
+    one = example("Ada left Ulm.", ("Ada", "name"), ("Ulm", "city"))
+    assert span_answers.bounds([one, example("Ulm")]) == (3, 4)
+    assert span_answers.bounds([]) == (1, 1)
+    state = TaskState(labels=LABELS, most_items=2, longest_name=4)
+    text = "Ada, Ada, Ada, Ada"
+    grammar = span_answers.grammar(example(text), state)
+    assert is_allowed(" Ada (name); Ada (name)", grammar, tokenizer)
+    assert not is_allowed(" Ada (name); Ada (name); Ada (name)", grammar, tokenizer)
+    assert not is_allowed(" Ada, Ada (name)", grammar, tokenizer)
+    loose = span_answers.grammar(example("Ada"), TaskState(labels=LABELS))
+    assert not is_allowed(" Ada (name); Ada (name)", loose, tokenizer)

@@ -11,7 +11,7 @@ from lushan.data.example_store import count_kinds, hash_text, hashes_of, kinds_o
 from lushan.data.overlap import OverlapCounts, OverlapPolicy, find_overlap, remove_overlap
 from lushan.data.splits import Parts, count_labels, labels_of
 from lushan.errors import DataError
-from lushan.records import Example, Span, plain_answer
+from lushan.records import Example, Span, Triple, plain_answer
 
 __all__ = [
     "Findings",
@@ -104,7 +104,7 @@ def _refuse_one_answer(train: Sequence[Example]) -> None:
     only = next(iter(answers))
     what = "answer" if kinds[0].labels == () else "label"
     # The same spans in every row still have to be found.
-    if len(answers) < 2 and not any(isinstance(each, Span) for each in only or ()):
+    if len(answers) < 2 and not any(isinstance(each, Span | Triple) for each in only or ()):
         raise DataError(
             f"All {len(train):,} training rows have the same {what}, {only!r}: there is nothing to "
             f"learn. Give rows of at least two {what}s."

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lushan.records import triple_from_plain
+
 SIGNIFICANT_BELOW = 0.05
 """A difference is called clear below this p-value."""
 
@@ -299,11 +301,18 @@ def system_name(name: str, titles: Mapping[str, str] = _NO_TITLES) -> str:
 
 
 def answer_text(answer: str | Sequence[str | Mapping[str, Any]], nothing: str = "no label") -> str:
-    """Show one label, several labels or spans, or none."""
+    """Show one label, several labels, spans or triples, or none."""
     if isinstance(answer, str):
         return answer
-    parts = [x if isinstance(x, str) else f"{x['text']} ({x['label']})" for x in answer]
-    return ", ".join(parts) or nothing
+    return ", ".join(map(_part_text, answer)) or nothing
+
+
+def _part_text(part: str | Mapping[str, Any]) -> str:
+    if isinstance(part, str):
+        return part
+    if "head" in part:
+        return triple_from_plain(part).shown
+    return f"{part['text']} ({part['label']})"
 
 
 def percent(fraction: float) -> str:

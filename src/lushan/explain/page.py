@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from lushan.explain.explanation import Attribution, Explanation
 from lushan.explain.words import Weight
-from lushan.records import Span
+from lushan.records import Span, Triple
 
 MOST_WORDS_LISTED = 8
 _FAINT = 0.04
@@ -92,8 +92,13 @@ def answer_text(explanation: Explanation) -> str:
     answer = explanation.answer
     if isinstance(answer, str):
         return answer
-    told = [each if isinstance(each, str) else f"{each.text} ({each.label})" for each in answer]
-    return ", ".join(told) or "nothing"
+    return ", ".join(map(_part_text, answer)) or "nothing"
+
+
+def _part_text(part: str | Span | Triple) -> str:
+    if isinstance(part, Triple):
+        return part.shown
+    return part if isinstance(part, str) else f"{part.text} ({part.label})"
 
 
 def number(value: float) -> str:

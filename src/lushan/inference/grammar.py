@@ -52,6 +52,11 @@ class Constraint:
         return cls(LLMatcher.grammar_from_lark(lark), f"choice of {len(texts)} texts")
 
     @classmethod
+    def lark(cls, grammar: str) -> Self:
+        """Allow what a grammar allows, in llguidance's dialect of Lark."""
+        return cls(LLMatcher.grammar_from_lark(grammar), "grammar of the task")
+
+    @classmethod
     def form(cls, form: Mapping[str, Any], *, most_tokens: int) -> Self:
         """Allow what a form (`records.FORM_FIELDS`) allows, behind the space that parts an answer from its prompt.
 

@@ -124,9 +124,9 @@ class Predictor:
             learned = () if form else self.state.stop_strings
             stop_strings = (*self.generation.stop_strings, *learned)
             settings = self.generation.model_copy(update={"stop_strings": stop_strings})
-            constraint = (
-                Constraint.form(form, most_tokens=settings.max_new_tokens) if form else None
-            )
+            constraint = Constraint.lark(each.grammar) if each.grammar else None
+            if form:
+                constraint = Constraint.form(form, most_tokens=settings.max_new_tokens)
             found.append(Prompted(each.token_ids, settings, constraint))
         return found
 

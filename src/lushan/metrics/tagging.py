@@ -1,7 +1,9 @@
 """Precision, recall and F1 of entities: an entity counts when its place and its label are both right.
 
-Equal to seqeval and to the CoNLL scorer on tags without mistakes. Shapes: N rows, C labels, P distinct patterns of
-counts, R resamples.
+Equal to seqeval and to the CoNLL scorer on tags without mistakes. Triples are counted in the same way: one counts when the
+letters of its head, its relation and the letters of its tail are all right, each triple of a row once.
+
+Shapes: N rows, C labels, P distinct patterns of counts, R resamples.
 """
 
 from collections.abc import Sequence
@@ -12,9 +14,9 @@ from numpy.typing import NDArray
 
 from lushan.errors import DataError
 from lushan.metrics.statistics import NUM_RESAMPLES, percentile_interval, resample
-from lushan.records import Interval, Span
+from lushan.records import Interval, Span, Triple
 
-Spans = Sequence[Span]
+Spans = Sequence[Span] | Sequence[Triple]
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,8 @@ def _read_state(values: dict[str, Any]) -> TaskState:
         class_weights=tuple(values["class_weights"]),
         instruction=values["instruction"],
         stop_strings=tuple(values.get("stop_strings", ())),
+        most_items=values.get("most_items", 0),
+        longest_name=values.get("longest_name", 0),
         both_ways=values.get("both_ways", False),
         lengths=tuple(values.get("lengths", ())),
         no_answer_threshold=values.get("no_answer_threshold"),

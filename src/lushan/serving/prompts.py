@@ -83,6 +83,8 @@ def ask_chat(model: HostedModel, body: ChatRequest) -> Asked:
     asking = replace(asking, limit=replace(asking.limit, max_tokens=most_read))
     example = read_conversation(model, body.messages, body.tools if tools else None)
     (features,) = asking.encode([example])
+    if constraint is None and features.grammar:
+        constraint = Constraint.lark(features.grammar)
     num_alternatives = body.top_logprobs or 0
     return Asked(
         [Prompted((*features.token_ids, *begun), settings, constraint)],

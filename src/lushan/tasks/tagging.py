@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lushan import text_answers
+from lushan import span_answers, text_answers
 from lushan.backbones.encoding import LengthLimit, Window, encode_rendered
 from lushan.backbones.heads import token_logits
 from lushan.backbones.inspect import Family
@@ -44,7 +44,6 @@ from lushan.records import (
     TaskState,
     content_id,
 )
-from lushan.span_answers import read_written_spans, write_spans
 from lushan.tasks import Outputs, Preparation, Untuned, Wording
 
 Place = tuple[int, int]
@@ -124,8 +123,15 @@ class Task:
             raise DataError(
                 f"None of the {len(examples):,} training rows has an entity. Mark some, or choose another task."
             )
-        state = text_answers.learn_to_write(examples, preparation, text_of=write_spans)
-        return replace(state, labels=labels, both_ways=preparation.attention == "bidirectional")
+        state = text_answers.learn_to_write(examples, preparation, text_of=span_answers.write_spans)
+        most_items, longest_name = span_answers.bounds(examples)
+        return replace(
+            state,
+            labels=labels,
+            both_ways=preparation.attention == "bidirectional",
+            most_items=most_items,
+            longest_name=longest_name,
+        )
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Tell of entities that no answer can give, because they begin or end inside a word."""
@@ -152,13 +158,15 @@ class Task:
             return [text]
         usual = f"Name the entities of the text: {', '.join(state.labels)}."
         opening = usual if state.instruction is None else state.instruction
+        if not with_target:
+            text = replace(text, grammar=span_answers.grammar(example, state))
         return [
             text_answers.render_prompt(
                 text,
                 opening=f"{opening}\n\n",
-                shots=[(shot.text, f" {write_spans(shot)}") for shot in shots],
+                shots=[(shot.text, f" {span_answers.write_spans(shot)}") for shot in shots],
                 question="Entities:",
-                answer=f" {write_spans(example)}" if with_target else None,
+                answer=f" {span_answers.write_spans(example)}" if with_target else None,
             )
         ]
 
@@ -253,11 +261,7 @@ class Task:
     ) -> list[Prediction]:
         """The likeliest tags that form entities; windows of a text are read as one. Words that were cut off have none."""
         if answer == "generate":
-            written = text_answers.decode_written(outputs, examples)
-            return [
-                replace(each, answer=read_written_spans(str(each.answer), example, state.labels))
-                for each, example in zip(written, examples, strict=True)
-            ]
+            return _read_written(outputs, examples, state)
         documents: list[list[tuple[Features, np.ndarray]]] = [[] for _ in examples]
         for scores_UC, each in zip(outputs, features, strict=True):
             documents[each.example_index].append((each, _log_softmax(scores_UC)))
@@ -302,6 +306,18 @@ class Task:
             ]
             rows.append(Row({"text": text, "entities": entities}, "samples", number))
         return rows
+
+
+def _read_written(
+    outputs: Outputs, examples: Sequence[Example], state: TaskState
+) -> list[Prediction]:
+    read = span_answers.read_written_spans
+    return [
+        replace(each, answer=read(str(each.answer), example, state.labels))
+        for each, example in zip(
+            text_answers.decode_written(outputs, examples), examples, strict=True
+        )
+    ]
 
 
 def _tags(state: TaskState) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from lushan.errors import DataError, ModelError, RunError, SettingError
 from lushan.inference.generate import stream
 from lushan.inference.predict import Predictor
 from lushan.model_store.tuned_model import is_tuned_model
-from lushan.records import Prediction, Row, Span, TaskState, plain_answer
+from lushan.records import Prediction, Row, Span, TaskState, Triple, plain_answer
 from lushan.settings import build
 from lushan.workflows.predict import Opened, Tell, open_run, with_generation
 from lushan.workflows.recipe import TuneRecipe
@@ -213,13 +213,15 @@ def _shown(prediction: Prediction) -> str:
     parts = [_shown_part(each) for each in prediction.answer]
     if not parts:
         return "(nothing)"
-    has_spans = any(isinstance(each, Span) for each in prediction.answer)
-    return ("\n" if has_spans else ", ").join(parts)
+    has_places = any(isinstance(each, Span | Triple) for each in prediction.answer)
+    return ("\n" if has_places else ", ").join(parts)
 
 
-def _shown_part(part: str | Span) -> str:
+def _shown_part(part: str | Span | Triple) -> str:
     if isinstance(part, str):
         return part
+    if isinstance(part, Triple):
+        return part.shown
     sure = "" if part.probability is None else f" {part.probability:.3f}"
     return f"{part.text} [{part.label}]{sure}"
 

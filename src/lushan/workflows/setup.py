@@ -124,6 +124,11 @@ def _with_room_for_answers(
         why = f"the longest training answer has {longest} tokens"
         if most < longest:
             why += ", but half of the context is left to what is asked"
+        if setup.state.most_items:
+            why += (
+                f"; it lists at most {setup.state.most_items} {setup.task.wording.counted}, with names of at most "
+                f"{setup.state.longest_name} characters, a quarter more than any training row"
+            )
         decisions.append(Decision("generation.max_new_tokens", most, why))
         settings = settings.model_copy(update={"max_new_tokens": most})
         setup = replace(setup, recipe=setup.recipe.model_copy(update={"generation": settings}))

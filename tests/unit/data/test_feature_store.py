@@ -40,6 +40,7 @@ def encode(examples: Sequence[Example], *, largest: int = 65_535) -> list[Featur
             candidate=window,
             num_cut_tokens=number,
             weight=1 / (number + 1),
+            grammar=f'start: "{number}"' if number % 2 else "",
         )
         for index, example in enumerate(examples)
         for number in [int(example.id)]

@@ -122,6 +122,12 @@ def test_spans_are_shown_with_their_labels() -> None:
     assert phrases.answer_text([], "no entity") == "no entity"
 
 
+def test_triples_are_shown_from_head_to_tail() -> None:
+    parts = ({"text": "Ada", "start": 0, "end": 3}, {"text": "Ulm", "start": 7, "end": 10})
+    triple = {"head": parts[0], "label": "is in", "tail": parts[1]}
+    assert phrases.answer_text([triple]) == "Ada \u2014 is in \u2192 Ulm"
+
+
 def test_names_are_for_people() -> None:
     assert phrases.metric_name("macro_f1") == "Macro F1"
     assert phrases.inline("Macro F1") == "macro F1"

@@ -27,6 +27,7 @@ TRUTHS = {
     "summarization": ["summary"],
     "tagging": ["entities", "tags"],
     "translation": ["target"],
+    "triples": ["triples"],
 }
 """Task to the column of the truth, in each form of its rows, as docs/data.md has them."""
 

@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from seqeval.scheme import IOB2
 
 from lushan.errors import DataError
 from lushan.metrics import tagging
-from lushan.records import Span
+from lushan.records import Mention, Span, Triple
 
 LABELS = ("a", "b", "c")
 Tags = list[list[str]]
@@ -115,3 +116,46 @@ def test_strange_label_and_no_rows_are_refused() -> None:
         tagging.score([[], [Span(0, 1, "z")]], [[], []], LABELS)
     with pytest.raises(DataError, match="No rows to score"):
         tagging.score([], [], LABELS)
+
+
+def drawn_triples(dice: random.Random) -> list[Triple]:
+    """Up to four triples of three names; the same triple may come again from another place."""
+
+    def mention() -> Mention:
+        start = dice.randrange(9)
+        return Mention("abc"[start % 3], start, start + 1)
+
+    return [Triple(mention(), dice.choice(LABELS), mention()) for _ in range(dice.randint(0, 4))]
+
+
+def keys(rows: list[list[Triple]], label: str | None = None) -> set[tuple[int, str, str, str]]:
+    """Rows and letters, which is all that counts."""
+    return {
+        (number, x.head.text, x.label, x.tail.text)
+        for number, row in enumerate(rows)
+        for x in row
+        if label in {None, x.label}
+    }
+
+
+def ratios(true: set[Any], given: set[Any]) -> list[float]:
+    """Precision, recall and F1, by their definitions."""
+    hits = len(true & given)
+    precision, recall = (hits / len(x) if x else 0.0 for x in (given, true))
+    return [precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0]
+
+
+def test_scores_of_1000_drawn_sets_of_triples_are_those_of_set_arithmetic() -> None:
+    dice = random.Random(4)
+    for _ in range(1_000):
+        truth = [drawn_triples(dice) for _ in range(4)]
+        answers = [each if dice.random() < 0.4 else drawn_triples(dice) for each in truth]
+        found = tagging.score(truth, answers, LABELS)
+        whole = ratios(keys(truth), keys(answers))
+        assert [found.precision, found.recall, found.f1] == pytest.approx(whole)
+        right = [keys([x]) == keys([y]) for x, y in zip(truth, answers, strict=True)]
+        assert found.exact_match == pytest.approx(np.mean(right))
+        for each in found.per_class:
+            true, given = keys(truth, each.label), keys(answers, each.label)
+            assert [each.precision, each.recall, each.f1] == pytest.approx(ratios(true, given))
+            assert each.support == len(true)

@@ -35,6 +35,8 @@ STATE = TaskState(
     class_weights=(0.5,) * len(LABELS),
     instruction="这是什么",
     both_ways=True,
+    most_items=3,
+    longest_name=7,
 )
 
 

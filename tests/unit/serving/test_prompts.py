@@ -8,8 +8,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from lushan.backbones.chat import PLAIN_CHAT
+from lushan.catalog import load_task
 from lushan.inference.generation_settings import GenerationSettings
+from lushan.inference.grammar import Constraint
 from lushan.model_store.resident import Resident
+from lushan.records import Example, TaskState
 from lushan.serving.errors import RequestError
 from lushan.serving.hosted import HostedModel, host
 from lushan.serving.prompts import ask_chat, ask_completion, make_settings
@@ -96,6 +99,21 @@ def test_beams_of_a_run_give_way_to_draws(chatter: HostedModel) -> None:
     kept = make_settings(predictor, Sampled(model="m"), most_tokens=5)
     drawn = make_settings(predictor, Sampled(model="m", temperature=1.0), most_tokens=5)
     assert (kept.num_beams, drawn.num_beams, drawn.length_penalty) == (4, 1, 1.0)
+
+
+def test_list_of_names_is_held_to_its_text_unless_another_form_is_asked_for(
+    chatter: HostedModel,
+) -> None:
+    state = TaskState(labels=("has",), most_items=2)
+    predictor = replace(chatter.predictor, task=load_task("triples"), state=state)
+    model = replace(chatter, predictor=predictor)
+    message = [{"role": "user", "content": "Ada has a fox."}]
+    (held,) = ask_chat(model, chat(messages=message)).prompted
+    (features,) = predictor.encode([Example("", "Ada has a fox.", None)])
+    assert held.constraint == Constraint.lark(features.grammar)
+    form = {"type": "json_object"}
+    (other,) = ask_chat(model, chat(messages=message, response_format=form)).prompted
+    assert other.constraint == Constraint.json_schema({"type": "object"})
 
 
 def test_completion_is_not_given_a_template(chatter: HostedModel) -> None:

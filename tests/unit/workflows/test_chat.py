@@ -15,7 +15,7 @@ from lushan.errors import DataError, LushanError, ModelError, RunError, SettingE
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import stream
 from lushan.model_store.tuned_model import save_model
-from lushan.records import Prediction, Span, TaskState
+from lushan.records import Mention, Prediction, Span, TaskState, Triple
 from lushan.workflows import chat as module
 from lushan.workflows.chat import Conversation, LineAnswers, Talk, open_chat, save_talk
 from lushan.workflows.predict import open_run
@@ -208,6 +208,10 @@ def test_run_of_another_task_answers_each_line_as_predict_does(tiny_run: Path) -
         (("a", "b"), "a, b"),
         ((), "(nothing)"),
         ((Span(0, 3, "animal", "fox", 0.5), Span(4, 5, "x", "y")), "fox [animal] 0.500\ny [x]"),
+        (
+            (Triple(Mention("Ada", 0, 3), "in", Mention("Ulm", 7, 10)),) * 2,
+            "Ada \u2014 in \u2192 Ulm\nAda \u2014 in \u2192 Ulm",
+        ),
     ],
 )
 def test_answers_of_several_parts_are_shown_by_their_parts(answer: Any, shown: str) -> None:  # noqa: ANN401

@@ -211,6 +211,26 @@ def test_head_has_its_untouched_model_write_as_much_as_the_answers_need_and_an_e
     assert encoder.recipe.generation == GenerationSettings()
 
 
+def test_bounds_of_a_list_of_names_are_told(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    rows = [{"text": f"Ada saw {n} foxes.", "entities": [[0, 3, "name"]]} for n in range(4)]
+    data = write_splits(tmp_path, train=rows, validation=rows, test=rows)
+    base, task = tiny_folder("llama"), load_task("tagging")
+    asked = {"task": "tagging", "model": {"name": str(base)}, "data": {"overlap": "keep"}}
+    recipe = make_recipe(None, asked, [])
+    planned = plan(
+        prepare(data, task=task, recipe=recipe),
+        recipe,
+        task=task,
+        base=base,
+        facts=describe(base),
+        tokenizer=Tokenizer.load(base),
+    )
+    (told,) = [each.why for each in planned.decisions if each.name == "generation.max_new_tokens"]
+    assert told.endswith(
+        "it lists at most 2 entities, with names of at most 4 characters, a quarter more than any training row"
+    )
+
+
 def test_text_that_leaves_no_room_for_an_answer_stops_the_run_by_its_row(
     tiny_folder: MakeTiny, tmp_path: Path
 ) -> None:

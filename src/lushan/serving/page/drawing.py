@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lushan.data.pairs import HEAD_MARKS, TAIL_MARKS, places_of
 from lushan.evaluation import phrases
 from lushan.evaluation.charts import loss_panel
-from lushan.records import Answer, Example, Prediction, Span
+from lushan.records import Answer, Example, Prediction, Span, Triple
 from lushan.serving.page.texts import Texts
 
 MOST_BARS = 10
@@ -100,13 +100,23 @@ def pair_of(text: str) -> tuple[str, tuple[Span, Span]] | None:
     return plain, (head, tail)
 
 
+def mentions_of(triples: Sequence[Triple]) -> list[Span]:
+    """Give the heads and tails of triples as spans, labelled with an arrow and the numbers of their triples."""
+    roles: dict[tuple[int, int], list[str]] = {}
+    for number, each in enumerate(triples, start=1):
+        roles.setdefault((each.head.start, each.head.end), []).append(f"{number} \u2192")
+        roles.setdefault((each.tail.start, each.tail.end), []).append(f"\u2192 {number}")
+    return [Span(start, end, ", ".join(told)) for (start, end), told in roles.items()]
+
+
 def answer_card(
     example: Example, prediction: Prediction, texts: Texts, *, title: str = ""
 ) -> dict[str, Any]:
     """Say how one answer is drawn: what stands large, what is marked in the text, and the bars."""
     answer = prediction.answer
     spans = [each for each in answer if isinstance(each, Span)]
-    parts, headline = cut_at_spans(example.text, spans) if spans else [], _in_words(answer)
+    marked = spans or mentions_of([each for each in answer if isinstance(each, Triple)])
+    parts, headline = cut_at_spans(example.text, marked) if marked else [], _in_words(answer)
     if spans and len(spans) == 1:
         headline = spans[0].text
     elif spans:
@@ -129,7 +139,8 @@ def answer_card(
 def _in_words(answer: Answer) -> str:
     if isinstance(answer, str):
         return answer
-    return ", ".join(each for each in answer if isinstance(each, str))
+    told = [each for each in answer if not isinstance(each, Span)]
+    return ", ".join(each.shown if isinstance(each, Triple) else each for each in told)
 
 
 def answers(cards: Sequence[Mapping[str, Any]], texts: Texts) -> str:

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lushan.records import Example, Prediction, Span
+from lushan.records import Example, Mention, Prediction, Span, Triple
 from lushan.serving.page import drawing
 from lushan.serving.page.texts import Texts
 
@@ -114,6 +114,24 @@ def test_relation_is_drawn_between_its_two_parts_without_their_marks(english: Te
         ("Tea", "2"),
         ("Bo", "1"),
     ]
+
+
+def test_triples_are_told_and_their_names_numbered_in_the_text(english: Texts) -> None:
+    text = f"Ada {ATTACK} left Ulm for Rome."
+    ada, ulm, rome = (
+        Mention(name, text.index(name), text.index(name) + len(name))
+        for name in ("Ada", "Ulm", "Rome")
+    )
+    triples = (Triple(ada, "left", ulm), Triple(ada, ATTACK, rome))
+    card = drawing.answer_card(Example("1", text, None), Prediction("1", triples), english)
+    assert card["headline"] == f"Ada \u2014 left \u2192 Ulm, Ada \u2014 {ATTACK} \u2192 Rome"
+    assert "".join(part.text for part in card["parts"]) == text
+    assert [(part.text, part.label) for part in card["parts"] if part.label] == [
+        ("Ada", "1 \u2192, 2 \u2192"),
+        ("Ulm", "\u2192 1"),
+        ("Rome", "\u2192 2"),
+    ]
+    assert ATTACK not in drawing.answers([card], english)
 
 
 def test_no_answer_says_so(english: Texts) -> None:

@@ -51,6 +51,7 @@ def test_guess_of_the_columns_of_a_task_is_the_task(name: str) -> None:
     [
         (["review", "sentiment"], "classification"),
         (["text", "head", "tail", "label"], "relations"),
+        (["text", "spo_list"], "triples"),
         (["article", "highlights"], "summarization"),
         (["tokens", "ner_tags"], "tagging"),
         (["goal", "sol1", "sol2", "label"], "choice"),
