@@ -156,6 +156,11 @@ class _Rows:
     """Which documents belong to one row; rows stand in the order of their first documents."""
 
     def __init__(self, example_indices: NDArray[np.int64]) -> None:
+        self._num_single = 0
+        if len(example_indices) and bool((np.diff(example_indices) > 0).all()):
+            # One document a row, in order, as most data are: nothing to keep for each.
+            self._num_single = len(example_indices)
+            return
         _, firsts, inverse, sizes = np.unique(
             example_indices, return_index=True, return_inverse=True, return_counts=True
         )
@@ -166,9 +171,11 @@ class _Rows:
         self._ends = np.cumsum(sizes[order])
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return self._num_single or len(self._ends)
 
     def documents(self, row: int) -> list[int]:
         """Give the documents of a row, in order."""
+        if self._num_single:
+            return [int(row)]
         start = self._ends[row - 1] if row else 0
         return self._documents[start : self._ends[row]].tolist()

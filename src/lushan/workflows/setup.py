@@ -23,6 +23,7 @@ from lushan.tasks import Preparation, Task
 from lushan.workflows.encode import Encoder, encode, open_cache
 from lushan.workflows.memory import GIB, load_of, make_fit
 from lushan.workflows.prepare import Prepared, draw
+from lushan.workflows.progress import Tell, say_nothing
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.resolve import Decision, resolve
 
@@ -64,6 +65,7 @@ def plan(
     base: Path,
     facts: ModelFacts,
     tokenizer: Tokenizer,
+    tell: Tell = say_nothing,
 ) -> Planned:
     """Decide what the recipe leaves open, draw the rows that fit, and encode them.
 
@@ -74,6 +76,7 @@ def plan(
         base: Folder of the pretrained model.
         facts: What it is.
         tokenizer: Its tokenizer.
+        tell: Hears how far it has come, where it takes long.
 
     Raises:
         UserError: If the recipe, the rows and the model do not fit together.
@@ -91,7 +94,13 @@ def plan(
         prepared = draw(prepared, num_rows, seed=recipe.seed, why="`data.max_train_rows`")
         state = None
     setup = make_setup(
-        prepared, resolved.recipe, task=task, base=base, tokenizer=tokenizer, state=state
+        prepared,
+        resolved.recipe,
+        task=task,
+        base=base,
+        tokenizer=tokenizer,
+        state=state,
+        tell=tell,
     )
     decisions = list(resolved.decisions)
     if task.writes and facts.family == "decoder":
@@ -207,6 +216,7 @@ def make_setup(
     base: Path,
     tokenizer: Tokenizer,
     state: TaskState | None = None,
+    tell: Tell = say_nothing,
 ) -> Setup:
     """Encode every split, count every token, and refuse what could not learn.
 
@@ -217,6 +227,7 @@ def make_setup(
         base: Folder of the pretrained model.
         tokenizer: Its tokenizer.
         state: What the task learned from these training rows, if it has.
+        tell: Hears how far it has come, where it takes long.
 
     Raises:
         DataError: If a text is too long under the `error` policy (says how many are), or nothing would be learned.
@@ -231,7 +242,7 @@ def make_setup(
     cache = open_cache(recipe)
     features: dict[SplitName, Sequence[Features]] = {}
     for name in SPLIT_NAMES:
-        features[name] = encode(parts.of(name), encoder, with_target=True, cache=cache)
+        features[name] = encode(parts.of(name), encoder, with_target=True, cache=cache, tell=tell)
         ledger = count_tokens(
             ledger,
             name,
