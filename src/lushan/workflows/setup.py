@@ -20,6 +20,7 @@ from lushan.inference.generation_settings import check_room
 from lushan.inference.grammar import Constraint
 from lushan.records import SPLIT_NAMES, Features, SplitName, TaskState
 from lushan.tasks import Preparation, Task
+from lushan.training.processes import Team
 from lushan.workflows.encode import Encoder, encode, open_cache
 from lushan.workflows.memory import GIB, load_of, make_fit
 from lushan.workflows.prepare import Prepared, draw
@@ -191,7 +192,8 @@ def _fitted_into_memory(setup: Setup, facts: ModelFacts) -> tuple[Setup, list[De
         free_bytes = min(free_bytes, settings.memory_gigabytes * GIB)
     if choose_device().value != "cpu":
         free_bytes = math.inf  # a device has a memory of its own
-    fit = make_fit(recipe, facts, load, free_bytes=free_bytes)
+    num_processes = Team().place[1]
+    fit = make_fit(recipe, facts, load, free_bytes=free_bytes, num_processes=num_processes)
     # Equal runs tell equal things: what is free at the moment is told only where it decides.
     space = f"only {free_bytes / GIB:.1f} are" if fit.is_squeezed else "they are"
     why = f"training needs about {fit.needed_bytes / GIB:.1f} GiB, and {space} free"

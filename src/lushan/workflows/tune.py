@@ -49,6 +49,7 @@ from lushan.training.checkpoint import Checkpoints
 from lushan.training.loop import FitSettings, Fitted, Listener, fit
 from lushan.training.optimizer import Optimizer, OptimizerSettings
 from lushan.training.processes import Team
+from lushan.training.sharding import shard
 from lushan.workflows.comparison import answer_untuned, run_baselines, what_is_asked
 from lushan.workflows.compiling import compiled_layers
 from lushan.workflows.label_curve import run_label_curve
@@ -342,7 +343,8 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
         alpha=adapter.alpha,
         dropout=adapter.dropout,
     )
-    backbone.model.to(Team().device)
+    if not _is_spread(recipe):  # else layers move one by one, when each is cut
+        backbone.model.to(Team().device)
     if recipe.engine.gradient_checkpointing:
         compute_layers_twice(backbone)
     if backbone.packing_mode != "packed":
@@ -402,6 +404,9 @@ def train(
     assert settings.epochs and settings.learning_rate and settings.head_learning_rate  # noqa: S101, PT018
     assert recipe.engine.batch_tokens  # noqa: S101 - a resolved recipe
     backbone, team = predictor.backbone, Team()
+    is_spread = _is_spread(recipe)
+    if is_spread:
+        shard(backbone, team)
     source = PackedSource(
         setup.features["train"],
         rows_per_step=settings.rows_per_step,
@@ -409,6 +414,7 @@ def train(
         max_batch_tokens=recipe.engine.batch_tokens,
         process=team.place,
         device=backbone.device,
+        even=is_spread,
     )
     optimizer = Optimizer(
         backbone.model,
@@ -440,6 +446,8 @@ def train(
         checkpoints=checkpoints,
         listeners=listeners,
     )
+    if is_spread:
+        _put_together(setup, predictor, optimizer, team)
     if settings.keep == "best" and team.leads:
         best = max(each["score"] for each in fitted.progress.validation)
         if (again := evaluate().score) != best:
@@ -449,6 +457,21 @@ def train(
     backbone.frozen = None
     fitted.progress.seconds += frozen_seconds
     return fitted
+
+
+def _is_spread(recipe: TuneRecipe) -> bool:
+    """Whether layers are spread over the processes; what is trained apart, by the leader alone, is whole."""
+    return recipe.engine.spread_layers and Team().place[1] > 1
+
+
+def _put_together(setup: Setup, predictor: Predictor, optimizer: Optimizer, team: Team) -> None:
+    """Give the leader a whole model with the trained weights, in main memory; the others have nothing left to do."""
+    weights = optimizer.weights()
+    if team.leads:
+        whole = untrained(setup, tell=say_nothing).backbone.model
+        for name, weight in whole.named_parameters():
+            weight.data.copy_(weights[name])
+        predictor.backbone.model = whole.eval()
 
 
 def meaning_of(setup: Setup, backbone: Backbone, *, base_digest: str) -> TunedModel:
