@@ -1,21 +1,25 @@
 """What more rows cost: seconds to the first step, speed of the first 200 steps, and memory, at 1,000 rows to a million.
 
-Rows are drawn, not copied: words of the model's own vocabulary, a few frequent and most rare, as many in a row as in
-SST-2. Validation and test have the same few rows at every size, so that only the training rows grow.
+Rows are drawn: words of the model's own vocabulary, a few frequent and most rare, as many in a row as in SST-2; beyond
+`--distinct` they repeat. Validation and test have the same few rows at every size, so that only the training rows grow.
+
+Other programs on the machine lengthen seconds, but not the seconds of processor time, so both are printed.
 """
 
 import argparse
 import contextlib
 import csv
+import itertools
 import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +31,25 @@ from lushan.training.loop import StepDone
 from lushan.workflows.recipe import flags_of, make_recipe
 from lushan.workflows.tune import tune
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "quality"))
+
+import table
+
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 NUM_STEPS = 200
 NUM_OTHER_ROWS = 200
+MOST_DISTINCT = 1_000_000
 LABELS = ("negative", "positive")
 MEAN_LOG_WORDS, SPREAD_LOG_WORDS, MOST_WORDS = 2.8, 0.55, 52
 ROWS_PER_DRAW = 10_000
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 WORD = re.compile("(?:\u0120|\u2581)[a-z]{2,12}")
+
+
+HEADER = """\
+| rows | seconds to the first step (of processor time) | the same, tokens kept | tokens/s | tokens a second of processor time | \
+most MB before the first step | the same, tokens kept | MB while training, tokens kept |
+|---|---|---|---|---|---|---|---|"""
 
 
 class Enough(Exception):  # noqa: N818 - no error: it ends a run early
@@ -47,29 +63,39 @@ def main() -> None:
         _train_first_steps(options)
         return
     with tempfile.TemporaryDirectory(prefix="growth-", dir=options.work) as work:
-        print(
-            "| rows | seconds to first step | tokens/s | peak MB | seconds, caches warm | peak MB |"
-        )
-        print("|---|---|---|---|---|---|")
+        lines = [HEADER]
+        print(HEADER)
         for size in options.sizes:
             data = Path(work, f"{size}")
-            write_rows(data, size, format_=options.format, words=words_of(options.model))
+            write_rows(data, size, options=options)
             cold, warm = (_in_process(options, data, Path(work)) for _ in range(2))
-            print(
-                f"| {size:,} | {cold['first_step']:.1f} | {cold['tokens_per_second']:,.0f} | {cold['peak_mb']:,.0f} "
-                f"| {warm['first_step']:.1f} | {warm['peak_mb']:,.0f} |",
-                flush=True,
+            shutil.rmtree(data)
+            lines.append(
+                f"| {size:,} | {_seconds(cold)} | {_seconds(warm)} "
+                f"| {warm['tokens_per_second']:,.0f} | {warm['tokens_per_cpu_second']:,.0f} "
+                f"| {cold['mb_before']:,.0f} | {warm['mb_before']:,.0f} | {warm['mb_training']:,.0f} |"
             )
+            print(lines[-1], flush=True)
+    if options.document:
+        table.put_between_markers(options.document, "\n".join(lines), name=options.name)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a model folder")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument(
+        "--distinct", type=int, default=MOST_DISTINCT, help="different rows; then they repeat"
+    )
     parser.add_argument("--steps", type=int, default=NUM_STEPS)
     parser.add_argument("--adapter", default="full")
     parser.add_argument("--format", choices=("jsonl", "csv", "parquet"), default="jsonl")
     parser.add_argument("--work", type=Path, help="folder for the rows and the caches")
+    parser.add_argument(
+        "--tiny", action="store_true", help="the model's tokenizer, with few and random weights"
+    )
+    parser.add_argument("--document", type=Path, help="put the table between this file's markers")
+    parser.add_argument("--name", default="growth", help="name of the markers")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -88,16 +114,42 @@ def words_of(model: Path) -> list[str]:
     )
 
 
-def write_rows(folder: Path, size: int, *, format_: str, words: Sequence[str]) -> None:
+def write_rows(folder: Path, size: int, *, options: argparse.Namespace) -> None:
     """Write train, validation and test files."""
     folder.mkdir()
-    random = np.random.default_rng(size)
-    for name, num_rows in (
-        ("train", size),
-        ("validation", NUM_OTHER_ROWS),
-        ("test", NUM_OTHER_ROWS),
-    ):
-        _write(folder / f"{name}.{format_}", drawn_rows(random, num_rows, words))
+    words = words_of(options.model)
+    for seed, name in enumerate(("train", "validation", "test")):
+        num_rows = NUM_OTHER_ROWS if seed else size
+        rows = repeated_rows([seed, size], num_rows, words, num_distinct=options.distinct)
+        _write(folder / f"{name}.{options.format}", rows)
+
+
+def repeated_rows(
+    seed: Sequence[int], num_rows: int, words: Sequence[str], *, num_distinct: int
+) -> Iterator[tuple[str, str]]:
+    """Draw rows, and begin anew with the first where there are enough different ones."""
+    drawn = drawn_rows(np.random.default_rng(seed), min(num_distinct, num_rows), words)
+    return drawn if num_rows <= num_distinct else itertools.islice(itertools.cycle(drawn), num_rows)
+
+
+def write_tiny_model(like: Path, folder: Path) -> None:
+    """Write a llama with few and random weights that reads the tokens of another model."""
+    from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM  # slow to import
+
+    folder.mkdir()
+    for name in TOKENIZER_FILES:
+        if (like / name).is_file():
+            shutil.copy(like / name, folder / name)
+    size = AutoConfig.from_pretrained(like).vocab_size
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def drawn_rows(
@@ -132,6 +184,9 @@ def _write(path: Path, rows: Iterator[tuple[str, str]]) -> None:
 
 
 def _in_process(options: argparse.Namespace, data: Path, work: Path) -> dict[str, Any]:
+    if options.tiny and not (work / "tiny").is_dir():
+        write_tiny_model(options.model, work / "tiny")
+    model = work / "tiny" if options.tiny else options.model.resolve()
     environment = {**os.environ, "LUSHAN_CACHE": str(work / "cache"), "STARTED": str(time.time())}
     command = [
         sys.executable,
@@ -139,11 +194,27 @@ def _in_process(options: argparse.Namespace, data: Path, work: Path) -> dict[str
         "--child",
         str(data),
         "--model",
-        str(options.model.resolve()),
+        str(model),
     ]
     command += ["--steps", str(options.steps), "--adapter", options.adapter]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    found = done.stdout.splitlines()[-1]
+    print(found, file=sys.stderr, flush=True)
+    return json.loads(found)
+
+
+def _seconds(found: Mapping[str, float]) -> str:
+    return f"{found['first_step']:,.0f} ({found['cpu_first_step']:,.0f})"
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _resident_mb() -> float:
+    """Memory of this process now, without files that the system can forget."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
 
 class _Steps:
@@ -151,19 +222,30 @@ class _Steps:
 
     def __init__(self, num_steps: int) -> None:
         self.num_steps = num_steps
-        self.first_at = 0.0
-        self.tokens = 0
-        self.seconds = 0.0
+        self.before: dict[str, float] = {}
+        self.tokens, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
+        self._cpu_at = 0.0
 
     def on_step(self, done: StepDone) -> None:
-        self.first_at = self.first_at or time.time()
-        self.tokens += done.tokens
-        self.seconds += done.seconds
+        now = time.process_time()
+        if not self.before:
+            started = float(os.environ["STARTED"])
+            self.before = {
+                "first_step": time.time() - started,
+                "cpu_first_step": now,
+                "mb_before": _peak_mb(),
+            }
+        else:
+            self.tokens += done.tokens
+            self.seconds += done.seconds
+            self.cpu_seconds += now - self._cpu_at
+        self._cpu_at = now
         if done.step == self.num_steps:
             raise Enough
 
     def on_evaluation(self, *_: object) -> None:
         """Evaluations are not timed."""
+        self._cpu_at = time.process_time()
 
 
 def _train_first_steps(options: argparse.Namespace) -> None:
@@ -178,16 +260,18 @@ def _train_first_steps(options: argparse.Namespace) -> None:
     with folder, contextlib.suppress(Enough):
         tune(
             options.child,
-            make_recipe(None, flags, []),
+            # Compiling pays for long runs only, and would make the sizes differ in what a step takes.
+            make_recipe(None, flags, ["engine.compile=false"]),
             out=Path(folder.name, "run"),
-            tell=lambda line: print(line, file=sys.stderr),
+            tell=lambda line: print(line, file=sys.stderr, flush=True),
             listeners=[steps],
         )
     print(
         json.dumps({
-            "first_step": steps.first_at - float(os.environ["STARTED"]),
+            **steps.before,
             "tokens_per_second": steps.tokens / steps.seconds,
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "tokens_per_cpu_second": steps.tokens / steps.cpu_seconds,
+            "mb_training": _resident_mb(),
         })
     )
 

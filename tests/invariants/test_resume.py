@@ -37,7 +37,7 @@ def arm(what, number):
     owner, name = {
         "step": (steps_file.StepsFile, "on_step"),
         "flush": (checkpoint, "_flush"),
-        "evaluation": (tune, "_evaluate"),
+        "evaluation": (tune, "validated"),
     }[what]
     original = getattr(owner, name)
     calls = []

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lushan.atomic import write_json, write_parts, write_text
+from lushan.atomic import naming_full_disk, write_json, write_parts, write_text
+from lushan.errors import RunError
 
 
 def test_written_text_is_read_back_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -72,3 +73,21 @@ def test_parts_that_fail_half_way_leave_the_old_file_whole(tmp_path: Path) -> No
         write_parts(tmp_path / "a.txt", parts())
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old and whole"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_full_disk_is_named_with_what_to_do(tmp_path: Path) -> None:
+    wanted = f"^The rows cannot be written to `{tmp_path}`: No space left on device. Make room there, or pray."
+    with (
+        pytest.raises(RunError, match=wanted),
+        naming_full_disk(tmp_path, what="The rows", remedy="pray"),
+        Path("/dev/full").open("w", encoding="utf-8") as full,
+    ):
+        full.write("a")
+
+
+def test_other_failures_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileNotFoundError),
+        naming_full_disk(tmp_path, what="The rows", remedy="pray"),
+    ):
+        (tmp_path / "missing").read_bytes()

@@ -94,7 +94,6 @@ def _windows(
     overlapping: bool,
 ) -> list[Window]:
     ids = list(encoded.ids)
-    first, last = _token_range(encoded, rendered)
     supervised = _first_supervised(encoded, rendered)
     if rendered.ends_with_stop:
         if tokenizer.stop_id is None:
@@ -106,6 +105,7 @@ def _windows(
     excess = len(ids) - limit.max_tokens
     if excess <= 0:
         return [Window(tuple(ids), supervised, offsets=offsets)]
+    first, last = _token_range(encoded, rendered)
     room = limit.max_tokens - (len(ids) - (last - first))
     if limit.policy == "error" or room < 1:
         what_to_do = (

@@ -1,6 +1,7 @@
 """Packed batches in a deterministic order that can be left and taken up again at any step."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -93,6 +94,7 @@ class PackedSource:
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         process: tuple[int, int] = (0, 1),
         device: str | torch.device = "cpu",
+        even: bool = False,
     ) -> None:
         """Group documents by row.
 
@@ -103,6 +105,7 @@ class PackedSource:
             max_batch_tokens: Tokens of a micro-batch.
             process: This process's number, and how many there are.
             device: Where the batches go.
+            even: Whether all processes must compute equally often; a document without weight fills in.
         """
         self._features = features
         self._rows = _Rows(example_indices_of(features))
@@ -111,6 +114,7 @@ class PackedSource:
         self._max_batch_tokens = max_batch_tokens
         self._rank, self._num_processes = process
         self._device = device
+        self._even = even
         self.epoch = 0
         self.step_in_epoch = 0
 
@@ -141,12 +145,17 @@ class PackedSource:
 
     def _step(self, rows: list[list[Features]]) -> Step:
         everything = [each for row in rows for each in row]
-        own = [each for row in rows[self._rank :: self._num_processes] for each in row]
+        shares = [
+            split_by_tokens(
+                [each for row in rows[rank :: self._num_processes] for each in row],
+                self._max_batch_tokens,
+            )
+            for rank in (range(self._num_processes) if self._even else [self._rank])
+        ]
+        own = shares[self._rank if self._even else 0]
+        own += [[replace(everything[0], weight=0.0)]] * (max(map(len, shares)) - len(own))
         return Step(
-            [
-                pack(part, device=self._device)
-                for part in split_by_tokens(own, self._max_batch_tokens)
-            ],
+            [pack(part, device=self._device) for part in own],
             num_supervised=sum(each.weight * each.num_supervised for each in everything),
             num_tokens=sum(len(each.token_ids) for each in everything),
         )
@@ -156,6 +165,11 @@ class _Rows:
     """Which documents belong to one row; rows stand in the order of their first documents."""
 
     def __init__(self, example_indices: NDArray[np.int64]) -> None:
+        self._num_single = 0
+        if len(example_indices) and bool((np.diff(example_indices) > 0).all()):
+            # One document a row, in order, as most data are: nothing to keep for each.
+            self._num_single = len(example_indices)
+            return
         _, firsts, inverse, sizes = np.unique(
             example_indices, return_index=True, return_inverse=True, return_counts=True
         )
@@ -166,9 +180,11 @@ class _Rows:
         self._ends = np.cumsum(sizes[order])
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return self._num_single or len(self._ends)
 
     def documents(self, row: int) -> list[int]:
         """Give the documents of a row, in order."""
+        if self._num_single:
+            return [int(row)]
         start = self._ends[row - 1] if row else 0
         return self._documents[start : self._ends[row]].tolist()

@@ -1,7 +1,7 @@
-"""Examples by the million: their texts in a temporary file, and some 40 bytes of memory for each.
+"""Examples by the million: their texts in a temporary file, and some 20 bytes of memory for each.
 
-What many examples have in common (their label) is kept once, as a *kind*; hashes of the texts stand ready for whoever
-looks for equal ones. The functions take any sequence of examples, so that nobody needs to know how it is stored.
+What many examples have in common (their label) is kept once, as a *kind*; hashes of the texts stand in the file, too, for
+whoever looks for equal ones. The functions take any sequence of examples, so that nobody needs to know how it is stored.
 """
 
 import hashlib
@@ -10,13 +10,14 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lushan.atomic import naming_full_disk
 from lushan.data.near import Positions, bare_of, plain
 from lushan.records import Example
 
@@ -25,6 +26,8 @@ _MOST_SHARED_KINDS = 2**16
 _ROWS_PER_READ = 4096
 _MOST_READ_BYTES = 2**24
 _BUFFER_BYTES = 2**20
+
+_HASH = np.dtype(np.uint64)
 
 Hashes = NDArray[np.uint64]
 
@@ -46,15 +49,19 @@ class _Table:
     """All examples that were collected together."""
 
     file: "_NamelessFile"
-    """The id, place and text of each example."""
+    """The id, place and text of each example; then the hashes, each kind of hash of all examples together."""
     ends: Positions
     """Where each example ends in the file; the first begins at 0."""
     codes: NDArray[np.int32]
     """The kind of each example."""
     kinds: list[Example]
     """Examples without id, text and place."""
-    hashes: Hashes
-    """The three hashes of each example."""
+
+    def hashes(self, number: int) -> Hashes:
+        """Read one of the three hashes of every example."""
+        num_bytes = len(self.ends) * _HASH.itemsize
+        start = int(self.ends[-1]) + number * num_bytes if num_bytes else 0
+        return np.frombuffer(self.file.read(start, num_bytes), dtype=_HASH)
 
 
 class ExampleStore(Sequence[Example]):
@@ -68,21 +75,26 @@ class ExampleStore(Sequence[Example]):
     def collect(cls, examples: Iterable[Example]) -> Self:
         """Store examples as they come."""
         file, kinds = _NamelessFile(), _Kinds()
-        codes, ends, hashes = array("i"), array("q"), array("Q")
+        codes, ends = array("i"), array("q")
+        hashes = [array("Q") for _ in fields(ContentHashes)]
         num_bytes = 0
-        with file.writer() as writer:
+        remedy = "name another folder by the environment variable `TMPDIR`"
+        full = naming_full_disk(Path(tempfile.gettempdir()), what="The rows", remedy=remedy)
+        with full, file.writer() as writer:
             for example in examples:
                 kind = _kind(example)
                 num_bytes += writer.write(_to_bytes(example))
                 ends.append(num_bytes)
                 codes.append(kinds.code_of(kind))
-                hashes.extend(_hashes(example, kind))
+                for column, found in zip(hashes, _hashes(example, kind), strict=True):
+                    column.append(found)
+            for column in hashes:
+                writer.write(column.tobytes())
         table = _Table(
             file,
             ends=np.frombuffer(ends, dtype=np.int64),
             codes=np.frombuffer(codes, dtype=np.int32),
             kinds=kinds.kinds,
-            hashes=np.frombuffer(hashes, dtype=np.uint64).reshape(-1, 3),
         )
         return cls(table, np.arange(len(ends)))
 
@@ -112,7 +124,8 @@ class ExampleStore(Sequence[Example]):
 
     def hashes(self) -> ContentHashes:
         """Give the hashes of each example."""
-        return ContentHashes(*self._table.hashes[self._rows].T)
+        numbers = range(len(fields(ContentHashes)))
+        return ContentHashes(*(self._table.hashes(number)[self._rows] for number in numbers))
 
     def _read(self, rows: Positions) -> Iterator[Example]:
         table = self._table
@@ -145,7 +158,11 @@ class _NamelessFile:
 
     def read(self, start: int, num_bytes: int) -> bytes:
         """Read without moving a position, so that threads do not meet."""
-        return os.pread(self._descriptor, num_bytes, start)
+        parts: list[bytes] = []
+        while num_bytes:  # the system gives at most 2 GiB at once
+            parts.append(os.pread(self._descriptor, num_bytes, start))
+            start, num_bytes = start + len(parts[-1]), num_bytes - len(parts[-1])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class _Kinds:

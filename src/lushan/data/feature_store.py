@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from lushan.atomic import write_json
+from lushan.atomic import naming_full_disk, write_json
 from lushan.data.near import Positions
 from lushan.records import Example, Features
 
@@ -250,8 +250,10 @@ class EncodedCache:
             os.utime(path)
             return FeatureStore(path, examples)
         beside = self._beside()
+        remedy = "name another folder by the environment variable `LUSHAN_CACHE`"
         try:
-            _write(beside, examples, encode, vocabulary_size=vocabulary_size)
+            with naming_full_disk(beside.parent, what="The tokens", remedy=remedy):
+                _write(beside, examples, encode, vocabulary_size=vocabulary_size)
             store = FeatureStore(beside, examples)
             if beside.parent == self.folder and self.limit_bytes:
                 self._keep(beside, path)

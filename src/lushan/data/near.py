@@ -14,7 +14,7 @@ where a sample is far off.
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -92,7 +92,9 @@ class Comparables(Protocol):
         ...
 
 
-def match_near(queries: Comparables, base: Comparables) -> dict[int, list[int]]:
+def match_near(
+    queries: Comparables, base: Comparables, advance: Callable[[int], None] | None = None
+) -> dict[int, list[int]]:
     """Find the queries that equal, or nearly equal, texts of the base.
 
     Neither needs to be in memory: queries are gone through once, the base twice.
@@ -100,6 +102,7 @@ def match_near(queries: Comparables, base: Comparables) -> dict[int, list[int]]:
     Args:
         queries: Repeats and empty texts do not matter.
         base: As well.
+        advance: Hears how many queries were gone through since the last call.
 
     Returns:
         Hash of a query to places in the base, the most similar first; of equal texts only the first place.
@@ -125,6 +128,8 @@ def match_near(queries: Comparables, base: Comparables) -> dict[int, list[int]]:
             ]
             for query, matches in index.match([texts[place] for place in asked]).items():
                 found.setdefault(numbers[asked[query]], []).extend(matches)
+        if advance:
+            advance(len(texts))
     return {number: list(dict.fromkeys(matches)) for number, matches in found.items()}
 
 

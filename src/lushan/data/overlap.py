@@ -1,6 +1,6 @@
 """Rows of one split that a later split has too: found, counted, and taken out of the earlier one."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from lushan.data.splits import Parts
 from lushan.errors import DataError
 from lushan.records import SPLIT_NAMES, Example, SplitName
 
+Advance = Callable[[int], None]
 OverlapPolicy = Literal["remove", "error", "keep"]
 PAIRS: tuple[tuple[SplitName, SplitName], ...] = (
     ("train", "validation"),
@@ -99,14 +100,25 @@ class OverlapCounts:
         return asdict(self)
 
 
-def find_overlap(parts: Parts) -> list[PairOverlap]:
-    """Find the rows that two splits share, for each two splits."""
+def _ignore(_: int) -> None:
+    """Tell nobody about progress."""
+
+
+def find_overlap(parts: Parts, advance: Advance = _ignore) -> list[PairOverlap]:
+    """Find the rows that two splits share, for each two splits; `advance` hears how many rows were looked for."""
     forms = {name: _Forms(part) for name, part in parts.as_dict().items()}
-    return [_compare(earlier, later, forms[earlier], forms[later]) for earlier, later in PAIRS]
+    return [
+        _compare(earlier, later, forms[earlier], forms[later], advance=advance)
+        for earlier, later in PAIRS
+    ]
 
 
 def remove_overlap(
-    parts: Parts, policy: OverlapPolicy, *, are_given: bool = True
+    parts: Parts,
+    policy: OverlapPolicy,
+    *,
+    are_given: bool = True,
+    advance: Advance = _ignore,
 ) -> tuple[Parts, OverlapCounts]:
     """Take rows out of a split that a later split has too; test is never touched.
 
@@ -114,11 +126,12 @@ def remove_overlap(
         parts: The splits.
         policy: `remove` the rows, stop with an `error`, or `keep` them; all are counted.
         are_given: Whether the splits came with the data; more than 5 % of overlap stops only then.
+        advance: Hears how many rows were looked for in a later split since the last call.
 
     Raises:
         DataError: If rows overlap and the policy is `error`, or if more than 5 % of the test rows do.
     """
-    found = find_overlap(parts)
+    found = find_overlap(parts, advance)
     exact, near = _to_remove(found)
     test_rows = {
         place
@@ -199,8 +212,10 @@ class _Forms:
         return np.flatnonzero(np.isin(self.hashes, np.array([*hashes], dtype=np.uint64)))
 
 
-def _compare(earlier: SplitName, later: SplitName, one: _Forms, other: _Forms) -> PairOverlap:
-    matches = match_near(one, other)
+def _compare(
+    earlier: SplitName, later: SplitName, one: _Forms, other: _Forms, *, advance: Advance
+) -> PairOverlap:
+    matches = match_near(one, other, advance)
     matched = {int(other.hashes[place]) for places in matches.values() for place in places}
     places, later_places = one.places(matches), other.places(matched)
     shared = np.intersect1d(one.plain_hashes[places], other.plain_hashes[later_places])

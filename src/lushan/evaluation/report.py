@@ -114,12 +114,16 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
     Raises:
         RunError: If a line is not JSON; names it.
     """
+    if not path.is_file():
+        return []
     steps: list[dict[str, Any]] = []
-    for number, line in enumerate(_read(path).splitlines(), start=1):
-        try:
-            steps.append(json.loads(line))
-        except json.JSONDecodeError:
-            raise RunError(f"`{path}`, line {number} is not valid JSON: {line[:60]!r}.") from None
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                steps.append(json.loads(line))
+            except json.JSONDecodeError:
+                shown = line.removesuffix("\n")[:60]
+                raise RunError(f"`{path}`, line {number} is not valid JSON: {shown!r}.") from None
     return steps
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from lushan.atomic import write_json, write_text
+from lushan.atomic import write_json, write_parts, write_text
 from lushan.errors import RunError
 from lushan.records import Prediction, answer_from_plain, plain_answer
 from lushan.settings import read_yaml
@@ -127,13 +127,9 @@ class RunFolder:
         """Keep what a system answered on the test rows, and once that is known what of it was right, or how good."""
         file = _predictions_file(self.path, system)
         file.parent.mkdir(exist_ok=True)
-        lines = [_plain(each) for each in predictions]
-        if correct:
-            lines = [
-                {**line, "correct": is_right} for line, is_right in zip(lines, correct, strict=True)
-            ]
-        text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-        write_text(file, text)
+        told = [{"correct": is_right} for is_right in correct] or [{}] * len(predictions)
+        lines = ({**_plain(each), **more} for each, more in zip(predictions, told, strict=True))
+        write_parts(file, (f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
 
     def predictions(self, system: str) -> list[Prediction] | None:
         """Give what a system answered; None if it has not yet."""

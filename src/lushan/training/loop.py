@@ -117,16 +117,11 @@ def fit(
             for listener in listeners:
                 listener.on_step(done)
             # Behind the last step of an epoch comes the evaluation, which writes the checkpoint: one per step.
-            if (
-                team.leads
-                and checkpoints.is_due
-                and source.step_in_epoch < source.num_steps_per_epoch
-            ):
-                progress.source = source.state_dict()
-                checkpoints.save(done.step, optimizer.state_dict(), progress)
+            if source.step_in_epoch < source.num_steps_per_epoch:
+                _save_if_due(team, source, optimizer, checkpoints, progress=progress)
             started = time.perf_counter()
         model.eval()
-        found: Evaluated = team.share(evaluate() if team.leads else None)
+        found: Evaluated = team.share(evaluate() if team.leads or optimizer.is_spread else None)
         if not math.isfinite(found.loss):
             raise DivergedError(
                 f"Step {optimizer.num_steps_done}: the loss on the validation rows is {found.loss}. "
@@ -136,12 +131,13 @@ def fit(
             listener.on_evaluation(source.epoch, optimizer.num_steps_done, found)
         _consider(
             found,
+            team=team,
             source=source,
             optimizer=optimizer,
-            checkpoints=checkpoints if team.leads else None,
+            checkpoints=checkpoints,
             progress=progress,
         )
-    if settings.keep == "best" and team.leads:
+    if settings.keep == "best" and (team.leads or optimizer.is_spread):
         _restore_best(optimizer, checkpoints, progress)
     model.eval()
     return Fitted(progress, optimizer.num_steps_done)
@@ -160,6 +156,8 @@ def _train_step(
     for batch in step.micro_batches:
         # Every part is divided by the count of the whole step, so that cutting it up changes nothing.
         part = loss(batch).total / step.num_supervised
+        if not any(each.weight for each in batch.features):
+            part = part * 0.0  # this process only computes along with the others
         part.backward()
         optimizer.collect()
         total += part.detach()
@@ -174,7 +172,7 @@ def _train_step(
     if team.place[1] > 1:
         optimizer.sum_gradients(team.sum)
     learning_rate = optimizer.learning_rate
-    norm = optimizer.step()
+    norm = optimizer.step(team.sum)
     if not math.isfinite(norm):
         raise DivergedError(
             _divergence_message(number, norm, step.micro_batches, what="gradient norm")
@@ -217,9 +215,10 @@ def _is_stale(progress: Progress, patience: int | None) -> bool:
 def _consider(
     found: Evaluated,
     *,
+    team: Team,
     source: PackedSource,
     optimizer: Optimizer,
-    checkpoints: Checkpoints | None,
+    checkpoints: Checkpoints,
     progress: Progress,
 ) -> None:
     """Note an evaluation; the leader keeps the best weights so far, and writes a checkpoint if one is due."""
@@ -234,13 +233,31 @@ def _consider(
     progress.num_stale = 0 if is_best else progress.num_stale + 1
     if is_best:
         progress.best_step = step
-    if checkpoints is None:
+    if is_best and (team.leads or optimizer.is_spread):
+        weights = optimizer.weights()
+        if team.leads:
+            checkpoints.save_best(step, weights)
+    _save_if_due(team, source, optimizer, checkpoints, progress=progress)
+
+
+def _save_if_due(
+    team: Team,
+    source: PackedSource,
+    optimizer: Optimizer,
+    checkpoints: Checkpoints,
+    *,
+    progress: Progress,
+) -> None:
+    """Have the leader write a checkpoint if one is due; where weights are spread, the others give their parts."""
+    is_due = team.leads and checkpoints.is_due
+    if optimizer.is_spread:
+        is_due = team.share(is_due if team.leads else None)
+    if not is_due:
         return
-    if is_best:
-        checkpoints.save_best(step, optimizer.weights())
-    if checkpoints.is_due:
+    state = optimizer.state_dict()
+    if team.leads:
         progress.source = source.state_dict()
-        checkpoints.save(step, optimizer.state_dict(), progress)
+        checkpoints.save(optimizer.num_steps_done, state, progress)
 
 
 def _restore_best(optimizer: Optimizer, checkpoints: Checkpoints, progress: Progress) -> None:

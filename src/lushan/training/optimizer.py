@@ -18,6 +18,7 @@ from torch.optim._adafactor import adafactor  # the public class makes its state
 from torch.optim.adamw import adamw
 
 from lushan.backbones.load import is_head
+from lushan.training.sharding import is_part, own_part, part_of, put_together
 
 _PIECE = 1 << 18
 """Numbers of a weight that are moved at once: their gradient, moments and master stay in the processor's cache."""
@@ -61,7 +62,9 @@ class _Trained:
     """One weight on its way."""
 
     name: str
-    weight: nn.Parameter
+    parameter: nn.Parameter
+    weight: Tensor
+    """What this process holds of it: all, or a part."""
     master: Tensor
     """Float32; the weight itself if that is float32 and trained as a whole."""
     rows_U: Tensor | None
@@ -115,6 +118,11 @@ class Optimizer:
         return [each.name for each in self._trained]
 
     @property
+    def is_spread(self) -> bool:
+        """Whether weights are spread over the processes, which then do together whatever reads all of them."""
+        return any(is_part(each.parameter) for each in self._trained)
+
+    @property
     def learning_rate(self) -> float:
         """The highest learning rate of the step to come."""
         factor = schedule_factor(self.num_steps_done, self._num_steps, self._settings)
@@ -123,17 +131,23 @@ class Optimizer:
     def collect(self) -> None:
         """Take the gradients of a micro-batch; those of several are added in float32."""
         for each in self._trained:
-            found = each.weight.grad
-            each.weight.grad = None
+            found = each.parameter.grad
+            each.parameter.grad = None
             if found is None:
                 continue
+            found = own_part(found)
             if each.rows_U is not None:
                 found = _read_rows(found, each.rows_U)
             each.gradient = found if each.gradient is None else each.gradient.float().add_(found)
 
     def sum_gradients(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Add up the gradients of all processes; one that had no rows of a step adds zeros."""
+        """Add up the gradients of all processes; one that had no rows of a step adds zeros.
+
+        Those of weights that are spread over the processes are added up already.
+        """
         for each in self._trained:
+            if is_part(each.parameter):
+                continue
             own = torch.zeros_like(each.master) if each.gradient is None else each.gradient.float()
             each.gradient = reduce(own)
 
@@ -148,14 +162,20 @@ class Optimizer:
         return [name for name, each in gradients if each is None or is_head(name) not in moved]
 
     @torch.no_grad()
-    def step(self) -> float:
+    def step(self, reduce: Callable[[Tensor], Tensor] | None = None) -> float:
         """Clip, move every weight, forget the gradients; returns the gradient's norm before clipping.
 
-        Nothing moves if that norm is not finite.
+        Nothing moves if that norm is not finite. `reduce` adds up over all processes what each has of its parts.
         """
         reached = [(each, each.gradient) for each in self._trained if each.gradient is not None]
-        norms = [torch.linalg.vector_norm(each, dtype=torch.float32) for _, each in reached]
-        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+        norms = {
+            each.name: torch.linalg.vector_norm(gradient, dtype=torch.float32)
+            for each, gradient in reached
+        }
+        if self.is_spread and reduce:
+            of_parts = [norms.pop(each.name) for each, _ in reached if is_part(each.parameter)]
+            norms["parts"] = reduce(torch.stack(of_parts).square().sum()).sqrt()
+        norm = float(torch.linalg.vector_norm(torch.stack(list(norms.values()))))
         if not math.isfinite(norm):
             return norm
         # As in `torch.nn.utils.clip_grad_norm_`.
@@ -178,48 +198,49 @@ class Optimizer:
         return norm
 
     def weights(self) -> dict[str, Tensor]:
-        """The trained weights by name, as the model uses them."""
-        return {each.name: each.weight for each in self._trained}
+        """The trained weights by name, as the model uses them, whole."""
+        return {each.name: put_together(each.weight, each.parameter) for each in self._trained}
 
     @torch.no_grad()
     def load_weights(self, tensors: dict[str, Tensor]) -> None:
         """Put weights into the model (not into the masters: training does not go on from here)."""
         for each in self._trained:
-            each.weight.copy_(tensors[each.name])
+            each.weight.copy_(part_of(tensors[each.name], each.parameter))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Masters and moments by name; `load_state_dict` takes them up bit for bit."""
+        """Masters and moments by name, whole; `load_state_dict` takes them up bit for bit."""
         tensors = {"num_steps_done": torch.tensor(self.num_steps_done)}
-        for key, value in self._state():
-            tensors[key] = value
+        for key, value, parameter in self._state():
+            tensors[key] = put_together(value, parameter)
         return tensors
 
     @torch.no_grad()
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Take up a state of the same model and settings."""
         self.num_steps_done = int(tensors["num_steps_done"])
-        for key, value in self._state():
-            value.copy_(tensors[key])
+        for key, value, parameter in self._state():
+            value.copy_(part_of(tensors[key], parameter))
         for each in self._trained:
             _show(_Piece(each.weight, each.master, each.master, each.rows_U, {}))
 
-    def _state(self) -> Iterator[tuple[str, Tensor]]:
+    def _state(self) -> Iterator[tuple[str, Tensor, nn.Parameter]]:
         for each in self._trained:
-            yield f"weight/{each.name}", each.master
+            yield f"weight/{each.name}", each.master, each.parameter
             for moment, value in each.state.items():
-                yield f"{moment}/{each.name}", value
+                yield f"{moment}/{each.name}", value, each.parameter
 
 
 def _begin(
-    name: str, weight: nn.Parameter, settings: OptimizerSettings, *, rows_U: Tensor | None
+    name: str, parameter: nn.Parameter, settings: OptimizerSettings, *, rows_U: Tensor | None
 ) -> _Trained:
-    master = weight.detach()
+    master = weight = own_part(parameter.detach())
     if rows_U is not None:
         master = master[rows_U]
     if weight.dtype != torch.float32:
         master = master.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     return _Trained(
         name,
+        parameter,
         weight,
         master,
         rows_U,

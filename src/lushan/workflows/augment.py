@@ -36,10 +36,11 @@ from lushan.workflows.added_rows import MARK
 from lushan.workflows.outcome import plain_interval
 from lushan.workflows.predict import check_output, write_file
 from lushan.workflows.prepare import Prepared, columns_for, prepare
+from lushan.workflows.progress import Tell
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.resolve import refuse_what_the_task_lacks, with_usual_answer
 from lushan.workflows.setup import Setup, make_setup, plan
-from lushan.workflows.tune import Tell, tuned_apart
+from lushan.workflows.tune import tuned_apart
 
 SOURCE = "written rows"
 NUM_ROWS = 200

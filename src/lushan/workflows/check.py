@@ -41,7 +41,7 @@ def check(data: Path, recipe: TuneRecipe, *, tell: Callable[[str], None]) -> dic
     recipe = with_usual_answer(recipe, task)
     refuse_what_the_task_lacks(recipe, task)
     refuse_without_effect(recipe)
-    prepared = prepare(data, task=task, recipe=recipe)
+    prepared = prepare(data, task=task, recipe=recipe, tell=tell)
     notes = [*prepared.notes, *task.notes(prepared.parts.train)]
     ledger = prepared.ledger
     try:
@@ -51,7 +51,7 @@ def check(data: Path, recipe: TuneRecipe, *, tell: Callable[[str], None]) -> dic
             raise
         notes.append(f"Tokens were not counted. {missing}")
     else:
-        ledger = _with_tokens(prepared, recipe, task=task, base=base)
+        ledger = _with_tokens(prepared, recipe, task=task, base=base, tell=tell)
         notes += _token_notes(ledger)
     for note in notes:
         tell(note)
@@ -68,7 +68,14 @@ def check(data: Path, recipe: TuneRecipe, *, tell: Callable[[str], None]) -> dic
     }
 
 
-def _with_tokens(prepared: Prepared, recipe: TuneRecipe, *, task: Task, base: Path) -> Ledger:
+def _with_tokens(
+    prepared: Prepared,
+    recipe: TuneRecipe,
+    *,
+    task: Task,
+    base: Path,
+    tell: Callable[[str], None],
+) -> Ledger:
     facts = describe(base)
     refuse_what_does_not_fit(recipe, facts)
     model = recipe.model.model_copy(
@@ -76,7 +83,8 @@ def _with_tokens(prepared: Prepared, recipe: TuneRecipe, *, task: Task, base: Pa
     )
     limited = recipe.model_copy(update={"model": model})
     tokenizer = Tokenizer.load(base)
-    return make_setup(prepared, limited, task=task, base=base, tokenizer=tokenizer).ledger
+    setup = make_setup(prepared, limited, task=task, base=base, tokenizer=tokenizer, tell=tell)
+    return setup.ledger
 
 
 def _token_notes(ledger: Ledger) -> list[str]:

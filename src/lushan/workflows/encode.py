@@ -18,6 +18,7 @@ from lushan.data.example_store import hashes_of
 from lushan.data.feature_store import FEWEST_STORED, LAYOUT, EncodedCache
 from lushan.records import AnswerMode, Example, Features, TaskState
 from lushan.tasks import Task
+from lushan.workflows.progress import Progress, Tell, say_nothing
 from lushan.workflows.recipe import TuneRecipe
 
 
@@ -49,19 +50,37 @@ def open_cache(recipe: TuneRecipe) -> EncodedCache:
 
 
 def encode(
-    examples: Sequence[Example], encoder: Encoder, *, with_target: bool, cache: EncodedCache
+    examples: Sequence[Example],
+    encoder: Encoder,
+    *,
+    with_target: bool,
+    cache: EncodedCache,
+    tell: Tell = say_nothing,
 ) -> Sequence[Features]:
     """Give the tokens of many examples; few are encoded anew, which is as fast.
+
+    Args:
+        examples: What to encode.
+        encoder: How.
+        with_target: Whether the truth is told.
+        cache: What earlier runs encoded, and where this one keeps its tokens.
+        tell: Hears how far it has come, where it takes long.
 
     Raises:
         DataError: If a text is too long and the policy is `error`.
     """
     if len(examples) < FEWEST_STORED:
         return encoder.encode(examples, with_target=with_target)
+    progress = Progress(tell, "Encoded {} of " + f"{len(examples):,} rows so far.")
+
+    def encode_some(some: Sequence[Example]) -> Sequence[Features]:
+        progress.advance(len(some))
+        return encoder.encode(some, with_target=with_target)
+
     return cache.features(
         _name(examples, encoder, with_target=with_target),
         examples,
-        lambda some: encoder.encode(some, with_target=with_target),
+        encode_some,
         vocabulary_size=encoder.tokenizer.vocabulary_size,
     )
 

@@ -20,6 +20,7 @@ from lushan.records import Interval, Prediction, Scores
 from lushan.workflows.encode import Encoder
 from lushan.workflows.frozen_rows import frozen_states
 from lushan.workflows.outcome import plain_interval
+from lushan.workflows.progress import say_nothing
 from lushan.workflows.setup import Setup
 
 SIZES = (8, 16, 64, 256)
@@ -95,7 +96,7 @@ class _Source:
         if self.setup.recipe.adapter.method not in ("head", "top"):
             return
         predictor = self.untrained(self.setup)
-        frozen = frozen_states(self.setup, predictor.backbone, tell=_say_nothing)
+        frozen = frozen_states(self.setup, predictor.backbone, tell=say_nothing)
         self.setup = replace(self.setup, frozen=frozen)
         if self.setup.recipe.adapter.method == "head" and frozen is not None:
             self.is_cheap, self._kept = True, predictor
@@ -113,10 +114,6 @@ class _Source:
             for name, value in self._start.items():
                 weights[name].copy_(value)
         return self._kept
-
-
-def _say_nothing(_: str) -> None:
-    """The run itself has told of the frozen layers."""
 
 
 def _point(source: _Source, train: Train, num_rows: int, *, seed: int) -> _Point:

@@ -55,7 +55,14 @@ def load_of(features: Sequence[Features], *, rows_per_step: int) -> Load:
     return Load(most, int(lengths[0]), len(distinct_tokens(features)))
 
 
-def make_fit(recipe: TuneRecipe, facts: ModelFacts, load: Load, *, free_bytes: float) -> Fit:
+def make_fit(
+    recipe: TuneRecipe,
+    facts: ModelFacts,
+    load: Load,
+    *,
+    free_bytes: float,
+    num_processes: int = 1,
+) -> Fit:
     """Choose how many tokens run at once, and whether layers are computed twice, so that training fits.
 
     Args:
@@ -63,6 +70,7 @@ def make_fit(recipe: TuneRecipe, facts: ModelFacts, load: Load, *, free_bytes: f
         facts: The model.
         load: What is trained on.
         free_bytes: What this process may still take.
+        num_processes: How many there are, over which layers may be spread.
 
     Raises:
         SettingError: If it fits in no way that the recipe allows; says what is needed and what helps.
@@ -76,7 +84,18 @@ def make_fit(recipe: TuneRecipe, facts: ModelFacts, load: Load, *, free_bytes: f
     chosen = settings.gradient_checkpointing
     ways = (False, True) if chosen is None else (chosen,)
     tried = [
-        Fit(size, way, needed_bytes(recipe, facts, load, batch_tokens=size, checkpointing=way))
+        Fit(
+            size,
+            way,
+            needed_bytes(
+                recipe,
+                facts,
+                load,
+                batch_tokens=size,
+                checkpointing=way,
+                num_processes=num_processes,
+            ),
+        )
         for way in ways
         for size in sizes
     ]
@@ -106,9 +125,15 @@ def _what_helps(recipe: TuneRecipe) -> str:
 
 
 def needed_bytes(
-    recipe: TuneRecipe, facts: ModelFacts, load: Load, *, batch_tokens: int, checkpointing: bool
+    recipe: TuneRecipe,
+    facts: ModelFacts,
+    load: Load,
+    *,
+    batch_tokens: int,
+    checkpointing: bool,
+    num_processes: int = 1,
 ) -> float:
-    """Predict what training adds to the memory of this process."""
+    """Predict what training adds to the memory of this process, which begins with whole weights."""
     number = 2 if recipe.model.precision == "bf16" else 4
     embedding = facts.vocabulary_size * facts.width
     laid_out = 0  # frozen weights, once more for either direction
@@ -120,7 +145,9 @@ def needed_bytes(
     if adapter.method == "full":
         # A class layer stands on an embedding of which only the rows of known tokens move.
         read = load.num_read_tokens * facts.width if recipe.answer == "head" else embedding
-        trained = inner + (read if facts.tied or recipe.answer == "head" else read + embedding)
+        # Of layers that are spread over processes each has a part of the gradients, masters and moments.
+        own = inner / num_processes if recipe.engine.spread_layers else inner
+        trained = own + (read if facts.tied or recipe.answer == "head" else read + embedding)
     elif adapter.method == "lora":
         # Seven layers of a block, each with two narrow matrices.
         trained = 7 * 3 * adapter.rank * facts.width * facts.num_layers

@@ -4,7 +4,6 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from lushan.data.checks import Findings, OverlapCounts, check_parts, remove_overlap
@@ -14,9 +13,10 @@ from lushan.data.ledger import Ledger, count_rows
 from lushan.data.readers import Dataset, find_files, read_dataset, read_rows
 from lushan.data.splits import Parts, split, subsample
 from lushan.errors import DataError, SettingError
-from lushan.records import SPLIT_NAMES, Example, SplitName
+from lushan.records import SPLIT_NAMES, Example, Row, SplitName
 from lushan.tasks import Task
 from lushan.workflows.added_rows import NONE_ADDED, Added, count_added, read_added, with_added
+from lushan.workflows.progress import Progress, Tell, say_nothing
 from lushan.workflows.recipe import DataSettings, TuneRecipe
 
 EMPTY = "empty"
@@ -44,13 +44,14 @@ class Prepared:
     """Hash of the files' content."""
 
 
-def prepare(path: Path, *, task: Task, recipe: TuneRecipe) -> Prepared:
+def prepare(path: Path, *, task: Task, recipe: TuneRecipe, tell: Tell = say_nothing) -> Prepared:
     """Read, split where needed, take out overlap, draw, and check.
 
     Args:
         path: A file, or a folder with train, validation and test files.
         task: What gives the rows their meaning.
         recipe: `data`, `task_settings.multi_label` and `seed` count here.
+        tell: Hears how far it has come, where it takes long.
 
     Raises:
         DataError: If the data does not fit; says where and what to do.
@@ -61,11 +62,17 @@ def prepare(path: Path, *, task: Task, recipe: TuneRecipe) -> Prepared:
         multi_label = "multi_label" in task.settings and holds_lists(
             path, task=task, columns=columns
         )
+    progress = Progress(tell, "Read {} rows so far.")
+
+    def read(row: Row) -> Example:
+        progress.advance()
+        return task.read(row, multi_label=multi_label)
+
     dataset = read_dataset(
         path,
         columns=columns,
         wanted=columns_for(task, multi_label=multi_label),
-        read=partial(task.read, multi_label=multi_label),
+        read=read,
         collect=ExampleStore.collect,
     )
     added = NONE_ADDED
@@ -76,7 +83,14 @@ def prepare(path: Path, *, task: Task, recipe: TuneRecipe) -> Prepared:
         fingerprint = hashlib.sha256(f"{dataset.fingerprint} {added.digest}".encode()).hexdigest()
         dataset = replace(dataset, fingerprint=fingerprint[:16])
     weighs = "class_weights" in task.settings
-    return arrange(dataset, recipe, multi_label=multi_label, weighs_classes=weighs, added=added)
+    return arrange(
+        dataset,
+        recipe,
+        multi_label=multi_label,
+        weighs_classes=weighs,
+        added=added,
+        tell=tell,
+    )
 
 
 def arrange(
@@ -87,6 +101,7 @@ def arrange(
     needs_test: bool = True,
     weighs_classes: bool = True,
     added: Added = NONE_ADDED,
+    tell: Tell = say_nothing,
 ) -> Prepared:
     """Split examples where needed, take out overlap, draw, and check.
 
@@ -97,6 +112,7 @@ def arrange(
         needs_test: Whether there must be test rows; else none are cut off.
         weighs_classes: Whether the task can give rare classes more weight.
         added: Rows to train on that a model wrote or labelled; they come in behind the split.
+        tell: Hears how far it has come, where it takes long.
 
     Raises:
         DataError: If the data does not fit; says where and what to do.
@@ -110,7 +126,10 @@ def arrange(
         splits["test"] = []
     parts, split_notes = _complete(splits, data, seed=seed)
     parts = with_added(parts, added.examples)
-    parts, overlap = remove_overlap(parts, data.overlap, are_given="test" in splits)
+    progress = Progress(tell, "Looked for {} rows in the later splits so far.")
+    parts, overlap = remove_overlap(
+        parts, data.overlap, are_given="test" in splits, advance=progress.advance
+    )
     notes += [*split_notes, *added.notes, *overlap.lines()]
     findings = check_parts(parts, needs_test=needs_test, weighs_classes=weighs_classes)
     notes += findings.warnings

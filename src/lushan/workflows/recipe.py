@@ -170,6 +170,9 @@ class EngineSettings(Settings):
     memory_gigabytes: float | None = Field(default=None, gt=0)
     """Memory that training may take, in GiB; None takes what is free. What needs more is refused before the start."""
 
+    spread_layers: bool = False
+    """Whether each of several processes holds a part of every layer (FSDP2): for models that do not fit into one."""
+
 
 class TuneRecipe(Settings):
     """Everything that `lushan tune` can be told, but the data and the run folder."""

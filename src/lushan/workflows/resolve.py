@@ -84,6 +84,7 @@ def resolve(
     """
     refuse_without_effect(recipe)
     refuse_what_does_not_fit(recipe, facts)
+    refuse_to_spread(recipe)
     if recipe.engine.compile is True and (reason := why_impossible(device)):
         raise SettingError(f"Setting `engine.compile` is on, but {reason}. Leave it out.")
     precision = choose_precision(recipe.model.precision, device, cache=cache_folder())
@@ -107,6 +108,8 @@ def resolve(
             device=device,
         ),
     ]
+    if recipe.engine.spread_layers:
+        found[-1] = Decision("engine.compile", False, "layers are spread over the processes")
     decisions = [each for each in found if _is_open(recipe, each.name) and each.value is not None]
     values = recipe.model_dump()
     for decision in decisions:
@@ -220,6 +223,33 @@ def refuse_without_effect(recipe: TuneRecipe) -> None:
                 raise SettingError(
                     f"Setting `{part}.{name}` has no effect here: it needs {needs}. Remove it, or change that."
                 )
+
+
+def refuse_to_spread(recipe: TuneRecipe) -> None:
+    """Stop where layers cannot be spread over the processes of this run.
+
+    Raises:
+        SettingError: Says why, and what to do.
+    """
+    if not recipe.engine.spread_layers:
+        return
+    from lushan.training.processes import Team  # slow to import, rarely needed
+
+    method, optimizer = recipe.adapter.method, recipe.training.optimizer
+    reasons = {
+        "it needs several processes: start them with `torchrun --nproc-per-node N -m lushan tune ...`": (
+            Team().place[1] == 1
+        ),
+        f"`--adapter {method}` has frozen weights, which are kept whole and packed: use `full`": (
+            method != "full"
+        ),
+        "`engine.compile=true` compiles whole layers: leave it out": recipe.engine.compile is True,
+        "`training.optimizer=adafactor` looks at whole rows and columns: use `adamw` or `sgd`": (
+            optimizer == "adafactor"
+        ),
+    }
+    if found := [reason for reason, holds in reasons.items() if holds]:
+        raise SettingError(f"`engine.spread_layers=true` does not work here: {'; '.join(found)}.")
 
 
 def with_usual_answer(recipe: TuneRecipe, task: Task) -> TuneRecipe:

@@ -21,9 +21,11 @@ from lushan.inference.generation_settings import check_room
 from lushan.inference.grammar import Constraint
 from lushan.records import SPLIT_NAMES, Features, SplitName, TaskState
 from lushan.tasks import Preparation, Task
+from lushan.training.processes import Team
 from lushan.workflows.encode import Encoder, encode, open_cache
 from lushan.workflows.memory import GIB, load_of, make_fit
 from lushan.workflows.prepare import Prepared, draw
+from lushan.workflows.progress import Tell, say_nothing
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.resolve import Decision, resolve
 
@@ -67,6 +69,7 @@ def plan(
     base: Path,
     facts: ModelFacts,
     tokenizer: Tokenizer,
+    tell: Tell = say_nothing,
 ) -> Planned:
     """Decide what the recipe leaves open, draw the rows that fit, and encode them.
 
@@ -77,6 +80,7 @@ def plan(
         base: Folder of the pretrained model.
         facts: What it is.
         tokenizer: Its tokenizer.
+        tell: Hears how far it has come, where it takes long.
 
     Raises:
         UserError: If the recipe, the rows and the model do not fit together.
@@ -94,7 +98,13 @@ def plan(
         prepared = draw(prepared, num_rows, seed=recipe.seed, why="`data.max_train_rows`")
         state = None
     setup = make_setup(
-        prepared, resolved.recipe, task=task, base=base, tokenizer=tokenizer, state=state
+        prepared,
+        resolved.recipe,
+        task=task,
+        base=base,
+        tokenizer=tokenizer,
+        state=state,
+        tell=tell,
     )
     decisions = list(resolved.decisions)
     if task.writes and facts.family == "decoder":
@@ -190,7 +200,8 @@ def _fitted_into_memory(setup: Setup, facts: ModelFacts) -> tuple[Setup, list[De
         free_bytes = min(free_bytes, settings.memory_gigabytes * GIB)
     if choose_device().value != "cpu":
         free_bytes = math.inf  # a device has a memory of its own
-    fit = make_fit(recipe, facts, load, free_bytes=free_bytes)
+    num_processes = Team().place[1]
+    fit = make_fit(recipe, facts, load, free_bytes=free_bytes, num_processes=num_processes)
     # Equal runs tell equal things: what is free at the moment is told only where it decides.
     space = f"only {free_bytes / GIB:.1f} are" if fit.is_squeezed else "they are"
     why = f"training needs about {fit.needed_bytes / GIB:.1f} GiB, and {space} free"
@@ -215,6 +226,7 @@ def make_setup(
     base: Path,
     tokenizer: Tokenizer,
     state: TaskState | None = None,
+    tell: Tell = say_nothing,
 ) -> Setup:
     """Encode every split, count every token, and refuse what could not learn.
 
@@ -225,6 +237,7 @@ def make_setup(
         base: Folder of the pretrained model.
         tokenizer: Its tokenizer.
         state: What the task learned from these training rows, if it has.
+        tell: Hears how far it has come, where it takes long.
 
     Raises:
         DataError: If a text is too long under the `error` policy (says how many are), or nothing would be learned.
@@ -239,7 +252,7 @@ def make_setup(
     cache = open_cache(recipe)
     features: dict[SplitName, Sequence[Features]] = {}
     for name in SPLIT_NAMES:
-        features[name] = encode(parts.of(name), encoder, with_target=True, cache=cache)
+        features[name] = encode(parts.of(name), encoder, with_target=True, cache=cache, tell=tell)
         ledger = count_tokens(
             ledger,
             name,

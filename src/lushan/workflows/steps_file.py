@@ -1,9 +1,10 @@
 """`steps.jsonl`: one line per optimizer step, kept whole over kills and resumes."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
-from lushan.atomic import write_text
+from lushan.atomic import write_parts
 from lushan.training.loop import Evaluated, StepDone
 
 
@@ -12,9 +13,7 @@ class StepsFile:
 
     def __init__(self, path: Path, *, first_step: int) -> None:
         """Drop the lines from `first_step` on: those steps are taken again."""
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        kept = [line for line in lines if _number(line) < first_step]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        write_parts(path, _lines_before(first_step, path))
         self._stream = path.open("a", encoding="utf-8", buffering=1)
 
     def on_step(self, done: StepDone) -> None:
@@ -35,6 +34,16 @@ class StepsFile:
     def close(self) -> None:
         """Finish the file."""
         self._stream.close()
+
+
+def _lines_before(first_step: int, path: Path) -> Iterator[str]:
+    """Give the lines of earlier steps, one by one: a long run has hundreds of thousands."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            if _number(line) < first_step:
+                yield line.removesuffix("\n") + "\n"
 
 
 def _number(line: str) -> float:

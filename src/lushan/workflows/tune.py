@@ -6,9 +6,9 @@ for bit.
 
 import platform
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,14 +23,14 @@ from lushan.backbones.adapters import attach, trained_parts
 from lushan.backbones.compiling import CompiledLayers
 from lushan.backbones.hardware import choose_num_threads
 from lushan.backbones.inspect import describe
-from lushan.backbones.load import Backbone, compute_layers_twice, load_backbone
+from lushan.backbones.load import compute_layers_twice, load_backbone
 from lushan.backbones.sources import locate
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
 from lushan.data.batching import PackedSource
 from lushan.data.feature_store import distinct_tokens
 from lushan.errors import CertificateError, SettingError
-from lushan.inference.predict import Predictor, mean_loss
+from lushan.inference.predict import Predictor
 from lushan.model_store.certificate import certify
 from lushan.model_store.run_folder import RunFolder, check_is_free, check_keeps
 from lushan.model_store.tuned_model import (
@@ -39,20 +39,21 @@ from lushan.model_store.tuned_model import (
     save_model,
     weights_digest,
 )
-from lushan.records import Batch, Features, LossSum
+from lushan.records import Batch, LossSum
 from lushan.settings import build
 from lushan.training.checkpoint import Checkpoints
-from lushan.training.loop import Evaluated, FitSettings, Fitted, Listener, fit
+from lushan.training.loop import FitSettings, Fitted, Listener, fit
 from lushan.training.optimizer import Optimizer, OptimizerSettings
 from lushan.training.processes import Team
+from lushan.training.sharding import shard
 from lushan.workflows.comparison import answer_untuned, run_baselines, what_is_asked
 from lushan.workflows.compiling import compiled_layers
-from lushan.workflows.encode import Encoder, encode, open_cache
 from lushan.workflows.frozen_rows import frozen_states
 from lushan.workflows.label_curve import run_label_curve
 from lushan.workflows.meaning import meaning_of, with_threshold
 from lushan.workflows.outcome import peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
+from lushan.workflows.progress import Tell, say_nothing
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.resolve import refuse_what_the_task_lacks, with_usual_answer
 from lushan.workflows.setup import (
@@ -63,9 +64,7 @@ from lushan.workflows.setup import (
     plan,
 )
 from lushan.workflows.steps_file import StepsFile
-
-Tell = Callable[[str], None]
-Clock = Callable[[], AbstractContextManager[object]]
+from lushan.workflows.validation import Clock, asked_features, validated
 
 PHASES = (
     *("check", "before_evaluation", "compile", "train", "validation", "after_evaluation"),
@@ -108,7 +107,7 @@ def tune(
             return {}
         try:
             if resume:
-                run, setup = _reopen(data, recipe, out=out)
+                run, setup = _reopen(data, recipe, out=out, tell=tell)
             else:
                 run, setup = _begin(data, recipe, out=out, overwrite=overwrite, tell=tell)
             write_json(run.path / "ledger.json", setup.ledger.as_dict())
@@ -131,8 +130,8 @@ def tune(
             run_label_curve(
                 run,
                 setup,
-                untrained=partial(untrained, tell=_say_nothing),
-                train=partial(train_apart, tell=_say_nothing),
+                untrained=partial(untrained, tell=say_nothing),
+                train=partial(train_apart, tell=say_nothing),
                 tell=tell,
             )
     with run.clock("report"):
@@ -162,9 +161,9 @@ def _begin(
         check_keeps(out, needed=(data, base))
     facts = describe(base)
     tokenizer = Tokenizer.load(base)
-    prepared = prepare(data, task=task, recipe=recipe)
+    prepared = prepare(data, task=task, recipe=recipe, tell=tell)
     setup, decisions, notes = plan(
-        prepared, recipe, task=task, base=base, facts=facts, tokenizer=tokenizer
+        prepared, recipe, task=task, base=base, facts=facts, tokenizer=tokenizer, tell=tell
     )
     threads = choose_num_threads()
     choices = [each.as_dict() for each in decisions]
@@ -195,7 +194,7 @@ def _begin(
     return run, setup
 
 
-def _reopen(data: Path, given: TuneRecipe, *, out: Path) -> tuple[RunFolder, Setup]:
+def _reopen(data: Path, given: TuneRecipe, *, out: Path, tell: Tell) -> tuple[RunFolder, Setup]:
     """Take up a run with its own recipe, data and model, or refuse."""
     run = RunFolder.open(out)
     recipe = build(TuneRecipe, run.recipe(), source=str(out / "recipe.yaml"))
@@ -205,21 +204,29 @@ def _reopen(data: Path, given: TuneRecipe, *, out: Path) -> tuple[RunFolder, Set
             "Leave them out, or start again with `--overwrite`."
         )
     fingerprint, base_digest = run.get("fingerprint"), run.get("base_digest")
-    return run, _same_setup(data, recipe, fingerprint=fingerprint, base_digest=base_digest)
+    setup = _same_setup(data, recipe, fingerprint=fingerprint, base_digest=base_digest, tell=tell)
+    return run, setup
 
 
-def _same_setup(data: Path, recipe: TuneRecipe, *, fingerprint: str, base_digest: str) -> Setup:
+def _same_setup(
+    data: Path,
+    recipe: TuneRecipe,
+    *,
+    fingerprint: str,
+    base_digest: str,
+    tell: Tell = say_nothing,
+) -> Setup:
     """Make the setup of a run that has begun, or refuse if its data or its model changed."""
     task = load_task(recipe.task)
     base = locate(recipe.model.name)
-    prepared = prepare(data, task=task, recipe=recipe)
+    prepared = prepare(data, task=task, recipe=recipe, tell=tell)
     check_same_data(prepared.fingerprint, fingerprint, data)
     if weights_digest(base) != base_digest:
         raise SettingError(
             f"`{base}` is not the model that the run began with: its weights changed."
         )
     tokenizer = Tokenizer.load(base)
-    return make_setup(prepared, recipe, task=task, base=base, tokenizer=tokenizer)
+    return make_setup(prepared, recipe, task=task, base=base, tokenizer=tokenizer, tell=tell)
 
 
 def _help(data: Path, team: Team) -> None:
@@ -232,14 +239,10 @@ def _help(data: Path, team: Team) -> None:
         data, recipe, fingerprint=told["fingerprint"], base_digest=told["base_digest"]
     )
     torch.set_num_threads(told["num_threads"])
-    predictor = untrained(setup, tell=_say_nothing)
+    predictor = untrained(setup, tell=say_nothing)
     checkpoints = Checkpoints(Path(told["checkpoints"]))
-    layers = compiled_layers(predictor.backbone, recipe, gain_decides=False, tell=_say_nothing)
-    train(predictor, setup, checkpoints=checkpoints, layers=layers, tell=_say_nothing)
-
-
-def _say_nothing(_: str) -> None:
-    """The leader speaks for all."""
+    layers = compiled_layers(predictor.backbone, recipe, gain_decides=False, tell=say_nothing)
+    train(predictor, setup, checkpoints=checkpoints, layers=layers, tell=say_nothing)
 
 
 def _trained(
@@ -351,7 +354,8 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
         alpha=adapter.alpha,
         dropout=adapter.dropout,
     )
-    backbone.model.to(Team().device)
+    if not _is_spread(recipe):  # else layers move one by one, when each is cut
+        backbone.model.to(Team().device)
     if recipe.engine.gradient_checkpointing:
         compute_layers_twice(backbone)
     if backbone.packing_mode != "packed":
@@ -395,6 +399,9 @@ def train(
     assert settings.epochs and settings.learning_rate and settings.head_learning_rate  # noqa: S101, PT018
     assert recipe.engine.batch_tokens  # noqa: S101 - a resolved recipe
     backbone, team = predictor.backbone, Team()
+    is_spread = _is_spread(recipe)
+    if is_spread:
+        shard(backbone, team)
     source = PackedSource(
         setup.features["train"],
         rows_per_step=settings.rows_per_step,
@@ -402,18 +409,12 @@ def train(
         max_batch_tokens=recipe.engine.batch_tokens,
         process=team.place,
         device=backbone.device,
+        even=is_spread,
     )
     optimizer = Optimizer(
         backbone.model,
         OptimizerSettings(
-            optimizer=settings.optimizer,
-            learning_rate=settings.learning_rate,
-            head_learning_rate=settings.head_learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            warmup_fraction=settings.warmup_fraction,
-            schedule=settings.schedule,
-            max_gradient_norm=settings.max_gradient_norm,
+            **settings.model_dump(include={x.name for x in fields(OptimizerSettings)})
         ),
         num_steps=settings.epochs * source.num_steps_per_epoch,
         read_rows=backbone.read_rows(distinct_tokens(setup.features["train"]).tolist()),
@@ -423,8 +424,8 @@ def train(
         backbone.frozen = frozen_states(setup, backbone, tell=tell)
     frozen_seconds = time.perf_counter() - started
     torch.manual_seed(recipe.seed + team.place[0])  # dropout
-    asked = _asked(setup, predictor, tell=tell)
-    evaluate = partial(_evaluate, setup, predictor, asked, clock)
+    asked = asked_features(setup, predictor, tell=tell)
+    evaluate = partial(validated, setup, predictor, asked, clock)
 
     def loss(batch: Batch) -> LossSum:
         with layers.in_use() if layers else nullcontext():
@@ -440,6 +441,8 @@ def train(
         checkpoints=checkpoints,
         listeners=listeners,
     )
+    if is_spread:
+        _put_together(setup, predictor, optimizer, team)
     if settings.keep == "best" and team.leads:
         best = max(each["score"] for each in fitted.progress.validation)
         if (again := evaluate().score) != best:
@@ -451,26 +454,16 @@ def train(
     return fitted
 
 
-def _asked(setup: Setup, predictor: Predictor, *, tell: Tell) -> Sequence[Features]:
-    """Give the validation rows as the model is asked about them, for all evaluations."""
-    tokenizer, limit = predictor.backbone.tokenizer, predictor.asked_limit
-    encoder = Encoder(setup.task, setup.state, tokenizer, setup.recipe.answer, limit)
-    cache = open_cache(setup.recipe)
-    features = encode(setup.parts.validation, encoder, with_target=False, cache=cache)
-    for note in cache.notes:
-        tell(note)
-    return features
+def _is_spread(recipe: TuneRecipe) -> bool:
+    """Whether layers are spread over the processes; what is trained apart, by the leader alone, is whole."""
+    return recipe.engine.spread_layers and Team().place[1] > 1
 
 
-def _evaluate(
-    setup: Setup, predictor: Predictor, features: Sequence[Features], clock: Clock
-) -> Evaluated:
-    with clock():
-        examples = setup.parts.validation
-        predictions = predictor.examine(examples, features=features)
-        scores = setup.task.score(predictions, examples, setup.state)
-        loss = scores.details.get("log_loss")
-        if loss is None:
-            targets = setup.features["validation"]
-            loss = mean_loss(setup.task, predictor.backbone, targets, setup.state)
-        return Evaluated(scores.metrics[scores.main_metric].value, loss)
+def _put_together(setup: Setup, predictor: Predictor, optimizer: Optimizer, team: Team) -> None:
+    """Give the leader a whole model with the trained weights, in main memory; the others have nothing left to do."""
+    weights = optimizer.weights()
+    if team.leads:
+        whole = untrained(setup, tell=say_nothing).backbone.model
+        for name, weight in whole.named_parameters():
+            weight.data.copy_(weights[name])
+        predictor.backbone.model = whole.eval()

@@ -1,6 +1,7 @@
 """Packing documents, and the order of a run."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -98,6 +99,24 @@ def test_processes_share_the_rows_of_a_step_and_count_all_of_them() -> None:
     for step, one, two in zip(whole, *shares, strict=True):
         assert sorted(rows_of(one) + rows_of(two)) == rows_of(step)
         assert one[1:] == two[1:] == step[1:]
+
+
+def test_processes_compute_equally_often_where_they_must() -> None:
+    documents = [document(index, 3 + 9 * (index == 0)) for index in range(7)]
+    make = partial(PackedSource, documents, rows_per_step=3, seed=0, max_batch_tokens=4)
+    even, usual = (
+        [list(make(process=(rank, 2), even=is_even).rest_of_epoch()) for rank in range(2)]
+        for is_even in (True, False)
+    )
+    for one, other in zip(*even, strict=True):
+        assert len(one.micro_batches) == len(other.micro_batches)
+    for same, alone in zip((*even[0], *even[1]), (*usual[0], *usual[1]), strict=True):
+        size = len(alone.micro_batches)
+        own, added = same.micro_batches[:size], same.micro_batches[size:]
+        assert [each.features for each in own] == [each.features for each in alone.micro_batches]
+        assert not any(each.weight for batch in added for each in batch.features)
+        assert same[1:] == alone[1:]
+    assert len(even[1][-1].micro_batches) > len(usual[1][-1].micro_batches) == 0
 
 
 def test_documents_of_one_row_stay_together() -> None:

@@ -2,6 +2,8 @@
 
 import tracemalloc
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -16,6 +18,7 @@ from lushan.data.example_store import (
     take,
 )
 from lushan.data.near import comparable, plain
+from lushan.errors import RunError
 from lushan.records import Example
 
 EXAMPLES = [
@@ -107,7 +110,14 @@ def test_the_file_is_closed_with_the_last_part() -> None:
     assert process.num_fds() == num_open
 
 
-def test_an_example_takes_less_than_80_bytes_of_memory() -> None:
+def test_a_full_temporary_folder_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = partial(Path("/dev/full").open, "wb")
+    monkeypatch.setattr(example_store._NamelessFile, "writer", lambda _: full())
+    with pytest.raises(RunError, match=r"^The rows cannot be written to `.*TMPDIR"):
+        ExampleStore.collect(EXAMPLES)
+
+
+def test_an_example_takes_less_than_30_bytes_of_memory() -> None:
     def drawn() -> Iterator[Example]:
         for number in range(20_000):
             yield Example(f"{number:016x}", f"{number} " * 40, "good", f"a.csv, row {number}")
@@ -117,4 +127,4 @@ def test_an_example_takes_less_than_80_bytes_of_memory() -> None:
     store = ExampleStore.collect(drawn())
     num_bytes, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert num_bytes < 80 * len(store)
+    assert num_bytes < 30 * len(store)

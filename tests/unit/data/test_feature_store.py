@@ -20,6 +20,7 @@ from lushan.data.feature_store import (
     example_indices_of,
     lengths_of,
 )
+from lushan.errors import RunError
 from lushan.records import Example, Features
 
 EXAMPLES = [Example(str(number), f"text {number}", "a", f"row {number}") for number in range(7)]
@@ -145,6 +146,20 @@ def test_a_full_disk_is_told(cache: EncodedCache, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert list(stored(cache)) == encode(EXAMPLES)
     assert "less than 1 GB" in cache.notes[0]
+    assert names(cache) == []
+
+
+def test_a_disk_that_fills_up_while_it_is_written_is_told_by_name_and_left_clean(
+    cache: EncodedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(feature_store._Writer, "add", fill_up)
+    with pytest.raises(
+        RunError, match=r"^The tokens cannot be written to `.*tokens`.*LUSHAN_CACHE"
+    ):
+        stored(cache)
     assert names(cache) == []
 
 

@@ -30,15 +30,18 @@ def test_one_process_leads_and_shares_with_itself() -> None:
     assert team.sum(torch.ones(2)).tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("adapter", ["full", "top:1"])
+@pytest.mark.parametrize(
+    ("adapter", "together"),
+    [("full", ()), ("top:1", ()), ("full", ("--set", "engine.spread_layers=true"))],
+)
 def test_two_processes_give_the_curve_and_the_weights_of_one(
-    adapter: str, tiny_folder: MakeTiny, tmp_path: Path
+    adapter: str, together: tuple[str, ...], tiny_folder: MakeTiny, tmp_path: Path
 ) -> None:
     data = write_lines(tmp_path / "data.jsonl", good_rows())
     options = ["--model", str(tiny_folder("llama")), "--adapter", adapter, *QUICK]
     options += ["--set", f"training.rows_per_step={ROWS_PER_STEP}"]
     assert tune(data, tmp_path / "one", *options) == 0
-    done = run_two("tune", str(data), "--out", str(tmp_path / "two"), *options)
+    done = run_two("tune", str(data), "--out", str(tmp_path / "two"), *options, *together)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Certified") == 1
     one, two = (read_steps(tmp_path / name) for name in ("one", "two"))

@@ -57,6 +57,17 @@ def test_half_a_billion_weights_fit(method: str, most: float) -> None:
     assert not fit.checkpointing
 
 
+def test_spread_layers_need_a_part_of_the_gradients_masters_and_moments() -> None:
+    sizes = [
+        make_fit(recipe_of(spread_layers=spread), FACTS, LOAD, free_bytes=1e12, num_processes=4)
+        for spread in (False, True)
+    ]
+    inner = FACTS.num_parameters - FACTS.vocabulary_size * FACTS.width
+    saved = sizes[0].needed_bytes - sizes[1].needed_bytes
+    per_weight = 2 + 4 + 8 + 4 * (sizes[0].batch_tokens < LOAD.most_tokens_a_step)
+    assert saved == pytest.approx(1.15 * 0.75 * inner * per_weight)
+
+
 def test_tight_memory_makes_smaller_batches_and_then_computes_twice() -> None:
     recipe = recipe_of("lora")
     roomy, tight, tightest = (fit_into(each, recipe) for each in (20.0, 5.0, 2.9))

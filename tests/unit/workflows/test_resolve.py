@@ -1,5 +1,6 @@
 """What a recipe leaves open is decided and told; what has no effect, or does not fit, is refused."""
 
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from lushan.backbones.hardware import Choice, Speed, machine
 from lushan.backbones.inspect import ModelFacts
 from lushan.catalog import load_task
 from lushan.errors import SettingError
+from lushan.training import processes
 from lushan.workflows.recipe import TuneRecipe, make_recipe
 from lushan.workflows.resolve import (
     Resolved,
@@ -323,6 +325,36 @@ def test_gain_of_compiling_is_that_of_all_tokens_of_the_run(
     assert tokens == 5_000 * 3 * 20
     assert full_seconds == pytest.approx(0.5 / predict_tokens_per_second(FACTS, precision="bf16"))
     assert top_seconds == pytest.approx(full_seconds * 3 / 12)
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "values", "reasons"),
+    [
+        (1, {}, ["several processes: start them with `torchrun"]),
+        (2, {"adapter": {"method": "lora"}}, ["`--adapter lora` has frozen weights"]),
+        (2, {"training": {"optimizer": "adafactor"}}, ["adafactor` looks at whole rows"]),
+        (
+            1,
+            {"adapter": {"method": "head"}, "training": {"optimizer": "adafactor"}},
+            ["several processes", "`--adapter head`", "adafactor"],
+        ),
+    ],
+)
+def test_layers_are_not_spread_where_that_cannot_be(
+    num_processes: int, values: dict[str, Any], reasons: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes.Team, "place", (0, num_processes))
+    given = {**values, "engine": {"spread_layers": True}}
+    with pytest.raises(SettingError, match=".*".join(map(re.escape, reasons))):
+        decide(**given)
+
+
+def test_spread_layers_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes.Team, "place", (0, 2))
+    found = decided(decide(engine={"spread_layers": True}))
+    assert found["engine.compile"] is False
+    with pytest.raises(SettingError, match=r"engine\.spread_layers.*engine\.compile=true"):
+        decide(engine={"spread_layers": True, "compile": True})
 
 
 def test_task_answers_in_its_usual_way_where_nobody_said_how() -> None:

@@ -114,7 +114,7 @@ def script_scores(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def script(*scores: float) -> None:
         left: Iterator[float] = iter(scores)
         monkeypatch.setattr(
-            "lushan.workflows.tune._evaluate", lambda *_: Evaluated(next(left), 0.5)
+            "lushan.workflows.tune.validated", lambda *_: Evaluated(next(left), 0.5)
         )
 
     return script
