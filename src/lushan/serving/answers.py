@@ -15,6 +15,7 @@ from lushan.serving.schemas import (
     CompletionChoice,
     CompletionLogprobs,
     FinishReason,
+    PromptTokensDetails,
     TokenLogprob,
     TopLogprob,
     Usage,
@@ -99,7 +100,17 @@ class Answers:
             for event in answer.events
         )
         read = self._asked.num_prompt_tokens
-        return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+        reused = {
+            event.prompt_index: event.num_reused_tokens
+            for answer in self._by_choice.values()
+            for event in answer.events[:1]
+        }
+        return Usage(
+            prompt_tokens=read,
+            completion_tokens=written,
+            total_tokens=read + written,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(reused.values())),
+        )
 
 
 def chat_choice(answer: Answer, tokenizer: Tokenizer, *, with_logprobs: bool) -> ChatChoice:

@@ -232,12 +232,20 @@ class EmbeddingRequest(RequestBody):
     """Changes nothing here."""
 
 
+class PromptTokensDetails(BaseModel):
+    """What was asked, more closely."""
+
+    cached_tokens: int = 0
+    """Tokens that were known from earlier requests, and not read again."""
+
+
 class Usage(BaseModel):
     """Tokens that were read and written."""
 
     prompt_tokens: int
     completion_tokens: int = 0
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
 
 
 class TopLogprob(BaseModel):

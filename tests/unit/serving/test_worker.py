@@ -130,6 +130,7 @@ def test_predictions_of_several_requests_share_a_batch(
 
     async def ask(worker: Worker) -> list[list[str]]:
         blocking = asyncio.create_task(worker.run(held.wait))
+        await once(lambda: worker.num_running == 1)  # else some may be answered before
         parts = [EXAMPLES[:1], EXAMPLES[1:3], EXAMPLES[3:]]
         asked = [asyncio.create_task(worker.predict("run", part)) for part in parts]
         await once(lambda: worker.num_waiting + worker.num_running == 4)
