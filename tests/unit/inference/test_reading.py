@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lushan.backbones.load import Backbone, load_backbone
-from lushan.backbones.many_adapters import own_adapter
+from lushan.backbones.many_adapters import Adapter, own_adapter
 from lushan.inference import reading
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import Generated, GenerationEngine, collect, generate, run
@@ -118,31 +118,27 @@ def _as(number: int, answer: Generated) -> Generated:
 
 def test_adapters_of_one_base_share_nothing_with_it_or_each_other(many_runs: Path) -> None:
     resident = Resident()
-    names = ["talks", "sums"]
-    for name in names:
+    for name in ("talks", "sums"):
         resident.load(many_runs / name)
     layers = resident.model("talks").layers
     assert layers is not None
-    backbones = [layers.backbone, *(resident.model(each).predictor.backbone for each in names)]
-    adapters = [None, *(own_adapter(each) for each in backbones[1:])]
-    text = START[:30]
-    engine = GenerationEngine(layers.backbone, many=layers.many, prefixes=PrefixStore(400))
-    by_turn: list[list[Generated]] = []
-    for _ in range(2):
+    tuned = [own_adapter(each.predictor.backbone) for each in resident.models]
+
+    def write(engine: GenerationEngine, *adapters: Adapter | None) -> list[TokenEvent]:
         for number, adapter in enumerate(adapters):
-            engine.add(text, SHORT, index=number, adapter=adapter)
-        events = list(run(engine))
-        by_turn.append(collect(events))
-        told = {each.num_reused_tokens for each in events}
-        assert told == ({0} if len(by_turn) == 1 else {29})
+            engine.add(START[:30], SHORT, index=number, adapter=adapter)
+        return list(run(engine))
+
     alone: list[Generated] = []
-    for number, adapter in enumerate(adapters):
-        single = GenerationEngine(layers.backbone, many=layers.many)
-        single.add(text, SHORT, index=number, adapter=adapter)
-        alone += collect(run(single))
-    assert_alike(by_turn[0], alone)
-    assert_alike(by_turn[1], alone)
-    assert len({tuple(each.token_ids) for each in alone}) > 1
+    for number, adapter in enumerate([None, *tuned]):
+        events = write(GenerationEngine(layers.backbone, many=layers.many), adapter)
+        alone += [_as(number, each) for each in collect(events)]
+    assert len({tuple(each.token_ids) for each in alone}) == 3
+    engine = GenerationEngine(layers.backbone, many=layers.many, prefixes=PrefixStore(400))
+    for num_reused in (0, 29):
+        events = write(engine, None, *tuned)
+        assert_alike(collect(events), alone)
+        assert {each.num_reused_tokens for each in events} == {num_reused}
 
 
 def test_running_answer_goes_on_at_every_step_while_a_long_prompt_is_read(
