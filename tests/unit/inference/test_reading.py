@@ -116,7 +116,9 @@ def _as(number: int, answer: Generated) -> Generated:
     return answer
 
 
-def test_adapters_of_one_base_share_nothing_with_it_or_each_other(many_runs: Path) -> None:
+def test_adapters_of_one_base_share_nothing_with_it_or_each_other(
+    many_runs: Path, passes: list[list[int]]
+) -> None:
     resident = Resident()
     for name in ("talks", "sums"):
         resident.load(many_runs / name)
@@ -126,7 +128,7 @@ def test_adapters_of_one_base_share_nothing_with_it_or_each_other(many_runs: Pat
 
     def write(engine: GenerationEngine, *adapters: Adapter | None) -> list[TokenEvent]:
         for number, adapter in enumerate(adapters):
-            engine.add(START[:30], SHORT, index=number, adapter=adapter)
+            engine.add(START, SHORT, index=number, adapter=adapter)
         return list(run(engine))
 
     alone: list[Generated] = []
@@ -135,10 +137,11 @@ def test_adapters_of_one_base_share_nothing_with_it_or_each_other(many_runs: Pat
         alone += [_as(number, each) for each in collect(events)]
     assert len({tuple(each.token_ids) for each in alone}) == 3
     engine = GenerationEngine(layers.backbone, many=layers.many, prefixes=PrefixStore(400))
-    for num_reused in (0, 29):
+    for num_reused in (0, 39):
         events = write(engine, None, *tuned)
         assert_alike(collect(events), alone)
         assert {each.num_reused_tokens for each in events} == {num_reused}
+    assert passes[3:] == [[40] * 3, [1] * 3]  # none waits for another
 
 
 def test_running_answer_goes_on_at_every_step_while_a_long_prompt_is_read(
