@@ -258,6 +258,11 @@ def _attend_in(
             for before, own in zip(prefix, (key_NGKD, value_NGKD), strict=True)
         )
     mask_NLK = _mask(group, causal=causal, window=window, like=query_NHLD)
+    if prefix is not None:
+        attended_NHLD = _attend_by_products(
+            (query_NHLD, key_NGKD, value_NGKD), mask_NLK, scaling=scaling
+        )
+        return scatter(attended_NHLD, queries, num_tokens)
     attended_NHLD = functional.scaled_dot_product_attention(
         query_NHLD,
         key_NGKD,
@@ -268,6 +273,27 @@ def _attend_in(
         enable_gqa=num_heads > num_key_heads,
     )
     return scatter(attended_NHLD, queries, num_tokens)
+
+
+def _attend_by_products(
+    tables: tuple[Tensor, Tensor, Tensor], mask_NLK: Tensor | None, *, scaling: float
+) -> Tensor:
+    """Attend with plain products, some queries at a time: on CPUs faster than the flash kernel; (N, H, L, D)."""
+    query_NHLD, key_NGKD, value_NGKD = tables
+    num_documents, num_heads, longest, width = query_NHLD.shape
+    query_NGRLD = query_NHLD.view(num_documents, key_NGKD.shape[1], -1, longest, width) * scaling
+    key_NGDK = key_NGKD.transpose(2, 3)
+    parts: list[Tensor] = []
+    for query_NGRSD in query_NGRLD.split(_LONG_BLOCK_TOKENS, dim=3):
+        rows_NGSD = query_NGRSD.flatten(2, 3)
+        scores_NGRSK = (rows_NGSD @ key_NGDK).view(*query_NGRSD.shape[:4], -1)
+        if mask_NLK is not None:
+            start = sum(each.shape[3] for each in parts)
+            end = start + query_NGRSD.shape[3]
+            scores_NGRSK += mask_NLK[:, None, None, start:end]
+        weights_NGSK = scores_NGRSK.softmax(dim=-1).flatten(2, 3)
+        parts.append((weights_NGSK @ value_NGKD).view_as(query_NGRSD))
+    return torch.cat(parts, dim=3).view(num_documents, num_heads, longest, width)
 
 
 def _is_half(tensor: Tensor) -> bool:

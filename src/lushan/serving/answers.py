@@ -18,7 +18,7 @@ from lushan.serving.schemas import (
     PromptTokensDetails,
     TokenLogprob,
     TopLogprob,
-    Usage,
+    WrittenUsage,
 )
 
 Events = AsyncGenerator[TokenEvent, None]
@@ -92,7 +92,7 @@ class Answers:
         return [self._by_choice[choice] for choice in sorted(self._by_choice)]
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> WrittenUsage:
         """Tokens that were read and written."""
         written = sum(
             event.token_id != NO_TOKEN
@@ -105,7 +105,7 @@ class Answers:
             for answer in self._by_choice.values()
             for event in answer.events[:1]
         }
-        return Usage(
+        return WrittenUsage(
             prompt_tokens=read,
             completion_tokens=written,
             total_tokens=read + written,

@@ -49,7 +49,7 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def count_tokens(
-        self, model: str, *, num_prompt: int, num_reused: int, num_completion: int
+        self, model: str, *, num_prompt: int, num_completion: int, num_reused: int = 0
     ) -> None:
         """Count what a model was asked and wrote; of the prompt, `num_reused` tokens were not read again."""
         self._reused.labels(model).inc(num_reused)

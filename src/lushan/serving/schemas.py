@@ -232,20 +232,25 @@ class EmbeddingRequest(RequestBody):
     """Changes nothing here."""
 
 
-class PromptTokensDetails(BaseModel):
-    """What was asked, more closely."""
-
-    cached_tokens: int = 0
-    """Tokens that were known from earlier requests, and not read again."""
-
-
 class Usage(BaseModel):
     """Tokens that were read and written."""
 
     prompt_tokens: int
     completion_tokens: int = 0
     total_tokens: int
-    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+
+
+class PromptTokensDetails(BaseModel):
+    """What was asked, more closely."""
+
+    cached_tokens: int
+    """Tokens that were known from earlier requests, and not read again."""
+
+
+class WrittenUsage(Usage):
+    """Tokens of an answer that was written."""
+
+    prompt_tokens_details: PromptTokensDetails
 
 
 class TopLogprob(BaseModel):
@@ -299,7 +304,7 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str
     """Version of the model that answered."""
     choices: list[ChatChoice]
-    usage: Usage
+    usage: WrittenUsage
 
 
 class CompletionLogprobs(BaseModel):
@@ -330,7 +335,7 @@ class Completion(BaseModel):
     system_fingerprint: str
     """Version of the model that answered."""
     choices: list[CompletionChoice]
-    usage: Usage
+    usage: WrittenUsage
 
 
 class Embedding(BaseModel):

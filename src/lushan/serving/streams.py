@@ -18,8 +18,8 @@ from lushan.inference.prefix_store import PrefixStore
 
 logger = logging.getLogger("lushan.serving")
 
-READ_TOKENS = 512
-"""Prompt tokens that are read between two tokens of running answers: a few times what those cost."""
+READ_TOKENS = 256
+"""Prompt tokens that are read between two tokens of running answers; more would be read faster, and hold those up longer."""
 
 Told = TokenEvent | Exception | None
 """What a request is told: a token, why it failed, or None behind the last token."""
