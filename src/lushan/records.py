@@ -260,7 +260,7 @@ class Features:
 class Batch:
     """Documents packed one after another on one token axis, without padding.
 
-    Shapes: N documents, T tokens of all documents. Documents are sorted by length.
+    Shapes: N documents, T tokens of all documents. Documents are sorted by length, first those that continue least.
     """
 
     token_ids_1T: Tensor

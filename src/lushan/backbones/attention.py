@@ -51,14 +51,27 @@ _UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias")
 
 
 @dataclass(slots=True)
+class Prefix:
+    """Keys and values of what documents continue, computed once; by layer."""
+
+    num_tokens: int
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    """Layer to (G, P, D)."""
+    values: dict[int, Tensor] = field(default_factory=dict)
+    """Layer to (G, P, D)."""
+
+
+@dataclass(slots=True)
 class Group:
-    """Documents of similar length: tokens [start, end) of the flat row."""
+    """Documents of similar length that continue the same: tokens [start, end) of the flat row."""
 
     start: int
     end: int
     lengths: list[int]
     branches: list[tuple[int, ...]] = field(default_factory=list)
     """First token of each branch of each document; empty where no document has any."""
+    prefix: Prefix | None = None
+    """What all of them continue."""
     masks: dict[tuple[bool, int | None], Tensor | None] = field(default_factory=dict)
     """Masks by causality and window, made once and used by every layer."""
     blocks: dict[tuple[bool, int | None], tuple[Block, ...]] = field(default_factory=dict)
@@ -71,6 +84,11 @@ class Group:
         """Tokens of the longest document."""
         return self.lengths[-1]
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens of what they continue."""
+        return self.prefix.num_tokens if self.prefix else 0
+
     def rows_of(self, num_heads: int, device: torch.device, *, num_together: int = 1) -> HeadRows:
         """How so many heads are gathered."""
         place = num_heads, num_together
@@ -80,22 +98,10 @@ class Group:
 
 
 @dataclass(slots=True)
-class Prefix:
-    """Keys and values of a prompt that all documents share, computed once; by layer."""
-
-    num_tokens: int
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    """Layer to (G, P, D)."""
-    values: dict[int, Tensor] = field(default_factory=dict)
-    """Layer to (G, P, D)."""
-
-
-@dataclass(slots=True)
 class Packing:
-    """Where the documents of a batch are, and what they share."""
+    """Where the documents of a batch are, and what they continue."""
 
     groups: list[Group]
-    prefix: Prefix | None = None
     record: Prefix | None = None
     """Filled with the keys and values of this pass, to be the prefix of later ones."""
 
@@ -104,27 +110,34 @@ def plan_packing(
     lengths: Sequence[int],
     *,
     branches: Sequence[tuple[int, ...]] = (),
+    prefixes: Sequence[Prefix | None] = (),
 ) -> Packing:
-    """Group documents of similar length.
+    """Group documents of similar length that continue the same.
 
     Args:
-        lengths: Tokens of each document, ascending, in the order of the flat row.
+        lengths: Tokens of each document, in the order of the flat row; ascending where neighbours continue the same.
         branches: First token of each branch of each document: branches see the document's start and themselves.
+        prefixes: What each document continues; nothing says that none continues anything.
     """
+    continued = prefixes or [None] * len(lengths)
     groups: list[Group] = []
     start = 0
     position = 0
     while position < len(lengths):
         limit = lengths[position] * _GROUP_GROWTH + _GROUP_SLACK_TOKENS
         stop = position
-        while stop < len(lengths) and lengths[stop] <= limit:
+        while (
+            stop < len(lengths)
+            and lengths[stop] <= limit
+            and continued[stop] is continued[position]
+        ):
             stop += 1
         members = list(lengths[position:stop])
         end = start + sum(members)
         parts = list(branches[position:stop])
         if not any(parts):
             parts = []
-        groups.append(Group(start, end, members, parts))
+        groups.append(Group(start, end, members, parts, continued[position]))
         start, position = end, stop
     return Packing(groups)
 
@@ -176,7 +189,7 @@ def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' 
         _attend_in(
             group,
             _Heads(query_TF, key_TF, value_TF, width),
-            prefix=None if packing.prefix is None else _of_layer(packing.prefix, layer),
+            prefix=None if group.prefix is None else _of_layer(group.prefix, layer),
             causal=causal,
             window=window,
             scaling=scaling,
@@ -239,14 +252,17 @@ def _attend_in(
         gather(flat_TF, rows, width).view(num_documents, -1, group.longest, width)
         for flat_TF, rows in zip(heads[:3], (queries, keys, keys), strict=True)
     )
-    num_prefix_tokens = 0
     if prefix is not None:
-        num_prefix_tokens = prefix[0].shape[1]
         key_NGKD, value_NGKD = (
             _with_prefix(before, own)
             for before, own in zip(prefix, (key_NGKD, value_NGKD), strict=True)
         )
-    mask_NLK = _mask(group, num_prefix_tokens, causal=causal, window=window, like=query_NHLD)
+    mask_NLK = _mask(group, causal=causal, window=window, like=query_NHLD)
+    if prefix is not None:
+        attended_NHLD = _attend_by_products(
+            (query_NHLD, key_NGKD, value_NGKD), mask_NLK, scaling=scaling
+        )
+        return scatter(attended_NHLD, queries, num_tokens)
     attended_NHLD = functional.scaled_dot_product_attention(
         query_NHLD,
         key_NGKD,
@@ -257,6 +273,27 @@ def _attend_in(
         enable_gqa=num_heads > num_key_heads,
     )
     return scatter(attended_NHLD, queries, num_tokens)
+
+
+def _attend_by_products(
+    tables: tuple[Tensor, Tensor, Tensor], mask_NLK: Tensor | None, *, scaling: float
+) -> Tensor:
+    """Attend with plain products, some queries at a time: on CPUs faster than the flash kernel; (N, H, L, D)."""
+    query_NHLD, key_NGKD, value_NGKD = tables
+    num_documents, num_heads, longest, width = query_NHLD.shape
+    query_NGRLD = query_NHLD.view(num_documents, key_NGKD.shape[1], -1, longest, width) * scaling
+    key_NGDK = key_NGKD.transpose(2, 3)
+    parts: list[Tensor] = []
+    for query_NGRSD in query_NGRLD.split(_LONG_BLOCK_TOKENS, dim=3):
+        rows_NGSD = query_NGRSD.flatten(2, 3)
+        scores_NGRSK = (rows_NGSD @ key_NGDK).view(*query_NGRSD.shape[:4], -1)
+        if mask_NLK is not None:
+            start = sum(each.shape[3] for each in parts)
+            end = start + query_NGRSD.shape[3]
+            scores_NGRSK += mask_NLK[:, None, None, start:end]
+        weights_NGSK = scores_NGRSK.softmax(dim=-1).flatten(2, 3)
+        parts.append((weights_NGSK @ value_NGKD).view_as(query_NGRSD))
+    return torch.cat(parts, dim=3).view(num_documents, num_heads, longest, width)
 
 
 def _is_half(tensor: Tensor) -> bool:
@@ -277,7 +314,7 @@ def _build_blocks(
     longest = group.longest
     size = _BLOCK_TOKENS if longest < _LONG_FROM_TOKENS else _LONG_BLOCK_TOKENS
     if not causal or group.branches or longest < _FEW_BLOCKS * size:
-        mask_NLK = _mask(group, 0, causal=causal, window=window, like=like)
+        mask_NLK = _mask(group, causal=causal, window=window, like=like)
         return (Block(0, longest, 0, longest, mask_NLK),)
     triangle_1SS = _added_where_allowed(torch.ones(1, size, size, dtype=torch.bool).tril(), like)
     blocks: list[Block] = []
@@ -307,22 +344,16 @@ def _with_prefix(prefix_GPD: Tensor, own_NGLD: Tensor) -> Tensor:
     return torch.cat([prefix_GPD.expand(own_NGLD.shape[0], -1, -1, -1), own_NGLD], dim=2)
 
 
-def _mask(
-    group: Group, num_prefix_tokens: int, *, causal: bool, window: int | None, like: Tensor
-) -> Tensor | None:
+def _mask(group: Group, *, causal: bool, window: int | None, like: Tensor) -> Tensor | None:
     """What is added to the scores, (1 or N, L, K); None where every query sees every key."""
     place = (causal, window)
     if place not in group.masks:
-        group.masks[place] = _build_mask(
-            group, num_prefix_tokens, causal=causal, window=window, like=like
-        )
+        group.masks[place] = _build_mask(group, causal=causal, window=window, like=like)
     return group.masks[place]
 
 
-def _build_mask(
-    group: Group, num_prefix_tokens: int, *, causal: bool, window: int | None, like: Tensor
-) -> Tensor | None:
-    longest = group.longest
+def _build_mask(group: Group, *, causal: bool, window: int | None, like: Tensor) -> Tensor | None:
+    longest, num_prefix_tokens = group.longest, group.num_prefix_tokens
     keys_K = torch.arange(num_prefix_tokens + longest, device=like.device)
     distance_LK = keys_K[num_prefix_tokens:, None] - keys_K
     allowed_NLK = (distance_LK >= 0 if causal else torch.ones_like(distance_LK, dtype=torch.bool))[
@@ -330,7 +361,7 @@ def _build_mask(
     ]
     distance_NLK = distance_LK[None]
     if group.branches:
-        seen_NLK, distance_NLK = _inside_branches(group, num_prefix_tokens, device=like.device)
+        seen_NLK, distance_NLK = _inside_branches(group, device=like.device)
         allowed_NLK = allowed_NLK & seen_NLK
     if window is not None:
         allowed_NLK = allowed_NLK & (distance_NLK.abs() < window)
@@ -343,10 +374,9 @@ def _build_mask(
     return _added_where_allowed(allowed_NLK, like)
 
 
-def _inside_branches(
-    group: Group, num_prefix_tokens: int, *, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _inside_branches(group: Group, *, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which keys a query's branch sees, and how many tokens before it they are; (N, L, K) each."""
+    num_prefix_tokens = group.num_prefix_tokens
     branch_NK, position_NK = (
         torch.stack(each).to(device)
         for each in zip(

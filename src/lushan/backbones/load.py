@@ -33,6 +33,8 @@ from lushan.records import Batch
 
 Purpose = Literal["classify", "tag", "language", "embed"]
 PackingMode = Literal["packed", "masked", "alone"]
+Prefixes = Prefix | Sequence[Prefix | None] | None
+"""What all documents continue, or what each of them does."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -105,13 +107,13 @@ class Backbone:
         return next(self.model.parameters()).device
 
     def hidden_states(
-        self, batch: Batch, *, prefix: Prefix | None = None, record: Prefix | None = None
+        self, batch: Batch, *, prefix: Prefixes = None, record: Prefix | None = None
     ) -> Tensor:
         """Run the documents of a batch, none of which sees another; (T, D), after the last norm.
 
         Args:
             batch: Packed documents.
-            prefix: Keys and values that every document continues; only in `packed` mode.
+            prefix: Keys and values that every document continues, or what each does; only in `packed` mode.
             record: Filled with this pass's keys and values; only in `packed` mode.
         """
         has_own_start = prefix is None and record is None
@@ -161,14 +163,16 @@ class Backbone:
         return {name: torch.tensor(sorted(set(token_ids)), device=weight.device)}
 
     def _calls(
-        self, batch: Batch, *, prefix: Prefix | None = None, record: Prefix | None = None
+        self, batch: Batch, *, prefix: Prefixes = None, record: Prefix | None = None
     ) -> list[Call]:
         """Cut a batch into what runs at once."""
         lengths = [len(each.token_ids) for each in batch.features]
         branches = [each.branch_starts for each in batch.features]
         if self.packing_mode == "packed":
-            packing = plan_packing(lengths, branches=branches)
-            packing.prefix, packing.record = prefix, record
+            if prefix is None or isinstance(prefix, Prefix):
+                prefix = [prefix] * len(lengths)
+            packing = plan_packing(lengths, branches=branches, prefixes=prefix)
+            packing.record = record
             return [Call(batch.token_ids_1T, batch.position_ids_1T, {"packing": packing})]
         most_tokens = self._most_masked_tokens()
         _refuse_long_branches(self.core.config, branches, lengths, most_tokens)

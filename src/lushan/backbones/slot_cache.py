@@ -37,6 +37,19 @@ class SlotCache:
         """Memory that the tables hold."""
         return sum(table.nbytes for pair in self._tables.values() for table in pair)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the tables have places for."""
+        return self._num_slots * self._num_places
+
+    def layers_of(self, slot: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """Give a view of one text: layer to keys and values, each (G, T, D)."""
+        end = self.lengths[slot]
+        return {
+            layer: (keys_SGCD[slot, :, :end], values_SGCD[slot, :, :end])
+            for layer, (keys_SGCD, values_SGCD) in self._tables.items()
+        }
+
     def add(self, layers: Sequence[dict[int, tuple[Tensor, Tensor]]]) -> int:
         """Append one text, whose keys and values were computed in parts; gives its slot.
 

@@ -42,7 +42,10 @@ def command(
     ] = 32,
     max_tokens: Annotated[
         int,
-        typer.Option("--max-tokens", help="Tokens that a model remembers of them, at most."),
+        typer.Option(
+            "--max-tokens",
+            help="Tokens that a model remembers, at most, of them and of earlier texts.",
+        ),
     ] = 65_536,
     max_model_gigabytes: Annotated[
         float | None,

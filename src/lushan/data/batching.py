@@ -16,26 +16,33 @@ MAX_BATCH_TOKENS = 4096
 
 
 def pack(
-    features: Sequence[Features], *, first_position: int = 0, device: str | torch.device = "cpu"
+    features: Sequence[Features],
+    *,
+    first_position: int | Sequence[int] = 0,
+    device: str | torch.device = "cpu",
 ) -> Batch:
-    """Put documents on one token axis, sorted by length.
+    """Put documents on one token axis, sorted by what they continue and by length.
 
     Args:
         features: At least one document.
-        first_position: Position of each document's first token (the length of a shared prefix).
+        first_position: Position of the first token of all documents, or of each (the length of what it continues).
         device: Where the tensors go.
     """
-    ordered = sorted(features, key=lambda each: len(each.token_ids))
+    firsts = [first_position] * len(features) if isinstance(first_position, int) else first_position
+    pairs = zip(firsts, features, strict=True)
+    placed = sorted(pairs, key=lambda pair: (pair[0], len(pair[1].token_ids)))
+    ordered = [each for _, each in placed]
+    firsts_N = torch.tensor([first for first, _ in placed])
     lengths_N = torch.tensor([len(each.token_ids) for each in ordered])
     ends_N = lengths_N.cumsum(0)
     starts_N = ends_N - lengths_N
     document_ids_T = torch.arange(len(ordered)).repeat_interleave(lengths_N)
-    positions_T = torch.arange(int(ends_N[-1])) - starts_N[document_ids_T] + first_position
-    for start, each in zip(starts_N.tolist(), ordered, strict=True):
+    positions_T = torch.arange(int(ends_N[-1])) + (firsts_N - starts_N)[document_ids_T]
+    for start, (first_place, each) in zip(starts_N.tolist(), placed, strict=True):
         for first in each.branch_starts:
             # Every branch goes on where the start of its document ends; the last one decides about what follows it.
             end = start + len(each.token_ids)
-            place = first_position + each.branch_starts[0]
+            place = first_place + each.branch_starts[0]
             positions_T[start + first : end] = torch.arange(place, place + end - start - first)
     token_ids_T = torch.tensor([token for each in ordered for token in each.token_ids])
     return Batch(

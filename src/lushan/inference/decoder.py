@@ -7,7 +7,6 @@ Shapes: N texts, D width, T tokens.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Protocol
 
@@ -19,24 +18,34 @@ from lushan.backbones.attention import Prefix
 from lushan.backbones.load import Backbone
 from lushan.backbones.many_adapters import Adapter, ManyAdapters
 from lushan.backbones.slot_cache import SlotCache, place
-from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_by_tokens
-from lushan.inference.constrained import read_prefix
-from lushan.records import Features
+from lushan.inference.prefix_store import PrefixStore, TokenIds
+from lushan.inference.reading import PromptReader, Read, Reading, next_parts
 
-TokenIds = tuple[int, ...]
-Adapters = Sequence[Adapter | None]
-"""Of each text; None where the base itself writes. Nothing says that of all."""
+_LEAST_SHARE = 8
+"""Known starts keep this part of the bound, however many answers are being written."""
 
 
 class Decoder(Protocol):
-    """Texts by slot, from 0 on without holes."""
+    """Texts that are being read, and texts by slot, from 0 on without holes."""
 
-    def add(self, texts: Sequence[TokenIds], adapters: Adapters = ()) -> Tensor:
-        """Read whole texts, which take the next slots; the hidden states of their last tokens, (N, D)."""
+    def add(self, number: int, token_ids: TokenIds, adapter: Adapter | None = None) -> None:
+        """Take a text to be read; `number` is that of no other that is open."""
+        ...
+
+    def read(self, max_tokens: int) -> list[Read]:
+        """Read so many tokens at most; texts that are whole then take the next slots, in the order that is given."""
+        ...
+
+    def drop(self, number: int) -> None:
+        """Forget a text that is being read."""
         ...
 
     def step(self, token_ids: Sequence[int]) -> Tensor:
-        """Read one more token of every text; its hidden states, (N, D)."""
+        """Read one more token of the text in every slot; its hidden states, (N, D)."""
+        ...
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Remember what was computed for these texts, so that others may begin with them."""
         ...
 
     def rearrange(self, wanted: Sequence[int]) -> list[int]:
@@ -48,113 +57,125 @@ class SlotDecoder:
     """All texts at once, by packed attention."""
 
     def __init__(
-        self, backbone: Backbone, prefix_ids: TokenIds = (), many: ManyAdapters | None = None
+        self,
+        backbone: Backbone,
+        *,
+        prefixes: PrefixStore | None = None,
+        many: ManyAdapters | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         """Make an empty decoder.
 
         Args:
             backbone: A decoder in `packed` mode.
-            prefix_ids: What many of the texts start with; computed once, for those that the base itself writes.
+            prefixes: What was computed for earlier texts; None reads every text from its start.
             many: What adapts its layers, where texts have adapters.
+            max_tokens: Tokens that are remembered at once, in slots and in `prefixes`, which gets what slots leave but
+                an eighth at least; None leaves it to `prefixes`.
         """
         self._backbone = backbone
         self._cache = SlotCache(backbone.device)
-        self._prefix_ids = prefix_ids
-        self._prefix: Prefix | None = None
-        self._many = many
+        self._prefixes = prefixes
+        self._max_tokens = max_tokens
+        self._reader = PromptReader(backbone, prefixes=prefixes, many=many)
+        self._texts: list[list[int]] = []
         self._adapters: list[Adapter | None] = []
 
-    def add(self, texts: Sequence[TokenIds], adapters: Adapters = ()) -> Tensor:
-        """Read whole texts, which take the next slots; the hidden states of their last tokens, (N, D)."""
-        own = list(adapters) or [None] * len(texts)
-        self._adapters += own
-        length = len(self._prefix_ids)
-        shares = [
-            adapter is None
-            and length > 0
-            and len(text) > length
-            and text[:length] == self._prefix_ids
-            for text, adapter in zip(texts, own, strict=True)
-        ]
-        hidden_D: dict[int, Tensor] = {}
-        recorded: dict[int, list[dict[int, tuple[Tensor, Tensor]]]] = {}
-        for shared in (True, False):
-            start = length if shared else 0
-            documents = [
-                Features(text[start:], place="", example_index=index)
-                for index, text in enumerate(texts)
-                if shares[index] is shared
-            ]
-            documents.sort(key=lambda each: len(each.token_ids))
-            for part in split_by_tokens(documents, MAX_BATCH_TOKENS):
-                sizes = [len(each.token_ids) for each in part]
-                with self._adapted([own[each.example_index] for each in part], sizes):
-                    self._read(part, self._shared() if shared else None, hidden_D, recorded)
-        for index in range(len(texts)):
-            self._cache.add(recorded[index])
-        return torch.stack([hidden_D[index] for index in range(len(texts))])
+    def add(self, number: int, token_ids: TokenIds, adapter: Adapter | None = None) -> None:
+        """Take a text to be read; `number` is that of no other that is open."""
+        self._reader.add(Reading(number, token_ids, adapter))
 
-    def _read(
-        self,
-        documents: list[Features],
-        prefix: Prefix | None,
-        hidden_D: dict[int, Tensor],
-        recorded: dict[int, list[dict[int, tuple[Tensor, Tensor]]]],
-    ) -> None:
-        record = Prefix(0)
-        first_position = prefix.num_tokens if prefix else 0
-        batch = pack(documents, first_position=first_position, device=self._backbone.device)
-        hidden_TD = self._backbone.hidden_states(batch, prefix=prefix, record=record)
-        ends = (batch.last_N + 1).tolist()
-        for each, start, end in zip(batch.features, batch.first_N.tolist(), ends, strict=True):
-            hidden_D[each.example_index] = hidden_TD[end - 1]
-            before = [_layers(prefix, 0, prefix.num_tokens)] if prefix else []
-            recorded[each.example_index] = [*before, _layers(record, start, end)]
+    def read(self, max_tokens: int) -> list[Read]:
+        """Read so many tokens at most; texts that are whole then take the next slots, in the order that is given."""
+        whole = self._reader.read(max_tokens)
+        for reading, computed, _ in whole:
+            self._cache.add([_layers(computed)])
+            self._texts.append(list(reading.token_ids))
+            self._adapters.append(reading.adapter)
+        self._share_room()
+        return [Read(each.number, each.num_reused, hidden_D) for each, _, hidden_D in whole]
 
-    def _shared(self) -> Prefix:
-        if self._prefix is None:
-            self._prefix = read_prefix(self._backbone, self._prefix_ids)
-        return self._prefix
+    def drop(self, number: int) -> None:
+        """Forget a text that is being read."""
+        self._reader.drop(number)
 
     def step(self, token_ids: Sequence[int]) -> Tensor:
-        """Read one more token of every text; its hidden states, (N, D)."""
+        """Read one more token of the text in every slot; its hidden states, (N, D)."""
+        for text, token_id in zip(self._texts, token_ids, strict=True):
+            text.append(token_id)
         token_ids_1N = torch.tensor([list(token_ids)], device=self._backbone.device)
-        with self._adapted(self._adapters, [1] * len(token_ids)):
+        with self._reader.adapted(self._adapters, [1] * len(token_ids)):
             return self._backbone.next_states(token_ids_1N, self._cache)
 
-    def _adapted(self, adapters: Adapters, num_rows: list[int]) -> AbstractContextManager[None]:
-        return nullcontext() if self._many is None else self._many.apply(adapters, num_rows)
+    def keep(self, slots: Sequence[int]) -> None:
+        """Remember what was computed for these texts, so that others may begin with them."""
+        if self._prefixes is None:
+            return
+        for slot in slots:
+            layers = self._cache.layers_of(slot)
+            text = tuple(self._texts[slot])
+            keys, values = ({layer: pair[n] for layer, pair in layers.items()} for n in (0, 1))
+            self._prefixes.add(text, Prefix(len(text), keys, values), self._adapters[slot])
 
     def rearrange(self, wanted: Sequence[int]) -> list[int]:
         """Keep the texts of the wanted slots, some perhaps twice; gives each one's new slot."""
         placed = self._cache.rearrange(wanted)
         by_slot = dict(zip(placed, wanted, strict=True))
-        self._adapters = [self._adapters[by_slot[slot]] for slot in range(len(wanted))]
+        olds = [by_slot[slot] for slot in range(len(wanted))]
+        if olds != list(range(len(self._texts))):
+            self._texts = [list(self._texts[old]) for old in olds]
+            self._adapters = [self._adapters[old] for old in olds]
+        if not wanted:
+            self._cache = SlotCache(self._backbone.device)  # the room is for known starts then
+        self._share_room()
         return placed
 
+    def _share_room(self) -> None:
+        """Leave to known starts what the slots do not take."""
+        if self._prefixes is not None and self._max_tokens is not None:
+            room = self._max_tokens - self._cache.num_tokens
+            self._prefixes.bound(max(room, self._max_tokens // _LEAST_SHARE))
 
-def _layers(record: Prefix, start: int, end: int) -> dict[int, tuple[Tensor, Tensor]]:
-    return {
-        layer: (key_GTD[:, start:end], record.values[layer][:, start:end])
-        for layer, key_GTD in record.keys.items()
-    }
+
+def _layers(computed: Prefix) -> dict[int, tuple[Tensor, Tensor]]:
+    return {layer: (key_GTD, computed.values[layer]) for layer, key_GTD in computed.keys.items()}
 
 
 class SingleDecoder:
-    """One text after another, by the model's own attention and cache."""
+    """One text after another, by the model's own attention and cache; every text is read from its start."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
+        self._readings: dict[Reading, DynamicCache] = {}
         self._caches: list[DynamicCache] = []
 
-    def add(self, texts: Sequence[TokenIds], adapters: Adapters = ()) -> Tensor:
-        """Read whole texts, which take the next slots; the hidden states of their last tokens, (N, D)."""
-        self._caches += [DynamicCache(config=self._backbone.core.config) for _ in texts]
-        caches = self._caches[len(self._caches) - len(texts) :]
-        return torch.stack([self._read(*each) for each in zip(texts, caches, strict=True)])
+    def add(self, number: int, token_ids: TokenIds, adapter: Adapter | None = None) -> None:
+        """Take a text to be read; `number` is that of no other that is open."""
+        reading = Reading(number, token_ids, adapter)
+        self._readings[reading] = DynamicCache(config=self._backbone.core.config)
+
+    def read(self, max_tokens: int) -> list[Read]:
+        """Read so many tokens at most; texts that are whole then take the next slots, in the order that is given."""
+        last: dict[Reading, Tensor] = {}
+        for each, size in next_parts(list(self._readings), max_tokens).items():
+            end = each.num_read + size
+            last[each] = self._read(each.token_ids[each.num_read : end], self._readings[each])
+            each.num_read = end
+        whole = [each for each in self._readings if each.num_left == 0]
+        self._caches += [self._readings.pop(each) for each in whole]
+        return [Read(each.number, 0, last[each]) for each in whole]
+
+    def drop(self, number: int) -> None:
+        """Forget a text that is being read."""
+        self._readings = {
+            each: cache for each, cache in self._readings.items() if each.number != number
+        }
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Remember nothing: a cache of `transformers` cannot be shared."""
 
     def step(self, token_ids: Sequence[int]) -> Tensor:
-        """Read one more token of every text; its hidden states, (N, D)."""
+        """Read one more token of the text in every slot; its hidden states, (N, D)."""
         pairs = zip(token_ids, self._caches, strict=True)
         return torch.stack([self._read((token_id,), cache) for token_id, cache in pairs])
 

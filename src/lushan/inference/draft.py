@@ -3,6 +3,7 @@
 Shapes: V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -33,6 +34,8 @@ class TokenEvent:
     """Why this is the last token; None where it is not."""
     alternatives: "Alternatives" = ()
     """The most likely tokens at this place, as many as were asked for."""
+    num_reused_tokens: int = 0
+    """Tokens of the prompt that were known from earlier texts, and not read again."""
 
 
 Alternatives = tuple[tuple[int, float], ...]
@@ -45,6 +48,8 @@ class Advance(NamedTuple):
     rows: list[tuple[int, int]]
     """What the model reads next: the row that each draft continues, and its new token. Empty at the end."""
     events: list[TokenEvent]
+    finished: Sequence[int] = ()
+    """Rows that hold a finished answer, all but its last token."""
 
 
 class Search(Protocol):
@@ -78,6 +83,8 @@ class Draft:
     ended: End | None = None
     num_alternatives: int = 0
     """How many of the most likely tokens are told at each place."""
+    num_reused_tokens: int = 0
+    """Tokens of the prompt that were known from earlier texts."""
     alternatives: list[Alternatives] = field(default_factory=list[Alternatives])
 
     @property
@@ -98,6 +105,7 @@ class Draft:
             list(self.pieces),
             self.ended,
             self.num_alternatives,
+            self.num_reused_tokens,
             list(self.alternatives),
         )
 
@@ -138,4 +146,5 @@ class Draft:
             self.pieces[place],
             self.ended if is_last else None,
             self.alternatives[place],
+            self.num_reused_tokens,
         )

@@ -16,13 +16,14 @@ from torch import Tensor
 from lushan.backbones.heads import vocabulary_logits
 from lushan.backbones.load import Backbone
 from lushan.backbones.many_adapters import Adapter, ManyAdapters
+from lushan.data.batching import MAX_BATCH_TOKENS
 from lushan.errors import DataError, ModelError, UserError
 from lushan.inference.beam import BeamSearch
-from lushan.inference.constrained import SHORTEST_PREFIX_TOKENS, num_shared_tokens
 from lushan.inference.decoder import Decoder, SingleDecoder, SlotDecoder
 from lushan.inference.draft import Advance, Draft, End, Ends, Search, TokenEvent
 from lushan.inference.generation_settings import GenerationSettings, check_settings
 from lushan.inference.grammar import Constraint, GrammarState
+from lushan.inference.prefix_store import PrefixStore
 from lushan.inference.sampling import Sampling
 from lushan.inference.text_stream import TextStream
 
@@ -136,18 +137,17 @@ def stream(
     *,
     constraint: Constraints = None,
     max_rows: int = MAX_ROWS,
+    prefixes: PrefixStore | None = None,
 ) -> Iterator[TokenEvent]:
     """Answer every prompt and tell each token as it comes; beam search tells an answer when it is final.
 
-    Arguments and errors are those of `generate`; what is wrong is told before the first token.
+    Arguments and errors are those of `generate`; what is wrong is told before the first token. Prompts that start alike
+    share that start; `prefixes` has them share it with those of other calls too.
     """
     token_ids = encode_prompts(backbone, prompts)
-    prefix_ids: tuple[int, ...] = ()
-    if len(token_ids) > 1:
-        prefix_ids = token_ids[0][: num_shared_tokens(token_ids)]
-    if len(prefix_ids) < SHORTEST_PREFIX_TOKENS:
-        prefix_ids = ()
-    engine = GenerationEngine(backbone, max_rows=max_rows, prefix_ids=prefix_ids)
+    if prefixes is None and len(token_ids) > 1:
+        prefixes = PrefixStore.for_texts(token_ids)
+    engine = GenerationEngine(backbone, max_rows=max_rows, prefixes=prefixes)
     constraints: Sequence[Constraint | None] = (
         [constraint] * len(token_ids)
         if constraint is None or isinstance(constraint, Constraint)
@@ -215,7 +215,8 @@ class GenerationEngine:
         *,
         max_rows: int = MAX_ROWS,
         max_tokens: int | None = None,
-        prefix_ids: tuple[int, ...] = (),
+        max_read_tokens: int = MAX_BATCH_TOKENS,
+        prefixes: PrefixStore | None = None,
         many: ManyAdapters | None = None,
     ) -> None:
         """Make an engine without requests.
@@ -224,8 +225,10 @@ class GenerationEngine:
             backbone: A causal language model.
             max_rows: Drafts that are written at once; a request that needs more runs alone.
             max_tokens: Tokens that are remembered at once, all drafts counted as the longest can become; None sets no
-                bound. A request that needs more runs alone.
-            prefix_ids: What many prompts start with; computed once.
+                bound. A request that needs more runs alone. What drafts leave of it is for `prefixes`.
+            max_read_tokens: Prompt tokens that are read between two tokens of answers that are being written.
+            prefixes: What was computed for earlier texts, and takes up what is computed here; None reads every prompt
+                from its start.
             many: What adapts the layers of the backbone, where requests have adapters of their own.
 
         Raises:
@@ -241,7 +244,9 @@ class GenerationEngine:
         """What a user should know."""
         self._decoder: Decoder
         if backbone.packing_mode == "packed":
-            self._decoder = SlotDecoder(backbone, prefix_ids, many)
+            self._decoder = SlotDecoder(
+                backbone, prefixes=prefixes, many=many, max_tokens=max_tokens
+            )
         else:
             self._decoder = SingleDecoder(backbone)
             self.notes = (
@@ -252,21 +257,23 @@ class GenerationEngine:
         self._takes_adapters = many is not None and backbone.packing_mode == "packed"
         self._max_rows = max_rows
         self._max_tokens = max_tokens
+        self._max_read_tokens = max_read_tokens
         self._stop_ids = stop_ids(backbone)
         self._waiting: deque[_Waiting] = deque()
+        self._reading: dict[int, _Waiting] = {}
         self._active: list[_Active] = []
         self._failures: dict[int, UserError] = {}
 
     @property
     def is_busy(self) -> bool:
         """Whether any request is not answered yet."""
-        return bool(self._waiting or self._active)
+        return bool(self._waiting or self._reading or self._active)
 
     @property
     def open_indices(self) -> set[int]:
         """The requests that are not answered yet."""
         waiting = (each.start.prompt_index for each in self._waiting)
-        return {*waiting, *(each.index for each in self._active)}
+        return {*waiting, *self._reading, *(each.index for each in self._active)}
 
     def add(
         self,
@@ -330,6 +337,8 @@ class GenerationEngine:
     def cancel(self, index: int) -> None:
         """Forget a request; its rows are free at once. Nothing happens when it is answered already."""
         self._waiting = deque(each for each in self._waiting if each.start.prompt_index != index)
+        if self._reading.pop(index, None) is not None:
+            self._decoder.drop(index)
         self._active = [each for each in self._active if each.index != index]
         with torch.inference_mode():
             self._close_holes()
@@ -340,14 +349,14 @@ class GenerationEngine:
         return failures
 
     def step(self) -> list[TokenEvent]:
-        """Start the requests that there is room for, and continue all others by one token."""
+        """Continue all answers by one token, and read on what is asked, as far as there is room for it."""
         model = self._backbone.model
         was_training = model.training
         if was_training:  # to set it again at every step costs as much as a layer
             model.eval()
         try:
             with torch.inference_mode():
-                return [*self._continue_active(), *self._start_waiting()]
+                return [*self._continue_active(), *self._read_waiting()]
         finally:
             if was_training:
                 model.train()
@@ -365,23 +374,29 @@ class GenerationEngine:
         )
         return self._advance(self._active, logits_NV, first_slot=0)
 
-    def _start_waiting(self) -> list[TokenEvent]:
+    def _read_waiting(self) -> list[TokenEvent]:
         first_slot = sum(len(each.slots) for each in self._active)
-        started: list[_Waiting] = []
         while self._waiting and _fit(
-            [*self._active, *started, self._waiting[0]], self._max_rows, self._max_tokens
+            [*self._active, *self._reading.values(), self._waiting[0]],
+            self._max_rows,
+            self._max_tokens,
         ):
-            started.append(self._waiting.popleft())
-        if not started:
+            each = self._waiting.popleft()
+            self._reading[each.start.prompt_index] = each
+            self._decoder.add(each.start.prompt_index, each.start.prompt_ids, each.adapter)
+        # Where nobody waits for the next token, fewer and larger passes are faster.
+        found = self._decoder.read(self._max_read_tokens if self._active else MAX_BATCH_TOKENS)
+        if not found:
             return []
-        texts = [each.start.prompt_ids for each in started]
-        adapters = [each.adapter for each in started]
-        logits_NV = self._logits(self._decoder.add(texts, adapters))
-        requests = [
-            _Active(each.start.prompt_index, _search(each), each.num_rows, each.most_tokens, [slot])
-            for slot, each in enumerate(started, start=first_slot)
-        ]
+        requests: list[_Active] = []
+        for slot, read in enumerate(found, start=first_slot):
+            each = self._reading.pop(read.number)
+            each.start.num_reused_tokens = read.num_reused
+            requests.append(
+                _Active(read.number, _search(each), each.num_rows, each.most_tokens, [slot])
+            )
         self._active = [*self._active, *requests]
+        logits_NV = self._logits(torch.stack([each.hidden_D for each in found]))
         return self._advance(requests, logits_NV, first_slot=first_slot)
 
     def _logits(self, hidden_ND: Tensor) -> Tensor:
@@ -400,6 +415,7 @@ class GenerationEngine:
                 self._failures[each.index] = error
                 moved_on = Advance([], [])
             events += moved_on.events
+            self._decoder.keep([each.slots[row] for row in moved_on.finished])
             each.slots = [each.slots[row] for row, _ in moved_on.rows]
             each.next_ids = [token for _, token in moved_on.rows]
         self._active = [each for each in self._active if each.slots]

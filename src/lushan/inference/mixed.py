@@ -18,6 +18,7 @@ from lushan.backbones.many_adapters import ManyAdapters, SharingBackbone
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
 from lushan.inference.generate import GenerationEngine, collect, run
 from lushan.inference.predict import Predictor, weighed, written_answers
+from lushan.inference.prefix_store import PrefixStore
 from lushan.records import Example, Features, Prediction
 from lushan.tasks import Outputs
 
@@ -173,7 +174,10 @@ def _outputs(asked: _Asked, documents: Sequence[_Document], states: FrozenStates
 def _write(asked: Sequence[_Asked], shared: SharedLayers) -> None:
     if not asked:
         return
-    engine = GenerationEngine(shared.backbone, many=shared.many)
+    prompts = [features.token_ids for each in asked for features in each.features]
+    engine = GenerationEngine(
+        shared.backbone, prefixes=PrefixStore.for_texts(prompts), many=shared.many
+    )
     numbers = iter(range(sum(len(each.features) for each in asked)))
     for each in asked:
         for asked_for in each.predictor.prompted(each.features, each.examples):

@@ -78,6 +78,7 @@ class Sampling:
         totals_R = logits_RV.logsumexp(dim=-1)
         rows: list[tuple[int, int]] = []
         events: list[TokenEvent] = []
+        finished: list[int] = []
         for place, (number, draft) in enumerate(list(self._drafts.items())):
             row = place if len(logits_RV) > 1 else 0
             token = self._choose(number, draft, logits_RV[row])
@@ -88,7 +89,8 @@ class Sampling:
                 rows.append((row, token))
             else:
                 del self._drafts[number]
-        return Advance(rows, events)
+                finished.append(row)
+        return Advance(rows, events, finished)
 
     def _choose(self, number: int, draft: Draft, logits_V: Tensor) -> int:
         scores_V = self._filters.apply(draft.all_ids, draft.allowed_only(logits_V))

@@ -15,10 +15,11 @@ from lushan.serving.schemas import (
     CompletionChoice,
     CompletionLogprobs,
     FinishReason,
+    PromptTokensDetails,
     TokenLogprob,
     ToolCall,
     TopLogprob,
-    Usage,
+    WrittenUsage,
 )
 
 Events = AsyncGenerator[TokenEvent, None]
@@ -98,7 +99,7 @@ class Answers:
         return [self._by_choice[choice] for choice in sorted(self._by_choice)]
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> WrittenUsage:
         """Tokens that were read and written."""
         written = sum(
             event.token_id != NO_TOKEN
@@ -106,7 +107,17 @@ class Answers:
             for event in answer.events
         )
         read = self._asked.num_prompt_tokens
-        return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+        reused = {
+            event.prompt_index: event.num_reused_tokens
+            for answer in self._by_choice.values()
+            for event in answer.events[:1]
+        }
+        return WrittenUsage(
+            prompt_tokens=read,
+            completion_tokens=written,
+            total_tokens=read + written,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=sum(reused.values())),
+        )
 
 
 def _reason(event: TokenEvent, answer: Answer) -> FinishReason | None:

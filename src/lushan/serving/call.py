@@ -73,7 +73,11 @@ class Call:
     def _count(self, answers: Answers) -> None:
         """Tell the log and the metrics what was read and written."""
         state, usage = self._request.app.state, answers.usage
-        counts = {"num_prompt": usage.prompt_tokens, "num_completion": usage.completion_tokens}
+        counts = {
+            "num_prompt": usage.prompt_tokens,
+            "num_reused": usage.prompt_tokens_details.cached_tokens,
+            "num_completion": usage.completion_tokens,
+        }
         state.metrics.count_tokens(self._model.name, **counts)
         note(self._request.scope, **{f"{name}_tokens": count for name, count in counts.items()})
         if state.settings.log_texts:

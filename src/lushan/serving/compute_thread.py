@@ -3,12 +3,13 @@
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
 from lushan.backbones.hardware import give_back_freed_memory
+from lushan.backbones.load import Backbone
 from lushan.serving.errors import ServerBusyError
 from lushan.serving.micro_batches import Asked, MicroBatches
 from lushan.serving.streams import Streams, Writing
@@ -52,6 +53,10 @@ class ComputeThread:
     def stop_writing(self, number: int) -> None:
         """Forget a request for written answers, if it is still open."""
         self._send(partial(self._streams.cancel, number))
+
+    def keep_only(self, backbones: Collection[Backbone]) -> None:
+        """Free what is remembered of all others."""
+        self._send(partial(self._streams.keep_only, backbones))
 
     def predict(self, asked: Asked) -> None:
         """Take a request for predictions."""

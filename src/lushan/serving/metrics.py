@@ -28,8 +28,14 @@ class Metrics:
         )
         self._tokens = Counter(
             "lushan_tokens",
-            "Tokens that were read (prompt) and written (completion).",
+            "Tokens of what was asked (prompt) and written (completion).",
             ("model", "kind"),
+            registry=self._registry,
+        )
+        self._reused = Counter(
+            "lushan_reused_tokens",
+            "Prompt tokens among these that were known from earlier requests, and not read again.",
+            ("model",),
             registry=self._registry,
         )
         waiting = Gauge("lushan_waiting", "Requests that wait.", registry=self._registry)
@@ -42,8 +48,11 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def count_tokens(self, model: str, *, num_prompt: int, num_completion: int) -> None:
-        """Count what a model read and wrote."""
+    def count_tokens(
+        self, model: str, *, num_prompt: int, num_completion: int, num_reused: int = 0
+    ) -> None:
+        """Count what a model was asked and wrote; of the prompt, `num_reused` tokens were not read again."""
+        self._reused.labels(model).inc(num_reused)
         self._tokens.labels(model, "prompt").inc(num_prompt)
         self._tokens.labels(model, "completion").inc(num_completion)
 

@@ -310,6 +310,19 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class PromptTokensDetails(BaseModel):
+    """What was asked, more closely."""
+
+    cached_tokens: int
+    """Tokens that were known from earlier requests, and not read again."""
+
+
+class WrittenUsage(Usage):
+    """Tokens of an answer that was written."""
+
+    prompt_tokens_details: PromptTokensDetails
+
+
 class TopLogprob(BaseModel):
     """One of the most likely tokens."""
 
@@ -363,7 +376,7 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str
     """Version of the model that answered."""
     choices: list[ChatChoice]
-    usage: Usage
+    usage: WrittenUsage
 
 
 class CompletionLogprobs(BaseModel):
@@ -394,7 +407,7 @@ class Completion(BaseModel):
     system_fingerprint: str
     """Version of the model that answered."""
     choices: list[CompletionChoice]
-    usage: Usage
+    usage: WrittenUsage
 
 
 class Embedding(BaseModel):

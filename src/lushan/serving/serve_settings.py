@@ -23,7 +23,8 @@ class ServeSettings(Settings):
     """Answers that a model writes at once; bounds memory, changes no answer."""
 
     max_tokens: int = Field(default=65_536, ge=1)
-    """Tokens that a model remembers of these, each counted as long as the longest can become; bounds memory."""
+    """Tokens that a model remembers of these, each counted as long as the longest can become; bounds memory. What they
+    leave of it, an eighth at least, holds earlier texts, whose starts are not read again."""
 
     max_model_gigabytes: float | None = Field(default=None, gt=0)
     """Most memory that the weights of tuned models may take together; None sets no limit."""

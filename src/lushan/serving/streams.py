@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from lushan.backbones.load import Backbone
@@ -14,8 +14,12 @@ from lushan.inference.generate import GenerationEngine
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
 from lushan.inference.mixed import SharedLayers
+from lushan.inference.prefix_store import PrefixStore
 
 logger = logging.getLogger("lushan.serving")
+
+READ_TOKENS = 256
+"""Prompt tokens that are read between two tokens of running answers; more would be read faster, and hold those up longer."""
 
 Told = TokenEvent | Exception | None
 """What a request is told: a token, why it failed, or None behind the last token."""
@@ -61,6 +65,8 @@ class _Desk:
 
     engine: GenerationEngine
     requests: dict[int, Writing] = field(default_factory=dict[int, Writing])
+    is_needed: bool = True
+    """Whether new requests may come."""
 
 
 class Streams:
@@ -84,7 +90,12 @@ class Streams:
             key = id(backbone)
             if key not in self._desks:
                 engine = GenerationEngine(
-                    backbone, max_rows=self._max_rows, max_tokens=self._max_tokens, many=many
+                    backbone,
+                    max_rows=self._max_rows,
+                    max_tokens=self._max_tokens,
+                    max_read_tokens=READ_TOKENS,
+                    prefixes=PrefixStore(self._max_tokens),
+                    many=many,
                 )
                 self._desks[key] = _Desk(engine)
             desk = self._desks[key]
@@ -112,6 +123,7 @@ class Streams:
         for key, desk in list(self._desks.items()):
             if desk.requests:
                 self._step(key, desk)
+        self._clear()
 
     def _step(self, key: int, desk: _Desk) -> None:
         try:
@@ -131,6 +143,18 @@ class Streams:
             desk.requests.pop(number).mailbox.put(error)
         for number in desk.requests.keys() - desk.engine.open_indices:
             desk.requests.pop(number).mailbox.put(None)
+
+    def keep_only(self, needed: Collection[Backbone]) -> None:
+        """Free what is remembered of all backbones but these; answers that were begun are finished first."""
+        kept = {id(each) for each in needed}
+        for key, desk in self._desks.items():
+            desk.is_needed = key in kept
+        self._clear()
+
+    def _clear(self) -> None:
+        self._desks = {
+            key: desk for key, desk in self._desks.items() if desk.is_needed or desk.requests
+        }
 
     def close(self, reason: Exception) -> None:
         """Tell every request that it will not be answered."""

@@ -56,6 +56,14 @@ class Worker:
         """Stop after the step that runs; who still waits is told that the server stops."""
         self._thread.stop()
 
+    def forget_replaced(self) -> None:
+        """Free what is remembered for models that are not there any more."""
+        hosted = list(self._models.values())
+        self._thread.keep_only([
+            each.predictor.backbone if each.layers is None else each.layers.backbone
+            for each in hosted
+        ])
+
     @property
     def num_waiting(self) -> int:
         """Requests of which nothing is computed yet."""

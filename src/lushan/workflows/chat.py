@@ -18,6 +18,7 @@ from lushan.catalog import load_task
 from lushan.errors import DataError, ModelError, RunError, SettingError
 from lushan.inference.generate import stream
 from lushan.inference.predict import Predictor
+from lushan.inference.prefix_store import PrefixStore
 from lushan.model_store.tuned_model import is_tuned_model
 from lushan.records import Prediction, Row, Span, TaskState, Triple, plain_answer
 from lushan.settings import build
@@ -81,6 +82,7 @@ class Conversation:
         self._tell = tell
         self._messages: list[dict[str, str]] = []
         self._has_told_of_cut = False
+        self._prefixes = PrefixStore(predictor.backbone.facts.context_tokens)
         self.last: dict[str, Any] = {}
 
     def ask(self, line: str) -> Generator[str]:
@@ -104,10 +106,13 @@ class Conversation:
         stop_strings = (*predictor.generation.stop_strings, *predictor.state.stop_strings)
         settings = predictor.generation.model_copy(update={"stop_strings": stop_strings})
         pieces: list[str] = []
-        num_tokens, ended = 0, None
+        num_tokens, num_reused, ended = 0, 0, None
         try:
-            for event in stream(predictor.backbone, [prompt_ids], settings):
+            for event in stream(
+                predictor.backbone, [prompt_ids], settings, prefixes=self._prefixes
+            ):
                 num_tokens, ended = num_tokens + 1, event.ended
+                num_reused = event.num_reused_tokens
                 pieces.append(event.text)
                 if event.text:
                     yield event.text
@@ -119,6 +124,7 @@ class Conversation:
                 "reply": reply,
                 "ended": ended or "interrupted",
                 "num_prompt_tokens": len(prompt_ids),
+                "num_reused_tokens": num_reused,
                 "num_cut_tokens": num_cut_tokens,
                 "num_new_tokens": num_tokens,
                 "seconds": time.perf_counter() - started,

@@ -194,6 +194,27 @@ def test_documents_that_continue_a_shared_prefix_are_as_whole_ones(
     torch.testing.assert_close(hidden_TD, torch.cat(expected), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("model_type", PACKED_DECODERS)
+@torch.inference_mode()
+def test_each_document_can_continue_something_else(model_type: str, tiny_folder: MakeTiny) -> None:
+    backbone = load_backbone(tiny_folder(model_type), purpose="embed")
+    starts = [(), *random_documents((11, 20, 11))]
+    prefixes: list[Prefix | None] = [None, *(Prefix(len(each)) for each in starts[1:])]
+    for start, prefix in zip(starts[1:], prefixes[1:], strict=True):
+        backbone.hidden_states(packed([start]), record=prefix)
+    documents = random_documents(LENGTHS)
+    features = [Features(each, "", n % 4) for n, each in enumerate(documents)]
+    batch = pack(features, first_position=[len(starts[n % 4]) for n in range(len(features))])
+    order = [each.example_index for each in batch.features]
+    hidden_TD = backbone.hidden_states(batch, prefix=[prefixes[n] for n in order])
+    model = eager(tiny_folder(model_type))
+    expected = [
+        run_alone(model, [(*starts[n], *each.token_ids)])[len(starts[n]) :]
+        for n, each in zip(order, batch.features, strict=True)
+    ]
+    torch.testing.assert_close(hidden_TD, torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("sizes", [(1, 64), (512, 64), (512, 4)])
 @pytest.mark.parametrize("model_type", PACKED_TYPES)
 def test_gradients_are_those_of_transformers(

@@ -46,6 +46,12 @@ def test_positions_go_on_behind_a_shared_prefix() -> None:
     assert batch.position_ids_1T.tolist() == [[7, 8]]
 
 
+def test_each_document_can_begin_at_a_position_of_its_own() -> None:
+    batch = pack([document(1, 3), document(2, 2), document(3, 1)], first_position=[0, 7, 7])
+    assert [each.example_index for each in batch.features] == [1, 3, 2]
+    assert batch.position_ids_1T.tolist() == [[0, 1, 2, 7, 7, 8]]
+
+
 def test_documents_are_split_in_order_and_a_long_one_stands_alone() -> None:
     documents = [document(index, length) for index, length in enumerate([3, 3, 9, 2, 4])]
     parts = split_by_tokens(documents, 6)

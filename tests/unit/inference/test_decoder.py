@@ -9,11 +9,14 @@ from torch import Tensor
 
 from lushan.backbones.load import load_backbone
 from lushan.inference.decoder import Decoder, SingleDecoder, SlotDecoder
+from lushan.inference.prefix_store import PrefixStore
+from lushan.inference.reading import Read
 from tests.generation import DECODER_TYPES, plain_model
 from tests.unit.inference.conftest import MakeSharp
 
 PACKED_TYPES = [each for each in DECODER_TYPES if each != "gpt_neo"]
 TEXTS = [(5, 9, 30, 31), tuple(range(50, 75)), (5, 9, 30, 31, 32, 33, 34), (300,)]
+START = tuple(range(200, 220))
 NEXT = [(11, 12, 13, 14), (21, 22, 23, 24), (31, 32, 33, 34)]
 
 
@@ -25,9 +28,21 @@ def states(folder: Path, texts: Sequence[tuple[int, ...]]) -> Tensor:
     ])
 
 
-def make(folder: Path, *, packed: bool, prefix_ids: tuple[int, ...] = ()) -> Decoder:
+def make(folder: Path, *, packed: bool, prefixes: PrefixStore | None = None) -> Decoder:
     backbone = load_backbone(folder, purpose="language")
-    return SlotDecoder(backbone, prefix_ids) if packed else SingleDecoder(backbone)
+    return SlotDecoder(backbone, prefixes=prefixes) if packed else SingleDecoder(backbone)
+
+
+def read(
+    decoder: Decoder, texts: Sequence[tuple[int, ...]], *, max_tokens: int = 1000
+) -> list[Read]:
+    """Read texts to their ends; each is asked for by its number."""
+    for number, text in enumerate(texts):
+        decoder.add(number, text)
+    found: list[Read] = []
+    while len(found) < len(texts):
+        found += decoder.read(max_tokens)
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -36,19 +51,85 @@ def _no_gradients() -> object:
         yield
 
 
-@pytest.mark.parametrize("prefix_ids", [(), (5, 9, 30)], ids=["alone", "prefix"])
+@pytest.mark.parametrize("is_known", [False, True], ids=["alone", "prefix"])
+@pytest.mark.parametrize("max_tokens", [6, 1000])
 @pytest.mark.parametrize("model_type", PACKED_TYPES)
 def test_texts_in_slots_are_read_as_alone(
-    model_type: str, prefix_ids: tuple[int, ...], sharp_folder: MakeSharp
+    model_type: str, max_tokens: int, *, is_known: bool, sharp_folder: MakeSharp
 ) -> None:
     folder = sharp_folder(model_type)
-    decoder = make(folder, packed=True, prefix_ids=prefix_ids)
+    decoder = make(folder, packed=True, prefixes=PrefixStore(200) if is_known else None)
     texts = list(TEXTS)
-    torch.testing.assert_close(decoder.add(texts), states(folder, texts), atol=1e-4, rtol=1e-4)
+    if is_known:
+        texts = [START + text for text in TEXTS]
+        read(decoder, [(*START, 77)])
+        decoder.rearrange([])
+    found = read(decoder, texts, max_tokens=max_tokens)
+    assert {each.num_reused for each in found} == {len(START) if is_known else 0}
+    texts = [texts[each.number] for each in found]
+    hidden_ND = torch.stack([each.hidden_D for each in found])
+    torch.testing.assert_close(hidden_ND, states(folder, texts), atol=1e-4, rtol=1e-4)
     for token_ids in NEXT:
         texts = [(*text, token_id) for text, token_id in zip(texts, token_ids, strict=True)]
         found_ND = decoder.step(token_ids)
         torch.testing.assert_close(found_ND, states(folder, texts), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", PACKED_TYPES)
+def test_text_that_goes_on_where_another_ended_is_read_from_there(
+    model_type: str, sharp_folder: MakeSharp
+) -> None:
+    folder = sharp_folder(model_type)
+    decoder = make(folder, packed=True, prefixes=PrefixStore(200))
+    read(decoder, TEXTS)
+    for token_ids in zip(*[range(100, 110)] * len(TEXTS), strict=True):
+        decoder.step(token_ids)
+    decoder.keep([1])
+    decoder.rearrange([])
+    text = (*TEXTS[1], *range(100, 110), 7, 8)
+    (found,) = read(decoder, [text])
+    assert found.num_reused == len(text) - 2
+    torch.testing.assert_close(found.hidden_D[None], states(folder, [text]), atol=1e-4, rtol=1e-4)
+
+
+def test_single_decoder_reads_in_parts(sharp_folder: MakeSharp) -> None:
+    folder = sharp_folder("gpt_neo")
+    decoder = make(folder, packed=False)
+    found = read(decoder, TEXTS, max_tokens=6)
+    texts = [TEXTS[each.number] for each in found]
+    hidden_ND = torch.stack([each.hidden_D for each in found])
+    torch.testing.assert_close(hidden_ND, states(folder, texts), atol=1e-4, rtol=1e-4)
+    expected_ND = states(folder, [(*text, 9) for text in texts])
+    torch.testing.assert_close(decoder.step([9] * 4), expected_ND, atol=1e-4, rtol=1e-4)
+
+
+def test_text_that_was_dropped_takes_no_slot(sharp_folder: MakeSharp) -> None:
+    for packed, model_type in ((True, "llama"), (False, "gpt_neo")):
+        decoder = make(sharp_folder(model_type), packed=packed)
+        decoder.add(0, TEXTS[1])
+        decoder.add(1, TEXTS[0])
+        assert decoder.read(4) == []
+        decoder.drop(0)
+        assert [each.number for each in decoder.read(100)] == [1]
+        assert decoder.step([3]).shape[0] == 1
+
+
+def test_known_starts_get_what_slots_leave_but_an_eighth_at_least(
+    sharp_folder: MakeSharp,
+) -> None:
+    store = PrefixStore(320)
+    backbone = load_backbone(sharp_folder("llama"), purpose="language")
+    decoder = SlotDecoder(backbone, prefixes=store, max_tokens=320)
+    for start in range(5):
+        read(decoder, [tuple(range(start, start + 60))])  # in one slot of 64 places
+        decoder.rearrange([])
+    assert store.num_tokens == 4 * 60
+    read(decoder, [(9,) * 60, (8,) * 60])
+    assert store.num_tokens == 3 * 60
+    read(decoder, [(7,) * 120] * 3)  # five slots of 128 places
+    decoder.rearrange([4])
+    read(decoder, [(6,) * 50])
+    assert store.num_tokens == 40
 
 
 @pytest.mark.parametrize(("model_type", "packed"), [("gemma3_text", True), ("gpt_neo", False)])
@@ -57,12 +138,12 @@ def test_texts_are_copied_moved_and_forgotten(
 ) -> None:
     folder = sharp_folder(model_type)
     decoder = make(folder, packed=packed)
-    decoder.add(TEXTS)
+    assert [each.number for each in read(decoder, TEXTS)] == [0, 1, 2, 3]
     wanted = [3, 1, 1, 0, 1]
     placed = decoder.rearrange(wanted)
     assert sorted(placed) == [0, 1, 2, 3, 4]
     texts = {slot: TEXTS[old] for slot, old in zip(placed, wanted, strict=True)}
-    decoder.add([(8, 7, 6)])
+    read(decoder, [(8, 7, 6)])
     texts[5] = (8, 7, 6)
     for step in range(3):
         token_ids = [100 + 10 * step + slot for slot in range(6)]

@@ -11,7 +11,7 @@ import torch
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.many_adapters import Adapter, ManyAdapters, own_adapter
 from lushan.errors import DataError, ModelError, SettingError
-from lushan.inference import constrained, decoder
+from lushan.inference import reading
 from lushan.inference.constrained import num_shared_tokens
 from lushan.inference.generate import (
     GenerationEngine,
@@ -104,19 +104,21 @@ def test_prefix_that_all_prompts_share_changes_no_answer(backbone: Backbone) -> 
     assert [each.token_ids for each in together] == [each.token_ids for each in alone]
 
 
-def test_shared_prefix_is_read_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("max_rows", [1, 4])
+def test_shared_prefix_is_read_once(
+    max_rows: int, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[int] = []
-    pack = decoder.pack
+    pack = reading.pack
 
     def counted(documents: list[Features], **options: object) -> Batch:
         read.append(sum(len(each.token_ids) for each in documents))
         return pack(documents, **options)  # pyright: ignore[reportArgumentType]
 
-    for reader in (constrained, decoder):
-        monkeypatch.setattr(reader, "pack", counted)
+    monkeypatch.setattr(reading, "pack", counted)
     start = "The children ran home along the river. Text:"
     prompts = [f"{start} {text}" for text in PROMPTS]
-    generate(backbone, prompts, settings(), max_rows=1)
+    generate(backbone, prompts, settings(), max_rows=max_rows)
     lengths = [len(ids) for ids in encode_prompts(backbone, prompts)]
     num_shared = num_shared_tokens(encode_prompts(backbone, prompts))
     assert num_shared >= 8

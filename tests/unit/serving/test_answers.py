@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generation_settings import GenerationSettings
@@ -41,6 +42,7 @@ def test_pieces_are_those_of_the_cleaned_text() -> None:
 def test_choices_count_the_answers_to_all_prompts() -> None:
     asked = Asked([PROMPTED, PROMPTED], 2, 0, str)
     events = [event(f"{p}{a}", prompt=p, answer=a) for p in (1, 0) for a in (1, 0)]
+    events = [replace(each, num_reused_tokens=1 + each.prompt_index) for each in events]
     answers, _ = collected(asked, events)
     assert [(each.choice, each.text) for each in answers.in_order] == [
         *[(0, "00"), (1, "01")],
@@ -50,6 +52,7 @@ def test_choices_count_the_answers_to_all_prompts() -> None:
         "prompt_tokens": 6,
         "completion_tokens": 4,
         "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 3},
     }
 
 

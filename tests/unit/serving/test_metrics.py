@@ -9,7 +9,7 @@ def test_page_has_what_was_counted() -> None:
     metrics = Metrics(num_waiting=lambda: 3, num_running=lambda: 2)
     metrics.count_request("/v1/models", status=200, seconds=0.03)
     metrics.count_request("/v1/models", status=404, seconds=9.0)
-    metrics.count_tokens("m", num_prompt=5, num_completion=7)
+    metrics.count_tokens("m", num_prompt=5, num_reused=3, num_completion=7)
     families = text_string_to_metric_families(metrics.page().decode())
     found = {
         (each.name, *each.labels.values()): each.value
@@ -21,4 +21,5 @@ def test_page_has_what_was_counted() -> None:
     assert found["lushan_request_seconds_count", "/v1/models"] == 2
     assert found["lushan_tokens_total", "prompt", "m"] == 5
     assert found["lushan_tokens_total", "completion", "m"] == 7
+    assert found["lushan_reused_tokens_total", "m"] == 3
     assert (found["lushan_waiting",], found["lushan_running",]) == (3, 2)

@@ -59,7 +59,44 @@ def test_stream_gives_the_same_text_in_pieces_and_usage_at_the_end(client: opena
     assert [each.role for each in deltas] == ["assistant"] + [None] * (len(deltas) - 1)
     reasons = [chunk.choices[0].finish_reason for chunk in chunks[:-1]]
     assert reasons == [None] * (len(deltas) - 1) + ["length"]
-    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    told, expected = chunks[-1].usage, whole.usage
+    assert told is not None
+    assert told.prompt_tokens_details is not None
+    assert expected is not None
+    assert told.prompt_tokens_details.cached_tokens == told.prompt_tokens - 1
+    assert chunks[-1].choices == []
+    assert told.model_copy(update={"prompt_tokens_details": None}) == expected.model_copy(
+        update={"prompt_tokens_details": None}
+    )
+
+
+def test_next_turn_of_a_chat_reads_only_what_is_new(
+    client: openai.OpenAI, served: Served, chat_folder: Path
+) -> None:
+    def reused() -> float:
+        lines = served.get("/metrics").text.splitlines()
+        told = [
+            each for each in lines if each.startswith('lushan_reused_tokens_total{model="chatter"}')
+        ]
+        return float(told[0].split()[-1]) if told else 0.0
+
+    asked: dict[str, Any] = {"model": "chatter", "max_tokens": 24}
+    messages: list[Any] = [{"role": "user", "content": "Which river did they cross at night?"}]
+    first = client.chat.completions.create(messages=messages, **asked)
+    before = reused()
+    messages.append({"role": "assistant", "content": first.choices[0].message.content})
+    messages.append({"role": "user", "content": "And then?"})
+    found = client.chat.completions.create(messages=messages, **asked)
+    assert found.usage is not None
+    assert found.usage.prompt_tokens_details is not None
+    assert first.usage is not None
+    cached = found.usage.prompt_tokens_details.cached_tokens
+    assert cached is not None
+    assert first.usage.prompt_tokens <= cached < found.usage.prompt_tokens
+    assert reused() == before + cached
+    (expected,) = plain_answers(chat_folder, prompt_of(chat_folder, messages), max_new_tokens=24)
+    text = AutoTokenizer.from_pretrained(chat_folder).decode(expected, skip_special_tokens=True)
+    assert found.choices[0].message.content == text.strip()
 
 
 def test_async_requests_together_are_answered_as_one_by_one(served: Served) -> None:

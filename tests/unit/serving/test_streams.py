@@ -1,6 +1,7 @@
 """Written answers of all requests together: rows that are freed, and an engine that fails."""
 
 import asyncio
+import weakref
 
 import pytest
 
@@ -72,6 +73,28 @@ def test_engine_that_fails_is_told_and_replaced(
     failed, answered = asyncio.run(write())
     assert [type(each) for each in failed] == [MemoryError]
     assert len(answered) == 4
+
+
+def test_engine_of_a_replaced_model_is_freed_when_its_answers_are_finished(
+    chatter: HostedModel,
+) -> None:
+    async def write() -> list[Told]:
+        streams, mailbox = Streams(max_rows=2, max_tokens=1000), Mailbox()
+        streams.add(writing(1, chatter, mailbox))
+        streams.step()
+        (desk,) = streams._desks.values()
+        engine = weakref.ref(desk.engine)
+        streams.keep_only([chatter.predictor.backbone])
+        assert streams._desks
+        streams.keep_only([])
+        del desk
+        assert engine() is not None
+        while streams.is_busy:
+            streams.step()
+        assert engine() is None
+        return await all_told(mailbox)
+
+    assert len(asyncio.run(write())) == 4
 
 
 def test_encoder_is_told_that_it_cannot_write(classifier: HostedModel) -> None:

@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -130,6 +132,7 @@ def test_predictions_of_several_requests_share_a_batch(
 
     async def ask(worker: Worker) -> list[list[str]]:
         blocking = asyncio.create_task(worker.run(held.wait))
+        await once(lambda: worker.num_running == 1)  # else some may be answered before
         parts = [EXAMPLES[:1], EXAMPLES[1:3], EXAMPLES[3:]]
         asked = [asyncio.create_task(worker.predict("run", part)) for part in parts]
         await once(lambda: worker.num_waiting + worker.num_running == 4)
@@ -141,6 +144,23 @@ def test_predictions_of_several_requests_share_a_batch(
         found = asyncio.run(ask(worker))
     assert found == [["id0"], ["id1", "id2"], ["id3", "id4"]]
     assert sizes == [5]
+
+
+def test_what_a_replaced_model_remembers_is_freed(chatter: HostedModel) -> None:
+    models = {"chatter": chatter}
+    worker = Worker(models, ServeSettings())
+    worker.start()
+    try:
+        asyncio.run(tokens(worker))
+        worker.forget_replaced()
+        assert asyncio.run(worker.run(lambda: len(worker._thread._streams._desks))) == 1
+        models["chatter"] = replace(
+            chatter, predictor=replace(chatter.predictor, backbone=copy(chatter.predictor.backbone))
+        )
+        worker.forget_replaced()
+        assert asyncio.run(worker.run(lambda: len(worker._thread._streams._desks))) == 0
+    finally:
+        worker.stop()
 
 
 def test_long_request_gives_way_to_a_short_one(classifier: HostedModel) -> None:

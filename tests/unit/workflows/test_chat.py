@@ -45,9 +45,14 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Record what is read before each reply."""
     seen: list[list[int]] = []
 
-    def recorded(backbone: Any, asked: Any, settings: Any) -> Iterator[TokenEvent]:  # noqa: ANN401
+    def recorded(
+        backbone: Any,  # noqa: ANN401
+        asked: Any,  # noqa: ANN401
+        settings: Any,  # noqa: ANN401
+        **options: Any,  # noqa: ANN401
+    ) -> Iterator[TokenEvent]:
         seen.append(list(asked[0]))
-        return stream(backbone, asked, settings)
+        return stream(backbone, asked, settings, **options)
 
     monkeypatch.setattr(module, "stream", recorded)
     return seen
@@ -165,7 +170,7 @@ def test_base_model_is_written_to_in_plain_words_and_ends_before_it_speaks_for_t
         ]
     )
     seen: list[Any] = []
-    monkeypatch.setattr(module, "stream", lambda *call: seen.append(call) or iter(()))
+    monkeypatch.setattr(module, "stream", lambda *call, **_: seen.append(call) or iter(()))
     say(talk, "Hi")
     assert seen[0][2].stop_strings == ("\n\nUser:",)
 

@@ -62,6 +62,7 @@ class Studio:
         """
         hosted = await self.worker.run(partial(host, str(run), self.app.state.resident))
         self.app.state.models[hosted.name] = hosted
+        self.worker.forget_replaced()
         return hosted.name
 
     def choices(
