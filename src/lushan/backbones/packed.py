@@ -292,8 +292,9 @@ def _fused_norm(norm: nn.Module) -> FusedNorm | None:
     """Give what does the same as a norm, shown on random numbers; None where that is not known here."""
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     weight = getattr(norm, "weight", None)
-    is_known = type(norm).__name__.endswith("RMSNorm") and isinstance(epsilon, float)
-    if not is_known or not isinstance(weight, nn.Parameter) or weight.dtype != torch.bfloat16:
+    if not type(norm).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):
+        return None
+    if not isinstance(weight, nn.Parameter) or weight.dtype != torch.bfloat16:
         return None
     if weight.dim() != 1 or len(weight) % 16 or native.why_missing():
         return None
