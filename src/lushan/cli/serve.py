@@ -1,7 +1,7 @@
 """`lushan serve`: answer requests over HTTP."""
 
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -9,6 +9,7 @@ from lushan.cli.console import (
     JsonOption,
     SeedOption,
     StoreOption,
+    WeightsOption,
     emit_json,
     open_store,
     tell,
@@ -37,6 +38,7 @@ def command(
             help="Pages that a browser may let ask, such as https://example.org; may be repeated.",
         ),
     ] = None,
+    weights: WeightsOption = "auto",
     max_rows: Annotated[
         int, typer.Option("--max-rows", help="Answers that a model writes at once.")
     ] = 32,
@@ -88,6 +90,7 @@ def command(
     del seed  # every command takes it; each request brings its own
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         need(package, extra="serve", purpose=PURPOSE)
+    from lushan.backbones.packed import WeightsSetting, choose_weights
     from lushan.serving.hosted import names_of
     from lushan.serving.serve_settings import ServeSettings
     from lushan.serving.server import serve
@@ -108,6 +111,7 @@ def command(
         "log_texts": log_texts,
     }
     with_page = find_spec("gradio") is not None if page is None else page
+    choose_weights(weights, "bf16")  # what cannot be is refused before the port is opened
     targets = targets or []
     names = names_of(targets)
     if not (targets or with_page):
@@ -125,5 +129,12 @@ def command(
 
     with open_store(store, purpose=PURPOSE, create=True) as database:
         settings = build(ServeSettings, values, source="lushan serve")
-        serve(targets, settings, database=database, with_page=with_page, listening=listening)
+        serve(
+            targets,
+            settings,
+            weights=cast("WeightsSetting", weights),
+            database=database,
+            with_page=with_page,
+            listening=listening,
+        )
     tell("Stopped.")

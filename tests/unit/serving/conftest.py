@@ -34,7 +34,7 @@ def caller(caller_folder: Path) -> HostedModel:
 @pytest.fixture(scope="session")
 def chatter(chat_folder: Path) -> HostedModel:
     """Give that model, loaded."""
-    return host(str(chat_folder), Resident(), precision="fp32")
+    return host(str(chat_folder), Resident(weights="fp32"))
 
 
 @pytest.fixture(scope="session")
