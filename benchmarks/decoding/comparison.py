@@ -122,15 +122,17 @@ def shown(value: float) -> str:
 
 def ended(runs: Sequence[Result]) -> str:
     """How many runs there are, and what became of those that failed."""
-    whys = sorted({run["crash"] for run in runs if "crash" in run})
+    whys = sorted({run["crash"].replace("|", "/") for run in runs if "crash" in run})
     return "; ".join([str(len(runs)), *(f"ended by {why}" for why in whys)])
 
 
 def same_tokens(runs: Sequence[Result], reference: Sequence[Result]) -> str:
     """Share of the prompts whose first tokens are those of the reference."""
-    starts = next((run["starts"] for run in runs if "starts" in run), None)
-    wanted = next((run["starts"] for run in reference if "starts" in run), None)
-    if starts is None or wanted is None:
+    starts, wanted = (
+        max((run["starts"] for run in each if "starts" in run), key=len, default=None)
+        for each in (runs, reference)
+    )
+    if starts is None or wanted is None or len(starts) != len(wanted):
         return "-"
     return f"{sum(a == b for a, b in zip(starts, wanted, strict=True))} of {len(wanted)}"
 

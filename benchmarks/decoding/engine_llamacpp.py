@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
+from urllib.request import Request, urlopen
 
 import xllamacpp
-from llama_requests import CONTEXT_TOKENS, asks
-from measure import MOST_REQUESTS, Write, measure
+from measure import LONG_PROMPT_TOKENS, MOST_REQUESTS, NUM_NEW_TOKENS, PROMPT_TOKENS, Write, measure
+
+PLACES_STEP = 256
+_NEEDED = max(MOST_REQUESTS * (PROMPT_TOKENS + NUM_NEW_TOKENS + 2), LONG_PROMPT_TOKENS + 2)
+CONTEXT_TOKENS = -(-_NEEDED // PLACES_STEP) * PLACES_STEP
+"""Shared by all slots."""
 
 
 def load(options: argparse.Namespace) -> Write:
@@ -23,7 +29,23 @@ def load(options: argparse.Namespace) -> Write:
     server = xllamacpp.Server(parameters)
 
     def write(prompts: Sequence[list[int]], num_new_tokens: int) -> list[list[int]]:
-        return asks(server.listening_address)(prompts, num_new_tokens)
+        # All prompts in one request: the server spreads them over its slots.
+        question = {
+            "prompt": prompts,
+            "n_predict": num_new_tokens,
+            "samplers": ["top_k"],
+            "top_k": 1,
+            "ignore_eos": True,
+            "cache_prompt": False,
+            "return_tokens": True,
+        }
+        headers = {"Content-Type": "application/json"}
+        address = f"{server.listening_address}/completion"
+        request = Request(address, json.dumps(question).encode(), headers)  # noqa: S310
+        with urlopen(request) as response:  # noqa: S310 - an address of this process
+            found = json.load(response)
+        answers = found if isinstance(found, list) else [found]
+        return [each["tokens"] for each in sorted(answers, key=lambda each: each["index"])]
 
     return write
 

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI: its pipeline with continuous batching."""
+"""OpenVINO GenAI: its pipeline with continuous batching; the form `int8-exact` rounds weights alone, as Lushan does."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import openvino_genai
 from measure import LONG_PROMPT_TOKENS, MOST_REQUESTS, PROMPT_TOKENS, Write, measure
 
 CACHE_GIGABYTES = 1
+EXACT = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "bf16"}
+"""Else what goes into products, keys and values are rounded to 8 bits too."""
 
 
 def load(options: argparse.Namespace) -> Write:
@@ -20,8 +22,11 @@ def load(options: argparse.Namespace) -> Write:
     scheduler.max_num_seqs = MOST_REQUESTS
     scheduler.max_num_batched_tokens = max(LONG_PROMPT_TOKENS, MOST_REQUESTS * PROMPT_TOKENS)
     scheduler.enable_prefix_caching = False
+    properties = {"INFERENCE_NUM_THREADS": options.threads}
+    if options.form.endswith("exact"):
+        properties |= EXACT
     pipeline = openvino_genai.ContinuousBatchingPipeline(
-        options.model, scheduler, "CPU", {"INFERENCE_NUM_THREADS": options.threads}
+        options.model, scheduler, "CPU", properties
     )
 
     def write(prompts: Sequence[list[int]], num_new_tokens: int) -> list[list[int]]:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from measure import Write, measure
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+
+NUM_BLOCKS = 64
+"""Of 256 places each; else it takes most of the memory."""
 
 
 def load(options: argparse.Namespace) -> Write:
@@ -32,7 +35,10 @@ def load(options: argparse.Namespace) -> Write:
             pad_token_id=0, eos_token_id=-1, do_sample=False, max_new_tokens=num_new_tokens
         )
         found = model.generate_batch(
-            inputs=[list(each) for each in prompts], generation_config=settings, progress_bar=False
+            inputs=[list(each) for each in prompts],
+            generation_config=settings,
+            continuous_batching_config=ContinuousBatchingConfig(num_blocks=NUM_BLOCKS),
+            persistent_manager=True,
         )
         # Requests are named in the order in which they were added.
         return [list(each.generated_tokens) for each in found.values()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Environment = Literal[
-    "lushan", "llamacpp", "llama-server", "openvino", "ctranslate2", "onnx", "transformers", "vllm"
+    "lushan", "llamacpp", "openvino", "ctranslate2", "onnx", "transformers", "vllm"
 ]
 
 
@@ -50,7 +50,7 @@ ENGINES = (
     ),
     Engine(
         name="llamacpp-q8_0",
-        title="llama.cpp, Q8_0 (wheel)",
+        title="llama.cpp, Q8_0",
         script="engine_llamacpp.py",
         form="q8_0",
         environment="llamacpp",
@@ -61,35 +61,11 @@ ENGINES = (
     ),
     Engine(
         name="llamacpp-q4_0",
-        title="llama.cpp, Q4_0 (wheel)",
+        title="llama.cpp, Q4_0",
         script="engine_llamacpp.py",
         form="q4_0",
         environment="llamacpp",
         bits=4,
-        makes=(*_GGUF, "q4_0"),
-        makes_in="lushan",
-        file="model.gguf",
-    ),
-    Engine(
-        name="llamaserver-q8_0",
-        title="llama.cpp, Q8_0 (compiled here)",
-        script="engine_llama_server.py",
-        form="q8_0",
-        environment="llama-server",
-        bits=8,
-        folder="llamacpp-q8_0",
-        makes=(*_GGUF, "q8_0"),
-        makes_in="lushan",
-        file="model.gguf",
-    ),
-    Engine(
-        name="llamaserver-q4_0",
-        title="llama.cpp, Q4_0 (compiled here)",
-        script="engine_llama_server.py",
-        form="q4_0",
-        environment="llama-server",
-        bits=4,
-        folder="llamacpp-q4_0",
         makes=(*_GGUF, "q4_0"),
         makes_in="lushan",
         file="model.gguf",
@@ -103,6 +79,17 @@ ENGINES = (
         bits=8,
         makes=(*_OPTIMUM, "int8"),
         makes_in="optimum",
+    ),
+    Engine(
+        name="openvino-exact",
+        title="OpenVINO GenAI, int8 weights alone",
+        script="engine_openvino.py",
+        form="int8-exact",
+        environment="openvino",
+        bits=8,
+        makes=(*_OPTIMUM, "int8"),
+        makes_in="optimum",
+        folder="openvino-int8",
     ),
     Engine(
         name="openvino-int4",
@@ -224,7 +211,7 @@ TARGETS = (
     Target(
         work="decode_1",
         title="decode, 1 request",
-        rivals=("llamacpp-q8_0", "llamaserver-q8_0"),
+        rivals=("llamacpp-q8_0",),
         least_bits=8,
         ratio=0.9,
     ),
@@ -235,7 +222,7 @@ TARGETS = (
     Target(
         work="rss_bytes_after_32",
         title="resident memory, at most 8 bits a weight",
-        rivals=("llamacpp-q8_0", "llamaserver-q8_0"),
+        rivals=("llamacpp-q8_0",),
         ours=("lushan-int8",),
         ratio=0.67,
     ),

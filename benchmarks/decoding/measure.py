@@ -24,11 +24,8 @@ NUM_WARM_TOKENS = 4
 NUM_TRIES = 3
 """Of what takes well under a second; the median counts."""
 NUM_KEPT_TOKENS = 8
-"""Of the answers to eight prompts, in order to see that all engines run the same model."""
-NUM_KEPT_PROMPTS = 8
+"""Of every answer, in order to see that all engines run the same model."""
 BYTES_PER_KIBIBYTE = 1024
-NANOSECONDS = 1e9
-_WATCHED: list[int] = []
 
 
 class Taken(NamedTuple):
@@ -84,7 +81,7 @@ def measure(load: Callable[[argparse.Namespace], Write]) -> None:
         num_tokens = num_requests * NUM_NEW_TOKENS
         rate = Taken(*(num_tokens / each for each in seconds))
         kept.add(**{f"decode_{num_requests}": rate._asdict()}, **memory(f"after_{num_requests}"))
-        if num_requests == NUM_KEPT_PROMPTS:
+        if num_requests == MOST_REQUESTS:
             kept.add(starts=[each[:NUM_KEPT_TOKENS] for each in answers])
     write(prompts["long"][:1], 1)
     seconds = first_tokens(write, prompts["long"][1:2])
@@ -92,21 +89,9 @@ def measure(load: Callable[[argparse.Namespace], Write]) -> None:
     kept.add(**memory("at_the_end"), is_whole=True)
 
 
-def watch(pid: int) -> None:
-    """Count the time and memory of another process, which computes for this one."""
-    _WATCHED.append(pid)
-
-
 def now() -> Taken:
     """Both clocks."""
-    others = sum(processor_seconds(pid) for pid in _WATCHED)
-    return Taken(time.perf_counter(), time.process_time() + others)
-
-
-def processor_seconds(pid: int) -> float:
-    """Seconds that the threads of another process have run."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(each.read_text().split()[0]) for each in tasks) / NANOSECONDS
+    return Taken(time.perf_counter(), time.process_time())
 
 
 def since(start: Taken) -> Taken:
@@ -139,8 +124,7 @@ def checked(write: Write) -> Write:
 
 def memory(when: str) -> dict[str, int]:
     """Resident size now, and the highest so far, in bytes."""
-    process = next(iter(_WATCHED), "self")
-    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     sizes = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
     return {
         f"rss_bytes_{when}": int(sizes["VmRSS"]) * BYTES_PER_KIBIBYTE,

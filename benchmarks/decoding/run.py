@@ -77,6 +77,8 @@ def main() -> None:
         options.forms.mkdir(parents=True, exist_ok=True)
         describe_machine(options)
         run_missing(options)
+    if options.make_only:
+        return
     section = comparison.make_section(options.out)
     print(section)
     if options.document:
