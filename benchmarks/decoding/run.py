@@ -30,7 +30,7 @@ import table  # noqa: E402
 CASE = cases.case_named("sst2")
 NUM_TUNING_ROWS = 64
 """For a classifier whose answers do not matter here."""
-NUM_SCORED_TEXTS = 512
+NUM_SCORED_TEXTS = 256
 TIMEOUT_SECONDS = 600
 MAKING_SECONDS = 1_800
 QUIET = {

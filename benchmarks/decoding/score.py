@@ -14,7 +14,6 @@ from measure import Kept, Taken, memory, now, since
 
 BATCH_SIZE = 32
 NUM_WARM_TEXTS = 64
-NUM_TRIES = 2
 SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 """What `lushan export --to openvino` says of its files."""
 
@@ -37,12 +36,10 @@ def main() -> None:
     score = ways.get(options.form, transformers)(options)
     kept = Kept(options.out)
     score(texts[:NUM_WARM_TEXTS])
-    rates: list[Taken] = []
-    for _ in range(NUM_TRIES):
-        started = now()
-        classes = score(texts)
-        rates.append(Taken(*(len(texts) / each for each in since(started))))
-        kept.add(scoring=max(rates)._asdict(), num_first_class=list(classes).count(0))
+    started = now()
+    classes = score(texts)
+    rate = Taken(*(len(texts) / each for each in since(started)))
+    kept.add(scoring=rate._asdict(), num_first_class=list(classes).count(0))
     kept.add(**memory("at_the_end"), is_whole=True)
 
 
