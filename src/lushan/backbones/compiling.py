@@ -10,7 +10,6 @@ Shapes: T tokens, D width.
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,6 +27,7 @@ from lushan.backbones import attention
 from lushan.backbones.hardware import Choice, machine
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.load import Backbone
+from lushan.backbones.native import find_compiler
 from lushan.records import Batch
 
 Tell = Callable[[str], None]
@@ -88,13 +88,6 @@ class Measured:
     def speedup(self) -> float:
         """How many times as fast compiled layers are."""
         return self.eager_seconds_per_token / self.compiled_seconds_per_token
-
-
-def find_compiler() -> str | None:
-    """Give the C++ compiler that is used: `CXX`, else what this system has."""
-    named = os.environ.get("CXX")
-    candidates = (named,) if named else ("g++", "clang++", "c++")
-    return next((each for each in candidates if shutil.which(each)), None)
 
 
 def choose_compiling(

@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lushan.backbones.frozen import Position
+from lushan.backbones.packed import PackedLinear
 from lushan.backbones.token_models import is_token_model
 from lushan.errors import ModelError
 from lushan.records import Batch
@@ -115,7 +116,7 @@ def token_log_likelihoods(model: nn.Module, hidden_KD: Tensor, targets_K: Tensor
         targets_K: The token that follows each.
     """
     layer: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    size = max(1, _MOST_LOGITS // len(layer.weight))
+    size = max(1, _MOST_LOGITS // layer.out_features)
 
     def of_part(part_KD: Tensor, following_K: Tensor) -> Tensor:
         logits_KV = vocabulary_logits(model, part_KD)
@@ -137,6 +138,8 @@ def vocabulary_logits(model: nn.Module, hidden_KD: Tensor, tokens: Tensor | None
         tokens: Token ids to score; None scores all.
     """
     layer: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    if isinstance(layer, PackedLinear) and not torch.is_grad_enabled():
+        return _packed_logits(model, layer, hidden_KD, tokens)
     weight_VD, bias_V = layer.weight, layer.bias
     if tokens is not None:
         weight_VD = weight_VD[tokens]
@@ -147,7 +150,20 @@ def vocabulary_logits(model: nn.Module, hidden_KD: Tensor, tokens: Tensor | None
 def _vocabulary_logits(
     model: nn.Module, hidden_KD: Tensor, weight_VD: Tensor, bias_V: Tensor | None
 ) -> Tensor:
-    logits = functional.linear(hidden_KD, weight_VD, bias_V).float()
+    return _scaled(model, functional.linear(hidden_KD, weight_VD, bias_V).float())
+
+
+def _packed_logits(
+    model: nn.Module, layer: PackedLinear, hidden_KD: Tensor, tokens: Tensor | None
+) -> Tensor:
+    if tokens is None:
+        return _scaled(model, layer.product.logits(hidden_KD, layer.bias))
+    bias = None if layer.bias is None else layer.bias[tokens]
+    logits = functional.linear(hidden_KD, layer.product.rows(tokens), bias)
+    return _scaled(model, logits.float())
+
+
+def _scaled(model: nn.Module, logits: Tensor) -> Tensor:
     scale, softcap = logit_scale(model), logit_softcap(model)
     if scale != 1.0:
         logits = logits * scale

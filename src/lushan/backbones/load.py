@@ -33,6 +33,8 @@ from lushan.records import Batch
 
 Purpose = Literal["classify", "tag", "language", "embed"]
 PackingMode = Literal["packed", "masked", "alone"]
+WeightForm = Literal["fp32", "bf16", "int8", "int4"]
+"""How weights are held for answering; in all but `fp32` the arithmetic is that of bfloat16."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -77,6 +79,8 @@ class Backbone:
     """`packed`: own attention. `masked`: an explicit mask keeps documents apart. `alone`: one by one."""
     fresh_weights: tuple[str, ...] = ()
     """Weights that the folder does not have and that were drawn anew: the class layer of an untuned model."""
+    weight_form: WeightForm | None = None
+    """How weights are packed (`packed.py`); None where they are as they were trained."""
     frozen: FrozenStates | None = None
     """What the frozen layers make of the documents of this run; those are then not computed again."""
 

@@ -122,6 +122,12 @@ def forget_products(model: nn.Module) -> None:
             forward.forget_product()
 
 
+def frozen_product(layer: nn.Linear | Conv1D) -> FrozenProduct:
+    """Lay out the weight of a layer."""
+    weight = layer.weight.detach()
+    return FrozenProduct(weight.T if isinstance(layer, Conv1D) else weight)
+
+
 class _Forward:
     """What takes the place of a layer's `forward`."""
 
@@ -140,9 +146,8 @@ class _Forward:
             return self._peft(inputs)
         down, up = layer.lora_A[self._name], layer.lora_B[self._name]
         base, dropout = layer.base_layer, layer.lora_dropout[self._name]
-        if self._product is None:
-            weight = base.weight.detach()
-            self._product = FrozenProduct(weight.T if isinstance(base, Conv1D) else weight)
+        if self._product is None:  # a packed layer (`packed.py`) brings its own
+            self._product = getattr(base, "product", None) or frozen_product(base)
         drops = layer.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
         flat_TI = inputs.reshape(-1, inputs.shape[-1])
         outputs_TO = _Adapted.apply(

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from lushan.backbones.load import MODEL_CLASSES, AnswerLayer, Backbone, Call, class_options
-from lushan.backbones.lora import FrozenProduct
+from lushan.backbones.lora import frozen_product
+from lushan.backbones.packed import PackedLinear
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.token_models import know_token_model
 from lushan.errors import ModelError
@@ -159,7 +159,7 @@ class ManyAdapters:
         """Take over the layers; without `apply` they compute what they did.
 
         Args:
-            core: Changed in place. Its weights must not change any more.
+            core: Changed in place; packed or not. Its weights must not change any more.
         """
         self._pass = _Pass()
         self._stack: _Stack | None = None
@@ -167,16 +167,17 @@ class ManyAdapters:
         self._layers = {
             name: _Layer(self._pass, name, layer)
             for name, layer in core.named_modules()
-            if isinstance(layer, nn.Linear | Conv1D)
+            if isinstance(layer, nn.Linear | Conv1D | PackedLinear)
         }
         for name, forward in self._layers.items():
             setattr(core.get_submodule(name), "forward", forward)  # noqa: B010 - not typed to be replaced
-        self._spared = _SPARED.get(next(core.parameters()).dtype, 0)
+        self._dtype = next(core.parameters()).dtype
+        self._spared = _SPARED.get(self._dtype, 0)
 
     @property
     def num_bytes(self) -> int:
         """Memory beside the weights of the core."""
-        return sum(each.product.num_bytes for each in self._layers.values())
+        return sum(each.num_bytes_beside for each in self._layers.values())
 
     @contextmanager
     def apply(self, adapters: Sequence[Adapter | None], num_rows: Sequence[int]) -> Iterator[None]:
@@ -243,15 +244,14 @@ class ManyAdapters:
                 raise ModelError(
                     f"The adapter changes `{name}` in a way that cannot share its base with others. Serve this model alone."
                 )
-            layers[short] = _low_rank(layer, self._layers[short].weight_OI)
+            layers[short] = _low_rank(layer, self._device, self._dtype)
         return Adapter(layers)
 
 
-def _low_rank(layer: Any, like: Tensor) -> LowRank:  # noqa: ANN401
+def _low_rank(layer: Any, device: torch.device, dtype: torch.dtype) -> LowRank:  # noqa: ANN401
     (adapter,) = layer.active_adapters
     down_RI, up_OR = (
-        each[adapter].weight.detach().to(like.device, like.dtype)
-        for each in (layer.lora_A, layer.lora_B)
+        each[adapter].weight.detach().to(device, dtype) for each in (layer.lora_A, layer.lora_B)
     )
     return LowRank(down_RI.contiguous(), (up_OR.T * layer.scaling[adapter]).contiguous())
 
@@ -266,10 +266,11 @@ def _is_plain(layer: Any) -> bool:  # noqa: ANN401
 class _Layer:
     """What takes the place of a linear layer's `forward`."""
 
-    def __init__(self, running: _Pass, name: str, layer: nn.Linear | Conv1D) -> None:
-        weight = layer.weight.detach()
-        self.weight_OI = weight.T if isinstance(layer, Conv1D) else weight
-        self.product = FrozenProduct(self.weight_OI)
+    def __init__(self, running: _Pass, name: str, layer: nn.Linear | Conv1D | PackedLinear) -> None:
+        is_packed = isinstance(layer, PackedLinear)
+        self._product = layer.product if is_packed else frozen_product(layer)
+        self.num_bytes_beside = 0 if is_packed else self._product.num_bytes
+        self._forward = layer.forward
         self._bias_O: Tensor | None = layer.bias
         self._running = running
         self._name = name
@@ -277,9 +278,9 @@ class _Layer:
     def __call__(self, inputs: Tensor) -> Tensor:
         flat_TI = inputs.reshape(-1, inputs.shape[-1])
         if torch.is_grad_enabled():  # an explanation looks back through the layers
-            outputs_TO = functional.linear(flat_TI, self.weight_OI, self._bias_O)
+            outputs_TO = self._forward(flat_TI)
         else:
-            outputs_TO = self.product.forward(flat_TI, self._bias_O)
+            outputs_TO = self._product.forward(flat_TI, self._bias_O)
         if self._running.addition is not None:
             self._running.addition.add(self._name, flat_TI, outputs_TO)
         return outputs_TO.view(*inputs.shape[:-1], -1)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lushan.backbones import native
+
 _PLACES_STEP = 64
 _GROWTH = 1.5
 
@@ -127,8 +129,13 @@ class SlotCache:
         Returns:
             (1, N, H, D).
         """
-        query_NHD, key_NGD, value_NGD = (each[0].transpose(0, 1) for each in rows)
         keys_SGCD, values_SGCD = self._tables[layer]
+        if native.can_attend(rows[0]):
+            own = (rows[0][0], rows[1][0], rows[2][0])
+            return native.attend(
+                own, (keys_SGCD, values_SGCD), self._positions_N, scaling=scaling, window=window
+            )[None]
+        query_NHD, key_NGD, value_NGD = (each[0].transpose(0, 1) for each in rows)
         keys_SGCD[self._slots_N, :, self._positions_N] = key_NGD
         values_SGCD[self._slots_N, :, self._positions_N] = value_NGD
         num_texts, heads, width = query_NHD.shape

@@ -14,6 +14,7 @@ from lushan.cli.console import (
     JsonOption,
     SeedOption,
     SetOption,
+    WeightsOption,
     emit_json,
     show_error,
     tell,
@@ -45,6 +46,7 @@ def command(
         typer.Option("--system", metavar="TEXT", help="How the model is to behave."),
     ] = None,
     settings: SetOption = None,
+    weights: WeightsOption = "auto",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,7 +55,12 @@ def command(
     from lushan.workflows.chat import open_chat
 
     talk = open_chat(
-        model, system=system, settings=parse_assignments(settings or []), seed=seed, tell=tell
+        model,
+        system=system,
+        settings=parse_assignments(settings or []),
+        seed=seed,
+        weights=weights,
+        tell=tell,
     )
     is_terminal = sys.stdin.isatty()
     if is_terminal:

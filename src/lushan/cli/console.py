@@ -42,6 +42,14 @@ SetOption = Annotated[
         "--set", metavar="PART.NAME=VALUE", help="One setting of the recipe; may be repeated."
     ),
 ]
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        metavar="auto|fp32|bf16|int8|int4",
+        help="How weights are held for answering; fewer bits take less memory and round more.",
+    ),
+]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="The folder that `lushan tune --out` wrote.")
 ]

@@ -9,7 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from lushan.cli.console import JsonOption, SeedOption, emit_json, show_table, tell
+from lushan.cli.console import (
+    JsonOption,
+    SeedOption,
+    WeightsOption,
+    emit_json,
+    show_table,
+    tell,
+)
 from lushan.errors import CertificateError, RunError, SettingError
 
 GIBIBYTE = 1 << 30
@@ -27,6 +34,7 @@ def command(
     again: Annotated[
         bool, typer.Option("--again", help="Measure anew; the machine was busy the last time.")
     ] = False,
+    weights: WeightsOption = "auto",
     as_json: JsonOption = False,
     seed: SeedOption = 0,
 ) -> None:
@@ -37,8 +45,10 @@ def command(
             raise SettingError(
                 "`--again` has no effect with a run: nothing is measured. Remove it."
             )
-        _prove(run, as_json=as_json)
+        _prove(run, weights=weights, as_json=as_json)
         return
+    if weights != "auto":
+        raise SettingError("`--weights` has no effect without a run. Remove it, or name a run.")
     findings = _examine(again=again)
     if as_json:
         emit_json(findings)
@@ -46,18 +56,18 @@ def command(
         _show(findings)
 
 
-def _prove(run: Path, *, as_json: bool) -> None:
+def _prove(run: Path, *, weights: str, as_json: bool) -> None:
     from lushan.model_store.certificate import replay
     from lushan.model_store.tuned_model import load_predictor
 
-    predictor = load_predictor(run)
+    predictor = load_predictor(run, weights=weights)
     try:
         difference = replay(run, predictor)
     except CertificateError as error:
         raise RunError(f"`{run}` is not what was certified. {error}") from None
     tell(
         f"`{run}` is what was certified, version {predictor.version}: the probes are answered as they were (largest "
-        f"difference {difference:.2g})."
+        f"difference {difference:.2g}, weights held in {predictor.backbone.weight_form or 'fp32'})."
     )
     if as_json:
         found = {"run": str(run), "model_version": predictor.version}

@@ -11,6 +11,7 @@ from lushan.cli.console import (
     RunArgument,
     SeedOption,
     SetOption,
+    WeightsOption,
     emit_json,
     show_table,
     tell,
@@ -30,6 +31,7 @@ def command(
     ],
     *,
     settings: SetOption = None,
+    weights: WeightsOption = "auto",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,6 +44,7 @@ def command(
             run,
             data,
             settings=parse_assignments(settings or []),
+            weights=weights,
             seed=seed,
             tell=tell,
             begin=bar.begin,

@@ -16,6 +16,7 @@ from lushan.cli.console import (
     RunArgument,
     SeedOption,
     SetOption,
+    WeightsOption,
     emit_json,
     tell,
 )
@@ -45,6 +46,7 @@ def command(
         bool, typer.Option("--overwrite", help="Replace the file in --out.")
     ] = False,
     settings: SetOption = None,
+    weights: WeightsOption = "auto",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,7 +54,13 @@ def command(
     from lushan.errors import SettingError
     from lushan.settings import parse_assignments
     from lushan.workflows.answer_file import AnswerFile
-    from lushan.workflows.predict import check_input_stays, check_output, predict, start_anew
+    from lushan.workflows.predict import (
+        check_input_stays,
+        check_output,
+        open_run,
+        predict,
+        start_anew,
+    )
 
     del seed  # every command takes it; `generation.seed` is that of written answers
     out = None if out == STREAM else out
@@ -63,12 +71,12 @@ def command(
     with _readable(data) as source, AnswerBar() as bar:
         check_input_stays(out, run=run, data=source)
         try:
+            opened = open_run(run, parse_assignments(settings or []), weights=weights, tell=tell)
             done = predict(
-                run,
+                opened,
                 source,
                 write=file.write if file else sys.stdout.writelines,
                 num_written=file.begin if file else start_anew,
-                settings=parse_assignments(settings or []),
                 tell=tell,
                 begin=bar.begin,
                 advance=bar.advance,

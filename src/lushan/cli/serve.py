@@ -9,6 +9,7 @@ from lushan.cli.console import (
     JsonOption,
     SeedOption,
     StoreOption,
+    WeightsOption,
     emit_json,
     open_store,
     tell,
@@ -37,6 +38,7 @@ def command(
             help="Pages that a browser may let ask, such as https://example.org; may be repeated.",
         ),
     ] = None,
+    weights: WeightsOption = "auto",
     max_rows: Annotated[
         int, typer.Option("--max-rows", help="Answers that a model writes at once.")
     ] = 32,
@@ -85,6 +87,7 @@ def command(
     del seed  # every command takes it; each request brings its own
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         need(package, extra="serve", purpose=PURPOSE)
+    from lushan.backbones.packed import choose_weights
     from lushan.serving.hosted import names_of
     from lushan.serving.serve_settings import ServeSettings
     from lushan.serving.server import serve
@@ -94,6 +97,7 @@ def command(
         "host": host,
         "port": port,
         "cors_origins": tuple(cors_origin or ()),
+        "weights": weights,
         "max_rows": max_rows,
         "max_tokens": max_tokens,
         "max_model_gigabytes": max_model_gigabytes,
@@ -105,6 +109,7 @@ def command(
         "log_texts": log_texts,
     }
     with_page = find_spec("gradio") is not None if page is None else page
+    choose_weights(weights, "bf16")  # what cannot be is refused before the port is opened
     targets = targets or []
     names = names_of(targets)
     if not (targets or with_page):

@@ -303,9 +303,9 @@ class GenerationEngine:
         tokenizer = self._backbone.tokenizer
         grammar = None
         if constraint:
-            weight_VD = self._backbone.plain_model.get_output_embeddings().weight
+            num_tokens = self._backbone.plain_model.get_output_embeddings().out_features
             grammar = GrammarState.start(
-                constraint, tokenizer, vocabulary_size=len(weight_VD), stop_ids=self._stop_ids
+                constraint, tokenizer, vocabulary_size=num_tokens, stop_ids=self._stop_ids
             )
         draft = Draft(
             prompt_index=index,

@@ -90,7 +90,8 @@ def replay(run: Path, predictor: Predictor, *, arithmetic: str | None = None) ->
     Args:
         run: The run folder, or its `model` folder.
         predictor: The model as `load_predictor` gave it, or the form of it that is to be served.
-        arithmetic: What it computes with, where that is not the precision of its training; a name of `TOLERANCES`.
+        arithmetic: What it computes with, a name of `TOLERANCES`; None takes the form in which its weights are packed,
+            else the precision of its training.
 
     Returns:
         The largest difference of a probability or log-likelihood.
@@ -103,7 +104,8 @@ def replay(run: Path, predictor: Predictor, *, arithmetic: str | None = None) ->
     certificate = read_certificate(run)
     _check_files(model, certificate, loaded_version=predictor.version)
     probes = read_probes(model)
-    tolerance = Tolerance(**certificate["tolerances"][arithmetic or certificate["precision"]])
+    arithmetic = arithmetic or predictor.backbone.weight_form or certificate["precision"]
+    tolerance = Tolerance(**certificate["tolerances"][arithmetic])
     expected = certificate["answers"]
     if predictor.writes and "written_ids" not in expected:  # version 1 kept whole texts
         expected = {name: expected[name] for name in ("labels", "token_ids")}

@@ -8,19 +8,26 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from safetensors import safe_open
-from torch import nn
 
 from lushan.backbones.inspect import describe
-from lushan.backbones.load import DTYPES, AnswerLayer, check_values, load_backbone
+from lushan.backbones.load import AnswerLayer, check_values, load_backbone
 from lushan.backbones.many_adapters import (
     ManyAdapters,
     SharingBackbone,
     empty_model,
     share_layers,
+)
+from lushan.backbones.packed import (
+    BITS,
+    WeightsSetting,
+    choose_weights,
+    pack_weights,
+    weight_bytes,
 )
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
@@ -75,16 +82,23 @@ class Resident:
     begun is finished by the model that began it.
     """
 
-    def __init__(self, *, limit_bytes: float = math.inf) -> None:
+    def __init__(self, *, limit_bytes: float = math.inf, weights: WeightsSetting = "auto") -> None:
         """Hold nothing yet.
 
         Args:
-            limit_bytes: Memory that weights may take, frozen weights that are laid out a second time included.
+            limit_bytes: Memory that weights may take.
+            weights: How those of all models are held.
         """
         self._limit_bytes = limit_bytes
+        self._weights: WeightsSetting = weights
         self._bases: WeakValueDictionary[tuple[str, str, bool], _Base] = WeakValueDictionary()
         """By digest of the weights, precision, and whether tokens look both ways."""
         self._models: dict[str, ResidentModel] = {}
+
+    @property
+    def weights(self) -> WeightsSetting:
+        """How weights are held."""
+        return self._weights
 
     @property
     def models(self) -> tuple[ResidentModel, ...]:
@@ -179,7 +193,7 @@ class Resident:
         if backbone is None:
             return self._load_alone(name, folder, meaning, why="its weights are not its base's")
         predictor = make_predictor(folder, meaning, backbone)
-        num_bytes = _num_bytes(backbone.model, beside=base.layers.backbone.model)
+        num_bytes = weight_bytes(backbone.model, beside=base.layers.backbone.model)
         if backbone.adapter is not None:
             num_bytes += backbone.adapter.num_bytes
         return ResidentModel(name, predictor, num_bytes, "", base)
@@ -188,9 +202,13 @@ class Resident:
         self, name: str, folder: Path, meaning: TunedModel, *, why: str
     ) -> ResidentModel:
         weights = base_of(folder, meaning) if is_adapter(folder) else folder
-        self._check_room(name, _predicted_bytes(weights, meaning))
-        predictor = load_predictor(folder)
-        return ResidentModel(name, predictor, _num_bytes(predictor.backbone.model), why, None)
+        self._check_room(name, self._predicted_bytes(weights, meaning))
+        predictor = load_predictor(folder, weights=self._weights)
+        return ResidentModel(name, predictor, weight_bytes(predictor.backbone.model), why, None)
+
+    def _predicted_bytes(self, folder: Path, meaning: TunedModel) -> int:
+        form = choose_weights(self._weights, meaning.precision)
+        return int(describe(folder).num_parameters * BITS[form] / 8)
 
     def _base_for(
         self, name: str, folder: Path, meaning: TunedModel, *, both_ways: bool
@@ -209,14 +227,17 @@ class Resident:
             return "its base is not on this machine"
         if describe(weights).family == "encoder":
             return "encoders do not share layers"
-        self._check_room(name, _predicted_bytes(weights, meaning))
+        self._check_room(name, self._predicted_bytes(weights, meaning))
+        form = choose_weights(self._weights, meaning.precision)
+        precision = "fp32" if form == "fp32" else "bf16"
         backbone = load_backbone(
-            weights, purpose="language", both_ways=both_ways, precision=meaning.precision
+            weights, purpose="language", both_ways=both_ways, precision=precision
         )
         if backbone.packing_mode != "packed":
             return f"`{backbone.facts.model_type}` cannot use packed attention"
+        pack_weights(backbone, form)
         many = ManyAdapters(backbone.core)
-        num_bytes = _num_bytes(backbone.model) + many.num_bytes
+        num_bytes = weight_bytes(backbone.model) + many.num_bytes
         self._check_room(name, num_bytes)
         base = _Base(weights, SharedLayers(backbone, many), num_bytes)
         self._bases[key] = base
@@ -235,8 +256,11 @@ def _adapted(folder: Path, layer: AnswerLayer, base: _Base) -> SharingBackbone:
     """Load an adapter and the head beside it onto the layers of its base."""
     shared = base.layers.backbone
     empty = empty_model(base.folder, layer)
-    # PEFT puts an adapter where the weights beside it are.
-    empty.base_model.load_state_dict(shared.core.state_dict(), assign=True)
+    # PEFT puts an adapter where the weights beside it are, and of their kind: one number stands for all.
+    like = torch.zeros((), dtype=next(shared.core.parameters()).dtype, device=shared.device)
+    names = empty.base_model.named_parameters()
+    stand_ins = {name: like.expand(each.shape) for name, each in names}
+    empty.base_model.load_state_dict(stand_ins, strict=False, assign=True)
     adapted = load_adapter(empty, folder)
     # Adapters are multiplied together: what is not finite in one would reach the others.
     check_values(folder, _stored_weights(folder))
@@ -247,7 +271,13 @@ def _adapted(folder: Path, layer: AnswerLayer, base: _Base) -> SharingBackbone:
     else:
         share_layers(model, shared)
     return SharingBackbone(
-        model, shared.tokenizer, shared.facts, "packed", many=base.layers.many, adapter=adapter
+        model,
+        shared.tokenizer,
+        shared.facts,
+        "packed",
+        weight_form=shared.weight_form,
+        many=base.layers.many,
+        adapter=adapter,
     )
 
 
@@ -256,26 +286,35 @@ def _headed(folder: Path, layer: AnswerLayer, base: _Base) -> SharingBackbone | 
     shared = base.layers.backbone
     facts = describe(folder)
     model = empty_model(folder, layer)
-    if not _read_head(folder, model, shared.core):
+    if not _read_head(folder, model, base):
         return None
     share_layers(model, shared)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.fingerprint == shared.tokenizer.fingerprint:
         tokenizer = shared.tokenizer
-    return SharingBackbone(model, tokenizer, facts, "packed", many=base.layers.many, adapter=None)
+    return SharingBackbone(
+        model,
+        tokenizer,
+        facts,
+        "packed",
+        weight_form=shared.weight_form,
+        many=base.layers.many,
+        adapter=None,
+    )
 
 
-def _read_head(folder: Path, model: nn.Module, core: nn.Module) -> bool:
-    """Give a model the weights of a folder that are not those of a core; False if the core differs by a bit."""
-    known = core.state_dict()
+def _read_head(folder: Path, model: Any, base: _Base) -> bool:  # noqa: ANN401
+    """Give a model the weights of a folder that are not those of a base; False if one of those differs by a bit."""
     prefix = f"{model.base_model_prefix}."
+    known = {name.removeprefix(prefix): each for name, each in _stored_weights(base.folder)}
+    dtype = next(base.layers.backbone.core.parameters()).dtype
     own: dict[str, torch.Tensor] = {}
-    unseen = {name for name, _ in core.named_parameters()}
+    unseen = {name for name, _ in model.base_model.named_parameters()}
     for name, stored in _stored_weights(folder):
         short = name.removeprefix(prefix)
         if short == name:
             own[name] = stored.float()
-        elif short not in known or not _is_equal(stored, known[short]):
+        elif short not in known or not _is_equal(stored, known[short], dtype):
             return False
         unseen.discard(short)
     check_values(folder, own.items())
@@ -290,15 +329,5 @@ def _stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, stored.get_tensor(name)
 
 
-def _is_equal(stored: torch.Tensor, known: torch.Tensor) -> bool:
-    return stored.shape == known.shape and torch.equal(stored.to(known.dtype), known)
-
-
-def _num_bytes(model: nn.Module, *, beside: nn.Module | None = None) -> int:
-    """Memory of a model's weights, without those that it shares."""
-    shared = {id(each) for each in beside.parameters()} if beside is not None else set()
-    return sum(each.nbytes for each in model.parameters() if id(each) not in shared)
-
-
-def _predicted_bytes(weights: Path, meaning: TunedModel) -> int:
-    return describe(weights).num_parameters * DTYPES[meaning.precision].itemsize
+def _is_equal(stored: torch.Tensor, known: torch.Tensor, dtype: torch.dtype) -> bool:
+    return stored.shape == known.shape and torch.equal(stored.to(dtype), known.to(dtype))

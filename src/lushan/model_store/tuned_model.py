@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.lora import compute_in_one_piece
+from lushan.backbones.packed import choose_weights, pack_weights
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.sources import locate
 from lushan.catalog import load_task
@@ -142,19 +143,30 @@ def model_folder(run: Path) -> Path:
     return run / "model" if (run / "model").is_dir() else run
 
 
-def load_predictor(run: Path, *, precision: Literal["bf16", "fp32"] | None = None) -> Predictor:
+def load_predictor(
+    run: Path,
+    *,
+    precision: Literal["bf16", "fp32"] | None = None,
+    weights: str | None = None,
+) -> Predictor:
     """Load the tuned model of a run folder, or of its `model` folder.
 
     Args:
         run: The folder.
         precision: Arithmetic; None takes that of the run.
+        weights: How weights are held for answering, one of `WeightsSetting`, in place of `precision`; None leaves them
+            as they are trained.
 
     Raises:
         RunError: If there is no whole tuned model.
         ModelError: If the base of an adapter is missing or is not the one it was trained on.
+        SettingError: If weights cannot be held so.
     """
     folder = model_folder(run)
     meaning = read_meaning(folder)
+    form = None if weights is None else choose_weights(weights, meaning.precision)
+    if form is not None:
+        precision = "fp32" if form == "fp32" else "bf16"
     base = base_of(folder, meaning) if is_adapter(folder) else folder
     task: Task = load_task(meaning.task)
     layer = task.layer(meaning.state, answer=meaning.answer)
@@ -164,6 +176,8 @@ def load_predictor(run: Path, *, precision: Literal["bf16", "fp32"] | None = Non
         compute_in_one_piece(backbone.model)
     elif meaning.answer == "head" and backbone.fresh_weights:
         raise RunError(f"`{folder}` lacks weights, such as `{backbone.fresh_weights[0]}`.")
+    if form is not None:
+        pack_weights(backbone, form)
     return make_predictor(folder, meaning, backbone)
 
 

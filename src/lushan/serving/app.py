@@ -80,7 +80,9 @@ def make_app(
     state.models = {each.name: each for each in models}
     state.targets = targets
     most = settings.max_model_gigabytes
-    state.resident = Resident(limit_bytes=math.inf if most is None else most * 1e9)
+    state.resident = Resident(
+        limit_bytes=math.inf if most is None else most * 1e9, weights=settings.weights
+    )
     state.store = None
     state.is_ready = False
     state.failure = None
@@ -133,7 +135,12 @@ async def _load(app: FastAPI) -> None:
         for target in app.state.targets:
             model = await asyncio.to_thread(host, target, app.state.resident)
             app.state.models[model.name] = model
-            fields = {"model": model.name, "tuned": model.is_tuned, "certified": model.certified}
+            fields = {
+                "model": model.name,
+                "tuned": model.is_tuned,
+                "certified": model.certified,
+                "weights": model.predictor.backbone.weight_form or "fp32",
+            }
             logger.info("Loaded.", extra={"fields": fields})
     except Exception as error:  # noqa: BLE001 - whatever it is, the server would never be ready
         app.state.failure = error

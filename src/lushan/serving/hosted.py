@@ -4,13 +4,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from lushan.backbones.encoding import LengthLimit
-from lushan.backbones.hardware import choose_device, choose_precision
 from lushan.backbones.inspect import describe, read_json
-from lushan.backbones.load import load_backbone
-from lushan.backbones.sources import cache_folder, locate
+from lushan.backbones.packed import load_untuned
+from lushan.backbones.sources import locate
 from lushan.catalog import load_task
 from lushan.errors import LushanError, RunError, SettingError
 from lushan.inference.generation_settings import GenerationSettings
@@ -25,8 +23,6 @@ from lushan.serving.errors import UnknownModelError
 CERTIFICATE = "certificate.json"
 MOST_ANSWER_TOKENS = 1024
 """Of an untuned model that is not told how long its answer may be."""
-
-Precision = Literal["auto", "bf16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -63,13 +59,13 @@ def find_model(models: Mapping[str, HostedModel], name: str) -> HostedModel:
     return models[name]
 
 
-def host(target: str, resident: Resident, *, precision: Precision = "auto") -> HostedModel:
+def host(target: str, resident: Resident) -> HostedModel:
     """Load what a user named: a run folder, a model folder, or a model of the cache.
 
     Args:
         target: As on the command line.
-        resident: Takes tuned models, so that those of one base share it; one of the same name is replaced.
-        precision: Arithmetic of an untuned model; a tuned one keeps its own.
+        resident: Takes tuned models, so that those of one base share it; one of the same name is replaced. It says how
+            weights are held.
 
     Raises:
         RunError: If a run does not answer as its certificate says.
@@ -80,7 +76,7 @@ def host(target: str, resident: Resident, *, precision: Precision = "auto") -> H
     # A model of the cache has a file of this name too, which tells where it came from.
     if "state" in read_json(folder / "lushan.json") or (path / "recipe.yaml").is_file():
         return _host_run(folder, resident)
-    return _host_untuned(folder, precision=precision)
+    return _host_untuned(folder, weights=resident.weights)
 
 
 def names_of(targets: Sequence[str]) -> list[str]:
@@ -128,11 +124,9 @@ def _replay(run: Path, predictor: Predictor) -> None:
 _REMEDY = "It is not served. Restore its `model` folder, or tune again."
 
 
-def _host_untuned(folder: Path, *, precision: Precision) -> HostedModel:
-    choice = choose_precision(precision, choose_device().value, cache=cache_folder())
-    arithmetic = "bf16" if choice.value == "bf16" else "fp32"
+def _host_untuned(folder: Path, *, weights: str) -> HostedModel:
     purpose = "embed" if describe(folder).family == "encoder" else "language"
-    backbone = load_backbone(folder, purpose=purpose, precision=arithmetic)
+    backbone = load_untuned(folder, purpose=purpose, weights=weights)
     context_tokens = backbone.facts.context_tokens
     predictor = Predictor(
         backbone,

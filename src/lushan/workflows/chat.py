@@ -10,10 +10,9 @@ from typing import Any, Protocol
 from lushan.atomic import write_text
 from lushan.backbones.chat import PLAIN_CHAT
 from lushan.backbones.encoding import LengthLimit
-from lushan.backbones.hardware import choose_precision
 from lushan.backbones.inspect import describe
-from lushan.backbones.load import load_backbone
-from lushan.backbones.sources import cache_folder, expanded, locate
+from lushan.backbones.packed import describe_weights, load_untuned
+from lushan.backbones.sources import expanded, locate
 from lushan.catalog import load_task
 from lushan.errors import DataError, ModelError, RunError, SettingError
 from lushan.inference.generate import stream
@@ -225,7 +224,13 @@ def _shown_part(part: str | Span) -> str:
 
 
 def open_chat(
-    name: str, *, system: str | None, settings: Mapping[str, Any], seed: int, tell: Tell
+    name: str,
+    *,
+    system: str | None,
+    settings: Mapping[str, Any],
+    seed: int,
+    weights: str = "auto",
+    tell: Tell,
 ) -> Talk:
     """Load somebody to talk to.
 
@@ -234,6 +239,7 @@ def open_chat(
         system: How to behave; None leaves it to the model.
         settings: `generation`, nested; else that of the run, or the defaults.
         seed: Of the draws, where `settings` names none.
+        weights: How weights are held, one of `WeightsSetting`.
         tell: Takes one line for a person.
 
     Raises:
@@ -244,7 +250,7 @@ def open_chat(
     generation = {"seed": seed, **_generation_of(settings)}
     folder = expanded(name)
     if is_tuned_model(folder):
-        opened = open_run(folder)
+        opened = open_run(folder, weights=weights, tell=tell)
         if opened.task_name != CHAT_TASK:
             talk = LineAnswers(_written_so(opened, settings, generation))
             if system is not None:
@@ -253,7 +259,7 @@ def open_chat(
         predictor = opened.predictor
     else:
         _refuse_unfinished(folder)
-        predictor = _untuned(locate(name), tell=tell)
+        predictor = _untuned(locate(name), weights=weights, tell=tell)
     talk = Conversation(with_generation(predictor, generation, CHAT_TASK), tell=tell)
     if system is not None:
         talk.set_system(system)
@@ -291,7 +297,7 @@ def _refuse_unfinished(folder: Path) -> None:
         )
 
 
-def _untuned(folder: Path, *, tell: Tell) -> Predictor:
+def _untuned(folder: Path, *, weights: str, tell: Tell) -> Predictor:
     """Give a pretrained model as it is, with the renderer of the task that chats."""
     facts = describe(folder)
     if facts.family == "encoder":
@@ -299,10 +305,9 @@ def _untuned(folder: Path, *, tell: Tell) -> Predictor:
             f"`{folder.name}` is an encoder: it fills gaps and cannot chat. Choose a decoder (`lushan models list`), or "
             "a run that was tuned on it, which answers line by line."
         )
-    precision = choose_precision("auto", "cpu", cache=cache_folder()).value
-    backbone = load_backbone(
-        folder, purpose="language", precision="bf16" if precision == "bf16" else "fp32"
-    )
+    backbone = load_untuned(folder, purpose="language", weights=weights)
+    if weights != "auto":
+        tell(describe_weights(backbone))
     state = TaskState()
     if backbone.tokenizer.chat.text == PLAIN_CHAT:
         tell(

@@ -28,6 +28,7 @@ def evaluate(
     data: Path,
     *,
     settings: Mapping[str, Any] | None = None,
+    weights: str = "auto",
     seed: int = 0,
     tell: Tell = ignore,
     begin: Callable[[int], None] = ignore,
@@ -39,6 +40,7 @@ def evaluate(
         run: The folder that `lushan tune --out` wrote.
         data: A file, or a folder with a test file.
         settings: `data.columns` and `data.over_length`, where they differ from those of the run.
+        weights: How weights are held, one of `WeightsSetting`.
         seed: Of the bootstrap intervals.
         tell: Takes one line for a person.
         begin: Called with the number of texts to answer.
@@ -47,7 +49,7 @@ def evaluate(
     Raises:
         UserError: If the run or the data does not fit.
     """
-    opened = open_run(run, settings or {})
+    opened = open_run(run, settings or {}, weights=weights, tell=tell)
     predictor = opened.predictor
     _check_allowed(predictor, settings or {})
     rows = open_rows(opened, data, needs_target=True)
@@ -64,6 +66,7 @@ def evaluate(
         "data": str(rows.file),
         "task": opened.task_name,
         "model_version": predictor.version,
+        "weights": opened.weight_form,
         "num_examples": len(examples),
         "main_metric": scores.main_metric,
         "metrics": plain(scores),

@@ -118,17 +118,20 @@ def augment(
     )
 
 
-def load(run: str | Path, *, settings: Mapping[str, Any] = _NO_SETTINGS) -> Opened:
+def load(
+    run: str | Path, *, settings: Mapping[str, Any] = _NO_SETTINGS, weights: str = "auto"
+) -> Opened:
     """Load a tuned model, whose `predict` answers a list of texts.
 
     Args:
         run: The folder that `tune` wrote, or its `model` folder.
         settings: `data.over_length`, where it is to differ from that of the run.
+        weights: How weights are held: `auto`, `fp32`, `bf16`, `int8` or `int4`.
 
     Raises:
         UserError: If there is no whole tuned model.
     """
-    return open_run(Path(run), nested(settings))
+    return open_run(Path(run), nested(settings), weights=weights)
 
 
 def evaluate(

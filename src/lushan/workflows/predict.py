@@ -12,6 +12,7 @@ from typing import Any
 
 from lushan.atomic import write_parts
 from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.packed import describe_weights
 from lushan.data.columns import Columns, Notes
 from lushan.data.readers import check_mapping, find_files, read_rows
 from lushan.errors import DataError, RunError, SettingError
@@ -51,6 +52,8 @@ def start_anew(_: Mapping[str, Any]) -> int:
 class Opened:
     """A tuned model, and how rows for it are read."""
 
+    run: Path | None
+    """Where it is; None for an untuned model."""
     predictor: Predictor
     task_name: str
     columns: Mapping[str, str]
@@ -90,6 +93,11 @@ class Opened:
         how = build(ExplainSettings, settings, source="explain")
         examples = read_texts(self.predictor, texts, caller="explain")
         return list(explain(self.predictor, examples, label=label, settings=how))
+
+    @property
+    def weight_form(self) -> str:
+        """How weights are held."""
+        return self.predictor.backbone.weight_form or "fp32"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -149,12 +157,20 @@ class Rows:
         self.notes = found.lines()
 
 
-def open_run(run: Path, settings: Mapping[str, Any] | None = None) -> Opened:
+def open_run(
+    run: Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    weights: str = "auto",
+    tell: Tell = ignore,
+) -> Opened:
     """Load a tuned model.
 
     Args:
         run: The folder that `lushan tune --out` wrote, or its `model` folder.
         settings: `data.columns` and `data.over_length`, nested; else those of the run.
+        weights: How weights are held, one of `WeightsSetting`.
+        tell: Takes one line for a person.
 
     Raises:
         RunError: If there is no whole tuned model.
@@ -163,7 +179,9 @@ def open_run(run: Path, settings: Mapping[str, Any] | None = None) -> Opened:
     recipe = _read_settings(settings or {})
     given = recipe.data
     task_name = read_meaning(model_folder(run)).task
-    predictor = load_predictor(run)
+    predictor = load_predictor(run, weights=weights)
+    if weights != "auto":
+        tell(describe_weights(predictor.backbone))
     if "over_length" in given.model_fields_set:
         limit = LengthLimit(predictor.limit.max_tokens, given.over_length)
         predictor = replace(predictor, limit=limit)
@@ -173,7 +191,7 @@ def open_run(run: Path, settings: Mapping[str, Any] | None = None) -> Opened:
     values = read_yaml(recipe_file) if recipe_file.is_file() else {}
     data = values.get("data")
     run_columns = data.get("columns", {}) if isinstance(data, Mapping) else {}
-    return Opened(predictor, task_name, given.columns, run_columns)
+    return Opened(run, predictor, task_name, given.columns, run_columns)
 
 
 def with_generation(predictor: Predictor, given: Mapping[str, Any], task_name: str) -> Predictor:
@@ -235,12 +253,11 @@ def open_rows(opened: Opened, data: Path, *, needs_target: bool) -> Rows:
 
 
 def predict(
-    run: Path,
+    opened: Opened,
     data: Path,
     *,
     write: Callable[[Iterable[str]], None],
     num_written: Callable[[Mapping[str, Any]], int] = start_anew,
-    settings: Mapping[str, Any] | None = None,
     tell: Tell = ignore,
     begin: Callable[[int], None] = ignore,
     advance: Advance = ignore,
@@ -250,12 +267,11 @@ def predict(
     Every row is read and checked before the first is answered.
 
     Args:
-        run: The folder that `lushan tune --out` wrote.
+        opened: What `open_run` gave.
         data: A file, or a folder with a test file.
         write: Takes the lines, each with its line end, while they are made.
         num_written: Told what the lines depend on, says how many of them are there from an earlier call; see
             `AnswerFile`.
-        settings: As for `open_run`.
         tell: Takes one line for a person.
         begin: Called with the number of texts to answer.
         advance: Called with the number of texts that were answered since the last call.
@@ -266,7 +282,6 @@ def predict(
     Raises:
         UserError: If the run or the data does not fit; nothing is written then.
     """
-    opened = open_run(run, settings)
     rows = open_rows(opened, data, needs_target=False)
     for note in rows.notes:
         tell(note)
@@ -283,6 +298,7 @@ def predict(
     predictor = opened.predictor
     num_resumed = num_written({
         "model_version": opened.version,
+        "weights": opened.weight_form,
         "rows": f"of SHA-256 {digest.hexdigest()[:16]}",
         "num_examples": num_examples,
         "chunk_rows": chunk_rows,
@@ -295,10 +311,11 @@ def predict(
     open_chunks = _chunks(rows, chunk_rows, num_skipped=num_resumed)
     write(_lines(predictor, open_chunks, advance=advance))
     return {
-        "run": str(run),
+        "run": str(opened.run),
         "data": str(rows.file),
         "task": opened.task_name,
         "model_version": opened.version,
+        "weights": opened.weight_form,
         "num_examples": num_examples,
         "num_resumed": num_resumed,
         "seconds": time.perf_counter() - started,

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from lushan.backbones import native
 from lushan.backbones.slot_cache import SlotCache, place
 
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8
@@ -77,3 +78,27 @@ def test_moved_text_takes_its_keys_and_its_length_along() -> None:
     after = cache._tables[0][0]
     torch.testing.assert_close(after[0, :, :6], before[2, :, :6])
     torch.testing.assert_close(after[1], before[1])
+
+
+@pytest.mark.skipif(bool(native.why_missing()), reason="torch attends on this machine")
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("heads", [2, 6, 10])
+def test_attention_of_our_own_is_that_of_torch(
+    heads: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, found = (1, 40, 17, 90), []
+    generator = torch.Generator().manual_seed(heads)
+    texts = [torch.randn(2, 2, size, 64, generator=generator).bfloat16() for size in lengths]
+    # As a layer hands them over: heads stand behind each other in a row of features.
+    rows = [torch.randn(1, 4, each, 64, generator=generator).bfloat16() for each in (heads, 2, 2)]
+    for is_ours in (True, False):
+        monkeypatch.setattr(native, "can_attend", lambda _, answer=is_ours: answer)
+        cache = SlotCache()
+        for key, value in texts:
+            cache.add([{0: (key, value)}])
+        cache.begin_step()
+        query, key, value = (each.transpose(1, 2) for each in rows)
+        attended = cache.attend(0, (query, key, value), scaling=0.2, window=window)
+        found.append((attended, *cache._tables[0]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0.02, atol=0.01)
+    assert all(torch.equal(*pair) for pair in zip(found[0][1:], found[1][1:], strict=True))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lushan.backbones import packed
 from lushan.backbones.hardware import Choice
 from lushan.cli.main import run
-from lushan.workflows import chat as module
 from lushan.workflows.chat import Conversation
 from tests.conftest import MakeTiny
 
@@ -19,7 +19,7 @@ BRIEF = ("--set", "generation.max_new_tokens=6")
 
 @pytest.fixture(autouse=True)
 def _measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "choose_precision", lambda *_, **__: Choice("fp32", "a test"))
+    monkeypatch.setattr(packed, "choose_precision", lambda *_, **__: Choice("fp32", "a test"))
 
 
 def pipe(patch: pytest.MonkeyPatch, *lines: str) -> None:

@@ -54,3 +54,4 @@ def test_run_is_held_to_its_certificate(
     assert "run` is not what was certified" in told
     assert "chat_template.jinja` was not there when the model was certified" in told
     assert run(["doctor", str(copy), "--again"]) == 2
+    assert run(["doctor", "--weights", "int8"]) == 2

@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lushan.backbones import packed
 from lushan.backbones.tokenizer import Encoded, Tokenizer
 from lushan.errors import CertificateError, LushanError, RunError
 from lushan.inference.predict import Predictor
 from lushan.model_store import certificate, probes
 from lushan.model_store.certificate import certify, read_probes, replay
-from lushan.model_store.probes import NUM_PROBES, describe_answers
+from lushan.model_store.probes import NUM_PROBES, TOLERANCES, describe_answers
 from lushan.model_store.tuned_model import load_predictor, model_version
 from lushan.records import Example, TaskState
 from tests.conftest import MakeTiny
@@ -381,6 +382,33 @@ def test_model_that_was_spoiled_while_it_was_saved_is_not_certified(
     with pytest.raises(LushanError):
         certify(whole.run, whole.predictor, EXAMPLES)
     assert not (whole.run / "certificate.json").exists()
+
+
+# Forms whose weights are rounded
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_a_form_is_held_to_its_own_tolerance(weights: str, whole: Certified) -> None:
+    served = load_predictor(whole.run, weights=weights)
+    tolerance = TOLERANCES[weights]
+    difference = replay(whole.run, served)
+    assert TOLERANCES["fp32"].probability < difference < tolerance.probability
+    with pytest.raises(CertificateError, match=r"at most 0\.0001 is allowed"):
+        replay(whole.run, served, arithmetic="fp32")
+
+
+def test_a_form_beyond_its_tolerance_is_refused(
+    whole: Certified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = packed._rounded_to_8_bits
+
+    def too_coarse(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers, scales = exact(weight_OI)
+        return numbers, scales * 30
+
+    monkeypatch.setattr(packed, "_rounded_to_8_bits", too_coarse)
+    with pytest.raises(CertificateError, match=r"differ by up to .*at most 0\.[15] is"):
+        replay(whole.run, load_predictor(whole.run, weights="int8"))
 
 
 # Certificates of other versions

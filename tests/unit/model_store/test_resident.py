@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from lushan.backbones.adapters import Method
 from lushan.backbones.load import load_backbone
 from lushan.backbones.many_adapters import own_adapter
+from lushan.backbones.packed import WeightsSetting
 from lushan.errors import ModelError, RunError, UserError
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import GenerationEngine, encode_prompts, generate
@@ -71,6 +72,22 @@ def test_three_adapters_and_two_heads_answer_together_as_alone(many_runs: Path) 
     assert_same(found, expected)
     assert {each.model_version for each in found} == {each.version for each in alone.values()}
     assert len({id(each.base) for each in resident.models}) == 1
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_adapters_stand_on_a_base_whose_weights_are_packed(
+    weights: WeightsSetting, many_runs: Path
+) -> None:
+    names = ["topics", "stars", "names", "links", "answers"]
+    resident, questions = Resident(weights=weights), questions_to(names)
+    for name in names:
+        resident.load(many_runs / name)
+    assert len({id(each.base) for each in resident.models}) == 1
+    found = resident.predict(questions)
+    alone = {name: load_predictor(many_runs / name, weights=weights) for name in names}
+    for (name, example), ours in zip(questions, found, strict=True):
+        (expected,) = alone[name].predict([example])
+        assert ours.probabilities == pytest.approx(dict(expected.probabilities), abs=0.02)
 
 
 def test_models_with_weights_of_their_own_answer_beside_them(

@@ -21,7 +21,7 @@ def chat_folder(tiny_folder: MakeTiny, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def chatter(chat_folder: Path) -> HostedModel:
     """Give that model, loaded."""
-    return host(str(chat_folder), Resident(), precision="fp32")
+    return host(str(chat_folder), Resident(weights="fp32"))
 
 
 @pytest.fixture(scope="session")

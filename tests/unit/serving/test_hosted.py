@@ -73,7 +73,7 @@ def test_broken_certificate_is_refused(run: Path) -> None:
 def test_untuned_model_chats_and_leaves_half_its_context_to_what_is_asked(
     tiny_folder: MakeTiny,
 ) -> None:
-    found = host(str(tiny_folder("llama")), Resident(), precision="fp32")
+    found = host(str(tiny_folder("llama")), Resident(weights="fp32"))
     assert (found.is_tuned, found.certified, found.run) == (False, False, None)
     assert found.reads_conversations
     assert found.predictor.generation.max_new_tokens == 64
@@ -84,11 +84,11 @@ def test_model_of_the_cache_is_no_run_though_it_has_a_record(
 ) -> None:
     shutil.copytree(tiny_folder("llama"), tmp_path / "mine")
     (tmp_path / "mine" / RECORD_FILE).write_text('{"name": "mine"}', encoding="utf-8")
-    assert not host(str(tmp_path / "mine"), Resident(), precision="fp32").is_tuned
+    assert not host(str(tmp_path / "mine"), Resident(weights="fp32")).is_tuned
 
 
 def test_encoder_is_hosted_for_its_vectors(tiny_folder: MakeTiny) -> None:
-    found = host(str(tiny_folder("modernbert")), Resident(), precision="fp32")
+    found = host(str(tiny_folder("modernbert")), Resident(weights="fp32"))
     assert found.predictor.backbone.plain_model.get_output_embeddings() is None
 
 

@@ -42,7 +42,7 @@ def test_chat_of_a_base_model_has_the_tokens_of_the_plain_template(
     model_type: str, tiny_folder: MakeTiny
 ) -> None:
     folder = tiny_folder(model_type)
-    model = host(str(folder), Resident(), precision="fp32")
+    model = host(str(folder), Resident(weights="fp32"))
     (prompted,) = ask_chat(model, chat()).prompted
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = tokenizer.apply_chat_template(

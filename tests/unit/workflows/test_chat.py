@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from lushan.backbones import packed
 from lushan.backbones.hardware import Choice
 from lushan.backbones.load import load_backbone
 from lushan.errors import DataError, LushanError, ModelError, RunError, SettingError
@@ -32,7 +33,7 @@ BRIEF: dict[str, Any] = {"generation": {"max_new_tokens": 8}}
 
 @pytest.fixture(autouse=True)
 def _measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "choose_precision", lambda *_, **__: Choice("fp32", "a test"))
+    monkeypatch.setattr(packed, "choose_precision", lambda *_, **__: Choice("fp32", "a test"))
 
 
 @pytest.fixture

@@ -34,7 +34,8 @@ def rows(tmp_path: Path) -> Path:
 
 def ask(run: Path, data: Path, **options: Any) -> list[dict[str, Any]]:  # noqa: ANN401
     lines: list[str] = []
-    predict(run, data, write=lines.extend, **options)
+    opened = open_run(run, options.pop("settings", None))
+    predict(opened, data, write=lines.extend, **options)
     return [json.loads(line) for line in lines]
 
 
@@ -121,7 +122,7 @@ def test_a_text_that_is_too_long_is_found_before_any_is_answered(
         raise AssertionError(f"answered: {list(lines)}")
 
     with pytest.raises(DataError, match=r"new\.jsonl, row 2: \d+ tokens, but at most 128 fit"):
-        predict(tiny_run, data, write=never)
+        predict(open_run(tiny_run), data, write=never)
     assert len(ask(tiny_run, data, settings={"data": {"over_length": "window"}})) == 2
 
 
@@ -155,7 +156,7 @@ def test_answers_as_long_as_the_context_are_refused(
     backbone = load_backbone(tiny_folder("llama"), purpose="language")
     writer = Predictor(backbone, task, TaskState(), "generate", LengthLimit(128))
     monkeypatch.setattr(module, "read_meaning", lambda _: SimpleNamespace(task="translation"))
-    monkeypatch.setattr(module, "load_predictor", lambda _: writer)
+    monkeypatch.setattr(module, "load_predictor", lambda _, **__: writer)
     found = open_run(Path("run"), {"generation": {"max_new_tokens": 127}}).predictor
     assert found.generation.max_new_tokens == 127
     with pytest.raises(SettingError, match=r"is 128, but the model's context is 128 tokens"):

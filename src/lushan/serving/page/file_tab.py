@@ -94,7 +94,7 @@ async def answer_file(
     Raises:
         DataError: If the table does not fit the model's task.
     """
-    opened = Opened(hosted.predictor, "", {}, _run_columns(hosted.run))
+    opened = Opened(hosted.run, hosted.predictor, "", {}, _run_columns(hosted.run))
     rows = open_rows(opened, table, needs_target=False)
     num_rows = await asyncio.to_thread(lambda: sum(1 for _ in rows))
     yield Progress(0, num_rows)

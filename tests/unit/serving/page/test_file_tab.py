@@ -11,7 +11,7 @@ from lushan.serving.hosted import HostedModel
 from lushan.serving.page import file_tab
 from lushan.serving.page.file_tab import Progress, answer_file
 from lushan.serving.page.studio import Studio
-from lushan.workflows.predict import predict
+from lushan.workflows.predict import open_run, predict
 from tests.bad_inputs import good_rows, write_lines
 from tests.unit.serving.page.conftest import MakeStudio
 
@@ -32,7 +32,7 @@ def test_answers_are_those_of_the_command_line(
     told = asyncio.run(answer_whole(make_studio(tuned), tuned, table, target))
     expected: list[str] = []
     assert tuned.run is not None
-    predict(tuned.run, table, write=expected.extend)
+    predict(open_run(tuned.run), table, write=expected.extend)
     found = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     wanted = [json.loads(line) for line in expected]
     for one, other in zip(found, wanted, strict=True):

@@ -1,0 +1,410 @@
+"""Weights for answering: laid out once as products read them, and held in fewer bits where that is asked.
+
+`pack_weights` takes the linear layers and the vocabulary of a model that is not trained any more; what they were is
+freed. Activations stay bfloat16: only weights are rounded, 8 bits with one scale for each output, 4 bits with one for
+each 32 inputs of an output. The vocabulary is not rounded further than to 8 bits.
+
+Shapes: M rows, I inputs, O outputs, K chosen outputs, V vocabulary, D width.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from lushan.backbones import native
+from lushan.backbones.hardware import choose_device, choose_precision, give_back_freed_memory
+from lushan.backbones.load import Backbone, Purpose, WeightForm, load_backbone
+from lushan.backbones.lora import FrozenProduct
+from lushan.backbones.sources import cache_folder
+from lushan.errors import SettingError
+
+WeightsSetting = Literal["auto", "fp32", "bf16", "int8", "int4"]
+
+BITS: dict[WeightForm, float] = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4.5}
+"""Memory of one weight, its share of a scale included."""
+_NOT_PACKED = {"lora_A", "lora_B", "modules_to_save", "original_module"}
+"""Parts of PEFT's layers."""
+_BLOCK_OUTPUTS = 16
+_GROUP_INPUTS = 32
+_ROUNDED_AT_ONCE = 1 << 17
+_NORM_ROWS = 8
+_FEW_ROWS = 4
+"""For which torch's own product with 8 bits is faster than widening the weights first."""
+
+
+def choose_weights(requested: str, precision: Literal["bf16", "fp32"]) -> WeightForm:
+    """Decide how weights are held; `auto` keeps what the model was trained and measured with.
+
+    Args:
+        requested: What the user says, one of `WeightsSetting`.
+        precision: Of the training; of an untuned model, what is fast here.
+
+    Raises:
+        SettingError: If weights cannot be held so here.
+    """
+    if requested not in get_args(WeightsSetting):
+        raise SettingError(
+            f"`--weights` must be one of {', '.join(get_args(WeightsSetting))}, got `{requested}`."
+        )
+    if requested == "int4" and (reason := native.why_missing()):
+        raise SettingError(
+            f"`--weights int4` cannot be computed here: {reason}. Use `int8`, `bf16` or `auto`."
+        )
+    return precision if requested == "auto" else requested  # pyright: ignore[reportReturnType] - checked above
+
+
+def describe_weights(backbone: Backbone) -> str:
+    """Say how weights are held, how much memory they take, and who multiplies them; for people."""
+    form = backbone.weight_form or "fp32"
+    reason = "" if form == "fp32" else native.why_missing()
+    by_torch = f" Products are those of torch, because {reason}." if reason else ""
+    return f"Weights are held in {form}: {weight_bytes(backbone.model) / 1e6:,.0f} MB.{by_torch}"
+
+
+class Packed(Protocol):
+    """A weight matrix that never changes."""
+
+    num_bytes: int
+    """Memory that it takes."""
+
+    def forward(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Give (M, O)."""
+        ...
+
+    def logits(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Give (M, O) in float32."""
+        ...
+
+    def backward(self, gradient_MO: Tensor) -> Tensor:
+        """Give (M, I)."""
+        ...
+
+    def rows(self, outputs_K: Tensor) -> Tensor:
+        """Give some rows of the matrix; (K, I), bfloat16."""
+        ...
+
+
+class NativePacked:
+    """In blocks, multiplied by `products.cpp`."""
+
+    def __init__(self, weight_OI: Tensor, form: WeightForm) -> None:
+        self._num_outputs, self._num_inputs = weight_OI.shape
+        self._form = form
+        padding = (0, -self._num_inputs % _GROUP_INPUTS, 0, -self._num_outputs % _BLOCK_OUTPUTS)
+        padded = functional.pad(weight_OI.detach(), padding) if any(padding) else weight_OI.detach()
+        numbers, self._scales = _rounded(padded, form)
+        self._padding = padding[1]
+        # [block][pair of inputs][output][which of the pair]; a pair is moved as one number, which is faster
+        pairs = numbers.contiguous().view(torch.int32 if form == "bf16" else torch.int16)
+        blocks = pairs.unflatten(0, (-1, _BLOCK_OUTPUTS)).transpose(1, 2).contiguous()
+        self._blocks = blocks.view(numbers.dtype).unflatten(2, (_BLOCK_OUTPUTS, 2))
+        if form == "int4":
+            first, second = self._blocks.unflatten(1, (-1, 2)).unbind(2)
+            self._blocks = first | second << 4
+        if form == "int4" and self._scales is not None:
+            self._scales = self._scales.unflatten(0, (-1, _BLOCK_OUTPUTS)).mT.contiguous()
+        self.num_bytes = self._blocks.nbytes + (0 if self._scales is None else self._scales.nbytes)
+
+    def forward(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Give (M, O)."""
+        return self._multiply(inputs_MI, bias_O, torch.bfloat16)
+
+    def logits(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Give (M, O) in float32."""
+        return self._multiply(inputs_MI, bias_O, torch.float32)
+
+    def _multiply(self, inputs_MI: Tensor, bias_O: Tensor | None, dtype: torch.dtype) -> Tensor:
+        if self._padding:
+            inputs_MI = functional.pad(inputs_MI, (0, self._padding))
+        return native.multiply(
+            inputs_MI.contiguous(),
+            self._blocks,
+            self._scales,
+            None if bias_O is None else bias_O.float(),
+            form=native.FORMS[self._form],
+            num_outputs=self._num_outputs,
+            dtype=dtype,
+        )
+
+    def backward(self, gradient_MO: Tensor) -> Tensor:
+        """Give (M, I)."""
+        return gradient_MO @ self.rows(torch.arange(self._num_outputs))
+
+    def rows(self, outputs_K: Tensor) -> Tensor:
+        """Give some rows of the matrix; (K, I), bfloat16."""
+        block_K, place_K = outputs_K // _BLOCK_OUTPUTS, outputs_K % _BLOCK_OUTPUTS
+        if self._form == "int4":
+            both = self._blocks[block_K, :, place_K]
+            numbers = torch.stack([both & 15, both >> 4], dim=2).flatten(1).float() - 8
+        else:
+            numbers = self._blocks[block_K, :, place_K].flatten(1)
+        if self._scales is not None:
+            scales = (
+                self._scales[block_K, :, place_K].float().repeat_interleave(_GROUP_INPUTS, dim=1)
+                if self._form == "int4"
+                else self._scales[outputs_K, None]
+            )
+            numbers = numbers.float() * scales
+        return numbers[:, : self._num_inputs].to(torch.bfloat16)
+
+
+class TorchPacked:
+    """Where there are no products of our own: oneDNN in bfloat16, torch's in 8 bits."""
+
+    def __init__(self, weight_OI: Tensor, form: WeightForm) -> None:
+        numbers, self._scales_O = _rounded(weight_OI.detach(), form)
+        self._numbers_OI = numbers.contiguous()
+        # torch reads beyond the end of a matrix with other sizes.
+        self._has_few = not any(size % _GROUP_INPUTS for size in numbers.shape)
+        self._product = None if self._scales_O is not None else FrozenProduct(self._numbers_OI)
+        beside = self._product.num_bytes if self._product else len(numbers) * 4
+        self.num_bytes = self._numbers_OI.nbytes + beside
+
+    def forward(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Give (M, O)."""
+        if self._product is not None:
+            return self._product.forward(inputs_MI, bias_O)
+        scales_O = self._scales_O.to(inputs_MI.dtype)  # pyright: ignore[reportOptionalMemberAccess]
+        if len(inputs_MI) <= _FEW_ROWS and self._has_few:
+            outputs_MO = torch.ops.aten._weight_int8pack_mm(
+                inputs_MI.contiguous(), self._numbers_OI, scales_O
+            )
+        else:
+            outputs_MO = functional.linear(inputs_MI, self._numbers_OI.to(inputs_MI.dtype))
+            outputs_MO = outputs_MO.mul_(scales_O)
+        return outputs_MO if bias_O is None else outputs_MO.add_(bias_O)
+
+    def logits(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Give (M, O) in float32."""
+        return self.forward(inputs_MI, bias_O).float()
+
+    def backward(self, gradient_MO: Tensor) -> Tensor:
+        """Give (M, I)."""
+        return gradient_MO @ self.rows(torch.arange(len(self._numbers_OI)))
+
+    def rows(self, outputs_K: Tensor) -> Tensor:
+        """Give some rows of the matrix; (K, I), bfloat16."""
+        rows_KI = self._numbers_OI[outputs_K]
+        if self._scales_O is not None:
+            rows_KI = rows_KI.float() * self._scales_O[outputs_K, None]
+        return rows_KI.to(torch.bfloat16)
+
+
+def _rounded(weight_OI: Tensor, form: WeightForm) -> tuple[Tensor, Tensor | None]:
+    """Round a matrix: whole numbers, and what they are multiplied by.
+
+    Returns:
+        The numbers, (O, I): bfloat16, int8, or for 4 bits uint8 from 0 to 15, of which 8 stands for 0. The scales:
+        none, (O,) in float32, or for 4 bits (O, groups) in bfloat16.
+    """
+    if form == "bf16":
+        return weight_OI.to(torch.bfloat16), None
+    # Part by part: what is made on the way then stays in the cache.
+    parts = weight_OI.split(max(1, _ROUNDED_AT_ONCE // weight_OI.shape[1]))
+    round_part = _rounded_to_8_bits if form == "int8" else _rounded_to_4_bits
+    numbers, scales = zip(
+        *(round_part(each.to(torch.float32, copy=True)) for each in parts), strict=True
+    )
+    return torch.cat(numbers), torch.cat(scales)
+
+
+def _rounded_to_8_bits(exact_OI: Tensor) -> tuple[Tensor, Tensor]:
+    largest_O = torch.stack(exact_OI.aminmax(dim=1)).abs_().amax(dim=0)
+    scales_O = largest_O.clamp_(min=torch.finfo(torch.float32).tiny) / 127
+    return exact_OI.div_(scales_O[:, None]).round_().to(torch.int8), scales_O
+
+
+def _rounded_to_4_bits(exact_OI: Tensor) -> tuple[Tensor, Tensor]:
+    groups_OGI = exact_OI.unflatten(1, (-1, _GROUP_INPUTS))
+    scales_OG = _scales_of_groups(groups_OGI)
+    numbers_OGI = (groups_OGI / scales_OG[..., None].float()).round().clamp(-8, 7) + 8
+    return numbers_OGI.flatten(1).to(torch.uint8), scales_OG
+
+
+def _scales_of_groups(groups_OGI: Tensor) -> Tensor:
+    """Give the scale, of some that use the range from -8 to 7, with which a group is changed least; (O, G), bfloat16."""
+    place_OG1 = groups_OGI.abs().argmax(dim=2, keepdim=True)
+    largest_OG = groups_OGI.gather(2, place_OG1)[..., 0]
+    best_OG = torch.ones_like(largest_OG)
+    least_OG = torch.full_like(largest_OG, torch.inf)
+    for top in (-8.0, -7.0, -9.0):
+        scales_OG = (largest_OG / top).bfloat16().float()
+        scales_OG = torch.where(scales_OG == 0, 1.0, scales_OG)
+        numbers_OGI = (groups_OGI / scales_OG[..., None]).round().clamp(-8, 7)
+        error_OG = (numbers_OGI * scales_OG[..., None] - groups_OGI).square().sum(dim=2)
+        better_OG = error_OG < least_OG
+        best_OG = torch.where(better_OG, scales_OG, best_OG)
+        least_OG = torch.where(better_OG, error_OG, least_OG)
+    return best_OG.bfloat16()
+
+
+def _pack(weight_OI: Tensor, form: WeightForm) -> Packed:
+    return TorchPacked(weight_OI, form) if native.why_missing() else NativePacked(weight_OI, form)
+
+
+class PackedLinear(nn.Module):
+    """What takes the place of a linear layer."""
+
+    def __init__(self, product: Packed, out_features: int, in_features: int) -> None:
+        super().__init__()
+        self.product = product
+        self.out_features, self.in_features = out_features, in_features
+        self.bias: nn.Parameter | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix as it is multiplied, (O, I), bfloat16; made anew at every call."""
+        return self.product.rows(torch.arange(self.out_features))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Multiply the last axis."""
+        flat_MI = inputs.reshape(-1, self.in_features)
+        if torch.is_grad_enabled() and inputs.requires_grad:  # an explanation looks back
+            outputs_MO = functional.linear(flat_MI, self.weight, self.bias)
+        else:
+            outputs_MO = self.product.forward(flat_MI, self.bias)
+        return outputs_MO.view(*inputs.shape[:-1], -1)
+
+
+class FusedNorm(nn.Module):
+    """What takes the place of a root-mean-square norm: the same in one pass."""
+
+    def __init__(self, norm: Any, epsilon: float, *, adds_one: bool) -> None:  # noqa: ANN401
+        super().__init__()
+        self.norm = norm
+        self._epsilon, self._adds_one = epsilon, adds_one
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Norm the last axis."""
+        if torch.is_grad_enabled() or inputs.dtype != torch.bfloat16:
+            return self.norm(inputs)
+        return native.rms_norm(
+            inputs, self.norm.weight, epsilon=self._epsilon, adds_one=self._adds_one
+        )
+
+
+def _fused_norm(norm: nn.Module) -> FusedNorm | None:
+    """Give what does the same as a norm, shown on random numbers; None where that is not known here."""
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    weight = getattr(norm, "weight", None)
+    is_known = type(norm).__name__.endswith("RMSNorm") and isinstance(epsilon, float)
+    if not is_known or not isinstance(weight, nn.Parameter) or weight.dtype != torch.bfloat16:
+        return None
+    if weight.dim() != 1 or len(weight) % 16 or native.why_missing():
+        return None
+    generator = torch.Generator().manual_seed(0)
+    inputs_MD = torch.randn(_NORM_ROWS, len(weight), generator=generator).bfloat16()
+    with torch.inference_mode():
+        expected_MD = norm(inputs_MD)
+        for adds_one in (False, True):
+            fused = FusedNorm(norm, epsilon, adds_one=adds_one)
+            # Sums in another order may round a number to its neighbour.
+            if torch.allclose(fused(inputs_MD), expected_MD, rtol=0.008, atol=1e-6):
+                return fused
+    return None
+
+
+class PackedEmbedding(nn.Module):
+    """What takes the place of a token embedding: rows of a packed matrix, then whatever the embedding does with them."""
+
+    def __init__(self, product: Packed, embedding: nn.Embedding) -> None:
+        """Take over an embedding, whose weight is freed."""
+        super().__init__()
+        self.product = product
+        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        embedding.padding_idx = (
+            None  # matters to gradients alone, and could name a row beyond those that are given
+        )
+        embedding.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        self._embedding = [
+            embedding
+        ]  # in a list, so that its parameters are not those of the model
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Give the embeddings of tokens."""
+        rows_KD = self.product.rows(token_ids.flatten())
+        places = torch.arange(len(rows_KD)).view_as(token_ids)
+        return functional_call(self._embedding[0], {"weight": rows_KD}, (places,))
+
+
+def pack_weights(backbone: Backbone, form: WeightForm) -> None:
+    """Have a model hold its weights in a form; those of class layers and adapters stay as they are.
+
+    Args:
+        backbone: On a processor, not trained any more; changed in place. Its weights are bfloat16, but for `fp32`,
+            which changes nothing.
+        form: How weights are held.
+    """
+    if form == "fp32":
+        return
+    core = backbone.core
+    for name, layer in list(core.named_modules()):
+        if type(layer) in (nn.Linear, Conv1D) and not _NOT_PACKED & set(name.split(".")):
+            core.set_submodule(name, _packed_layer(layer, form))
+        elif (fused := _fused_norm(layer)) is not None:
+            core.set_submodule(name, fused)
+    _pack_vocabulary(backbone.plain_model, "bf16" if form == "bf16" else "int8")
+    backbone.weight_form = form
+    give_back_freed_memory()
+
+
+def _packed_layer(layer: Any, form: WeightForm) -> PackedLinear:  # noqa: ANN401 - two classes
+    weight_OI = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+    packed = PackedLinear(_pack(weight_OI, form), *weight_OI.shape)
+    packed.bias = layer.bias
+    return packed
+
+
+def _pack_vocabulary(model: Any, form: WeightForm) -> None:  # noqa: ANN401 - a `transformers` model
+    """Pack the vocabulary layer and the embedding: once, where they are the same weights."""
+    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    is_tied = output is not None and output.weight is getattr(embedding, "weight", None)
+    product: Packed | None = None
+    if type(output) is nn.Linear:
+        packed = _packed_layer(output, form)
+        product = packed.product if is_tied else None
+        model.set_output_embeddings(packed)
+    if isinstance(embedding, nn.Embedding) and (product or form != "bf16"):
+        product = product or _pack(embedding.weight, form)
+        model.set_input_embeddings(PackedEmbedding(product, embedding))
+
+
+def weight_bytes(model: nn.Module, *, beside: nn.Module | None = None) -> int:
+    """Memory of a model's weights, packed or not, without those that another has too."""
+    others = set(_weights(beside)) if beside is not None else set[int]()
+    return sum(size for key, size in _weights(model).items() if key not in others)
+
+
+def _weights(model: nn.Module) -> dict[int, int]:
+    """The bytes of everything that a model holds, by its identity."""
+    plain = {id(each): each.nbytes for each in model.parameters()}
+    packed = (each.product for each in model.modules() if isinstance(each, _PACKED))
+    return plain | {id(each): each.num_bytes for each in packed}
+
+
+_PACKED = (PackedLinear, PackedEmbedding)
+
+
+def load_untuned(folder: Path, *, purpose: Purpose, weights: str) -> Backbone:
+    """Load a pretrained model that answers as it is.
+
+    Args:
+        folder: A Hugging Face model folder.
+        purpose: What it has to answer with.
+        weights: How weights are held, one of `WeightsSetting`; `auto` takes the precision that is fast here.
+
+    Raises:
+        ModelError: If the folder cannot be used for this purpose.
+        SettingError: If weights cannot be held so here.
+    """
+    fast = choose_precision("auto", choose_device().value, cache=cache_folder()).value
+    form = choose_weights(weights, "bf16" if fast == "bf16" else "fp32")
+    precision = "fp32" if form == "fp32" else "bf16"
+    backbone = load_backbone(folder, purpose=purpose, precision=precision)
+    pack_weights(backbone, form)
+    return backbone
