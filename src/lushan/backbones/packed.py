@@ -1,8 +1,8 @@
 """Weights for answering: laid out once as products read them, and held in fewer bits where that is asked.
 
 `pack_weights` takes the linear layers and the vocabulary of a model that is not trained any more; what they were is
-freed. Activations stay bfloat16: only weights are rounded, 8 bits with one scale for each output, 4 bits with one for
-each 32 inputs of an output. The vocabulary is not rounded further than to 8 bits.
+freed. Activations stay bfloat16: only weights are rounded, to 8 or 4 bits, with a scale for each 32 inputs of an output
+(in torch's product with 8 bits, for each output). The vocabulary is not rounded further than to 8 bits.
 
 Shapes: M rows, I inputs, O outputs, K chosen outputs, V vocabulary, D width.
 """
@@ -25,13 +25,14 @@ from lushan.errors import SettingError
 
 WeightsSetting = Literal["auto", "fp32", "bf16", "int8", "int4"]
 
-BITS: dict[WeightForm, float] = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4.5}
+BITS: dict[WeightForm, float] = {"fp32": 32, "bf16": 16, "int8": 8.5, "int4": 4.5}
 """Memory of one weight, its share of a scale included."""
 _NOT_PACKED = {"lora_A", "lora_B", "modules_to_save", "original_module"}
 """Parts of PEFT's layers."""
 _BLOCK_OUTPUTS = 16
 _GROUP_INPUTS = 32
 _ROUNDED_AT_ONCE = 1 << 17
+_SMALLEST_SCALE = 1e-30
 _NORM_ROWS = 8
 _FEW_ROWS = 4
 """For which torch's own product with 8 bits is faster than widening the weights first."""
@@ -106,7 +107,7 @@ class NativePacked:
         if form == "int4":
             first, second = self._blocks.unflatten(1, (-1, 2)).unbind(2)
             self._blocks = first | second << 4
-        if form == "int4" and self._scales is not None:
+        if self._scales is not None:
             self._scales = self._scales.unflatten(0, (-1, _BLOCK_OUTPUTS)).mT.contiguous()
         self.num_bytes = self._blocks.nbytes + (0 if self._scales is None else self._scales.nbytes)
 
@@ -144,12 +145,8 @@ class NativePacked:
         else:
             numbers = self._blocks[block_K, :, place_K].flatten(1)
         if self._scales is not None:
-            scales = (
-                self._scales[block_K, :, place_K].float().repeat_interleave(_GROUP_INPUTS, dim=1)
-                if self._form == "int4"
-                else self._scales[outputs_K, None]
-            )
-            numbers = numbers.float() * scales
+            scales_KG = self._scales[block_K, :, place_K].float()
+            numbers = numbers.float() * scales_KG.repeat_interleave(_GROUP_INPUTS, dim=1)
         return numbers[:, : self._num_inputs].to(torch.bfloat16)
 
 
@@ -157,12 +154,13 @@ class TorchPacked:
     """Where there are no products of our own: oneDNN in bfloat16, torch's in 8 bits."""
 
     def __init__(self, weight_OI: Tensor, form: WeightForm) -> None:
-        numbers, self._scales_O = _rounded(weight_OI.detach(), form)
+        numbers, scales_O1 = _rounded(weight_OI.detach(), form, group_inputs=weight_OI.shape[1])
+        self._scales_O = None if scales_O1 is None else scales_O1[:, 0]
         self._numbers_OI = numbers.contiguous()
         # torch reads beyond the end of a matrix with other sizes.
         self._has_few = not any(size % _GROUP_INPUTS for size in numbers.shape)
         self._product = None if self._scales_O is not None else FrozenProduct(self._numbers_OI)
-        beside = self._product.num_bytes if self._product else len(numbers) * 4
+        beside = self._product.num_bytes if self._product else len(numbers) * 2
         self.num_bytes = self._numbers_OI.nbytes + beside
 
     def forward(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -195,12 +193,14 @@ class TorchPacked:
         return rows_KI.to(torch.bfloat16)
 
 
-def _rounded(weight_OI: Tensor, form: WeightForm) -> tuple[Tensor, Tensor | None]:
+def _rounded(
+    weight_OI: Tensor, form: WeightForm, *, group_inputs: int = _GROUP_INPUTS
+) -> tuple[Tensor, Tensor | None]:
     """Round a matrix: whole numbers, and what they are multiplied by.
 
     Returns:
-        The numbers, (O, I): bfloat16, int8, or for 4 bits uint8 from 0 to 15, of which 8 stands for 0. The scales:
-        none, (O,) in float32, or for 4 bits (O, groups) in bfloat16.
+        The numbers, (O, I): bfloat16, int8, or for 4 bits uint8 from 0 to 15, of which 8 stands for 0. The scales of
+        8 and 4 bits: (O, groups) in bfloat16.
     """
     if form == "bf16":
         return weight_OI.to(torch.bfloat16), None
@@ -208,19 +208,19 @@ def _rounded(weight_OI: Tensor, form: WeightForm) -> tuple[Tensor, Tensor | None
     parts = weight_OI.split(max(1, _ROUNDED_AT_ONCE // weight_OI.shape[1]))
     round_part = _rounded_to_8_bits if form == "int8" else _rounded_to_4_bits
     numbers, scales = zip(
-        *(round_part(each.to(torch.float32, copy=True)) for each in parts), strict=True
+        *(round_part(each.float().unflatten(1, (-1, group_inputs))) for each in parts), strict=True
     )
     return torch.cat(numbers), torch.cat(scales)
 
 
-def _rounded_to_8_bits(exact_OI: Tensor) -> tuple[Tensor, Tensor]:
-    largest_O = torch.stack(exact_OI.aminmax(dim=1)).abs_().amax(dim=0)
-    scales_O = largest_O.clamp_(min=torch.finfo(torch.float32).tiny) / 127
-    return exact_OI.div_(scales_O[:, None]).round_().to(torch.int8), scales_O
+def _rounded_to_8_bits(groups_OGI: Tensor) -> tuple[Tensor, Tensor]:
+    largest_OG = torch.stack(groups_OGI.aminmax(dim=2)).abs_().amax(dim=0)
+    scales_OG = (largest_OG.clamp_(min=_SMALLEST_SCALE) / 127).bfloat16()
+    numbers_OGI = (groups_OGI / scales_OG[..., None].float()).round_().clamp_(-127, 127)
+    return numbers_OGI.flatten(1).to(torch.int8), scales_OG
 
 
-def _rounded_to_4_bits(exact_OI: Tensor) -> tuple[Tensor, Tensor]:
-    groups_OGI = exact_OI.unflatten(1, (-1, _GROUP_INPUTS))
+def _rounded_to_4_bits(groups_OGI: Tensor) -> tuple[Tensor, Tensor]:
     scales_OG = _scales_of_groups(groups_OGI)
     numbers_OGI = (groups_OGI / scales_OG[..., None].float()).round().clamp(-8, 7) + 8
     return numbers_OGI.flatten(1).to(torch.uint8), scales_OG
@@ -292,8 +292,9 @@ def _fused_norm(norm: nn.Module) -> FusedNorm | None:
     """Give what does the same as a norm, shown on random numbers; None where that is not known here."""
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     weight = getattr(norm, "weight", None)
-    is_known = type(norm).__name__.endswith("RMSNorm") and isinstance(epsilon, float)
-    if not is_known or not isinstance(weight, nn.Parameter) or weight.dtype != torch.bfloat16:
+    if not type(norm).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):
+        return None
+    if not isinstance(weight, nn.Parameter) or weight.dtype != torch.bfloat16:
         return None
     if weight.dim() != 1 or len(weight) % 16 or native.why_missing():
         return None

@@ -1,11 +1,11 @@
 // Products of bfloat16 rows with weights in bfloat16, 8 or 4 bits; sums are float32.
 //
 // Weights stand in blocks of 16 outputs; in a block, pairs of inputs follow each other, as `vdpbf16ps` takes them:
-// [outputs / 16][inputs / 2][16][2]. Whole numbers of 8 and of 4 bits are exact in bfloat16, so that nothing but the
-// weights is rounded: the scale of an output (8 bits), or of 32 inputs of an output (4 bits), is multiplied to a sum.
+// [outputs / 16][inputs / 2][16][2]. Of 8 and 4 bits, 32 inputs of an output have a scale together.
 //
-// Few rows: weights are widened in registers, so that what is read from memory is as small as they are.
-// Many rows: those of three blocks are widened once, into the cache, and used for all rows.
+// Few rows: weights are widened in registers, so that what is read from memory is as small as they are. Whole numbers of
+// 8 and of 4 bits are exact in bfloat16, and the scale is multiplied to the sum of its inputs.
+// Many rows: weights of three blocks are widened once, into the cache, with their scales, and used for all rows.
 
 #include <immintrin.h>
 
@@ -18,13 +18,12 @@ enum Form { BF16 = 0, INT8 = 1, INT4 = 2 };
 
 constexpr int FEW_ROWS = 8;  // as many as have a sum in a register for each of three blocks
 constexpr int BLOCKS_AT_ONCE = 3;
-constexpr int GROUP_PAIRS = 16;  // of inputs that have a scale together, in 4 bits
+constexpr int GROUP_PAIRS = 16;  // of inputs that have a scale together
 
 struct Job {
   const uint16_t *inputs;
   const uint8_t *weights;
-  const float *output_scales;
-  const uint16_t *group_scales;
+  const uint16_t *scales;
   const float *bias;
   void *outputs;
   int64_t num_rows, num_inputs, num_outputs;
@@ -50,13 +49,29 @@ inline __m512i pairs_of_8_bits(const int8_t *from) {
   return narrow(low, high);
 }
 
-// Two pairs of each output: the first in the lower halves of the bytes, the second in the upper ones.
-inline void pairs_of_4_bits(const uint8_t *from, __m512i &first, __m512i &second) {
+// Two pairs of each output, one behind the other.
+inline void two_of_8_bits(const uint8_t *from, __m512i &first, __m512i &second) {
+  first = pairs_of_8_bits((const int8_t *)from);
+  second = pairs_of_8_bits((const int8_t *)from + 32);
+}
+
+// The same: the first in the lower halves of the bytes, the second in the upper ones.
+inline void two_of_4_bits(const uint8_t *from, __m512i &first, __m512i &second) {
   const __m512i table = _mm512_loadu_si512(NUMBERS_OF_4_BITS);
   __m512i both = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)from));
   first = _mm512_permutexvar_epi16(_mm512_and_si512(both, _mm512_set1_epi16(15)), table);
   second = _mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), table);
 }
+
+template <int FORM> inline void two_pairs(const uint8_t *from, __m512i &first, __m512i &second) {
+  if constexpr (FORM == INT8)
+    two_of_8_bits(from, first, second);
+  else
+    two_of_4_bits(from, first, second);
+}
+
+// Of one pair of the 16 outputs of a block.
+constexpr int64_t pair_bytes(int form) { return form == BF16 ? 64 : form == INT8 ? 32 : 16; }
 
 inline __m512 add_product(__m512 sum, __m512i weights, __m512i inputs) {
   return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)inputs);
@@ -65,7 +80,6 @@ inline __m512 add_product(__m512 sum, __m512i weights, __m512i inputs) {
 inline void store(const Job &job, int64_t row, int64_t column, __m512 sum) {
   int64_t left = job.num_outputs - column;
   __mmask16 mask = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
-  if (job.output_scales) sum = _mm512_mul_ps(sum, _mm512_maskz_loadu_ps(mask, job.output_scales + column));
   if (job.bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, job.bias + column));
   int64_t place = row * job.num_outputs + column;
   if (job.writes_float32)
@@ -101,9 +115,9 @@ template <int ROWS, int BLOCKS> struct Sums {
   }
 };
 
-// Weights of bfloat16 or 8 bits; `weights` is where the first block begins.
-template <int FORM, int ROWS, int BLOCKS>
-void multiply_plain(const Job &job, const uint8_t *weights, int64_t row, int64_t column) {
+// `weights` is where the first block begins.
+template <int ROWS, int BLOCKS>
+void multiply_bf16(const Job &job, const uint16_t *weights, int64_t row, int64_t column) {
   const int64_t pairs = job.pairs();
   const int32_t *inputs = (const int32_t *)(job.inputs + row * job.num_inputs);
   Sums<ROWS, BLOCKS> sums;
@@ -111,18 +125,15 @@ void multiply_plain(const Job &job, const uint8_t *weights, int64_t row, int64_t
   for (int64_t pair = 0; pair < pairs; pair++) {
     __m512i numbers[BLOCKS];
 #pragma GCC unroll 3
-    for (int block = 0; block < BLOCKS; block++) {
-      int64_t place = (block * pairs + pair) * 32;
-      numbers[block] = FORM == BF16 ? _mm512_loadu_si512((const uint16_t *)weights + place)
-                                    : pairs_of_8_bits((const int8_t *)weights + place);
-    }
+    for (int block = 0; block < BLOCKS; block++)
+      numbers[block] = _mm512_loadu_si512(weights + (block * pairs + pair) * 32);
     sums.add(numbers, inputs + pair, pairs);
   }
   sums.write(job, row, column);
 }
 
-template <int ROWS, int BLOCKS>
-void multiply_4_bits(const Job &job, const uint8_t *weights, const uint16_t *scales, int64_t column) {
+template <int FORM, int ROWS, int BLOCKS>
+void multiply_rounded(const Job &job, const uint8_t *weights, const uint16_t *scales, int64_t column) {
   const int64_t pairs = job.pairs(), groups = job.groups();
   const int32_t *inputs = (const int32_t *)job.inputs;
   Sums<ROWS, BLOCKS> sums, part;
@@ -133,7 +144,7 @@ void multiply_4_bits(const Job &job, const uint8_t *weights, const uint16_t *sca
       __m512i first[BLOCKS], second[BLOCKS];
 #pragma GCC unroll 3
       for (int block = 0; block < BLOCKS; block++)
-        pairs_of_4_bits(weights + (block * pairs + pair) * 16, first[block], second[block]);
+        two_pairs<FORM>(weights + (block * pairs + pair) * pair_bytes(FORM), first[block], second[block]);
       part.add(first, inputs + pair, pairs);
       part.add(second, inputs + pair + 1, pairs);
     }
@@ -155,15 +166,10 @@ void multiply_few(const Job &job, int64_t num_rows, const uint8_t *weights, cons
   if constexpr (ROWS > 1) {
     if (num_rows < ROWS) return multiply_few<FORM, BLOCKS, ROWS - 1>(job, num_rows, weights, scales, row, column);
   }
-  if constexpr (FORM == INT4)
-    multiply_4_bits<ROWS, BLOCKS>(job, weights, scales, column);
+  if constexpr (FORM == BF16)
+    multiply_bf16<ROWS, BLOCKS>(job, (const uint16_t *)weights, row, column);
   else
-    multiply_plain<FORM, ROWS, BLOCKS>(job, weights, row, column);
-}
-
-void widen_8_bits(const Job &job, const int8_t *from, uint16_t *into) {
-  for (int64_t pair = 0; pair < job.pairs(); pair++)
-    _mm512_storeu_si512(into + pair * 32, pairs_of_8_bits(from + pair * 32));
+    multiply_rounded<FORM, ROWS, BLOCKS>(job, weights, scales, column);
 }
 
 inline __m512i scaled(__m512i pairs, __m512 low_scale, __m512 high_scale) {
@@ -172,7 +178,7 @@ inline __m512i scaled(__m512i pairs, __m512 low_scale, __m512 high_scale) {
 }
 
 // Here scales have to be multiplied to the weights, which rounds them once more.
-void widen_4_bits(const Job &job, const uint8_t *from, const uint16_t *scales, uint16_t *into) {
+template <int FORM> void widen_rounded(const Job &job, const uint8_t *from, const uint16_t *scales, uint16_t *into) {
   const __m512i low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
   for (int64_t group = 0; group < job.groups(); group++) {
@@ -180,7 +186,7 @@ void widen_4_bits(const Job &job, const uint8_t *from, const uint16_t *scales, u
     __m512 low_scale = _mm512_permutexvar_ps(low, scale), high_scale = _mm512_permutexvar_ps(high, scale);
     for (int64_t pair = group * GROUP_PAIRS; pair < (group + 1) * GROUP_PAIRS; pair += 2) {
       __m512i first, second;
-      pairs_of_4_bits(from + pair * 16, first, second);
+      two_pairs<FORM>(from + pair * pair_bytes(FORM), first, second);
       _mm512_storeu_si512(into + pair * 32, scaled(first, low_scale, high_scale));
       _mm512_storeu_si512(into + (pair + 1) * 32, scaled(second, low_scale, high_scale));
     }
@@ -189,25 +195,20 @@ void widen_4_bits(const Job &job, const uint8_t *from, const uint16_t *scales, u
 
 template <int FORM, int BLOCKS> void multiply_blocks(const Job &job, int64_t block, uint16_t *scratch) {
   const int64_t pairs = job.pairs(), column = block * 16;
-  const int64_t block_bytes = pairs * (FORM == BF16 ? 64 : FORM == INT8 ? 32 : 16);
+  const int64_t block_bytes = pairs * pair_bytes(FORM);
   const uint8_t *weights = job.weights + block * block_bytes;
-  const uint16_t *scales = FORM == INT4 ? job.group_scales + block * job.groups() * 16 : nullptr;
-  if (FORM == INT4 && BLOCKS > 1 && job.num_rows > FEW_ROWS / 2 && job.num_rows <= FEW_ROWS) {
+  const uint16_t *scales = job.scales + block * job.groups() * 16;
+  if (FORM != BF16 && BLOCKS > 1 && job.num_rows > FEW_ROWS / 2 && job.num_rows <= FEW_ROWS) {
     for (int each = 0; each < BLOCKS; each++)  // two sums each would not all have a register
       multiply_blocks<FORM, 1>(job, block + each, scratch);
     return;
   }
   if (FORM != BF16 && job.num_rows <= FEW_ROWS)
     return multiply_few<FORM, BLOCKS>(job, job.num_rows, weights, scales, 0, column);
-  if (FORM != BF16) {
-    for (int each = 0; each < BLOCKS; each++) {
-      const uint8_t *from = weights + each * block_bytes;
-      uint16_t *into = scratch + each * pairs * 32;
-      if (FORM == INT8)
-        widen_8_bits(job, (const int8_t *)from, into);
-      else
-        widen_4_bits(job, from, scales + each * job.groups() * 16, into);
-    }
+  if constexpr (FORM != BF16) {
+    for (int each = 0; each < BLOCKS; each++)
+      widen_rounded<FORM>(job, weights + each * block_bytes, scales + each * job.groups() * 16,
+                          scratch + each * pairs * 32);
     weights = (const uint8_t *)scratch;
   }
   for (int64_t row = 0; row < job.num_rows; row += FEW_ROWS)
@@ -235,14 +236,13 @@ template <int FORM> void multiply_all(const Job &job, int num_threads) {
 
 }  // namespace
 
-// `scales` is float32, one an output, for 8 bits, and bfloat16, [outputs / 16][groups][16], for 4 bits.
+// `scales` are bfloat16, [outputs / 16][inputs / 32][16].
 extern "C" void lushan_multiply(const void *inputs, const void *weights, const void *scales, const void *bias,
                                 void *outputs, int64_t num_rows, int64_t num_inputs, int64_t num_outputs, int form,
                                 int writes_float32, int num_threads) {
   Job job{(const uint16_t *)inputs,
           (const uint8_t *)weights,
-          (const float *)(form == INT8 ? scales : nullptr),
-          (const uint16_t *)(form == INT4 ? scales : nullptr),
+          (const uint16_t *)scales,
           (const float *)bias,
           outputs,
           num_rows,

@@ -1,7 +1,7 @@
 """`lushan serve`: answer requests over HTTP."""
 
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -87,7 +87,7 @@ def command(
     del seed  # every command takes it; each request brings its own
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         need(package, extra="serve", purpose=PURPOSE)
-    from lushan.backbones.packed import choose_weights
+    from lushan.backbones.packed import WeightsSetting, choose_weights
     from lushan.serving.hosted import names_of
     from lushan.serving.serve_settings import ServeSettings
     from lushan.serving.server import serve
@@ -97,7 +97,6 @@ def command(
         "host": host,
         "port": port,
         "cors_origins": tuple(cors_origin or ()),
-        "weights": weights,
         "max_rows": max_rows,
         "max_tokens": max_tokens,
         "max_model_gigabytes": max_model_gigabytes,
@@ -127,5 +126,12 @@ def command(
 
     with open_store(store, purpose=PURPOSE, create=True) as database:
         settings = build(ServeSettings, values, source="lushan serve")
-        serve(targets, settings, database=database, with_page=with_page, listening=listening)
+        serve(
+            targets,
+            settings,
+            weights=cast("WeightsSetting", weights),
+            database=database,
+            with_page=with_page,
+            listening=listening,
+        )
     tell("Stopped.")

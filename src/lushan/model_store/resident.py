@@ -92,7 +92,7 @@ class Resident:
         self._limit_bytes = limit_bytes
         self._weights: WeightsSetting = weights
         self._bases: WeakValueDictionary[tuple[str, str, bool], _Base] = WeakValueDictionary()
-        """By digest of the weights, precision, and whether tokens look both ways."""
+        """By digest of the weights, how they are held, and whether tokens look both ways."""
         self._models: dict[str, ResidentModel] = {}
 
     @property
@@ -216,7 +216,8 @@ class Resident:
         """Give the base that a model shares with others, loaded if need be; or say why it shares none."""
         if not is_adapter(folder) and meaning.adapter != "head":
             return "its layers were tuned"
-        key = (meaning.base_digest, meaning.precision, both_ways)
+        form = choose_weights(self._weights, meaning.precision)
+        key = (meaning.base_digest, form, both_ways)
         if key in self._bases:
             return self._bases[key]
         try:
@@ -228,7 +229,6 @@ class Resident:
         if describe(weights).family == "encoder":
             return "encoders do not share layers"
         self._check_room(name, self._predicted_bytes(weights, meaning))
-        form = choose_weights(self._weights, meaning.precision)
         precision = "fp32" if form == "fp32" else "bf16"
         backbone = load_backbone(
             weights, purpose="language", both_ways=both_ways, precision=precision

@@ -19,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
 import lushan
+from lushan.backbones.packed import WeightsSetting
 from lushan.errors import UserError
 from lushan.feedback.store import FeedbackStore
 from lushan.model_store.resident import Resident
@@ -54,6 +55,7 @@ def make_app(
     settings: ServeSettings,
     *,
     targets: Sequence[str] = (),
+    weights: WeightsSetting = "auto",
     feedback: FeedbackStore | None = None,
     keys: KeyGate | None = None,
 ) -> FastAPI:
@@ -63,6 +65,7 @@ def make_app(
         models: Models that are loaded already.
         settings: Where it listens, and what bounds it.
         targets: Runs and models to load once it listens; it is ready when all answer as their certificates say.
+        weights: How those of all these are held.
         feedback: Where feedback is kept; None takes none.
         keys: Asked before every request to a model; None where only this machine can ask.
     """
@@ -80,9 +83,7 @@ def make_app(
     state.models = {each.name: each for each in models}
     state.targets = targets
     most = settings.max_model_gigabytes
-    state.resident = Resident(
-        limit_bytes=math.inf if most is None else most * 1e9, weights=settings.weights
-    )
+    state.resident = Resident(limit_bytes=math.inf if most is None else most * 1e9, weights=weights)
     state.store = None
     state.is_ready = False
     state.failure = None

@@ -2,7 +2,6 @@
 
 from pydantic import Field
 
-from lushan.backbones.packed import WeightsSetting
 from lushan.settings import Settings
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -19,9 +18,6 @@ class ServeSettings(Settings):
 
     cors_origins: tuple[str, ...] = Field(default=(), strict=False)
     """Pages of other origins that a browser may let ask, such as `https://example.org`."""
-
-    weights: WeightsSetting = "auto"
-    """How weights are held; `auto` as each model was measured."""
 
     max_rows: int = Field(default=32, ge=1)
     """Answers that a model writes at once; bounds memory, changes no answer."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
+from lushan.backbones.packed import WeightsSetting
 from lushan.database.connect import Database
 from lushan.errors import SettingError
 from lushan.feedback.store import FeedbackStore
@@ -27,6 +28,7 @@ def serve(
     targets: Sequence[str],
     settings: ServeSettings,
     *,
+    weights: WeightsSetting = "auto",
     database: Database,
     with_page: bool,
     listening: Callable[[str], None],
@@ -36,6 +38,7 @@ def serve(
     Args:
         targets: Runs and models, as on the command line.
         settings: Where to listen, and what bounds the server.
+        weights: How weights are held while models answer.
         database: The store of feedback and API keys; what the page keeps lies beside it.
         with_page: Whether there is a page for people.
         listening: Called once with the address, before the models are loaded.
@@ -47,7 +50,7 @@ def serve(
     """
     keys = None if settings.is_on_loopback else _gate(database, settings)
     feedback = FeedbackStore(database)
-    app = make_app((), settings, targets=targets, feedback=feedback, keys=keys)
+    app = make_app((), settings, targets=targets, weights=weights, feedback=feedback, keys=keys)
     if with_page:
         app.state.store = Path(database.name).parent
         mount_page(app)

@@ -117,7 +117,7 @@ def test_a_packed_model_answers_nearly_as_before(
 @pytest.mark.skipif(bool(native.why_missing()), reason="torch holds bfloat16 twice")
 @pytest.mark.parametrize(
     ("form", "num_bytes"),
-    [("bf16", 96 * 64 * 2), ("int8", 96 * (64 + 4)), ("int4", 96 * (32 + 2 * 2))],
+    [("bf16", 96 * 64 * 2), ("int8", 96 * (64 + 2 * 2)), ("int4", 96 * (32 + 2 * 2))],
 )
 def test_memory_is_what_the_bits_say(form: WeightForm, num_bytes: int) -> None:
     assert packed._pack(matrix(96, 64), form).num_bytes == num_bytes

@@ -402,8 +402,8 @@ def test_a_form_beyond_its_tolerance_is_refused(
 ) -> None:
     exact = packed._rounded_to_8_bits
 
-    def too_coarse(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        numbers, scales = exact(weight_OI)
+    def too_coarse(groups_OGI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers, scales = exact(groups_OGI)
         return numbers, scales * 30
 
     monkeypatch.setattr(packed, "_rounded_to_8_bits", too_coarse)
