@@ -57,7 +57,10 @@ def read(place: Path) -> Results:
     for one in (*ENGINES, *SCORERS):
         files = sorted(place.glob(f"{one.name}-[0-9]*.json"))
         if files:
-            found[one.name] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            found[one.name] = [
+                {**json.loads(file.read_text(encoding="utf-8")), "turn": file.stem.split("-")[-1]}
+                for file in files
+            ]
     return found
 
 
@@ -154,11 +157,14 @@ def target_line(target: Target, results: Results, clock: str) -> str:
     other = best(rivals(target), results, target.work, clock, is_less_better=is_less_better)
     if mine is None or other is None:
         return ""
+    first, second = (
+        {run["turn"]: value_of(run, target.work, clock) for run in results[each.name]}
+        for each in (mine, other)
+    )
     pairs = [
-        (first, second)
-        for each in zip(results[mine.name], results[other.name], strict=False)
-        if None not in (pair := [value_of(run, target.work, clock) for run in each])
-        for first, second in [pair]
+        (mine_value, other_value)
+        for turn, mine_value in first.items()
+        if mine_value is not None and (other_value := second.get(turn)) is not None
     ]
     ratios = sorted(b / a if is_less_better else a / b for a, b in pairs)
     if not ratios:

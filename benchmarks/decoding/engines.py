@@ -49,6 +49,22 @@ ENGINES = (
         bits=16,
     ),
     Engine(
+        name="lushan-int8",
+        title="Lushan, int8",
+        script="engine_lushan.py",
+        form="int8",
+        environment="lushan",
+        bits=8,
+    ),
+    Engine(
+        name="lushan-int4",
+        title="Lushan, int4",
+        script="engine_lushan.py",
+        form="int4",
+        environment="lushan",
+        bits=4,
+    ),
+    Engine(
         name="llamacpp-q8_0",
         title="llama.cpp, Q8_0",
         script="engine_llamacpp.py",
