@@ -314,6 +314,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=os.environ.get("LUSHAN_DATA"))
     parser.add_argument("--out", type=Path, default=CELLS)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--systems", nargs="+", choices=list(TITLES), default=list(TITLES))
@@ -332,7 +333,7 @@ def main() -> None:
         {"set": name, "size": size, "seed": seed, "system": system}
         for size in options.sizes
         for seed in options.seeds
-        for name in SETS
+        for name in options.sets
         for system in options.systems
     ]
     known = [{name: cell[name] for name in wanted[0]} for cell in cells]
