@@ -16,7 +16,7 @@ from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import Generated
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
-from lushan.inference.predict import Predictor, Prompted, weighed, written_from
+from lushan.inference.predict import Prompted, weighed, written_from
 from lushan.records import Example, Prediction
 from lushan.serving.compute_thread import ComputeThread
 from lushan.serving.errors import DeadlineError, ServerBusyError
@@ -85,7 +85,7 @@ class Worker:
         model = find_model(self._models, model_name)
         predictor = model.predictor
         if predictor.writes:
-            return await self._predict_by_writing(model_name, predictor, examples)
+            return await _predict_by_writing(self, model, examples)
         future: Future[list[Prediction]] = Future()
         asked = Asked(predictor, examples, future, model.layers)
         number = next(self._numbers)
@@ -181,21 +181,6 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _predict_by_writing(
-        self, model_name: str, predictor: Predictor, examples: Sequence[Example]
-    ) -> list[Prediction]:
-        features, absences = await self.run(
-            lambda: (predictor.encode(examples), predictor.absences(examples))
-        )
-        answers: list[dict[int, Generated]] = [{} for _ in features]
-        events = self.generate_all(model_name, predictor.prompted(features, examples))
-        async with aclosing(events):
-            async for event in events:
-                place = event.prompt_index, event.answer_index
-                answers[place[0]].setdefault(place[1], Generated(*place)).add(event)
-        written = [written_from([found[n] for n in sorted(found)]) for found in answers]
-        return predictor.decode(weighed(written, absences), features, examples)
-
     def _admit(self, number: int, has_started: Callable[[], bool]) -> None:
         """Count a request among the open ones, if there is room for it."""
         if self.num_waiting >= self._settings.max_waiting:
@@ -216,3 +201,20 @@ class Worker:
                 return await awaitable
         except TimeoutError:
             raise DeadlineError(self._settings.deadline_seconds) from None
+
+
+async def _predict_by_writing(
+    worker: Worker, model: HostedModel, examples: Sequence[Example]
+) -> list[Prediction]:
+    predictor = model.predictor
+    features, absences = await worker.run(
+        lambda: (predictor.encode(examples), predictor.absences(examples))
+    )
+    answers: list[dict[int, Generated]] = [{} for _ in features]
+    events = worker.generate_all(model.name, predictor.prompted(features, examples))
+    async with aclosing(events):
+        async for event in events:
+            place = event.prompt_index, event.answer_index
+            answers[place[0]].setdefault(place[1], Generated(*place)).add(event)
+    written = [written_from([found[n] for n in sorted(found)]) for found in answers]
+    return predictor.decode(weighed(written, absences), features, examples)

@@ -410,7 +410,8 @@ def _right_answers(example: Example) -> tuple[str, ...]:
 def _texts(answer: Answer | None, example: Example) -> tuple[str, ...]:
     if isinstance(answer, str):
         return (answer,)
-    return tuple(each if isinstance(each, str) else _cut(example, each) for each in answer or ())
+    parts = (each for each in answer or () if isinstance(each, (str, Span)))
+    return tuple(each if isinstance(each, str) else _cut(example, each) for each in parts)
 
 
 def _spans(answer: object) -> list[Span]:

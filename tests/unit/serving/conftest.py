@@ -28,7 +28,7 @@ def caller_folder(tiny_folder: MakeTiny, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def caller(caller_folder: Path) -> HostedModel:
     """Give that model, loaded."""
-    return host(str(caller_folder), Resident(), precision="fp32")
+    return host(str(caller_folder), Resident(weights="fp32"))
 
 
 @pytest.fixture(scope="session")
