@@ -27,6 +27,10 @@ class FakeWorker:
         self._models = models
         self.num_closed = 0
         self.seconds_per_token = 0.0
+        self.forgot_replaced = False
+
+    def forget_replaced(self) -> None:
+        self.forgot_replaced = True
 
     async def predict(self, model_name: str, examples: Sequence[Example]) -> list[Prediction]:
         return self._models[model_name].predictor.predict(examples)
