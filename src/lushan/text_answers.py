@@ -65,9 +65,9 @@ def read_length(row: Row, expected: str) -> int:
         DataError: If it is none; names the row and what was expected.
     """
     value = row.values["length"]
-    if re.fullmatch(r"[1-9]\d*(\.0+)?", str(value)) is None:
+    if re.fullmatch(r"[1-9]\d{0,8}(\.0+)?", str(value)) is None:
         raise DataError(f"{row.place}: column `length` must hold {expected}, got {value!r}.")
-    return int(float(str(value)))
+    return int(str(value).partition(".")[0])
 
 
 def told_length(num_words: int) -> str:

@@ -76,7 +76,7 @@ class ChatTemplate:
             return self._compiled.render(
                 messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, **marks
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:  # filters raise what Python does
             raise ModelError(f"The chat template of `{self._folder.name}`: {error}.") from None
 
     def save_if_provided(self, folder: Path) -> None:

@@ -141,6 +141,8 @@ def vocabulary_logits(model: nn.Module, hidden_KD: Tensor, tokens: Tensor | None
     if isinstance(layer, PackedLinear) and not torch.is_grad_enabled():
         return _packed_logits(model, layer, hidden_KD, tokens)
     weight_VD, bias_V = layer.weight, layer.bias
+    if isinstance(layer, PackedLinear):
+        weight_VD = weight_VD.to(hidden_KD.dtype)
     if tokens is not None:
         weight_VD = weight_VD[tokens]
         bias_V = None if bias_V is None else bias_V[tokens]
@@ -159,7 +161,7 @@ def _packed_logits(
     if tokens is None:
         return _scaled(model, layer.product.logits(hidden_KD, layer.bias))
     bias = None if layer.bias is None else layer.bias[tokens]
-    logits = functional.linear(hidden_KD, layer.product.rows(tokens), bias)
+    logits = functional.linear(hidden_KD, layer.product.rows(tokens).to(hidden_KD.dtype), bias)
     return _scaled(model, logits.float())
 
 

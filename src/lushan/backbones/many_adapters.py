@@ -76,11 +76,14 @@ class _OneByOne:
             added = adapter.layers.get(name)
             if added is None:
                 continue
-            narrow_TR = inputs_TI[rows] @ added.down_RI.T
+            down_RI, up_RO = (
+                each.to(inputs_TI.dtype) for each in added
+            )  # float32 in an explanation
+            narrow_TR = inputs_TI[rows] @ down_RI.T
             if isinstance(rows, slice):
-                outputs_TO[rows].addmm_(narrow_TR, added.up_RO)
+                outputs_TO[rows].addmm_(narrow_TR, up_RO)
             else:
-                outputs_TO.index_add_(0, rows, narrow_TR @ added.up_RO)
+                outputs_TO.index_add_(0, rows, narrow_TR @ up_RO)
 
 
 def _index(ranges: Sequence[range], device: torch.device) -> slice | Tensor:

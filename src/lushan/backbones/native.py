@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -74,6 +75,8 @@ def multiply(
     """
     num_rows, num_inputs = inputs_MI.shape
     outputs_MO = torch.empty(num_rows, num_outputs, dtype=dtype)
+    if num_rows == 0:
+        return outputs_MO
     _library().lushan_multiply(
         inputs_MI.data_ptr(),
         weights.data_ptr(),
@@ -194,7 +197,7 @@ def _load() -> ctypes.CDLL | str:
     if compiler is None:
         return "there is no C++ compiler here (`g++` or `clang++`, or what `CXX` names)"
     try:
-        library = ctypes.CDLL(str(_compiled(compiler)))
+        library = _opened(compiler)
     except (OSError, subprocess.SubprocessError) as error:
         return f"the products could not be compiled with `{compiler}` ({error})"
     pointers, sizes = [ctypes.c_void_p] * 5, [ctypes.c_int64] * 3
@@ -210,6 +213,16 @@ def _load() -> ctypes.CDLL | str:
     return library if _is_right(library) else "the compiled products are wrong on this processor"
 
 
+def _opened(compiler: str) -> ctypes.CDLL:
+    """Open the library; one that was cut short, or made on another system, is made anew."""
+    file = _compiled(compiler)
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError:
+        file.unlink()
+        return ctypes.CDLL(str(_compiled(compiler)))
+
+
 def _compiled(compiler: str) -> Path:
     """Give the file of the library; made beside and renamed, as several processes may begin at once."""
     sources = (each.read_text(encoding="utf-8") for each in _SOURCES)
@@ -218,16 +231,15 @@ def _compiled(compiler: str) -> Path:
     file = folder / f"products-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f".{file.name}.{os.getpid()}"
         # `libgomp.so.1`, which it asks for, is in the process already: torch brings it, so that there is one pool of threads.
-        command = [compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(beside)]
-        try:
+        # Process numbers would not do: containers that share a cache give the same ones.
+        with TemporaryDirectory(dir=folder, prefix=".making-") as beside:
+            made = Path(beside) / file.name
+            command = [compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(made)]
             subprocess.run(  # noqa: S603 - our own source, by the user's compiler
                 command, check=True, capture_output=True, timeout=_COMPILE_SECONDS
             )
-            beside.replace(file)
-        finally:
-            beside.unlink(missing_ok=True)
+            made.replace(file)
     return file
 
 

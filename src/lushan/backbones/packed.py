@@ -120,6 +120,8 @@ class NativePacked:
         return self._multiply(inputs_MI, bias_O, torch.float32)
 
     def _multiply(self, inputs_MI: Tensor, bias_O: Tensor | None, dtype: torch.dtype) -> Tensor:
+        if inputs_MI.dtype != torch.bfloat16:  # an explanation computes in float32
+            return _multiplied(inputs_MI, self.rows(torch.arange(self._num_outputs)), bias_O)
         if self._padding:
             inputs_MI = functional.pad(inputs_MI, (0, self._padding))
         return native.multiply(
@@ -134,7 +136,7 @@ class NativePacked:
 
     def backward(self, gradient_MO: Tensor) -> Tensor:
         """Give (M, I)."""
-        return gradient_MO @ self.rows(torch.arange(self._num_outputs))
+        return gradient_MO @ self.rows(torch.arange(self._num_outputs)).to(gradient_MO.dtype)
 
     def rows(self, outputs_K: Tensor) -> Tensor:
         """Give some rows of the matrix; (K, I), bfloat16."""
@@ -165,6 +167,8 @@ class TorchPacked:
 
     def forward(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
         """Give (M, O)."""
+        if inputs_MI.dtype != torch.bfloat16:
+            return _multiplied(inputs_MI, self.rows(torch.arange(len(self._numbers_OI))), bias_O)
         if self._product is not None:
             return self._product.forward(inputs_MI, bias_O)
         scales_O = self._scales_O.to(inputs_MI.dtype)  # pyright: ignore[reportOptionalMemberAccess]
@@ -183,7 +187,7 @@ class TorchPacked:
 
     def backward(self, gradient_MO: Tensor) -> Tensor:
         """Give (M, I)."""
-        return gradient_MO @ self.rows(torch.arange(len(self._numbers_OI)))
+        return gradient_MO @ self.rows(torch.arange(len(self._numbers_OI))).to(gradient_MO.dtype)
 
     def rows(self, outputs_K: Tensor) -> Tensor:
         """Give some rows of the matrix; (K, I), bfloat16."""
@@ -191,6 +195,12 @@ class TorchPacked:
         if self._scales_O is not None:
             rows_KI = rows_KI.float() * self._scales_O[outputs_K, None]
         return rows_KI.to(torch.bfloat16)
+
+
+def _multiplied(inputs_MI: Tensor, rows_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """Multiply by an unpacked matrix, in the precision of the inputs."""
+    bias_O = None if bias_O is None else bias_O.to(inputs_MI.dtype)
+    return functional.linear(inputs_MI, rows_OI.to(inputs_MI.dtype), bias_O)
 
 
 def _rounded(
@@ -265,10 +275,10 @@ class PackedLinear(nn.Module):
         """Multiply the last axis."""
         flat_MI = inputs.reshape(-1, self.in_features)
         if torch.is_grad_enabled() and inputs.requires_grad:  # an explanation looks back
-            outputs_MO = functional.linear(flat_MI, self.weight, self.bias)
+            outputs_MO = _multiplied(flat_MI, self.weight, self.bias)
         else:
             outputs_MO = self.product.forward(flat_MI, self.bias)
-        return outputs_MO.view(*inputs.shape[:-1], -1)
+        return outputs_MO.view(*inputs.shape[:-1], self.out_features)
 
 
 class FusedNorm(nn.Module):
@@ -281,7 +291,8 @@ class FusedNorm(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Norm the last axis."""
-        if torch.is_grad_enabled() or inputs.dtype != torch.bfloat16:
+        dtypes = {inputs.dtype, self.norm.weight.dtype}
+        if torch.is_grad_enabled() or dtypes != {torch.bfloat16}:
             return self.norm(inputs)
         return native.rms_norm(
             inputs, self.norm.weight, epsilon=self._epsilon, adds_one=self._adds_one
@@ -322,13 +333,15 @@ class PackedEmbedding(nn.Module):
             None  # matters to gradients alone, and could name a row beyond those that are given
         )
         embedding.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.like = nn.Parameter(torch.empty(0, dtype=torch.bfloat16), requires_grad=False)
+        """Empty; has the precision of the model's other weights, which an explanation changes."""
         self._embedding = [
             embedding
         ]  # in a list, so that its parameters are not those of the model
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Give the embeddings of tokens."""
-        rows_KD = self.product.rows(token_ids.flatten())
+        rows_KD = self.product.rows(token_ids.flatten()).to(self.like.dtype)
         places = torch.arange(len(rows_KD)).view_as(token_ids)
         return functional_call(self._embedding[0], {"weight": rows_KD}, (places,))
 

@@ -75,11 +75,15 @@ class SlotCache:
         slots, places = len(self.lengths), max(self.lengths, default=0)
         if slots <= self._num_slots and places <= self._num_places:
             return
+        # What is made anew is not as large in both ways as it once was in each.
+        num_slots = min(self._num_slots, int(slots * _GROWTH))
+        num_places = min(self._num_places, int(places * _GROWTH))
         if slots > self._num_slots:
-            self._num_slots = max(slots, int(self._num_slots * _GROWTH))
+            num_slots = int(self._num_slots * _GROWTH)
         if places > self._num_places:
-            grown = max(places, int(self._num_places * _GROWTH))
-            self._num_places = -(-grown // _PLACES_STEP) * _PLACES_STEP
+            num_places = int(self._num_places * _GROWTH)
+        self._num_slots = max(slots, num_slots)
+        self._num_places = -(-max(places, num_places) // _PLACES_STEP) * _PLACES_STEP
         for layer, pair in (like or self._tables).items():
             old = self._tables.get(layer)
             key, value = (self._larger(pair[n], old and old[n]) for n in (0, 1))
@@ -89,7 +93,10 @@ class SlotCache:
         heads, width = like.shape[-3], like.shape[-1]
         table_SGCD = like.new_zeros(self._num_slots, heads, self._num_places, width)
         if old_SGCD is not None:
-            table_SGCD[: old_SGCD.shape[0], :, : old_SGCD.shape[2]] = old_SGCD
+            slots, places = (
+                min(pair) for pair in zip(table_SGCD.shape[::2], old_SGCD.shape[::2], strict=True)
+            )
+            table_SGCD[:slots, :, :places] = old_SGCD[:slots, :, :places]
         return table_SGCD
 
     def rearrange(self, wanted: Sequence[int]) -> list[int]:

@@ -196,7 +196,8 @@ def label_panel(
     values += [each["baseline_score"] for each in baselines]
     ticks = nice_ticks(min(values), max(values), about=4)
     ticks = [each for each in ticks if metric.lowest <= each <= metric.highest]
-    y_scale = Scale(min(*values, *ticks), max(*values, *ticks))
+    low, high = min(*values, *ticks), max(*values, *ticks)
+    y_scale = Scale(low, high if high > low else low + 1.0)
     x_scale = Scale(math.log(points[0]["num_rows"]), math.log(points[-1]["num_rows"]))
 
     def corners(points: Sequence[Mapping[str, Any]], name: str) -> list[str]:

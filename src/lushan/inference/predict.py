@@ -111,7 +111,12 @@ class Predictor:
             return [None] * len(examples)
         assert isinstance(self.task, Abstains)  # noqa: S101 - else there is no threshold
         blank = [self.task.abstention.unanswered(each) for each in examples]
-        told = self._encode(blank, self.limit, with_target=True, shots=())
+        limit = self.limit
+        if (
+            limit.policy == "error"
+        ):  # the question fits; what is tried out must not make it too long
+            limit = replace(limit, max_tokens=self.backbone.facts.context_tokens)
+        told = self._encode(blank, limit, with_target=True, shots=())
         with self._without_training():
             return [float(total) for total, _ in head_outputs(self.task, self.backbone, told)]
 

@@ -19,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
 import lushan
+from lushan.backbones import native
 from lushan.backbones.packed import WeightsSetting
 from lushan.errors import UserError
 from lushan.feedback.store import FeedbackStore
@@ -141,6 +142,7 @@ async def _load(app: FastAPI) -> None:
                 "tuned": model.is_tuned,
                 "certified": model.certified,
                 "weights": model.predictor.backbone.weight_form or "fp32",
+                "products": native.why_missing() or "own",
             }
             logger.info("Loaded.", extra={"fields": fields})
     except Exception as error:  # noqa: BLE001 - whatever it is, the server would never be ready

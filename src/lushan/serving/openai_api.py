@@ -154,7 +154,7 @@ async def complete(request: Request, body: CompletionRequest) -> Response | Comp
 
 
 def _written(worker: Worker, model: HostedModel, asked: Asked) -> Events:
-    return worker.generate_all(model.name, asked.prompted, num_alternatives=asked.num_alternatives)
+    return worker.generate_all(model, asked.prompted, num_alternatives=asked.num_alternatives)
 
 
 async def _chosen(worker: Worker, model: HostedModel, example: Example) -> Events:

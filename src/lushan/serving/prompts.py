@@ -175,7 +175,7 @@ def read_conversation(
     if model.reads_conversations:
         values = {
             "messages": [_plain_message(each) for each in messages],
-            "tools": [each.model_dump(exclude_unset=True) for each in tools or ()],
+            "tools": [each.as_told() for each in tools or ()],
         }
     else:
         column, *others = task.columns.asked.required
@@ -207,6 +207,8 @@ def _plain_message(message: Message) -> dict[str, Any]:
         told["tool_calls"] = [each.model_dump() for each in message.tool_calls]
     if message.tool_call_id is not None:
         told["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        told["name"] = message.name
     return told
 
 

@@ -122,8 +122,13 @@ class Message(RequestBody):
     """Of an assistant: what it called."""
     tool_call_id: str | None = None
     """Of a tool: the `id` of the call that it answers."""
+    name: str | None = None
+    """Who speaks, or which tool."""
     refusal: None = None
-    """Comes back from clients that send an earlier answer of this server."""
+    """Comes back from clients that send an earlier answer of this server, as the three below."""
+    annotations: list[Any] | None = None
+    audio: None = None
+    function_call: None = None
 
     @property
     def text(self) -> str:
@@ -159,6 +164,13 @@ class Tool(RequestBody):
 
     type: Literal["function"]
     function: FunctionDefinition
+
+    def as_told(self) -> dict[str, Any]:
+        """As chat templates want it: with a schema, which those who ask may leave out."""
+        told = self.model_dump(exclude_unset=True)
+        if not told["function"].get("parameters"):
+            told["function"]["parameters"] = {"type": "object", "properties": {}}
+        return told
 
 
 class FunctionName(RequestBody):

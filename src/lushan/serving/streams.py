@@ -109,6 +109,9 @@ class Streams:
             )
         except UserError as error:
             request.mailbox.put(error)
+        except Exception as error:
+            logger.exception("A request could not be taken.")
+            request.mailbox.put(error)
         else:
             desk.requests[request.number] = request
 

@@ -36,13 +36,13 @@ class ToolForm:
     """The field of the JSON that names the tool."""
     arguments: str
     """The field with its arguments."""
-    is_special: bool = False
-    """Whether a special token stands before the JSON, which the text of an answer does not show."""
+    num_hidden: int = 0
+    """Characters of `before` up to the end of its last special token, which the text of an answer does not show."""
 
     @property
     def mark(self) -> str:
-        """What tells a call from other text; empty where the whole text is one."""
-        return "" if self.is_special else self.before.strip()
+        """What tells a call from other text: the last line before it; empty where the whole text is one."""
+        return self.before[self.num_hidden :].strip().rpartition("\n")[2].strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Tools:
             written = written.lstrip(" \n,;")
             try:
                 value, end = json.JSONDecoder().raw_decode(written)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
             called = self._call(value)
             if called is None:
@@ -89,7 +89,8 @@ class Tools:
         if not isinstance(name, str) or name not in self.names or not isinstance(arguments, dict):
             return None
         called = FunctionCall(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
-        return ToolCall(id=f"call_{secrets.token_hex(12)}", type="function", function=called)
+        # Some templates refuse any other length, and what is no letter or digit.
+        return ToolCall(id=secrets.token_hex(5)[:9], type="function", function=called)
 
 
 def offered_tools(
@@ -104,7 +105,7 @@ def offered_tools(
     if not body.tools or body.tool_choice == "none":
         return None
     choice = body.tool_choice
-    tools = [each.model_dump(exclude_unset=True) for each in body.tools]
+    tools = [each.as_told() for each in body.tools]
     form = tool_form(tokenizer, tools)
     if form is None:
         raise RequestError(
@@ -158,8 +159,8 @@ def _form_in(written: str, tokenizer: Tokenizer) -> ToolForm | None:
         if _NAME in fields and arguments:
             after = tokenizer.special_names.sub("", written[start + length :])
             before = written[:start]
-            is_special = tokenizer.special_names.search(before) is not None
-            return ToolForm(before, after, fields[_NAME], arguments[0], is_special)
+            hidden = [each.end() for each in tokenizer.special_names.finditer(before)]
+            return ToolForm(before, after, fields[_NAME], arguments[0], max(hidden, default=0))
     return None
 
 
@@ -199,7 +200,10 @@ def _without_definitions(
     rest = dict(schema)
     for place in _DEFINITIONS:
         known = definitions.setdefault(place, {})
-        for key, value in rest.pop(place, {}).items():
+        own = rest.pop(place, None) or {}
+        if not isinstance(own, dict):
+            raise RequestError(f"`tools`: `{place}` must be an object.", param="tools")
+        for key, value in own.items():
             if known.setdefault(key, value) != value:
                 raise RequestError(
                     f"`tools`: two schemas define `{key}` in different ways.", param="tools"

@@ -108,7 +108,7 @@ class Worker:
 
     async def generate(
         self,
-        model_name: str,
+        model: str | HostedModel,
         prompt_ids: Sequence[int],
         settings: GenerationSettings,
         constraint: Constraint | None = None,
@@ -124,7 +124,7 @@ class Worker:
             ServerBusyError: If too many requests wait.
             DeadlineError: If it takes too long.
         """
-        model = find_model(self._models, model_name)
+        model = _found(self._models, model)
         request = Writing(
             next(self._numbers),
             model.predictor.backbone,
@@ -148,14 +148,21 @@ class Worker:
             self._thread.stop_writing(request.number)
 
     async def generate_all(
-        self, model_name: str, prompted: Sequence[Prompted], *, num_alternatives: int = 0
+        self,
+        model: str | HostedModel,
+        prompted: Sequence[Prompted],
+        *,
+        num_alternatives: int = 0,
     ) -> AsyncGenerator[TokenEvent, None]:
         """Write answers to several prompts, as `generate` does, a few of them at a time; `prompt_index` tells which."""
+        model = _found(
+            self._models, model
+        )  # all by this one, though another take its name meanwhile
         told: asyncio.Queue[TokenEvent | Exception | None] = asyncio.Queue()
         room = asyncio.Semaphore(PROMPTS_AT_ONCE)
 
         async def write(index: int, asked: Prompted) -> None:
-            events = self.generate(model_name, *asked, num_alternatives=num_alternatives)
+            events = self.generate(model, *asked, num_alternatives=num_alternatives)
             try:
                 async with room, aclosing(events):
                     async for event in events:
@@ -203,6 +210,10 @@ class Worker:
             raise DeadlineError(self._settings.deadline_seconds) from None
 
 
+def _found(models: Mapping[str, HostedModel], model: str | HostedModel) -> HostedModel:
+    return model if isinstance(model, HostedModel) else find_model(models, model)
+
+
 async def _predict_by_writing(
     worker: Worker, model: HostedModel, examples: Sequence[Example]
 ) -> list[Prediction]:
@@ -211,7 +222,7 @@ async def _predict_by_writing(
         lambda: (predictor.encode(examples), predictor.absences(examples))
     )
     answers: list[dict[int, Generated]] = [{} for _ in features]
-    events = worker.generate_all(model.name, predictor.prompted(features, examples))
+    events = worker.generate_all(model, predictor.prompted(features, examples))
     async with aclosing(events):
         async for event in events:
             place = event.prompt_index, event.answer_index

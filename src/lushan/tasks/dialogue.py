@@ -286,7 +286,8 @@ def _read_message(row: Row, number: int, message: object) -> dict[str, Any]:
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         content = ""
-    if not isinstance(content, str) or not (content.strip() or message.get("tool_calls")):
+    may_be_empty = message.get("tool_calls") or message["role"] == "tool"
+    if not isinstance(content, str) or not (content.strip() or may_be_empty):
         raise DataError(f"{row.place}: message {number} has no text in `content`, got {content!r}.")
     kept = {name: message[name] for name in _KEPT if message.get(name) not in (None, [])}
     if "tool_calls" in kept:
@@ -308,7 +309,7 @@ def _read_calls(row: Row, number: int, calls: object) -> list[Any]:
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments or "{}")
-            except ValueError:
+            except (ValueError, RecursionError):
                 arguments = None
         if not isinstance(inner, Mapping) or not inner.get("name") or arguments is None:
             raise DataError(

@@ -4,7 +4,7 @@ The first leads: it checks, decides, asks, compares and writes. The others help 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -31,8 +31,15 @@ class Team:
 
     @property
     def place(self) -> tuple[int, int]:
-        """The number of this process, from 0, and how many there are."""
+        """The number of this process, from 0, and how many there are; alone once it has disconnected."""
+        if self._is_closed:
+            return 0, 1
         return self._state.process_index, self._state.num_processes
+
+    @property
+    def _is_closed(self) -> bool:
+        """Whether there were others to which there is no connection any more."""
+        return self._state.num_processes > 1 and not torch.distributed.is_initialized()
 
     @property
     def device(self) -> torch.device:
@@ -43,7 +50,7 @@ class Team:
 
     def share(self, value: Any = None) -> Any:  # noqa: ANN401 - whatever the leader says
         """Give every process what the leader passes; the others pass nothing."""
-        if self._state.num_processes == 1:
+        if self.place[1] == 1:
             return value
         held = [value]
         broadcast_object_list(held)
@@ -51,7 +58,7 @@ class Team:
 
     def sum(self, value: Tensor) -> Tensor:
         """Add up a tensor over all processes, in place."""
-        if self._state.num_processes > 1:
+        if self.place[1] > 1:
             torch.distributed.all_reduce(value)
         return value
 
@@ -62,5 +69,5 @@ class Team:
     @contextmanager
     def leader_first(self) -> Iterator[None]:
         """Have the leader do something first; the others then find it done."""
-        with self._state.main_process_first():
+        with nullcontext() if self._is_closed else self._state.main_process_first():
             yield

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import lushan
-from lushan import label_answers, span_answers, text_answers, triple_answers
+from lushan import cut_answers, label_answers, span_answers, text_answers, triple_answers
 from lushan.backbones import encoding
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.sources import cache_folder
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.data import verbatim
+from lushan.data import spans, verbatim, words
 from lushan.data.example_store import hashes_of
 from lushan.data.feature_store import FEWEST_STORED, LAYOUT, EncodedCache
 from lushan.records import AnswerMode, Example, Features, TaskState
@@ -98,8 +98,8 @@ def _name(examples: Sequence[Example], encoder: Encoder, *, with_target: bool) -
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     own = sys.modules[type(encoder.task).__module__]
-    written = (text_answers, span_answers, triple_answers, verbatim)
-    for module in (own, label_answers, *written, encoding):
+    written = (text_answers, span_answers, cut_answers, triple_answers)
+    for module in (own, label_answers, *written, spans, words, verbatim, encoding):
         digest.update(Path(str(module.__file__)).read_bytes())
     digest.update(hashes_of(examples).whole.tobytes())
     return digest.hexdigest()[:32]

@@ -68,6 +68,14 @@ def test_products_are_near_those_of_the_exact_weights(
     assert error_of(back_MI, exact_MO @ weight_OI.double()) < 1.5 * LARGEST_ERROR[form]
 
 
+@pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
+def test_no_rows_give_none(form: WeightForm, maker: str) -> None:
+    if (maker, form) == ("torch", "int4"):
+        pytest.skip("refused by `choose_weights`")
+    product = packed._pack(matrix(96, 64), form)
+    assert product.forward(torch.empty(0, 64, dtype=torch.bfloat16), None).shape == (0, 96)
+
+
 @pytest.mark.usefixtures("maker")
 def test_8_bits_round_to_the_nearest_of_255_numbers() -> None:
     weight_OI = matrix(32, 64)

@@ -53,6 +53,16 @@ def test_tables_grow_without_losing_anything() -> None:
     torch.testing.assert_close(values_SGCD[0, :, :3], value_GTD)
 
 
+def test_tables_are_not_as_large_in_both_ways_as_they_once_were_in_each() -> None:
+    cache = SlotCache()
+    cache.add([part(3, n) for n in range(32)])
+    cache.rearrange([0])
+    cache.add([part(2_000, 1)])
+    keys_SGCD = cache._tables[0][0]
+    assert keys_SGCD.shape[0] * keys_SGCD.shape[2] < 5 * 2_000
+    torch.testing.assert_close(keys_SGCD[0, :, :3], part(3, 0)[0][0])
+
+
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [

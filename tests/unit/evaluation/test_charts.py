@@ -161,6 +161,11 @@ def test_label_curve_goes_to_the_right_by_multiples() -> None:
     assert band.count(" ") == 8
 
 
+def test_label_curve_of_nothing_but_zeros_has_a_height() -> None:
+    zeros = {"score": 0.0, "low": 0.0, "high": 0.0, "baseline_score": 0.0}
+    assert charts.label_panel([{**each, **zeros} for each in _few(8, 16)]) is not None
+
+
 def test_numbers_below_a_label_curve_do_not_run_into_each_other() -> None:
     panel = charts.label_panel(_few(8, 64, 256, 280))
     assert panel is not None

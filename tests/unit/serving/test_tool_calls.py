@@ -14,7 +14,7 @@ from lushan.backbones.tokenizer import Tokenizer
 from lushan.serving.errors import RequestError
 from lushan.serving.hosted import HostedModel
 from lushan.serving.prompts import ask_chat
-from lushan.serving.schemas import ChatRequest
+from lushan.serving.schemas import ChatRequest, Tool
 from lushan.serving.tool_calls import ToolForm, Tools, call_constraint, offered_tools, tool_form
 from tests.served import Served, serving
 
@@ -246,7 +246,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason(
         ),
         (
             "{{ eos_token }}{{ c | tojson }}",
-            ToolForm("<eos>", "", "name", "arguments", is_special=True),
+            ToolForm("<eos>", "", "name", "arguments", num_hidden=5),
         ),
         ("{{ c.name }}()", None),
         ("", None),
@@ -295,7 +295,7 @@ def test_calls_without_a_mark_or_in_a_list_are_read_too() -> None:
     bare = Tools(ToolForm("", "", "name", "arguments"), names, is_forced=False, most_calls=None)
     assert len(bare.read(f"{ONE}")[1]) == 1
     assert bare.read(f"I say {ONE}") == (f"I say {ONE}", [])
-    special = ToolForm("<tool>", "", "name", "arguments", is_special=True)
+    special = ToolForm("<tool>", "", "name", "arguments", num_hidden=6)
     hidden = Tools(special, names, is_forced=False, most_calls=None)
     assert len(hidden.read(ONE)[1]) == 1
     forced = Tools(FORM, names, is_forced=True, most_calls=1)
@@ -305,6 +305,35 @@ def test_calls_without_a_mark_or_in_a_list_are_read_too() -> None:
     assert len(several.read(f"[CALLS] [{ONE}, {OTHER}]")[1]) == 2
     first = Tools(listed, names, is_forced=False, most_calls=1)
     assert [x.function.name for x in first.read(f"[CALLS] [{ONE}, {OTHER}]")[1]] == ["light"]
+
+
+def test_calls_behind_thoughts_are_found() -> None:
+    thinking = ToolForm("<think>\n\n</think>\n\n<call>\n", "\n</call>", "name", "arguments")
+    tools = Tools(thinking, frozenset(ALLOWED), is_forced=False, most_calls=None)
+    text = f"<think>\nIt asks.\n</think>\n\n<call>\n{ONE}\n</call>\n<call>\n{OTHER}\n</call>"
+    assert len(tools.read(text)[1]) == 2
+
+
+def test_calls_in_a_list_behind_a_special_token_are_found() -> None:
+    listed = ToolForm("[CALLS] [", "]", "name", "arguments", num_hidden=7)
+    tools = Tools(listed, frozenset(ALLOWED), is_forced=False, most_calls=None)
+    assert len(tools.read(f"[{ONE}, {OTHER}]")[1]) == 2
+
+
+def test_json_without_end_is_no_call() -> None:
+    tools = Tools(FORM, frozenset(ALLOWED), is_forced=False, most_calls=None)
+    text = "<call>" + '{"a":' * 100_000
+    assert tools.read(text) == (text, [])
+
+
+def test_tool_without_a_schema_has_an_empty_one() -> None:
+    tool = Tool.model_validate({"type": "function", "function": {"name": "now"}})
+    assert tool.as_told()["function"]["parameters"] == {"type": "object", "properties": {}}
+
+
+def test_definitions_that_are_no_object_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"`\$defs` must be an object"):
+        call_constraint(FORM, {"weather": {"type": "object", "$defs": [1]}})
 
 
 def test_parallel_calls_can_be_forbidden(caller: HostedModel) -> None:

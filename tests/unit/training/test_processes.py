@@ -32,7 +32,11 @@ def test_one_process_leads_and_shares_with_itself() -> None:
 
 @pytest.mark.parametrize(
     ("adapter", "together"),
-    [("full", ()), ("top:1", ()), ("full", ("--set", "engine.spread_layers=true"))],
+    [
+        ("full", ()),
+        ("top:1", ("--set", "data.label_curve=true")),
+        ("full", ("--set", "engine.spread_layers=true")),
+    ],
 )
 def test_two_processes_give_the_curve_and_the_weights_of_one(
     adapter: str, together: tuple[str, ...], tiny_folder: MakeTiny, tmp_path: Path
