@@ -1,6 +1,7 @@
 """The label curve: how many labels it takes."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,7 +13,7 @@ from lushan.data.splits import subsample
 from lushan.inference.predict import Predictor
 from lushan.model_store import certificate
 from lushan.model_store.run_folder import RunFolder
-from lushan.records import Prediction
+from lushan.records import Prediction, TaskState
 from lushan.workflows import label_curve
 from lushan.workflows.label_curve import _with_few_rows, run_label_curve
 from lushan.workflows.tune import train_apart, untrained
@@ -106,6 +107,17 @@ def test_head_begins_anew_in_every_draw_and_reads_what_frozen_layers_made(
     assert seen[0] == seen[1]
 
 
+@dataclass(frozen=True)
+class Examined:
+    """Stands for a model that is asked."""
+
+    answers: list[Prediction]
+    state: TaskState
+
+    def examine(self, _: object) -> list[Prediction]:
+        return self.answers
+
+
 @pytest.mark.parametrize("num_there", [1, 2, 3])
 def test_points_that_are_there_are_not_made_again(
     num_there: int, build_setup: BuildSetup, monkeypatch: pytest.MonkeyPatch
@@ -113,10 +125,12 @@ def test_points_that_are_there_are_not_made_again(
     setup = build_setup("llama")
     monkeypatch.setattr(label_curve, "SIZES", (4, 8))
     answers = [Prediction(each.id, "sea", {"sea": 1.0}) for each in setup.parts.validation]
-    examined = SimpleNamespace(examine=lambda _: answers)
+    examined = Examined(answers, setup.state)
     monkeypatch.setattr(label_curve, "load_predictor", lambda _: examined)
     trained: list[int] = []
-    notes: dict[str, Any] = {"label_curve": [{"num_rows": n} for n in (4, 8, 99)][:num_there]}
+    notes: dict[str, Any] = {
+        "label_curve": [{"num_rows": n, "rise": None} for n in (4, 8, 99)][:num_there]
+    }
     run = SimpleNamespace(path=Path(), get=notes.get, note=notes.update)
     run_label_curve(
         cast("RunFolder", run), setup, untrained=lambda _: cast("Predictor", examined),
