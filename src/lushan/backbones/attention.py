@@ -257,7 +257,11 @@ def _attend_in(
             _with_prefix(before, own)
             for before, own in zip(prefix, (key_NGKD, value_NGKD), strict=True)
         )
-    mask_NLK = _mask(group, causal=causal, window=window, like=query_NHLD)
+    # Padding stands behind its document, where no causal query looks.
+    is_plain = takes_blocks and prefix is None and window is None
+    mask_NLK = None
+    if not is_plain:
+        mask_NLK = _mask(group, causal=causal, window=window, like=query_NHLD)
     if prefix is not None:
         attended_NHLD = _attend_by_products(
             (query_NHLD, key_NGKD, value_NGKD), mask_NLK, scaling=scaling
@@ -269,6 +273,7 @@ def _attend_in(
         value_NGKD,
         attn_mask=None if mask_NLK is None else mask_NLK[:, None],
         dropout_p=dropout,
+        is_causal=is_plain,
         scale=scaling,
         enable_gqa=num_heads > num_key_heads,
     )
