@@ -46,6 +46,7 @@ from lushan.inference.predict import Predictor
 from lushan.records import Batch, Features, LossSum, TaskState
 from lushan.training.checkpoint import Checkpoints
 from lushan.workflows.prepare import prepare
+from lushan.workflows.progress import say_nothing
 from lushan.workflows.recipe import make_recipe
 from lushan.workflows.setup import Setup, plan
 from lushan.workflows.tune import train, untrained
@@ -171,18 +172,14 @@ def trained(setup: Setup, *, num_steps: int, is_contrastive: bool = False) -> Pr
     features["validation"] = list(setup.features["validation"])[:1]
     parts = replace(setup.parts, validation=setup.parts.validation[:1])
     setup = replace(setup, features=features, parts=parts)
-    predictor = untrained(setup, tell=_quiet)
+    predictor = untrained(setup, tell=say_nothing)
     if is_contrastive:
         setup = replace(setup, task=ContrastiveTask(setup.task))
         for each in predictor.backbone.plain_model.score.parameters():
             each.requires_grad_(requires_grad=False)
     with tempfile.TemporaryDirectory() as folder:
-        train(predictor, setup, checkpoints=Checkpoints(Path(folder)), tell=_quiet)
+        train(predictor, setup, checkpoints=Checkpoints(Path(folder)), tell=say_nothing)
     return predictor
-
-
-def _quiet(_: str) -> None:
-    """Tell nobody."""
 
 
 def of_documents(
@@ -269,7 +266,7 @@ def answers(
         predictor = trained(setup, num_steps=NUM_STEPS[system], is_contrastive=True)
         few, asked = states(predictor, rows.few), states(predictor, rows.asked)
         return rows, regression(few, rows.targets, asked)
-    predictor = untrained(setup, tell=_quiet)
+    predictor = untrained(setup, tell=say_nothing)
     if name not in frozen:
         frozen[name] = states(predictor, rows.asked)
     few, asked = states(predictor, rows.few), frozen[name]

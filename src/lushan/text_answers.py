@@ -9,7 +9,7 @@ import heapq
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +23,10 @@ from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.backbones.vocabulary_loss import vocabulary_loss
 from lushan.errors import DataError, SettingError
+from lushan.metrics import tagging
 from lushan.metrics.dialogue import likelihood_intervals
 from lushan.records import (
+    Answer,
     AnswerMode,
     Batch,
     Example,
@@ -34,6 +36,7 @@ from lushan.records import (
     Prediction,
     Rendered,
     Row,
+    Scores,
     TaskState,
     Written,
     content_id,
@@ -223,6 +226,42 @@ def decode_written(
         )
         for example, each in zip(examples, written, strict=True)
     ]
+
+
+def decode_items(
+    written: Sequence[Written],
+    examples: Sequence[Example],
+    state: TaskState,
+    *,
+    read: Callable[[str, Example, Sequence[str]], Answer],
+) -> list[Prediction]:
+    """One prediction per example: the parts of its text that `read` finds in what was written."""
+    return [
+        replace(each, answer=read(str(each.answer), example, state.labels))
+        for each, example in zip(decode_written(written, examples), examples, strict=True)
+    ]
+
+
+def score_items(
+    predictions: Sequence[Prediction], examples: Sequence[Example], state: TaskState, *, seed: int
+) -> Scores:
+    """F1 of all entities or triples first; a row is right when all of its own are."""
+    truth: list[Any] = [each.target for each in examples]
+    answers: list[Any] = [each.answer for each in predictions]
+    scores = tagging.score(truth, answers, state.labels)
+    return Scores(
+        main_metric="f1",
+        metrics={
+            **tagging.intervals(truth, answers, state.labels, seed=seed),
+            **likelihoods(predictions, seed=seed),
+        },
+        correct=tagging.correct_rows(truth, answers),
+        details={
+            **validation_loss(predictions),
+            "labels": list(state.labels),
+            "per_class": [asdict(each) for each in scores.per_class],
+        },
+    )
 
 
 def truths(predictions: Sequence[Prediction]) -> list[tuple[float, int]] | None:

@@ -48,11 +48,16 @@ def read_written_triples(
     does not hold as whole words, and relations that are not known, are left out.
     """
     names = Names(example)
-    found = [
-        Triple(_mention(head, names), label, _mention(tail, names, not_at=next(names.places(head))))
-        for head, label, tail in _items(written, names, labels)
-    ]
+    found = (placed(item, names) for item in _items(written, names, labels))
     return tuple(dict.fromkeys(found))
+
+
+def placed(item: tuple[str, str, str], names: Names) -> Triple:
+    """Give a triple of which the text holds both names: the first place of the head, the first of the tail beside it."""
+    head, label, tail = item
+    return Triple(
+        _mention(head, names), label, _mention(tail, names, not_at=next(names.places(head)))
+    )
 
 
 def _mention(name: str, names: Names, *, not_at: int = -1) -> Mention:

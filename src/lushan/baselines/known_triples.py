@@ -4,7 +4,6 @@ The assumption of distant supervision (Mintz et al. 2009, section 1), with what 
 are only triples that hold at least every second time that both names stand in a training row.
 """
 
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -12,7 +11,8 @@ from lushan.baselines import Baseline
 from lushan.data.spans import words_in
 from lushan.data.splits import Parts
 from lushan.data.verbatim import Names
-from lushan.records import Example, Mention, Prediction, TaskState, Triple
+from lushan.records import Example, Prediction, TaskState, Triple
+from lushan.triple_answers import placed, triples_of
 
 TITLE = "List of the training triples"
 
@@ -25,25 +25,20 @@ Key = tuple[str, str, str]
 def answer(parts: Parts, *, state: TaskState) -> Baseline:
     """Answer every text with the training triples whose names it holds."""
     del state
-    held = Counter(_key(each) for example in parts.train for each in _triples(example))
+    held = Counter(_key(each) for example in parts.train for each in triples_of(example))
     known = _by_head(held)
-    times = Counter(key for example in parts.train for key in _standing(example, known))
+    times = Counter(
+        key for example in parts.train for key in _standing(example, Names(example), known)
+    )
     kept = _by_head(
         key for key, count in held.items() if count >= FEWEST_HELD_FRACTION * times[key] > 0
     )
-    predictions = [
-        Prediction(each.id, tuple(_placed(key, each) for key in _standing(each, kept)))
-        for each in parts.test
-    ]
+    predictions = [Prediction(each.id, _found(each, kept)) for each in parts.test]
     num_kept = sum(map(len, kept.values()))
     return Baseline(
         predictions,
         f"{num_kept:,} triples of the training rows, where head and tail both stand in a text.",
     )
-
-
-def _triples(example: Example) -> list[Triple]:
-    return [each for each in example.target or () if isinstance(each, Triple)]
 
 
 def _key(triple: Triple) -> Key:
@@ -57,9 +52,16 @@ def _by_head(keys: Iterable[Key]) -> dict[str, list[Key]]:
     return dict(found)
 
 
-def _standing(example: Example, by_head: Mapping[str, Sequence[Key]]) -> Iterator[Key]:
+def _found(example: Example, by_head: Mapping[str, Sequence[Key]]) -> tuple[Triple, ...]:
+    names = Names(example)
+    return tuple(placed(key, names) for key in _standing(example, names, by_head))
+
+
+def _standing(
+    example: Example, names: Names, by_head: Mapping[str, Sequence[Key]]
+) -> Iterator[Key]:
     """Give the triples of which both names stand in a text, in the order of the alphabet."""
-    names, words = Names(example), words_in(example)
+    words = words_in(example)
     longest = max(map(len, by_head), default=0)
     heads: set[str] = set()
     for number, (start, _) in enumerate(words):
@@ -69,13 +71,3 @@ def _standing(example: Example, by_head: Mapping[str, Sequence[Key]]) -> Iterato
             heads.add(names.text[start:end])
     for head in sorted(heads & by_head.keys()):
         yield from (key for key in by_head[head] if key[2] in names)
-
-
-def _placed(key: Key, example: Example) -> Triple:
-    names = Names(example)
-    head, tail = (
-        Mention(name, start, start + len(name))
-        for name in (key[0], key[2])
-        for start in itertools.islice(names.places(name), 1)
-    )
-    return Triple(head, key[1], tail)

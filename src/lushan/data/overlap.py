@@ -100,11 +100,7 @@ class OverlapCounts:
         return asdict(self)
 
 
-def _ignore(_: int) -> None:
-    """Tell nobody about progress."""
-
-
-def find_overlap(parts: Parts, advance: Advance = _ignore) -> list[PairOverlap]:
+def find_overlap(parts: Parts, advance: Advance | None = None) -> list[PairOverlap]:
     """Find the rows that two splits share, for each two splits; `advance` hears how many rows were looked for."""
     forms = {name: _Forms(part) for name, part in parts.as_dict().items()}
     return [
@@ -118,7 +114,7 @@ def remove_overlap(
     policy: OverlapPolicy,
     *,
     are_given: bool = True,
-    advance: Advance = _ignore,
+    advance: Advance | None = None,
 ) -> tuple[Parts, OverlapCounts]:
     """Take rows out of a split that a later split has too; test is never touched.
 
@@ -213,7 +209,7 @@ class _Forms:
 
 
 def _compare(
-    earlier: SplitName, later: SplitName, one: _Forms, other: _Forms, *, advance: Advance
+    earlier: SplitName, later: SplitName, one: _Forms, other: _Forms, *, advance: Advance | None
 ) -> PairOverlap:
     matches = match_near(one, other, advance)
     matched = {int(other.hashes[place]) for places in matches.values() for place in places}

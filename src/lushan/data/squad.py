@@ -73,12 +73,9 @@ def read_answers(row: Row, context: str) -> list[Span] | list[str]:
     if pairs and all(start is None for _, start in pairs):
         return [_read_free(row, number, text) for number, (text, _) in enumerate(pairs, start=1)]
     answers: list[Span] = []
-    for number, (text, start) in enumerate(pairs, start=1):
+    for number, (given, start) in enumerate(pairs, start=1):
         place = f"{row.place}: column `answers`, answer {number}"
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(
-                f"{place}: expected a text, got {_shown(text)}. For a question without an answer give an empty list."
-            )
+        text = _checked_text(given, place)
         if isinstance(start, bool) or not isinstance(start, int) or start < 0:
             raise DataError(
                 f"{place}: `answer_start` must be a number of characters from 0, got {_shown(start)}."
@@ -95,15 +92,20 @@ def read_answers(row: Row, context: str) -> list[Span] | list[str]:
 
 def _read_free(row: Row, number: int, text: object) -> str:
     place = f"{row.place}: column `answers`, answer {number}"
+    text = _checked_text(text, place).strip()
+    if text.casefold() == NO_ANSWER:
+        raise DataError(
+            f"{place}: {_shown(text)} is what a model writes where there is none. Give an empty list."
+        )
+    return text
+
+
+def _checked_text(text: object, place: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise DataError(
             f"{place}: expected a text, got {_shown(text)}. For a question without an answer give an empty list."
         )
-    if text.strip().casefold() == NO_ANSWER:
-        raise DataError(
-            f"{place}: {_shown(text)} is what a model writes where there is none. Give an empty list."
-        )
-    return text.strip()
+    return text
 
 
 def _pairs(row: Row) -> list[tuple[Any, Any]]:

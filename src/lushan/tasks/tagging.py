@@ -12,8 +12,8 @@ Shapes: T tokens, D width, U units, C tags, K chosen positions.
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
 from lushan.data.spans import read_spans, read_tagged, words_in
 from lushan.errors import DataError
-from lushan.metrics import tagging as metrics
 from lushan.records import (
     AnswerMode,
     Batch,
@@ -261,7 +260,8 @@ class Task:
     ) -> list[Prediction]:
         """The likeliest tags that form entities; windows of a text are read as one. Words that were cut off have none."""
         if answer == "generate":
-            return _read_written(outputs, examples, state)
+            read = span_answers.read_written_spans
+            return text_answers.decode_items(outputs, examples, state, read=read)
         documents: list[list[tuple[Features, np.ndarray]]] = [[] for _ in examples]
         for scores_UC, each in zip(outputs, features, strict=True):
             documents[each.example_index].append((each, _log_softmax(scores_UC)))
@@ -279,22 +279,7 @@ class Task:
         seed: int = 0,
     ) -> Scores:
         """F1 of all entities first; a row is right when all its entities are."""
-        truth: list[Any] = [each.target for each in examples]
-        answers: list[Any] = [each.answer for each in predictions]
-        scores = metrics.score(truth, answers, state.labels)
-        return Scores(
-            main_metric="f1",
-            metrics={
-                **metrics.intervals(truth, answers, state.labels, seed=seed),
-                **text_answers.likelihoods(predictions, seed=seed),
-            },
-            correct=metrics.correct_rows(truth, answers),
-            details={
-                **text_answers.validation_loss(predictions),
-                "labels": list(state.labels),
-                "per_class": [asdict(each) for each in scores.per_class],
-            },
-        )
+        return text_answers.score_items(predictions, examples, state, seed=seed)
 
     def sample_rows(self) -> list[Row]:
         """Six short reports of journeys."""
@@ -306,18 +291,6 @@ class Task:
             ]
             rows.append(Row({"text": text, "entities": entities}, "samples", number))
         return rows
-
-
-def _read_written(
-    outputs: Outputs, examples: Sequence[Example], state: TaskState
-) -> list[Prediction]:
-    read = span_answers.read_written_spans
-    return [
-        replace(each, answer=read(str(each.answer), example, state.labels))
-        for each, example in zip(
-            text_answers.decode_written(outputs, examples), examples, strict=True
-        )
-    ]
 
 
 def _tags(state: TaskState) -> tuple[str, ...]:

@@ -8,15 +8,13 @@ training had. A triple counts by its letters: which of several equal names is me
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 from lushan import text_answers, triple_answers
 from lushan.data.columns import Columns
 from lushan.data.triples import read_triples
 from lushan.data.verbatim import Names
 from lushan.errors import DataError
-from lushan.metrics import tagging as metrics
 from lushan.records import (
     AnswerMode,
     Example,
@@ -141,12 +139,7 @@ class Task(text_answers.WritingTask):
     ) -> list[Prediction]:
         """The triples that were written, each once."""
         read = triple_answers.read_written_triples
-        return [
-            replace(each, answer=read(str(each.answer), example, state.labels))
-            for each, example in zip(
-                text_answers.decode_written(outputs, examples), examples, strict=True
-            )
-        ]
+        return text_answers.decode_items(outputs, examples, state, read=read)
 
     def score(
         self,
@@ -157,22 +150,7 @@ class Task(text_answers.WritingTask):
         seed: int = 0,
     ) -> Scores:
         """F1 of all triples first: head, relation, tail and so the direction must be right; a row is when all its triples are."""
-        truth: list[Any] = [each.target for each in examples]
-        answers: list[Any] = [each.answer for each in predictions]
-        scores = metrics.score(truth, answers, state.labels)
-        return Scores(
-            main_metric="f1",
-            metrics={
-                **metrics.intervals(truth, answers, state.labels, seed=seed),
-                **text_answers.likelihoods(predictions, seed=seed),
-            },
-            correct=metrics.correct_rows(truth, answers),
-            details={
-                **text_answers.validation_loss(predictions),
-                "labels": list(state.labels),
-                "per_class": [asdict(each) for each in scores.per_class],
-            },
-        )
+        return text_answers.score_items(predictions, examples, state, seed=seed)
 
     def sample_rows(self) -> list[Row]:
         """Six sentences of who has what and lives where."""

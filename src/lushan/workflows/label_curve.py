@@ -58,8 +58,6 @@ def run_label_curve(
     """
     sizes = [size for size in SIZES if size < len(setup.parts.train)]
     found: list[dict[str, Any]] = run.get("label_curve") or []
-    if found and "rise" not in found[0]:
-        found = []  # of an older version, which noted less
     if not sizes or len(found) > len(sizes):
         return
     tell("Label curve: asking the tuned model about the validation rows.")

@@ -25,9 +25,8 @@ from lushan.model_store.tuned_model import load_predictor, model_folder, read_me
 from lushan.records import Example, Prediction, Row
 from lushan.settings import build, read_yaml
 from lushan.workflows.prepare import columns_for
+from lushan.workflows.progress import Tell
 from lushan.workflows.recipe import TuneRecipe
-
-Tell = Callable[[str], None]
 
 CHUNK_ROWS = 4096
 """Rows that are answered together: enough to sort by length, few enough to keep."""

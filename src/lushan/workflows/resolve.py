@@ -12,6 +12,7 @@ from lushan.errors import SettingError
 from lushan.inference.generation_settings import GenerationSettings, check_settings
 from lushan.settings import merged
 from lushan.tasks import Task
+from lushan.training.processes import Team
 from lushan.workflows.compiling import work_of
 from lushan.workflows.recipe import TuneRecipe
 
@@ -233,8 +234,6 @@ def refuse_to_spread(recipe: TuneRecipe) -> None:
     """
     if not recipe.engine.spread_layers:
         return
-    from lushan.training.processes import Team  # slow to import, rarely needed
-
     method, optimizer = recipe.adapter.method, recipe.training.optimizer
     reasons = {
         "it needs several processes: start them with `torchrun --nproc-per-node N -m lushan tune ...`": (

@@ -7,7 +7,7 @@ but for their label, and whether they help is judged in the same way.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,10 @@ from lushan.workflows.augment import (
     what_came_out,
 )
 from lushan.workflows.predict import check_output
+from lushan.workflows.progress import Tell
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.setup import Setup
-from lushan.workflows.tune import Tell, tuned_apart
+from lushan.workflows.tune import tuned_apart
 
 FEWEST_SURE_ROWS = 10
 """Validation rows that a threshold must leave: the errors among fewer tell nothing."""
@@ -54,14 +55,6 @@ class Threshold:
     """Those at or above it."""
     error_fraction: float
     """Of those."""
-
-    def as_dict(self) -> dict[str, float]:
-        """Plain values."""
-        return {
-            "probability": self.probability,
-            "num_validation_rows": self.num_validation_rows,
-            "error_fraction": self.error_fraction,
-        }
 
 
 def augment_or_label(
@@ -156,7 +149,7 @@ def self_train(
         "unlabelled": str(unlabelled),
         **what_came_out(sifted, setup),
         "num_asked": num_asked,
-        "threshold": threshold.as_dict() if threshold else None,
+        "threshold": asdict(threshold) if threshold else None,
         "error_fraction": 1 - sum(first.correct) / len(first.correct),
         "gain": gain,
         **written,
