@@ -86,7 +86,7 @@ def measure(load: Callable[[argparse.Namespace], Write]) -> None:
     write(prompts["long"][:1], 1)
     seconds = first_tokens(write, prompts["long"][1:2])
     kept.add(prefill=Taken(*(LONG_PROMPT_TOKENS / each for each in seconds))._asdict())
-    kept.add(**memory("at_the_end"), is_whole=True)
+    kept.add(**memory("at_the_end"))
 
 
 def now() -> Taken:

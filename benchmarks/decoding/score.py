@@ -40,7 +40,7 @@ def main() -> None:
     classes = score(texts)
     rate = Taken(*(len(texts) / each for each in since(started)))
     kept.add(scoring=rate._asdict(), num_first_class=list(classes).count(0))
-    kept.add(**memory("at_the_end"), is_whole=True)
+    kept.add(**memory("at_the_end"))
 
 
 def lushan(options: argparse.Namespace) -> Score:

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    predictor = host(options.model, Resident(), precision="bf16").predictor
+    predictor = host(options.model, Resident(weights="bf16")).predictor
     first_token(engine_of(predictor, shares=False), SHORT_IDS)  # warms up
     works: dict[str, list[dict[str, float]]] = {}
     for name, work in (("chat", chat), ("few-shot", few_shot)):

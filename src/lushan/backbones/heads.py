@@ -138,31 +138,15 @@ def vocabulary_logits(model: nn.Module, hidden_KD: Tensor, tokens: Tensor | None
         tokens: Token ids to score; None scores all.
     """
     layer: Any = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    if isinstance(layer, PackedLinear) and not torch.is_grad_enabled():
-        return _packed_logits(model, layer, hidden_KD, tokens)
-    weight_VD, bias_V = layer.weight, layer.bias
-    if isinstance(layer, PackedLinear):
-        weight_VD = weight_VD.to(hidden_KD.dtype)
-    if tokens is not None:
-        weight_VD = weight_VD[tokens]
-        bias_V = None if bias_V is None else bias_V[tokens]
-    return _vocabulary_logits(model, hidden_KD, weight_VD, bias_V)
-
-
-def _vocabulary_logits(
-    model: nn.Module, hidden_KD: Tensor, weight_VD: Tensor, bias_V: Tensor | None
-) -> Tensor:
+    bias_V = layer.bias if tokens is None or layer.bias is None else layer.bias[tokens]
+    if not isinstance(layer, PackedLinear):
+        weight_VD = layer.weight if tokens is None else layer.weight[tokens]
+    elif tokens is None and not torch.is_grad_enabled():
+        return _scaled(model, layer.product.logits(hidden_KD, bias_V))
+    else:
+        rows_VD = layer.weight if tokens is None else layer.product.rows(tokens)
+        weight_VD = rows_VD.to(hidden_KD.dtype)
     return _scaled(model, functional.linear(hidden_KD, weight_VD, bias_V).float())
-
-
-def _packed_logits(
-    model: nn.Module, layer: PackedLinear, hidden_KD: Tensor, tokens: Tensor | None
-) -> Tensor:
-    if tokens is None:
-        return _scaled(model, layer.product.logits(hidden_KD, layer.bias))
-    bias = None if layer.bias is None else layer.bias[tokens]
-    logits = functional.linear(hidden_KD, layer.product.rows(tokens).to(hidden_KD.dtype), bias)
-    return _scaled(model, logits.float())
 
 
 def _scaled(model: nn.Module, logits: Tensor) -> Tensor:

@@ -328,7 +328,7 @@ class PackedEmbedding(nn.Module):
         """Take over an embedding, whose weight is freed."""
         super().__init__()
         self.product = product
-        self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
+        self.num_embeddings = embedding.num_embeddings
         embedding.padding_idx = (
             None  # matters to gradients alone, and could name a row beyond those that are given
         )
@@ -397,11 +397,15 @@ def weight_bytes(model: nn.Module, *, beside: nn.Module | None = None) -> int:
 def _weights(model: nn.Module) -> dict[int, int]:
     """The bytes of everything that a model holds, by its identity."""
     plain = {id(each): each.nbytes for each in model.parameters()}
-    packed = (each.product for each in model.modules() if isinstance(each, _PACKED))
+    packed = (
+        each.product for each in model.modules() if isinstance(each, PackedLinear | PackedEmbedding)
+    )
     return plain | {id(each): each.num_bytes for each in packed}
 
 
-_PACKED = (PackedLinear, PackedEmbedding)
+def arithmetic_of(form: WeightForm) -> Literal["bf16", "fp32"]:
+    """In which precision a model computes whose weights are held so."""
+    return "fp32" if form == "fp32" else "bf16"
 
 
 def load_untuned(folder: Path, *, purpose: Purpose, weights: str) -> Backbone:
@@ -418,7 +422,6 @@ def load_untuned(folder: Path, *, purpose: Purpose, weights: str) -> Backbone:
     """
     fast = choose_precision("auto", choose_device().value, cache=cache_folder()).value
     form = choose_weights(weights, "bf16" if fast == "bf16" else "fp32")
-    precision = "fp32" if form == "fp32" else "bf16"
-    backbone = load_backbone(folder, purpose=purpose, precision=precision)
+    backbone = load_backbone(folder, purpose=purpose, precision=arithmetic_of(form))
     pack_weights(backbone, form)
     return backbone

@@ -52,22 +52,18 @@ class SlotCache:
             for layer, (keys_SGCD, values_SGCD) in self._tables.items()
         }
 
-    def add(self, layers: Sequence[dict[int, tuple[Tensor, Tensor]]]) -> int:
-        """Append one text, whose keys and values were computed in parts; gives its slot.
+    def add(self, layers: dict[int, tuple[Tensor, Tensor]]) -> int:
+        """Append one text; gives its slot.
 
         Args:
-            layers: The parts, in the order of the text: layer to keys and values, each (G, T, D).
+            layers: Layer to keys and values, each (G, T, D).
         """
-        lengths = [next(iter(part.values()))[0].shape[1] for part in layers]
-        slot = len(self.lengths)
-        self.lengths.append(sum(lengths))
-        self._reserve(layers[0])
-        start = 0
-        for part, length in zip(layers, lengths, strict=True):
-            for layer, pair in part.items():
-                for table_SGCD, new_GTD in zip(self._tables[layer], pair, strict=True):
-                    table_SGCD[slot, :, start : start + length] = new_GTD
-            start += length
+        slot, length = len(self.lengths), next(iter(layers.values()))[0].shape[1]
+        self.lengths.append(length)
+        self._reserve(layers)
+        for layer, pair in layers.items():
+            for table_SGCD, new_GTD in zip(self._tables[layer], pair, strict=True):
+                table_SGCD[slot, :, :length] = new_GTD
         return slot
 
     def _reserve(self, like: dict[int, tuple[Tensor, Tensor]] | None = None) -> None:

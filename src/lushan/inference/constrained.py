@@ -19,11 +19,10 @@ from lushan.backbones.load import Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_by_tokens
 from lushan.errors import ModelError
+from lushan.inference.prefix_store import SHORTEST_PREFIX_TOKENS, num_equal
 from lushan.records import Features
 
 _NEGLIGIBLE = 1e-2
-SHORTEST_PREFIX_TOKENS = 8
-"""A shorter start that prompts share is not worth a pass of its own."""
 
 
 @dataclass(slots=True)
@@ -173,22 +172,13 @@ def _shared_prefix(backbone: Backbone, features: Sequence[Features]) -> Prefix |
         or num_tokens < SHORTEST_PREFIX_TOKENS
     ):
         return None
-    return read_prefix(backbone, features[0].token_ids[:num_tokens])
-
-
-def read_prefix(backbone: Backbone, token_ids: tuple[int, ...]) -> Prefix:
-    """Compute the keys and values of what several texts start with; only in `packed` mode."""
-    prefix = Prefix(len(token_ids))
-    document = Features(token_ids, place="", example_index=0)
+    prefix = Prefix(num_tokens)
+    document = Features(features[0].token_ids[:num_tokens], place="", example_index=0)
     backbone.hidden_states(pack([document], device=backbone.device), record=prefix)
     return prefix
 
 
 def num_shared_tokens(documents: Sequence[tuple[int, ...]]) -> int:
     """Tokens that all documents start with; at least one token is left to each."""
-    first, last = min(documents), max(documents)
-    limit = min(len(each) for each in documents) - 1
-    shared = 0
-    while shared < limit and first[shared] == last[shared]:
-        shared += 1
-    return shared
+    # What the first and the last in order share, all those between them do.
+    return min(num_equal(min(documents), max(documents)), min(map(len, documents)) - 1)

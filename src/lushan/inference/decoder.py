@@ -89,7 +89,7 @@ class SlotDecoder:
         """Read so many tokens at most; texts that are whole then take the next slots, in the order that is given."""
         whole = self._reader.read(max_tokens)
         for reading, computed, _ in whole:
-            self._cache.add([_layers(computed)])
+            self._cache.add(_layers(computed))
             self._texts.append(list(reading.token_ids))
             self._adapters.append(reading.adapter)
         self._share_room()

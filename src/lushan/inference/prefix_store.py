@@ -19,10 +19,11 @@ from torch import Tensor
 
 from lushan.backbones.attention import Prefix
 from lushan.backbones.many_adapters import Adapter
-from lushan.inference.constrained import SHORTEST_PREFIX_TOKENS
 
 TokenIds = tuple[int, ...]
 
+SHORTEST_PREFIX_TOKENS = 8
+"""A shorter start that texts share is not worth a pass, or tensors, of its own."""
 _LONGEST_TEXTS = 4
 """Of a list whose texts are read one after another; the start that they share is always among what was used last."""
 

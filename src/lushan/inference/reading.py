@@ -17,8 +17,14 @@ from lushan.backbones.attention import Prefix
 from lushan.backbones.load import Backbone
 from lushan.backbones.many_adapters import Adapter, ManyAdapters
 from lushan.data.batching import pack
-from lushan.inference.constrained import SHORTEST_PREFIX_TOKENS
-from lushan.inference.prefix_store import PrefixStore, TokenIds, join, num_equal, part_of
+from lushan.inference.prefix_store import (
+    SHORTEST_PREFIX_TOKENS,
+    PrefixStore,
+    TokenIds,
+    join,
+    num_equal,
+    part_of,
+)
 from lushan.records import Features
 
 _PASS_TOKENS = 64

@@ -25,6 +25,7 @@ from lushan.backbones.many_adapters import (
 from lushan.backbones.packed import (
     BITS,
     WeightsSetting,
+    arithmetic_of,
     choose_weights,
     pack_weights,
     weight_bytes,
@@ -229,9 +230,8 @@ class Resident:
         if describe(weights).family == "encoder":
             return "encoders do not share layers"
         self._check_room(name, self._predicted_bytes(weights, meaning))
-        precision = "fp32" if form == "fp32" else "bf16"
         backbone = load_backbone(
-            weights, purpose="language", both_ways=both_ways, precision=precision
+            weights, purpose="language", both_ways=both_ways, precision=arithmetic_of(form)
         )
         if backbone.packing_mode != "packed":
             return f"`{backbone.facts.model_type}` cannot use packed attention"

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.lora import compute_in_one_piece
-from lushan.backbones.packed import choose_weights, pack_weights
+from lushan.backbones.packed import arithmetic_of, choose_weights, pack_weights
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.sources import locate
 from lushan.catalog import load_task
@@ -170,7 +170,7 @@ def load_predictor(
     meaning = read_meaning(folder)
     form = None if weights is None else choose_weights(weights, meaning.precision)
     if form is not None:
-        precision = "fp32" if form == "fp32" else "bf16"
+        precision = arithmetic_of(form)
     base = base_of(folder, meaning) if is_adapter(folder) else folder
     task: Task = load_task(meaning.task)
     layer = task.layer(meaning.state, answer=meaning.answer)

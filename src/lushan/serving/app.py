@@ -137,12 +137,14 @@ async def _load(app: FastAPI) -> None:
         for target in app.state.targets:
             model = await asyncio.to_thread(host, target, app.state.resident)
             app.state.models[model.name] = model
+            form = model.predictor.backbone.weight_form
             fields = {
                 "model": model.name,
                 "tuned": model.is_tuned,
                 "certified": model.certified,
-                "weights": model.predictor.backbone.weight_form or "fp32",
-                "products": native.why_missing() or "own",
+                "weights": form or "fp32",
+                # To ask compiles them, here where requests are answered: in fp32 nobody needs them.
+                "products": (native.why_missing() or "own") if form else "torch",
             }
             logger.info("Loaded.", extra={"fields": fields})
     except Exception as error:  # noqa: BLE001 - whatever it is, the server would never be ready

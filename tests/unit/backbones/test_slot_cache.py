@@ -19,7 +19,7 @@ def part(length: int, seed: int) -> dict[int, tuple[torch.Tensor, torch.Tensor]]
 @pytest.mark.parametrize("window", [None, 3])
 def test_new_tokens_look_at_their_own_text_alone(window: int | None) -> None:
     cache = SlotCache()
-    parts = [[part(5, 1)], [part(2, 2), part(7, 3)], [part(1, 4)]]
+    parts = [part(5, 1), part(9, 2), part(1, 4)]
     assert [cache.add(each) for each in parts] == [0, 1, 2]
     query, key, value = torch.randn(3, 1, HEADS, 3, WIDTH)
     key, value = key[:, :KEY_HEADS], value[:, :KEY_HEADS]
@@ -27,7 +27,7 @@ def test_new_tokens_look_at_their_own_text_alone(window: int | None) -> None:
     found = cache.attend(0, (query, key, value), scaling=0.3, window=window)
     for text in range(3):
         keys, values = (
-            torch.cat([*(each[0][n] for each in parts[text]), new[0, :, text : text + 1]], dim=1)
+            torch.cat([parts[text][0][n], new[0, :, text : text + 1]], dim=1)
             for n, new in ((0, key), (1, value))
         )
         seen = keys.shape[1] if window is None else window
@@ -43,9 +43,9 @@ def test_new_tokens_look_at_their_own_text_alone(window: int | None) -> None:
 
 def test_tables_grow_without_losing_anything() -> None:
     cache = SlotCache()
-    cache.add([part(3, 1)])
+    cache.add(part(3, 1))
     before = cache.num_bytes
-    cache.add([part(200, 2)])
+    cache.add(part(200, 2))
     assert cache.num_bytes > before
     key_GTD, value_GTD = part(3, 1)[0]
     keys_SGCD, values_SGCD = cache._tables[0]
@@ -55,9 +55,10 @@ def test_tables_grow_without_losing_anything() -> None:
 
 def test_tables_are_not_as_large_in_both_ways_as_they_once_were_in_each() -> None:
     cache = SlotCache()
-    cache.add([part(3, n) for n in range(32)])
+    for seed in range(32):
+        cache.add(part(3, seed))
     cache.rearrange([0])
-    cache.add([part(2_000, 1)])
+    cache.add(part(2_000, 1))
     keys_SGCD = cache._tables[0][0]
     assert keys_SGCD.shape[0] * keys_SGCD.shape[2] < 5 * 2_000
     torch.testing.assert_close(keys_SGCD[0, :, :3], part(3, 0)[0][0])
@@ -81,7 +82,7 @@ def test_texts_stay_where_they_can(wanted: list[int], expected: list[int]) -> No
 def test_moved_text_takes_its_keys_and_its_length_along() -> None:
     cache = SlotCache()
     for length in (4, 5, 6):
-        cache.add([part(length, length)])
+        cache.add(part(length, length))
     before = cache._tables[0][0].clone()
     assert cache.rearrange([2, 1]) == [0, 1]
     assert cache.lengths == [6, 5]
@@ -105,7 +106,7 @@ def test_attention_of_our_own_is_that_of_torch(
         monkeypatch.setattr(native, "can_attend", lambda _, answer=is_ours: answer)
         cache = SlotCache()
         for key, value in texts:
-            cache.add([{0: (key, value)}])
+            cache.add({0: (key, value)})
         cache.begin_step()
         query, key, value = (each.transpose(1, 2) for each in rows)
         attended = cache.attend(0, (query, key, value), scaling=0.2, window=window)
