@@ -179,10 +179,14 @@ def test_a_norm_that_does_something_else_is_left() -> None:
     assert packed._fused_norm(nn.LayerNorm(32)) is None
 
 
-def test_tied_layers_share_one_matrix(tiny_folder: MakeTiny) -> None:
-    backbone = load_backbone(tiny_folder("llama"), purpose="language", precision="bf16")
+@pytest.mark.parametrize(
+    ("model_type", "tied"), [("llama", False), ("gpt2", True), ("gemma3_text", True)]
+)
+def test_tied_layers_share_one_matrix(model_type: str, tied: bool, tiny_folder: MakeTiny) -> None:
+    backbone = load_backbone(tiny_folder(model_type), purpose="language", precision="bf16")
     model = backbone.plain_model
     is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert is_tied is tied
     pack_weights(backbone, "int8")
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     assert isinstance(output, PackedLinear)

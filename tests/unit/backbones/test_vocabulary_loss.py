@@ -80,12 +80,22 @@ def test_table_of_logits_is_never_larger_than_allowed(
     assert sizes == [7, 7, 6]
 
 
-def test_nothing_is_kept_where_no_gradient_is_asked_for(language_model: PreTrainedModel) -> None:
+def test_nothing_is_kept_where_no_gradient_is_asked_for(
+    language_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    into_gradients = module._into_gradients
+
+    def watched(table_PV: Tensor, form: Any, *, trains: bool) -> Tensor:  # noqa: ANN401
+        asked.append(trains)
+        return into_gradients(table_PV, form, trains=trains)
+
+    monkeypatch.setattr(module, "_into_gradients", watched)
     hidden_KD, targets_K = torch.randn(20, 16), torch.arange(20)
     trained = vocabulary_loss(language_model, hidden_KD, targets_K, torch.ones(20))
     with torch.inference_mode():
         plain = vocabulary_loss(language_model, hidden_KD, targets_K, torch.ones(20))
-    assert plain.grad_fn is None
+    assert asked == [True, False]
     torch.testing.assert_close(plain, trained.detach(), rtol=0, atol=0)
 
 

@@ -54,4 +54,6 @@ def test_run_is_held_to_its_certificate(
     assert "run` is not what was certified" in told
     assert "chat_template.jinja` was not there when the model was certified" in told
     assert run(["doctor", str(copy), "--again"]) == 2
+    capsys.readouterr()
     assert run(["doctor", "--weights", "int8"]) == 2
+    assert "`--weights` has no effect without a run" in capsys.readouterr().err

@@ -87,6 +87,7 @@ def test_adapters_stand_on_a_base_whose_weights_are_packed(
     alone = {name: load_predictor(many_runs / name, weights=weights) for name in names}
     for (name, example), ours in zip(questions, found, strict=True):
         (expected,) = alone[name].predict([example])
+        assert ours.answer == expected.answer
         assert ours.probabilities == pytest.approx(dict(expected.probabilities), abs=0.02)
 
 

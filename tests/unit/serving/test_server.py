@@ -72,7 +72,7 @@ def test_sigterm_finishes_what_runs_and_takes_nothing_new(
 def is_refused(url: str) -> bool:
     try:
         httpx.get(f"{url}/healthz")
-    except httpx.TransportError:  # refused, or taken and closed at once
+    except (httpx.NetworkError, httpx.RemoteProtocolError):  # refused, or taken and closed at once
         return True
     return False
 

@@ -17,8 +17,24 @@ TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 ROWS_PER_STEP = 3  # 34 rows: the last step has one, and the second process none
 
 
-def run_two(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [*TWO, "-m", "lushan", *words]
+WATCHED = """\
+import sys
+from lushan.cli.main import run
+from lushan.workflows import tune
+shard = tune.shard
+def watched(*given):
+    print("Layers are cut.", file=sys.stderr, flush=True)
+    shard(*given)
+tune.shard = watched
+sys.exit(run(sys.argv[1:]))
+"""
+"""Does what `lushan` does, and tells when layers are cut."""
+
+
+def run_two(
+    *words: str, program: tuple[str, ...] = ("-m", "lushan")
+) -> subprocess.CompletedProcess[str]:
+    command = [*TWO, *program, *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -45,8 +61,13 @@ def test_two_processes_give_the_curve_and_the_weights_of_one(
     options = ["--model", str(tiny_folder("llama")), "--adapter", adapter, *QUICK]
     options += ["--set", f"training.rows_per_step={ROWS_PER_STEP}"]
     assert tune(data, tmp_path / "one", *options) == 0
-    done = run_two("tune", str(data), "--out", str(tmp_path / "two"), *options, *together)
+    program = tmp_path / "watched.py"
+    program.write_text(WATCHED, encoding="utf-8")
+    words = ("tune", str(data), "--out", str(tmp_path / "two"), *options, *together)
+    done = run_two(*words, program=(str(program),))
     assert done.returncode == 0, done.stderr
+    is_spread = "engine.spread_layers=true" in together
+    assert done.stderr.count("Layers are cut.") == (2 if is_spread else 0)
     assert done.stderr.count("Certified") == 1
     one, two = (read_steps(tmp_path / name) for name in ("one", "two"))
     for own, other in zip(one, two, strict=True):
@@ -57,6 +78,9 @@ def test_two_processes_give_the_curve_and_the_weights_of_one(
     )
     scores = [read(tmp_path / name / "results.json")["after"] for name in ("one", "two")]
     assert scores[0] == scores[1]
+    if "data.label_curve=true" in together:
+        curve = read(tmp_path / "two" / "results.json")["label_curve"]
+        assert [each["num_rows"] for each in curve] == [8, 16, 34]
 
 
 def test_what_the_leader_refuses_ends_both_without_a_word_of_the_other(tmp_path: Path) -> None:

@@ -169,7 +169,10 @@ def test_whole_way_keeps_nothing_of_a_model_that_knows_nothing(
     found = self_train(data, recipe, unlabelled=new, out=out, tell=lambda _: None)
     assert found["num_asked"] == len(TEXTS)
     assert sum(found["dropped"].values()) + found["num_new_rows"] == len(TEXTS)
-    assert out.exists() == found["written"] == found["helps"]
+    assert (found["threshold"], found["num_new_rows"]) == (None, 0)
+    assert not found["helps"]
+    assert not found["written"]
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -42,3 +42,4 @@ def test_loaded_run_is_served_under_the_name_of_its_folder(
     name = asyncio.run(studio.load(tiny_run))
     assert name == tiny_run.name
     assert studio.model(name).is_tuned
+    assert studio.worker.forgot_replaced  # pyright: ignore[reportAttributeAccessIssue] - a stand-in
