@@ -4,11 +4,12 @@ The candidates form a tree of tokens. At every fork the model's probabilities ar
 branches that lead to a candidate, so tokens after the last fork cost nothing and a long label
 is not punished for its length. The result is the distribution of constrained sampling, and sums to 1.
 
-Shapes: N documents of a batch, F all documents, C candidates, T tokens, D width.
+Shapes: F all documents, R those that reach a fork, B branches of a fork, C candidates, T tokens, D width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -108,59 +109,110 @@ def score_candidates(
     tree = build_tree(candidate_tokens(candidates, backbone.tokenizer))
     logs_FC = np.zeros((len(features), len(candidates)))
     prefix = _shared_prefix(backbone, features)
-    waiting: list[tuple[Fork, list[int]]] = [(tree, list(range(len(features))))]
-    while waiting:
-        fork, rows = waiting.pop()
-        branch_logs_FB = _branch_logs(
-            backbone,
-            [features[row] for row in rows],
-            fork,
-            prefix=prefix,
-            advance=advance if fork is tree else None,
-        )
-        for column, (token, members) in enumerate(fork.branches.items()):
-            logs_FC[np.ix_(rows, members)] += branch_logs_FB[:, [column]]
-            child = fork.children[token]
-            if isinstance(child, int):
-                continue
-            reached = np.exp(logs_FC[np.ix_(rows, members[:1])][:, 0]) >= _NEGLIGIBLE
-            skipped = [row for row, ok in zip(rows, reached, strict=True) if not ok]
-            logs_FC[np.ix_(skipped, members)] -= np.log(len(members))
-            if any(reached):
-                waiting.append((child, [r for r, ok in zip(rows, reached, strict=True) if ok]))
+    level = [_Reached(tree, list(range(len(features))))]
+    while level:
+        told = advance if level[0].fork is tree else _ignore
+        reached = _branch_logs(backbone, features, level, prefix=prefix, advance=told)
+        pairs = zip(level, reached, strict=True)
+        level = [each for fork, logs in pairs for each in _shared_out(fork, logs, logs_FC)]
     return logs_FC
+
+
+class _Reached(NamedTuple):
+    """A fork, and the prompts after which it has to be asked about."""
+
+    fork: Fork
+    rows: list[int]
+
+
+def _shared_out(
+    reached: _Reached, branch_logs_RB: np.ndarray, logs_FC: np.ndarray
+) -> Iterator[_Reached]:
+    """Add a fork's branches to the candidates behind them; gives the forks that follow."""
+    fork, rows = reached
+    for column, (token, members) in enumerate(fork.branches.items()):
+        logs_FC[np.ix_(rows, members)] += branch_logs_RB[:, [column]]
+        child = fork.children[token]
+        if isinstance(child, int):
+            continue
+        is_likely = np.exp(logs_FC[rows, members[0]]) >= _NEGLIGIBLE
+        skipped, likely = (np.array(rows)[chosen].tolist() for chosen in (~is_likely, is_likely))
+        logs_FC[np.ix_(skipped, members)] -= np.log(len(members))
+        if likely:
+            yield _Reached(child, likely)
+
+
+class _Asked(NamedTuple):
+    """Where a fork's path ends in a document."""
+
+    number: int
+    """Of the fork in its level."""
+    row: int
+    """Number of the prompt among those of the fork."""
+    last: int
+    """Token of the document."""
+
+
+def _ignore(_: int) -> None:
+    """Tell nobody about progress."""
 
 
 def _branch_logs(
     backbone: Backbone,
     features: Sequence[Features],
-    fork: Fork,
+    level: Sequence[_Reached],
     *,
     prefix: Prefix | None,
-    advance: Callable[[int], None] | None,
-) -> np.ndarray:
-    """Log-probability of each branch of a fork, for each prompt; (F, branches)."""
+    advance: Callable[[int], None],
+) -> list[np.ndarray]:
+    """Log-probability of each branch of each fork, for each of its prompts; (R, branches) each.
+
+    The paths to all forks of a level are branches of one document, so that a prompt is read once for a level.
+    """
     num_prefix_tokens = prefix.num_tokens if prefix else 0
-    documents = [
-        Features(
-            token_ids=(*each.token_ids[num_prefix_tokens:], *fork.path),
-            place=each.place,
-            example_index=index,
-        )
-        for index, each in enumerate(features)
-    ]
+    documents: list[Features] = []
+    asked: list[list[_Asked]] = []
+    for prompt, forks in _forks_of_prompts(level, together=backbone.packing_mode == "packed"):
+        tokens = list(features[prompt].token_ids[num_prefix_tokens:])
+        starts: list[tuple[int, int]] = []
+        ends: list[_Asked] = []
+        for number, row in forks:
+            path = level[number].fork.path
+            starts.append((len(tokens), 0))
+            tokens += path
+            ends.append(_Asked(number, row, len(tokens) - 1))
+        place = features[prompt].place
+        branches = tuple(starts) if len(forks) > 1 else ()
+        documents.append(Features(tuple(tokens), place, len(asked), branches=branches))
+        asked.append(ends)
     documents.sort(key=lambda each: len(each.token_ids))
-    tokens_B = torch.tensor(list(fork.branches), device=backbone.device)
-    logs_FB = np.empty((len(features), len(fork.branches)))
+    logs = [np.empty((len(rows), len(fork.branches))) for fork, rows in level]
     for part in split_by_tokens(documents, MAX_BATCH_TOKENS):
         batch = pack(part, first_position=num_prefix_tokens, device=backbone.device)
         hidden_TD = backbone.hidden_states(batch, prefix=prefix)
-        logits_NB = vocabulary_logits(backbone.plain_model, hidden_TD[batch.last_N], tokens_B)
-        rows = [each.example_index for each in batch.features]
-        logs_FB[rows] = logits_NB.double().log_softmax(dim=-1).cpu().numpy()
-        if advance is not None:
-            advance(len(part))
-    return logs_FB
+        found: dict[int, list[tuple[int, int]]] = {}
+        for first, each in zip(batch.first_N.tolist(), batch.features, strict=True):
+            for number, row, last in asked[each.example_index]:
+                found.setdefault(number, []).append((row, first + last))
+        for number, places in found.items():
+            rows, lasts = (list(each) for each in zip(*places, strict=True))
+            tokens_B = torch.tensor(list(level[number].fork.branches), device=backbone.device)
+            logits_RB = vocabulary_logits(backbone.plain_model, hidden_TD[lasts], tokens_B)
+            logs[number][rows] = logits_RB.double().log_softmax(dim=-1).cpu().numpy()
+        advance(len(part))
+    return logs
+
+
+def _forks_of_prompts(
+    level: Sequence[_Reached], *, together: bool
+) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Give each prompt with the forks asked about after it, by number and row; one at a time if not `together`."""
+    forks: dict[int, list[tuple[int, int]]] = {}
+    for number, (_, rows) in enumerate(level):
+        for row, prompt in enumerate(rows):
+            forks.setdefault(prompt, []).append((number, row))
+    for prompt, each in forks.items():
+        yield from [(prompt, each)] if together else ((prompt, [one]) for one in each)
 
 
 def _shared_prefix(backbone: Backbone, features: Sequence[Features]) -> Prefix | None:

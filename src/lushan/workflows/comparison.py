@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.inspect import Family, describe
-from lushan.backbones.load import load_backbone
+from lushan.backbones.packed import load_untuned
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.baselines import Baseline
 from lushan.catalog import load_baseline
@@ -29,9 +28,7 @@ def answer_untuned(
         examples: What is asked.
         shots: Worked examples put before every prompt, for few-shot.
     """
-    precision: Literal["bf16", "fp32"] = (
-        "bf16" if setup.recipe.model.precision == "bf16" else "fp32"
-    )
+    weights = "bf16" if setup.recipe.model.precision == "bf16" else "fp32"
     facts = describe(setup.base)
     way = setup.task.untuned[facts.family]
     if way == "nothing":
@@ -39,11 +36,11 @@ def answer_untuned(
         return load_baseline("nothing").answer(asked, state=setup.state).predictions
     if way == "similarity":
         limit = LengthLimit(setup.limit.max_tokens, "truncate")
-        backbone = load_backbone(setup.base, purpose="embed", precision=precision)
+        backbone = load_untuned(setup.base, purpose="embed", weights=weights)
         return predict_by_similarity(backbone, examples, setup.state, limit=limit)
     # A prompt is longer than its text: it must not stop a run whose texts fit.
     limit = LengthLimit(facts.context_tokens, "truncate")
-    backbone = load_backbone(setup.base, purpose="language", precision=precision)
+    backbone = load_untuned(setup.base, purpose="language", weights=weights)
     generation = setup.recipe.generation
     predictor = Predictor(
         backbone, setup.task, setup.state, "generate", limit, generation=generation
