@@ -1,6 +1,7 @@
 """Tiny random models of every supported architecture, with tokenizers trained on five sentences."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,15 @@ TINY_VOCABULARY = 320
 ENCODER_TYPES = ("bert", "modernbert")
 
 
-def write_tiny(model_type: str, folder: Path) -> None:
-    """Write a model folder: two layers, width 16."""
-    _write_tiny_model(model_type, folder)
+def write_tiny(model_type: str, folder: Path, **sizes: object) -> None:
+    """Write a model folder: two layers, width 16, or what `sizes` says."""
+    _write_tiny_model(model_type, folder, sizes)
     _write_tiny_tokenizer(model_type, folder)
 
 
-def _write_tiny_model(model_type: str, folder: Path) -> None:
+def _write_tiny_model(model_type: str, folder: Path, sizes: Mapping[str, object]) -> None:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **_tiny_settings(model_type))
+    config = AutoConfig.for_model(model_type, **(_tiny_settings(model_type) | dict(sizes)))
     is_encoder = model_type in ENCODER_TYPES
     model = (AutoModel if is_encoder else AutoModelForCausalLM).from_config(config)
     model.save_pretrained(folder)

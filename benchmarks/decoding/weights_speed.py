@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lushan.backbones import native, packed
+from lushan.backbones import native, packed_linear
 from lushan.backbones.load import Backbone, WeightForm
 from lushan.backbones.lora import FrozenProduct
-from lushan.backbones.packed import Packed, load_untuned
+from lushan.backbones.packed import load_untuned
+from lushan.backbones.packed_linear import Packed
 from lushan.backbones.sources import locate
 from lushan.inference import generate
 from lushan.inference.generate import GenerationEngine
@@ -82,11 +83,11 @@ def makers() -> dict[str, Callable[[Tensor], Callable[[Tensor], Tensor]]]:
     ways: dict[str, Any] = {
         "torch, bf16, not packed": lambda w: lambda x: torch.nn.functional.linear(x, w),
         "torch, bf16, packed for oneDNN": onednn,
-        "torch, int8": ours(packed.TorchPacked, "int8"),
+        "torch, int8": ours(packed_linear.TorchPacked, "int8"),
         "torch, int4": torch_int4,
     }
     if not native.why_missing():
-        ways |= {f"ours, {form}": ours(packed.NativePacked, form) for form in FORMS}
+        ways |= {f"ours, {form}": ours(packed_linear.NativePacked, form) for form in FORMS}
     return ways
 
 

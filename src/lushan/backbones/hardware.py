@@ -26,7 +26,16 @@ from lushan.errors import SettingError
 Precision = Literal["bf16", "fp32"]
 
 TELLING_FEATURES = (
-    *("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"),
+    *(
+        "avx2",
+        "avx512f",
+        "avx512_bf16",
+        "avx512_vnni",
+        "avx512_fp16",
+        "amx_tile",
+        "amx_bf16",
+        "amx_int8",
+    ),
     *("asimd", "bf16", "i8mm", "sve", "sve2"),
 )
 """Names, as Linux gives them, of the processor features that decide the speed of products."""

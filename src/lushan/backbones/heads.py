@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lushan.backbones.frozen import Position
-from lushan.backbones.packed import PackedLinear
+from lushan.backbones.packed_linear import PackedLinear
 from lushan.backbones.token_models import is_token_model
 from lushan.errors import ModelError
 from lushan.records import Batch

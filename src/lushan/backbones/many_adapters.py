@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
+from lushan.backbones.fused_layers import FusedLayer
 from lushan.backbones.load import MODEL_CLASSES, AnswerLayer, Backbone, Call, class_options
 from lushan.backbones.lora import frozen_product
-from lushan.backbones.packed import PackedLinear
+from lushan.backbones.packed_linear import PackedLinear
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.token_models import know_token_model
 from lushan.errors import ModelError
@@ -174,6 +175,9 @@ class ManyAdapters:
         }
         for name, forward in self._layers.items():
             setattr(core.get_submodule(name), "forward", forward)  # noqa: B010 - not typed to be replaced
+        for layer in core.modules():
+            if isinstance(layer.forward, FusedLayer):
+                layer.forward.adapts = self._pass
         self._dtype = next(core.parameters()).dtype
         self._spared = _SPARED.get(self._dtype, 0)
 

@@ -1,9 +1,9 @@
-"""What torch has no fast code for: products with packed weights, the attention of a decoding step, and norms.
+"""What torch has no fast code for: products with packed weights, decoder layers, the attention of a decoding step.
 
 All are in C++, compiled on this machine at first use.
 
 The library stays in the cache folder, one for each source, compiler and torch. Where it cannot be had, `why_missing` says
-why, and torch computes. Shapes: M rows, I inputs, O outputs; those of `slot_cache.py`.
+why, and torch computes. Shapes: M rows, I inputs, O outputs; T rows, D width; those of `slot_cache.py`.
 """
 
 import ctypes
@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,17 +23,19 @@ from torch import Tensor
 from lushan.backbones.hardware import machine
 from lushan.backbones.sources import cache_folder
 
-NEEDED_FEATURES = ("avx512f", "avx512_bf16")
+NEEDED_FEATURES = ("avx512f", "avx512_bf16", "avx512_vnni")
 """Of the processor."""
 FORMS = {"bf16": 0, "int8": 1, "int4": 2}
 """Numbers by which the library knows what weights are."""
 _SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("products.cpp", "slot_attention.cpp", "rms_norm.cpp")
+    for name in ("products.cpp", "layers.cpp", "slot_attention.cpp", "rms_norm.cpp")
 )
+_HEADER = Path(__file__).with_name("native.h")
 _FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-exceptions"),
-    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mavx512vnni"),
+    "-mfma",
 )
 _COMPILE_SECONDS = 120
 _LARGEST_ERROR = 1e-5
@@ -52,45 +55,182 @@ def why_missing() -> str:
     return found if isinstance(found, str) else ""
 
 
-def multiply(
-    inputs_MI: Tensor,
+class Matrix(ctypes.Structure):
+    """What `native.h` is told of a packed matrix; tensors have to outlive it."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weights", "scales", "bias")),
+        *((name, ctypes.c_int64) for name in ("num_inputs", "num_outputs", "form")),
+    )
+
+
+def matrix(
     weights: Tensor,
     scales: Tensor | None,
-    bias_O: Tensor | None,
+    bias_O: Tensor | None = None,
     *,
-    form: int,
+    num_inputs: int,
     num_outputs: int,
-    dtype: torch.dtype,
+    form: str,
+) -> Matrix:
+    """Describe a packed matrix.
+
+    Args:
+        weights: As `products.cpp` lays them out.
+        scales: Of the weights; None in bfloat16.
+        bias_O: In float32.
+        num_inputs: I, with padding.
+        num_outputs: O.
+        form: One of `FORMS`.
+    """
+    return Matrix(
+        weights.data_ptr(), _address(scales), _address(bias_O), num_inputs, num_outputs, FORMS[form]
+    )
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def multiply(
+    inputs_MI: Tensor, packed: Matrix, bias_O: Tensor | None, *, dtype: torch.dtype
 ) -> Tensor:
     """Multiply rows by packed weights; (M, O).
 
     Args:
         inputs_MI: Rows in bfloat16, contiguous.
-        weights: As `products.cpp` lays them out.
-        scales: Of the weights; None in bfloat16.
+        packed: The matrix.
         bias_O: In float32.
-        form: One of `FORMS`.
-        num_outputs: O.
         dtype: Of the result: bfloat16 or float32.
     """
-    num_rows, num_inputs = inputs_MI.shape
-    outputs_MO = torch.empty(num_rows, num_outputs, dtype=dtype)
-    if num_rows == 0:
-        return outputs_MO
-    _library().lushan_multiply(
-        inputs_MI.data_ptr(),
-        weights.data_ptr(),
-        None if scales is None else scales.data_ptr(),
-        None if bias_O is None else bias_O.data_ptr(),
-        outputs_MO.data_ptr(),
+    num_rows = len(inputs_MI)
+    outputs_MO = torch.empty(num_rows, packed.num_outputs, dtype=dtype)
+    if num_rows:
+        _library().lushan_multiply(
+            packed,
+            _address(bias_O),
+            inputs_MI.data_ptr(),
+            num_rows,
+            outputs_MO.data_ptr(),
+            dtype == torch.float32,
+            torch.get_num_threads(),
+        )
+    return outputs_MO
+
+
+class Layer(ctypes.Structure):
+    """What `layers.cpp` is told of a decoder layer; tensors have to outlive it."""
+
+    _fields_ = (
+        *((name, Matrix) for name in ("query", "key", "value", "output", "gate", "up", "down")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("norm_before_attention", "norm_before_network", "norm_after_attention"),
+                *("norm_after_network", "query_norm", "key_norm"),
+            )
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("width", "num_heads", "num_key_heads", "head_width", "inner_width"),
+                *("adds_one", "is_gelu"),
+            )
+        ),
+        ("epsilon", ctypes.c_double),
+    )
+
+
+def before_attention(
+    layer: Layer, residual_TD: Tensor, rotary: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give what the attention of a layer works on: queries, keys and values, (1, heads, T, head width), bfloat16.
+
+    Args:
+        layer: The layer.
+        residual_TD: What earlier layers made, float32, contiguous.
+        rotary: Cosines and sines of every row, (T, head width), float32, contiguous.
+    """
+    num_rows, width = len(residual_TD), layer.head_width
+    heads = (layer.num_heads, layer.num_key_heads, layer.num_key_heads)
+    made = [torch.empty(num_rows, each, width, dtype=torch.bfloat16) for each in heads]
+    _library().lushan_before_attention(
+        layer,
+        residual_TD.data_ptr(),
         num_rows,
-        num_inputs,
-        num_outputs,
-        form,
-        dtype == torch.float32,
+        *(each.data_ptr() for each in (*rotary, *made)),
         torch.get_num_threads(),
     )
-    return outputs_MO
+    query_1HTD, key_1GTD, value_1GTD = (each[None].transpose(1, 2) for each in made)
+    return query_1HTD, key_1GTD, value_1GTD
+
+
+def after_attention(layer: Layer, attended_TF: Tensor, residual_TD: Tensor) -> Tensor:
+    """Give what a layer makes of its attention; (T, D), float32.
+
+    Args:
+        layer: The layer.
+        attended_TF: What its attention made, bfloat16, contiguous.
+        residual_TD: What `before_attention` was given.
+    """
+    outputs_TD = torch.empty_like(residual_TD)
+    _library().lushan_after_attention(
+        layer,
+        attended_TF.data_ptr(),
+        residual_TD.data_ptr(),
+        outputs_TD.data_ptr(),
+        len(residual_TD),
+        torch.get_num_threads(),
+    )
+    return outputs_TD
+
+
+class StepLayer(ctypes.Structure):
+    """What `layers.cpp` is told of a layer in a decoding step."""
+
+    _fields_ = (
+        ("layer", ctypes.POINTER(Layer)),
+        *((name, ctypes.c_void_p) for name in ("key_table", "value_table")),
+        ("window", ctypes.c_int64),
+        ("scaling", ctypes.c_double),
+    )
+
+
+def step(
+    layers: Sequence[tuple[Layer, tuple[Tensor, Tensor], int | None, float]],
+    residual_ND: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    positions_N: Tensor,
+) -> Tensor:
+    """Run the new token of every text through layers that follow each other; (N, D), float32.
+
+    Args:
+        layers: Each with its tables of keys and values, (S, G, C, D), all alike and written to, how many tokens a query
+            sees (None for all), and the factor of its scores.
+        residual_ND: What earlier layers made, float32, contiguous.
+        rotary: Cosines and sines of every row, (N, head width), float32, contiguous.
+        positions_N: Of the new tokens.
+    """
+    outputs_ND = torch.empty_like(residual_ND)
+    told = (StepLayer * len(layers))(
+        *(
+            (ctypes.pointer(layer), *(each.data_ptr() for each in tables), window or 0, scaling)
+            for layer, tables, window, scaling in layers
+        )
+    )
+    table_text, table_head, *_ = layers[0][1][0].stride()
+    _library().lushan_step(
+        told,
+        len(layers),
+        residual_ND.data_ptr(),
+        outputs_ND.data_ptr(),
+        *(each.data_ptr() for each in (*rotary, positions_N)),
+        len(residual_ND),
+        table_text,
+        table_head,
+        torch.get_num_threads(),
+    )
+    return outputs_ND
 
 
 _NAMES_OF_POINTERS = (
@@ -156,23 +296,24 @@ def attend(
 
 
 def rms_norm(inputs: Tensor, weight_D: Tensor, *, epsilon: float, adds_one: bool) -> Tensor:
-    """Norm the last axis by its root mean square.
+    """Norm the last axis by its root mean square; bfloat16.
 
     Args:
-        inputs: In bfloat16, (..., D), with D a multiple of 16.
+        inputs: In bfloat16, or float32 as fused layers make them; (..., D), with D a multiple of 16.
         weight_D: In bfloat16.
         epsilon: Added to the mean of squares.
         adds_one: Whether the factors are 1 + `weight_D`.
     """
     inputs = inputs.contiguous()
-    outputs = torch.empty_like(inputs)
-    width = len(weight_D)
-    _library().lushan_rms_norm(
+    outputs = torch.empty_like(inputs, dtype=torch.bfloat16)
+    is_wide = inputs.dtype == torch.float32
+    norm = _library().lushan_norm if is_wide else _library().lushan_rms_norm
+    norm(
         inputs.data_ptr(),
         weight_D.data_ptr(),
         outputs.data_ptr(),
-        inputs.numel() // width,
-        width,
+        inputs.numel() // len(weight_D),
+        len(weight_D),
         epsilon,
         adds_one,
     )
@@ -200,16 +341,22 @@ def _load() -> ctypes.CDLL | str:
         library = _opened(compiler)
     except (OSError, subprocess.SubprocessError) as error:
         return f"the products could not be compiled with `{compiler}` ({error})"
-    pointers, sizes = [ctypes.c_void_p] * 5, [ctypes.c_int64] * 3
-    library.lushan_multiply.argtypes = [*pointers, *sizes, *([ctypes.c_int] * 3)]
-    library.lushan_multiply.restype = library.lushan_attend.restype = None
-    library.lushan_rms_norm.argtypes = [
-        *([ctypes.c_void_p] * 3),
-        *([ctypes.c_int64] * 2),
-        *(ctypes.c_double, ctypes.c_int),
-    ]
-    library.lushan_rms_norm.restype = None
-    library.lushan_attend.argtypes = [ctypes.POINTER(_SlotJob), ctypes.c_int]
+    address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    layer, norm = ctypes.POINTER(Layer), [*([address] * 3), size, size, ctypes.c_double, number]
+    for name, arguments in {
+        "multiply": [ctypes.POINTER(Matrix), address, address, size, address, number, number],
+        "before_attention": [layer, address, size, *([address] * 5), number],
+        "after_attention": [layer, *([address] * 3), size, number],
+        "step": [
+            *(ctypes.POINTER(StepLayer), size, *([address] * 5)),
+            *(size, size, size, number),
+        ],
+        "norm": norm,
+        "rms_norm": norm,
+        "attend": [ctypes.POINTER(_SlotJob), number],
+    }.items():
+        function = getattr(library, f"lushan_{name}")
+        function.argtypes, function.restype = arguments, None
     return library if _is_right(library) else "the compiled products are wrong on this processor"
 
 
@@ -225,7 +372,7 @@ def _opened(compiler: str) -> ctypes.CDLL:
 
 def _compiled(compiler: str) -> Path:
     """Give the file of the library; made beside and renamed, as several processes may begin at once."""
-    sources = (each.read_text(encoding="utf-8") for each in _SOURCES)
+    sources = (each.read_text(encoding="utf-8") for each in (_HEADER, *_SOURCES))
     text = "\n".join((*sources, compiler, *_FLAGS, torch.__version__))
     folder = cache_folder() / "native"
     file = folder / f"products-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
@@ -251,7 +398,7 @@ def _is_right(library: ctypes.CDLL) -> bool:
     )
     packed = weight_OI.view(16, 16, 2).transpose(0, 1).contiguous()
     found_MO = torch.empty(9, 16)
-    pointers = (inputs_MI.data_ptr(), packed.data_ptr(), None, None, found_MO.data_ptr())
-    library.lushan_multiply(*pointers, 9, 32, 16, FORMS["bf16"], 1, 1)
+    described = matrix(packed, None, num_inputs=32, num_outputs=16, form="bf16")
+    library.lushan_multiply(described, None, inputs_MI.data_ptr(), 9, found_MO.data_ptr(), 1, 1)
     exact_MO = inputs_MI.float() @ weight_OI.float().T
     return bool((found_MO - exact_MO).norm() <= _LARGEST_ERROR * exact_MO.norm())

@@ -1,25 +1,23 @@
 """Weights for answering: laid out once as products read them, and held in fewer bits where that is asked.
 
 `pack_weights` takes the linear layers and the vocabulary of a model that is not trained any more; what they were is
-freed. Activations stay bfloat16: only weights are rounded, to 8 or 4 bits, with a scale for each 32 inputs of an output
-(in torch's product with 8 bits, for each output). The vocabulary is not rounded further than to 8 bits.
+freed. Only weights are rounded, to 8 or 4 bits, with a scale for each 32 inputs of an output (in torch's product with 8
+bits, for each output); activations stay as fine as bfloat16. The vocabulary is not rounded further than to 8 bits.
 
-Shapes: M rows, I inputs, O outputs, K chosen outputs, V vocabulary, D width.
+Shapes: I inputs, O outputs.
 """
 
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lushan.backbones import native
+from lushan.backbones.fused_layers import fuse_layers, fused_norm
 from lushan.backbones.hardware import choose_device, choose_precision, give_back_freed_memory
 from lushan.backbones.load import Backbone, Purpose, WeightForm, load_backbone
-from lushan.backbones.lora import FrozenProduct
+from lushan.backbones.packed_linear import Packed, PackedEmbedding, PackedLinear, pack_matrix
 from lushan.backbones.sources import cache_folder
 from lushan.errors import SettingError
 
@@ -29,13 +27,6 @@ BITS: dict[WeightForm, float] = {"fp32": 32, "bf16": 16, "int8": 8.5, "int4": 4.
 """Memory of one weight, its share of a scale included."""
 _NOT_PACKED = {"lora_A", "lora_B", "modules_to_save", "original_module"}
 """Parts of PEFT's layers."""
-_BLOCK_OUTPUTS = 16
-_GROUP_INPUTS = 32
-_ROUNDED_AT_ONCE = 1 << 17
-_SMALLEST_SCALE = 1e-30
-_NORM_ROWS = 8
-_FEW_ROWS = 4
-"""For which torch's own product with 8 bits is faster than widening the weights first."""
 
 
 def choose_weights(requested: str, precision: Literal["bf16", "fp32"]) -> WeightForm:
@@ -64,286 +55,9 @@ def describe_weights(backbone: Backbone) -> str:
     form = backbone.weight_form or "fp32"
     reason = "" if form == "fp32" else native.why_missing()
     by_torch = f" Products are those of torch, because {reason}." if reason else ""
-    return f"Weights are held in {form}: {weight_bytes(backbone.model) / 1e6:,.0f} MB.{by_torch}"
-
-
-class Packed(Protocol):
-    """A weight matrix that never changes."""
-
-    num_bytes: int
-    """Memory that it takes."""
-
-    def forward(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """Give (M, O)."""
-        ...
-
-    def logits(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """Give (M, O) in float32."""
-        ...
-
-    def backward(self, gradient_MO: Tensor) -> Tensor:
-        """Give (M, I)."""
-        ...
-
-    def rows(self, outputs_K: Tensor) -> Tensor:
-        """Give some rows of the matrix; (K, I), bfloat16."""
-        ...
-
-
-class NativePacked:
-    """In blocks, multiplied by `products.cpp`."""
-
-    def __init__(self, weight_OI: Tensor, form: WeightForm) -> None:
-        self._num_outputs, self._num_inputs = weight_OI.shape
-        self._form = form
-        padding = (0, -self._num_inputs % _GROUP_INPUTS, 0, -self._num_outputs % _BLOCK_OUTPUTS)
-        padded = functional.pad(weight_OI.detach(), padding) if any(padding) else weight_OI.detach()
-        numbers, self._scales = _rounded(padded, form)
-        self._padding = padding[1]
-        # [block][pair of inputs][output][which of the pair]; a pair is moved as one number, which is faster
-        pairs = numbers.contiguous().view(torch.int32 if form == "bf16" else torch.int16)
-        blocks = pairs.unflatten(0, (-1, _BLOCK_OUTPUTS)).transpose(1, 2).contiguous()
-        self._blocks = blocks.view(numbers.dtype).unflatten(2, (_BLOCK_OUTPUTS, 2))
-        if form == "int4":
-            first, second = self._blocks.unflatten(1, (-1, 2)).unbind(2)
-            self._blocks = first | second << 4
-        if self._scales is not None:
-            self._scales = self._scales.unflatten(0, (-1, _BLOCK_OUTPUTS)).mT.contiguous()
-        self.num_bytes = self._blocks.nbytes + (0 if self._scales is None else self._scales.nbytes)
-
-    def forward(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """Give (M, O)."""
-        return self._multiply(inputs_MI, bias_O, torch.bfloat16)
-
-    def logits(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """Give (M, O) in float32."""
-        return self._multiply(inputs_MI, bias_O, torch.float32)
-
-    def _multiply(self, inputs_MI: Tensor, bias_O: Tensor | None, dtype: torch.dtype) -> Tensor:
-        if inputs_MI.dtype != torch.bfloat16:  # an explanation computes in float32
-            return _multiplied(inputs_MI, self.rows(torch.arange(self._num_outputs)), bias_O)
-        if self._padding:
-            inputs_MI = functional.pad(inputs_MI, (0, self._padding))
-        return native.multiply(
-            inputs_MI.contiguous(),
-            self._blocks,
-            self._scales,
-            None if bias_O is None else bias_O.float(),
-            form=native.FORMS[self._form],
-            num_outputs=self._num_outputs,
-            dtype=dtype,
-        )
-
-    def backward(self, gradient_MO: Tensor) -> Tensor:
-        """Give (M, I)."""
-        return gradient_MO @ self.rows(torch.arange(self._num_outputs)).to(gradient_MO.dtype)
-
-    def rows(self, outputs_K: Tensor) -> Tensor:
-        """Give some rows of the matrix; (K, I), bfloat16."""
-        block_K, place_K = outputs_K // _BLOCK_OUTPUTS, outputs_K % _BLOCK_OUTPUTS
-        if self._form == "int4":
-            both = self._blocks[block_K, :, place_K]
-            numbers = torch.stack([both & 15, both >> 4], dim=2).flatten(1).float() - 8
-        else:
-            numbers = self._blocks[block_K, :, place_K].flatten(1)
-        if self._scales is not None:
-            scales_KG = self._scales[block_K, :, place_K].float()
-            numbers = numbers.float() * scales_KG.repeat_interleave(_GROUP_INPUTS, dim=1)
-        return numbers[:, : self._num_inputs].to(torch.bfloat16)
-
-
-class TorchPacked:
-    """Where there are no products of our own: oneDNN in bfloat16, torch's in 8 bits."""
-
-    def __init__(self, weight_OI: Tensor, form: WeightForm) -> None:
-        numbers, scales_O1 = _rounded(weight_OI.detach(), form, group_inputs=weight_OI.shape[1])
-        self._scales_O = None if scales_O1 is None else scales_O1[:, 0]
-        self._numbers_OI = numbers.contiguous()
-        # torch reads beyond the end of a matrix with other sizes.
-        self._has_few = not any(size % _GROUP_INPUTS for size in numbers.shape)
-        self._product = None if self._scales_O is not None else FrozenProduct(self._numbers_OI)
-        beside = self._product.num_bytes if self._product else len(numbers) * 2
-        self.num_bytes = self._numbers_OI.nbytes + beside
-
-    def forward(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """Give (M, O)."""
-        if inputs_MI.dtype != torch.bfloat16:
-            return _multiplied(inputs_MI, self.rows(torch.arange(len(self._numbers_OI))), bias_O)
-        if self._product is not None:
-            return self._product.forward(inputs_MI, bias_O)
-        scales_O = self._scales_O.to(inputs_MI.dtype)  # pyright: ignore[reportOptionalMemberAccess]
-        if len(inputs_MI) <= _FEW_ROWS and self._has_few:
-            outputs_MO = torch.ops.aten._weight_int8pack_mm(
-                inputs_MI.contiguous(), self._numbers_OI, scales_O
-            )
-        else:
-            outputs_MO = functional.linear(inputs_MI, self._numbers_OI.to(inputs_MI.dtype))
-            outputs_MO = outputs_MO.mul_(scales_O)
-        return outputs_MO if bias_O is None else outputs_MO.add_(bias_O)
-
-    def logits(self, inputs_MI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """Give (M, O) in float32."""
-        return self.forward(inputs_MI, bias_O).float()
-
-    def backward(self, gradient_MO: Tensor) -> Tensor:
-        """Give (M, I)."""
-        return gradient_MO @ self.rows(torch.arange(len(self._numbers_OI))).to(gradient_MO.dtype)
-
-    def rows(self, outputs_K: Tensor) -> Tensor:
-        """Give some rows of the matrix; (K, I), bfloat16."""
-        rows_KI = self._numbers_OI[outputs_K]
-        if self._scales_O is not None:
-            rows_KI = rows_KI.float() * self._scales_O[outputs_K, None]
-        return rows_KI.to(torch.bfloat16)
-
-
-def _multiplied(inputs_MI: Tensor, rows_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """Multiply by an unpacked matrix, in the precision of the inputs."""
-    bias_O = None if bias_O is None else bias_O.to(inputs_MI.dtype)
-    return functional.linear(inputs_MI, rows_OI.to(inputs_MI.dtype), bias_O)
-
-
-def _rounded(
-    weight_OI: Tensor, form: WeightForm, *, group_inputs: int = _GROUP_INPUTS
-) -> tuple[Tensor, Tensor | None]:
-    """Round a matrix: whole numbers, and what they are multiplied by.
-
-    Returns:
-        The numbers, (O, I): bfloat16, int8, or for 4 bits uint8 from 0 to 15, of which 8 stands for 0. The scales of
-        8 and 4 bits: (O, groups) in bfloat16.
-    """
-    if form == "bf16":
-        return weight_OI.to(torch.bfloat16), None
-    # Part by part: what is made on the way then stays in the cache.
-    parts = weight_OI.split(max(1, _ROUNDED_AT_ONCE // weight_OI.shape[1]))
-    round_part = _rounded_to_8_bits if form == "int8" else _rounded_to_4_bits
-    numbers, scales = zip(
-        *(round_part(each.float().unflatten(1, (-1, group_inputs))) for each in parts), strict=True
-    )
-    return torch.cat(numbers), torch.cat(scales)
-
-
-def _rounded_to_8_bits(groups_OGI: Tensor) -> tuple[Tensor, Tensor]:
-    largest_OG = torch.stack(groups_OGI.aminmax(dim=2)).abs_().amax(dim=0)
-    scales_OG = (largest_OG.clamp_(min=_SMALLEST_SCALE) / 127).bfloat16()
-    numbers_OGI = (groups_OGI / scales_OG[..., None].float()).round_().clamp_(-127, 127)
-    return numbers_OGI.flatten(1).to(torch.int8), scales_OG
-
-
-def _rounded_to_4_bits(groups_OGI: Tensor) -> tuple[Tensor, Tensor]:
-    scales_OG = _scales_of_groups(groups_OGI)
-    numbers_OGI = (groups_OGI / scales_OG[..., None].float()).round().clamp(-8, 7) + 8
-    return numbers_OGI.flatten(1).to(torch.uint8), scales_OG
-
-
-def _scales_of_groups(groups_OGI: Tensor) -> Tensor:
-    """Give the scale, of some that use the range from -8 to 7, with which a group is changed least; (O, G), bfloat16."""
-    place_OG1 = groups_OGI.abs().argmax(dim=2, keepdim=True)
-    largest_OG = groups_OGI.gather(2, place_OG1)[..., 0]
-    best_OG = torch.ones_like(largest_OG)
-    least_OG = torch.full_like(largest_OG, torch.inf)
-    for top in (-8.0, -7.0, -9.0):
-        scales_OG = (largest_OG / top).bfloat16().float()
-        scales_OG = torch.where(scales_OG == 0, 1.0, scales_OG)
-        numbers_OGI = (groups_OGI / scales_OG[..., None]).round().clamp(-8, 7)
-        error_OG = (numbers_OGI * scales_OG[..., None] - groups_OGI).square().sum(dim=2)
-        better_OG = error_OG < least_OG
-        best_OG = torch.where(better_OG, scales_OG, best_OG)
-        least_OG = torch.where(better_OG, error_OG, least_OG)
-    return best_OG.bfloat16()
-
-
-def _pack(weight_OI: Tensor, form: WeightForm) -> Packed:
-    return TorchPacked(weight_OI, form) if native.why_missing() else NativePacked(weight_OI, form)
-
-
-class PackedLinear(nn.Module):
-    """What takes the place of a linear layer."""
-
-    def __init__(self, product: Packed, out_features: int, in_features: int) -> None:
-        super().__init__()
-        self.product = product
-        self.out_features, self.in_features = out_features, in_features
-        self.bias: nn.Parameter | None = None
-
-    @property
-    def weight(self) -> Tensor:
-        """The matrix as it is multiplied, (O, I), bfloat16; made anew at every call."""
-        return self.product.rows(torch.arange(self.out_features))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Multiply the last axis."""
-        flat_MI = inputs.reshape(-1, self.in_features)
-        if torch.is_grad_enabled() and inputs.requires_grad:  # an explanation looks back
-            outputs_MO = _multiplied(flat_MI, self.weight, self.bias)
-        else:
-            outputs_MO = self.product.forward(flat_MI, self.bias)
-        return outputs_MO.view(*inputs.shape[:-1], self.out_features)
-
-
-class FusedNorm(nn.Module):
-    """What takes the place of a root-mean-square norm: the same in one pass."""
-
-    def __init__(self, norm: Any, epsilon: float, *, adds_one: bool) -> None:  # noqa: ANN401
-        super().__init__()
-        self.norm = norm
-        self._epsilon, self._adds_one = epsilon, adds_one
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Norm the last axis."""
-        dtypes = {inputs.dtype, self.norm.weight.dtype}
-        if torch.is_grad_enabled() or dtypes != {torch.bfloat16}:
-            return self.norm(inputs)
-        return native.rms_norm(
-            inputs, self.norm.weight, epsilon=self._epsilon, adds_one=self._adds_one
-        )
-
-
-def _fused_norm(norm: nn.Module) -> FusedNorm | None:
-    """Give what does the same as a norm, shown on random numbers; None where that is not known here."""
-    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    weight = getattr(norm, "weight", None)
-    if not type(norm).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):
-        return None
-    if not isinstance(weight, nn.Parameter) or weight.dtype != torch.bfloat16:
-        return None
-    if weight.dim() != 1 or len(weight) % 16 or native.why_missing():
-        return None
-    generator = torch.Generator().manual_seed(0)
-    inputs_MD = torch.randn(_NORM_ROWS, len(weight), generator=generator).bfloat16()
-    with torch.inference_mode():
-        expected_MD = norm(inputs_MD)
-        for adds_one in (False, True):
-            fused = FusedNorm(norm, epsilon, adds_one=adds_one)
-            # Sums in another order may round a number to its neighbour.
-            if torch.allclose(fused(inputs_MD), expected_MD, rtol=0.008, atol=1e-6):
-                return fused
-    return None
-
-
-class PackedEmbedding(nn.Module):
-    """What takes the place of a token embedding: rows of a packed matrix, then whatever the embedding does with them."""
-
-    def __init__(self, product: Packed, embedding: nn.Embedding) -> None:
-        """Take over an embedding, whose weight is freed."""
-        super().__init__()
-        self.product = product
-        self.num_embeddings = embedding.num_embeddings
-        embedding.padding_idx = (
-            None  # matters to gradients alone, and could name a row beyond those that are given
-        )
-        embedding.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-        self.like = nn.Parameter(torch.empty(0, dtype=torch.bfloat16), requires_grad=False)
-        """Empty; has the precision of the model's other weights, which an explanation changes."""
-        self._embedding = [
-            embedding
-        ]  # in a list, so that its parameters are not those of the model
-
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """Give the embeddings of tokens."""
-        rows_KD = self.product.rows(token_ids.flatten()).to(self.like.dtype)
-        places = torch.arange(len(rows_KD)).view_as(token_ids)
-        return functional_call(self._embedding[0], {"weight": rows_KD}, (places,))
+    fused = " Layers run fused." if backbone.has_fused_layers else ""
+    size = weight_bytes(backbone.model) / 1e6
+    return f"Weights are held in {form}: {size:,.0f} MB.{by_torch}{fused}"
 
 
 def pack_weights(backbone: Backbone, form: WeightForm) -> None:
@@ -360,16 +74,17 @@ def pack_weights(backbone: Backbone, form: WeightForm) -> None:
     for name, layer in list(core.named_modules()):
         if type(layer) in (nn.Linear, Conv1D) and not _NOT_PACKED & set(name.split(".")):
             core.set_submodule(name, _packed_layer(layer, form))
-        elif (fused := _fused_norm(layer)) is not None:
+        elif (fused := fused_norm(layer)) is not None:
             core.set_submodule(name, fused)
     _pack_vocabulary(backbone.plain_model, "bf16" if form == "bf16" else "int8")
     backbone.weight_form = form
+    backbone.has_fused_layers = fuse_layers(backbone)
     give_back_freed_memory()
 
 
 def _packed_layer(layer: Any, form: WeightForm) -> PackedLinear:  # noqa: ANN401 - two classes
     weight_OI = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-    packed = PackedLinear(_pack(weight_OI, form), *weight_OI.shape)
+    packed = PackedLinear(pack_matrix(weight_OI, form), *weight_OI.shape)
     packed.bias = layer.bias
     return packed
 
@@ -384,7 +99,7 @@ def _pack_vocabulary(model: Any, form: WeightForm) -> None:  # noqa: ANN401 - a 
         product = packed.product if is_tied else None
         model.set_output_embeddings(packed)
     if isinstance(embedding, nn.Embedding) and (product or form != "bf16"):
-        product = product or _pack(embedding.weight, form)
+        product = product or pack_matrix(embedding.weight, form)
         model.set_input_embeddings(PackedEmbedding(product, embedding))
 
 

@@ -1,22 +1,15 @@
 // The root-mean-square norm of rows in bfloat16, in one pass; computed in float32, rounded where `transformers` rounds.
 
-#include <immintrin.h>
+#include "native.h"
 
 #include <cmath>
-#include <cstdint>
 
 namespace {
 
-inline __m512 widen(const uint16_t *from) {
-  __m512i numbers = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(numbers, 16));
-}
-
-inline __m256i narrow(__m512 numbers) { return (__m256i)_mm512_cvtneps_pbh(numbers); }
+using namespace lushan;
 
 inline __m512 rounded(__m512 numbers) {
-  __m256i narrowed = narrow(numbers);
-  return widen((const uint16_t *)&narrowed);
+  return widen(narrow(numbers));
 }
 
 }  // namespace

@@ -44,6 +44,15 @@ class SlotCache:
         """Tokens that the tables have places for."""
         return self._num_slots * self._num_places
 
+    @property
+    def positions(self) -> Tensor:
+        """Of the new token of every text in this step; (N,)."""
+        return self._positions_N
+
+    def tables(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, (S, G, C, D) each; a step may put them elsewhere."""
+        return self._tables[layer]
+
     def layers_of(self, slot: int) -> dict[int, tuple[Tensor, Tensor]]:
         """Give a view of one text: layer to keys and values, each (G, T, D)."""
         end = self.lengths[slot]

@@ -29,9 +29,8 @@ def test_products_are_those_of_torch(num_rows: int) -> None:
     weight_OI = torch.randn(48, 64, generator=generator).bfloat16()
     bias_O = torch.randn(48, generator=generator)
     packed = weight_OI.view(3, 16, 32, 2).transpose(1, 2).contiguous()
-    found_MO = native.multiply(
-        inputs_MI, packed, None, bias_O, form=0, num_outputs=48, dtype=torch.float32
-    )
+    described = native.matrix(packed, None, num_inputs=64, num_outputs=48, form="bf16")
+    found_MO = native.multiply(inputs_MI, described, bias_O, dtype=torch.float32)
     expected_MO = inputs_MI.double() @ weight_OI.double().T + bias_O
     torch.testing.assert_close(found_MO.double(), expected_MO, rtol=1e-5, atol=1e-4)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lushan.backbones import packed
+from lushan.backbones import packed_linear
 from lushan.backbones.tokenizer import Encoded, Tokenizer
 from lushan.errors import CertificateError, LushanError, RunError
 from lushan.inference.predict import Predictor
@@ -400,13 +400,13 @@ def test_a_form_is_held_to_its_own_tolerance(weights: str, whole: Certified) -> 
 def test_a_form_beyond_its_tolerance_is_refused(
     whole: Certified, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = packed._rounded_to_8_bits
+    exact = packed_linear._rounded_to_8_bits
 
     def too_coarse(groups_OGI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         numbers, scales = exact(groups_OGI)
         return numbers, scales * 30
 
-    monkeypatch.setattr(packed, "_rounded_to_8_bits", too_coarse)
+    monkeypatch.setattr(packed_linear, "_rounded_to_8_bits", too_coarse)
     with pytest.raises(CertificateError, match=r"differ by up to .*at most 0\.[15] is"):
         replay(whole.run, load_predictor(whole.run, weights="int8"))
 

@@ -1,0 +1,192 @@
+// A decoder layer without its attention: norms, products, rotary positions and the gated network in two calls.
+//
+// What layers add to each other stays float32; queries, keys, values and what attention makes of them are bfloat16.
+
+#include "native.h"
+
+#include <algorithm>
+#include <cmath>
+
+// The same order stands in `native.py`.
+struct Layer {
+  lushan::Matrix query, key, value, output, gate, up, down;
+  const uint16_t *norm_before_attention, *norm_before_network;
+  const uint16_t *norm_after_attention, *norm_after_network;  // or none
+  const uint16_t *query_norm, *key_norm;                      // of each head; or none
+  int64_t width, num_heads, num_key_heads, head_width, inner_width;
+  int64_t adds_one, is_gelu;
+  double epsilon;
+};
+
+namespace {
+
+using namespace lushan;
+
+constexpr int64_t ROWS_AT_ONCE = 256;  // what is between two products stays in the cache
+enum Place { NORMED = 2, PREPARED, MADE, GATES, UPS, HEADS, ATTENDED };  // of `scratch`; others use 0 and 1
+
+// By the root mean square. `adds_one`: the factors are 1 + `weights` (gemma).
+inline void norm(const float *inputs, const uint16_t *weights, float *outputs, int64_t width, double epsilon,
+                 bool adds_one) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t at = 0; at < width; at += 16) {
+    __m512 numbers = _mm512_loadu_ps(inputs + at);
+    sum = _mm512_fmadd_ps(numbers, numbers, sum);
+  }
+  __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / (float)width + (float)epsilon));
+  __m512 added = _mm512_set1_ps(adds_one ? 1.0f : 0.0f);
+  for (int64_t at = 0; at < width; at += 16) {
+    __m512 weight = _mm512_add_ps(widen(weights + at), added);
+    _mm512_storeu_ps(outputs + at, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(inputs + at), factor), weight));
+  }
+}
+
+void norm_rows(const Layer &layer, const float *inputs, const uint16_t *weights, float *outputs, int64_t rows,
+               int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows > 8)
+  for (int64_t row = 0; row < rows; row++)
+    norm(inputs + row * layer.width, weights, outputs + row * layer.width, layer.width, layer.epsilon, layer.adds_one);
+}
+
+// Turn each head by its place, and narrow it; `sines` and `cosines` are those of one row.
+inline void turn(const float *from, const float *cosines, const float *sines, uint16_t *into, int64_t width) {
+  const int64_t half = width / 2;
+  for (int64_t at = 0; at < half; at += 16) {
+    __m512 first = _mm512_loadu_ps(from + at), second = _mm512_loadu_ps(from + half + at);
+    __m512 low = _mm512_mul_ps(first, _mm512_loadu_ps(cosines + at));
+    __m512 high = _mm512_mul_ps(second, _mm512_loadu_ps(cosines + half + at));
+    store_narrow(into + at, _mm512_fnmadd_ps(second, _mm512_loadu_ps(sines + at), low));
+    store_narrow(into + half + at, _mm512_fmadd_ps(first, _mm512_loadu_ps(sines + half + at), high));
+  }
+}
+
+void turn_rows(const Layer &layer, float *from, const uint16_t *weights, int64_t heads, const float *cosines,
+               const float *sines, uint16_t *into, int64_t rows, int threads) {
+  const int64_t width = layer.head_width;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows > 8)
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t head = 0; head < heads; head++) {
+      float *own = from + (row * heads + head) * width;
+      if (weights) norm(own, weights, own, width, layer.epsilon, layer.adds_one);
+      turn(own, cosines + row * width, sines + row * width, into + (row * heads + head) * width, width);
+    }
+}
+
+// x times how far it is open: silu, or gelu by tanh, which is x times the sigmoid of twice what tanh is taken of.
+void multiply_gates(float *gates, const float *ups, int64_t count, bool is_gelu, int threads) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __m512 inside = _mm512_set1_ps(is_gelu ? 1.5957691f : 1.0f), cubed = _mm512_set1_ps(is_gelu ? 0.044715f : 0.0f);
+#pragma omp parallel for num_threads(threads) if (threads > 1 && count > 8192)
+  for (int64_t at = 0; at < count; at += 16) {
+    __m512 gate = _mm512_loadu_ps(gates + at);
+    __m512 factor = _mm512_mul_ps(inside, _mm512_fmadd_ps(_mm512_mul_ps(gate, gate), cubed, one));
+    __m512 closed = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(gate, factor)));
+    __m512 open = _mm512_div_ps(gate, _mm512_add_ps(one, closed));
+    _mm512_storeu_ps(gates + at, _mm512_mul_ps(open, _mm512_loadu_ps(ups + at)));
+  }
+}
+
+float *floats(Place place, int64_t count) { return (float *)scratch(place, count * sizeof(float)); }
+
+// `residual` plus what a product made, normed before where the layer says so.
+void add(const Layer &layer, float *made, const uint16_t *weights, const float *residual, float *into, int64_t rows,
+         int threads) {
+  if (weights) norm_rows(layer, made, weights, made, rows, threads);
+  for (int64_t at = 0; at < rows * layer.width; at += 16)
+    _mm512_storeu_ps(into + at, _mm512_add_ps(_mm512_loadu_ps(residual + at), _mm512_loadu_ps(made + at)));
+}
+
+void before_attention(const Layer &layer, const float *residual, int64_t rows, const float *cosines, const float *sines,
+                      uint16_t *queries, uint16_t *keys, uint16_t *values, int threads) {
+  float *normed = floats(NORMED, rows * layer.width);
+  norm_rows(layer, residual, layer.norm_before_attention, normed, rows, threads);
+  Inputs inputs = prepare(normed, rows, layer.width, layer.query.form, PREPARED);
+  multiply(layer.value, inputs, values, false, threads);
+  float *made = floats(MADE, rows * layer.query.num_outputs);
+  multiply(layer.query, inputs, made, true, threads);
+  turn_rows(layer, made, layer.query_norm, layer.num_heads, cosines, sines, queries, rows, threads);
+  multiply(layer.key, inputs, made, true, threads);
+  turn_rows(layer, made, layer.key_norm, layer.num_key_heads, cosines, sines, keys, rows, threads);
+}
+
+void after_attention(const Layer &layer, const uint16_t *attended, const float *residual, float *outputs, int64_t rows,
+                     int threads) {
+  const int64_t attended_width = layer.output.num_inputs, inner = layer.inner_width;
+  float *widened = floats(GATES, rows * std::max(attended_width, inner));
+  for (int64_t at = 0; at < rows * attended_width; at += 16) _mm512_storeu_ps(widened + at, widen(attended + at));
+  float *made = floats(MADE, rows * layer.width);
+  multiply(layer.output, prepare(widened, rows, attended_width, layer.output.form, PREPARED), made, true, threads);
+  add(layer, made, layer.norm_after_attention, residual, outputs, rows, threads);
+  float *normed = floats(NORMED, rows * layer.width);
+  norm_rows(layer, outputs, layer.norm_before_network, normed, rows, threads);
+  Inputs inputs = prepare(normed, rows, layer.width, layer.gate.form, PREPARED);
+  float *gates = widened, *ups = floats(UPS, rows * inner);
+  multiply(layer.gate, inputs, gates, true, threads);
+  multiply(layer.up, inputs, ups, true, threads);
+  multiply_gates(gates, ups, rows * inner, layer.is_gelu, threads);
+  multiply(layer.down, prepare(gates, rows, inner, layer.down.form, PREPARED), made, true, threads);
+  add(layer, made, layer.norm_after_network, outputs, outputs, rows, threads);
+}
+
+}  // namespace
+
+// `residual` is [rows][width]; `cosines` and `sines` [rows][head_width]; the others [rows][heads][head_width].
+extern "C" void lushan_before_attention(const Layer *layer, const float *residual, int64_t num_rows,
+                                        const float *cosines, const float *sines, uint16_t *queries, uint16_t *keys,
+                                        uint16_t *values, int num_threads) {
+  const int64_t own = layer->num_heads * layer->head_width, shared = layer->num_key_heads * layer->head_width;
+  for (int64_t row = 0; row < num_rows; row += ROWS_AT_ONCE)
+    before_attention(*layer, residual + row * layer->width, std::min(ROWS_AT_ONCE, num_rows - row),
+                     cosines + row * layer->head_width, sines + row * layer->head_width, queries + row * own,
+                     keys + row * shared, values + row * shared, num_threads);
+}
+
+extern "C" void lushan_after_attention(const Layer *layer, const uint16_t *attended, const float *residual,
+                                       float *outputs, int64_t num_rows, int num_threads) {
+  const int64_t own = layer->num_heads * layer->head_width;
+  for (int64_t row = 0; row < num_rows; row += ROWS_AT_ONCE)
+    after_attention(*layer, attended + row * own, residual + row * layer->width, outputs + row * layer->width,
+                    std::min(ROWS_AT_ONCE, num_rows - row), num_threads);
+}
+
+// A layer of a step, with what it remembers of the texts, and how it looks at it; the same order stands in `native.py`.
+struct StepLayer {
+  const Layer *layer;
+  uint16_t *key_table, *value_table;
+  int64_t window;
+  double scaling;
+};
+
+// One decoding step through layers that follow each other: a row is the new token of a text.
+extern "C" void lushan_step(const StepLayer *layers, int64_t num_layers, const float *residual, float *outputs,
+                            const float *cosines, const float *sines, const int64_t *positions, int64_t num_texts,
+                            int64_t table_text, int64_t table_head, int num_threads) {
+  for (const StepLayer *each = layers; each < layers + num_layers; each++, residual = outputs) {
+    const Layer &layer = *each->layer;
+    const int64_t width = layer.head_width, own = layer.num_heads * width, shared = layer.num_key_heads * width;
+    uint16_t *queries = (uint16_t *)scratch(HEADS, num_texts * (own + 2 * shared) * 2);
+    uint16_t *keys = queries + num_texts * own, *values = keys + num_texts * shared;
+    uint16_t *attended = (uint16_t *)scratch(ATTENDED, num_texts * own * 2);
+    lushan_before_attention(&layer, residual, num_texts, cosines, sines, queries, keys, values, num_threads);
+    SlotJob job{queries, keys, values, each->key_table, each->value_table, positions, attended};
+    job.num_texts = num_texts, job.num_key_heads = layer.num_key_heads, job.width = width;
+    job.num_shared = layer.num_heads / layer.num_key_heads;
+    job.query_text = own, job.key_text = job.value_text = shared;
+    job.query_head = job.key_head = job.value_head = width;
+    job.table_text = table_text, job.table_head = table_head;
+    job.window = each->window, job.scaling = each->scaling;
+    attend(job, num_threads);
+    lushan_after_attention(&layer, attended, residual, outputs, num_texts, num_threads);
+  }
+}
+
+// What layers made, as heads and the vocabulary take it.
+extern "C" void lushan_norm(const float *inputs, const uint16_t *weights, uint16_t *outputs, int64_t num_rows,
+                            int64_t width, double epsilon, int adds_one) {
+  float *normed = floats(NORMED, width);
+  for (int64_t row = 0; row < num_rows; row++) {
+    norm(inputs + row * width, weights, normed, width, epsilon, adds_one);
+    for (int64_t at = 0; at < width; at += 16)
+      store_narrow(outputs + row * width + at, _mm512_loadu_ps(normed + at));
+  }
+}

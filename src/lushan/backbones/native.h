@@ -1,0 +1,73 @@
+// What the parts of the library share: bfloat16, and matrices whose rows are packed.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <initializer_list>
+
+namespace lushan {
+
+inline __m512 widen(__m256i numbers) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
+}
+
+inline __m512 widen(const uint16_t *from) { return widen(_mm256_loadu_si256((const __m256i *)from)); }
+
+inline __m256i narrow(__m512 numbers) { return (__m256i)_mm512_cvtneps_pbh(numbers); }
+
+inline void store_narrow(uint16_t *into, __m512 numbers) { _mm256_storeu_si256((__m256i *)into, narrow(numbers)); }
+
+// 2 to the whole part, times a polynomial of the rest: right to 2e-7, which float32 rounds to anyway.
+inline __m512 exponential(__m512 of) {
+  __m512 power = _mm512_mul_ps(of, _mm512_set1_ps(1.44269504f));
+  __m512 whole = _mm512_roundscale_ps(power, 0);
+  __m512 rest = _mm512_mul_ps(_mm512_sub_ps(power, whole), _mm512_set1_ps(0.69314718f));
+  __m512 sum = _mm512_set1_ps(1.0f / 720);
+  for (float factor : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
+  return _mm512_scalef_ps(sum, whole);
+}
+
+enum Form : int64_t { BF16 = 0, INT8 = 1, INT4 = 2 };
+
+// A packed matrix; the same order stands in `native.py`.
+struct Matrix {
+  const uint8_t *weights;  // [outputs / 16][inputs / 2][16][2]
+  const uint16_t *scales;  // bfloat16, [outputs / 16][inputs / 32][16]; none in bfloat16
+  const float *bias;       // or none
+  int64_t num_inputs, num_outputs;
+  Form form;
+};
+
+// Rows as products take them: bfloat16; or, for 8 and 4 bits, 16 bits with a scale for each 32 inputs.
+struct Inputs {
+  int16_t *numbers;
+  float *scales;
+  int64_t num_rows;
+};
+
+// Memory that a thread of the caller keeps for the next call; `place` tells apart what is needed at once.
+void *scratch(int place, int64_t num_bytes);
+
+Inputs prepare(const float *rows, int64_t num_rows, int64_t width, Form form, int place);
+
+void multiply(const Matrix &matrix, const Inputs &inputs, void *outputs, bool writes_float32, int num_threads);
+
+// Addresses, then sizes and distances in numbers; the same order stands in `native.py`.
+struct SlotJob {
+  const uint16_t *queries, *keys, *values;  // of the new tokens
+  uint16_t *key_table, *value_table;
+  const int64_t *positions;  // of the new token of each text
+  uint16_t *outputs;         // [texts][heads][width]
+  int64_t num_texts, num_key_heads, num_shared, width;
+  int64_t query_text, query_head, key_text, key_head, value_text, value_head;  // how far each is from the next
+  int64_t table_text, table_head;
+  int64_t window;  // tokens that a query sees, itself included; 0 for all
+  double scaling;
+};
+
+void attend(const SlotJob &job, int num_threads);
+
+}  // namespace lushan
