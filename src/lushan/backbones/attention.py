@@ -78,6 +78,11 @@ class Group:
     """How queries are taken, likewise."""
     rows: dict[tuple[int, int], HeadRows] = field(default_factory=dict)
     """How heads are gathered, by their number and how many stand together; made once and used by every layer."""
+    lengths_N: Tensor = field(init=False)
+    """The same as `lengths`."""
+
+    def __post_init__(self) -> None:
+        self.lengths_N = torch.tensor(self.lengths)
 
     @property
     def longest(self) -> int:
@@ -171,7 +176,7 @@ def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' 
         raise ValueError(f"Packed attention does not know `{extra[0]}`.")
     packing: Packing | SlotCache = options["packing"]
     is_causal = options.get("is_causal")
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    causal = is_causal_layer(module) if is_causal is None else bool(is_causal)
     layer = getattr(module, "layer_idx", None)
     heads, tokens, width = query.shape[1:]
     scaling = options.get("scaling") or width**-0.5
@@ -201,6 +206,11 @@ def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' 
     ]
     attended_TF = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return attended_TF.reshape(1, tokens, heads, width), None
+
+
+def is_causal_layer(module: nn.Module) -> bool:
+    """Whether an attention layer lets a token see those before it alone."""
+    return bool(getattr(module, "is_causal", True))
 
 
 class _Heads(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lushan.backbones import native
-from lushan.backbones.attention import packed_attention
+from lushan.backbones.attention import Packing, Prefix, is_causal_layer, packed_attention
 from lushan.backbones.load import Backbone
 from lushan.backbones.packed_linear import NativePacked, PackedLinear
 from lushan.backbones.slot_cache import SlotCache
@@ -114,17 +114,32 @@ class FusedLayer:
             return self._step(hidden_states, rotary, packing) if self.leads else hidden_states
         layer, residual_TD = self.parts.layer, _plain(hidden_states)
         cosines_TD, sines_TD = map(_plain, rotary)
-        heads = native.before_attention(layer, residual_TD, (cosines_TD, sines_TD))
-        attended_1THD, _ = packed_attention(
-            self._attention,
-            *heads,
-            None,
-            packing=packing,
-            scaling=self.scaling,
-            sliding_window=self.window,
-        )
-        attended_TF = attended_1THD[0].flatten(1).contiguous()
+        rows = native.before_attention(layer, residual_TD, (cosines_TD, sines_TD))
+        attended_TF = self._attended(rows, packing).flatten(1)
         return native.after_attention(layer, attended_TF, residual_TD)[None]
+
+    def _attended(self, rows: tuple[Tensor, Tensor, Tensor], packing: Packing) -> Tensor:
+        """Let every document look at itself and at what it continues; (T, H, D)."""
+        if any(group.branches for group in packing.groups):
+            query, key, value = (each[None].transpose(1, 2) for each in rows)
+            how = {"packing": packing, "scaling": self.scaling, "sliding_window": self.window}
+            attended_1THD, _ = packed_attention(self._attention, query, key, value, None, **how)
+            return attended_1THD[0].contiguous()
+        if packing.record is not None:
+            packing.record.keys[self.number] = rows[1].transpose(0, 1)
+            packing.record.values[self.number] = rows[2].transpose(0, 1)
+        parts = [
+            native.attend_documents(
+                tuple(each[group.start : group.end] for each in rows),  # pyright: ignore[reportArgumentType] - three
+                group.lengths_N,
+                group.prefix and _of_layer(group.prefix, self.number),
+                causal=is_causal_layer(self._attention),
+                scaling=self.scaling,
+                window=self.window,
+            )
+            for group in packing.groups
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _step(self, hidden_1ND: Tensor, rotary: tuple[Tensor, Tensor], cache: SlotCache) -> Tensor:
         layers = [
@@ -149,6 +164,13 @@ class FusedLayer:
             and self._norm.weight.dtype == torch.bfloat16
             and rotary[0].shape[-1] == self.parts.layer.head_width
         )
+
+
+def _of_layer(prefix: Prefix, layer: int) -> tuple[Tensor, Tensor]:
+    key_GPD, value_GPD = prefix.keys[layer], prefix.values[layer]
+    if key_GPD.stride() != value_GPD.stride() or key_GPD.stride(2) != 1:
+        key_GPD, value_GPD = key_GPD.contiguous(), value_GPD.contiguous()
+    return key_GPD, value_GPD
 
 
 def _plain(each_1TD: Tensor) -> Tensor:

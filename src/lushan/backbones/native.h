@@ -39,6 +39,7 @@ struct Matrix {
   const float *bias;       // or none
   int64_t num_inputs, num_outputs;
   Form form;
+  int64_t stored_inputs;  // of an output, from one block to the next: all, or more where a part is multiplied
 };
 
 // Rows as products take them: bfloat16; or, for 8 and 4 bits, 16 bits with a scale for each 32 inputs.
@@ -69,5 +70,17 @@ struct SlotJob {
 };
 
 void attend(const SlotJob &job, int num_threads);
+
+// Documents behind each other, none of which sees another; all continue the same; the same order stands in `native.py`.
+struct DocumentJob {
+  const uint16_t *queries, *keys, *values;  // [tokens][heads][width], of the first document on
+  uint16_t *outputs;                        // like the queries
+  const uint16_t *prefix_keys, *prefix_values;
+  const int64_t *lengths;
+  int64_t num_documents, num_heads, num_key_heads, width;
+  int64_t num_prefix, prefix_head, prefix_token;  // tokens; how far heads and tokens are apart
+  int64_t causal, window;                         // tokens that a query sees on each side, itself included; 0 for all
+  double scaling;
+};
 
 }  // namespace lushan

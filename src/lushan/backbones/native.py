@@ -29,7 +29,13 @@ FORMS = {"bf16": 0, "int8": 1, "int4": 2}
 """Numbers by which the library knows what weights are."""
 _SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("products.cpp", "layers.cpp", "slot_attention.cpp", "rms_norm.cpp")
+    for name in (
+        "products.cpp",
+        "layers.cpp",
+        "slot_attention.cpp",
+        "attention.cpp",
+        "rms_norm.cpp",
+    )
 )
 _HEADER = Path(__file__).with_name("native.h")
 _FLAGS = (
@@ -60,7 +66,10 @@ class Matrix(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weights", "scales", "bias")),
-        *((name, ctypes.c_int64) for name in ("num_inputs", "num_outputs", "form")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("num_inputs", "num_outputs", "form", "stored_inputs")
+        ),
     )
 
 
@@ -83,9 +92,8 @@ def matrix(
         num_outputs: O.
         form: One of `FORMS`.
     """
-    return Matrix(
-        weights.data_ptr(), _address(scales), _address(bias_O), num_inputs, num_outputs, FORMS[form]
-    )
+    addresses = weights.data_ptr(), _address(scales), _address(bias_O)
+    return Matrix(*addresses, num_inputs, num_outputs, FORMS[form], num_inputs)
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -144,7 +152,7 @@ class Layer(ctypes.Structure):
 def before_attention(
     layer: Layer, residual_TD: Tensor, rotary: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give what the attention of a layer works on: queries, keys and values, (1, heads, T, head width), bfloat16.
+    """Give what the attention of a layer works on: queries, keys and values, (T, heads, head width), bfloat16.
 
     Args:
         layer: The layer.
@@ -161,8 +169,8 @@ def before_attention(
         *(each.data_ptr() for each in (*rotary, *made)),
         torch.get_num_threads(),
     )
-    query_1HTD, key_1GTD, value_1GTD = (each[None].transpose(1, 2) for each in made)
-    return query_1HTD, key_1GTD, value_1GTD
+    query_THD, key_TGD, value_TGD = made
+    return query_THD, key_TGD, value_TGD
 
 
 def after_attention(layer: Layer, attended_TF: Tensor, residual_TD: Tensor) -> Tensor:
@@ -320,6 +328,65 @@ def rms_norm(inputs: Tensor, weight_D: Tensor, *, epsilon: float, adds_one: bool
     return outputs
 
 
+class _DocumentJob(ctypes.Structure):
+    """What `attention.cpp` is told."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("queries", "keys", "values", "outputs", "prefix_keys", "prefix_values"),
+                "lengths",
+            )
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("num_documents", "num_heads", "num_key_heads", "width", "num_prefix"),
+                *("prefix_head", "prefix_token", "causal", "window"),
+            )
+        ),
+        ("scaling", ctypes.c_double),
+    )
+
+
+def attend_documents(
+    rows: tuple[Tensor, Tensor, Tensor],
+    lengths_N: Tensor,
+    prefix: tuple[Tensor, Tensor] | None,
+    *,
+    causal: bool,
+    scaling: float,
+    window: int | None,
+) -> Tensor:
+    """Attend inside of documents that stand behind each other; (T, H, D).
+
+    Args:
+        rows: Queries (T, H, D), keys and values (T, G, D), in bfloat16, contiguous; D a multiple of 32.
+        lengths_N: Tokens of each document, int64.
+        prefix: Keys and values that all continue, (G, P, D) each, alike; None for nothing.
+        causal: Whether a token sees those before it alone.
+        scaling: Factor of the scores.
+        window: How many tokens a query sees, itself included, on each side; None for all.
+    """
+    query_THD, key_TGD, _ = rows
+    outputs_THD = torch.empty_like(query_THD)
+    given = (*rows, outputs_THD, *(prefix or (None, None)), lengths_N)
+    sizes = (0, 0, 0)
+    if prefix is not None:
+        head, token, _ = prefix[0].stride()
+        sizes = (prefix[0].shape[1], head, token)
+    job = _DocumentJob(
+        *map(_address, given),
+        len(lengths_N),
+        *(query_THD.shape[1], key_TGD.shape[1], query_THD.shape[2]),
+        *(*sizes, causal, window or 0),
+        scaling,
+    )
+    _library().lushan_attend_documents(job, torch.get_num_threads())
+    return outputs_THD
+
+
 @cache
 def _library() -> Any:  # noqa: ANN401 - a library without types
     found = _load()
@@ -354,6 +421,7 @@ def _load() -> ctypes.CDLL | str:
         "norm": norm,
         "rms_norm": norm,
         "attend": [ctypes.POINTER(_SlotJob), number],
+        "attend_documents": [ctypes.POINTER(_DocumentJob), number],
     }.items():
         function = getattr(library, f"lushan_{name}")
         function.argtypes, function.restype = arguments, None

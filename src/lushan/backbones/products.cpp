@@ -28,6 +28,7 @@ struct Job {
 
   int64_t pairs() const { return matrix.num_inputs / 2; }
   int64_t groups() const { return matrix.num_inputs / GROUP_INPUTS; }
+  int64_t stored_pairs() const { return matrix.stored_inputs / 2; }
 };
 
 // Of one pair of the 16 outputs of a block.
@@ -75,7 +76,7 @@ template <int ROWS, int BLOCKS> struct Floats {
 // `weights` is where the first block begins.
 template <int ROWS, int BLOCKS>
 void multiply_bf16(const Job &job, const uint8_t *weights, Ahead &ahead, int64_t row, int64_t column) {
-  const int64_t pairs = job.pairs();
+  const int64_t pairs = job.pairs(), stored = job.stored_pairs();
   const int32_t *inputs = (const int32_t *)job.inputs.numbers + row * pairs;
   Floats<ROWS, BLOCKS> sums;
   sums.clear();
@@ -84,7 +85,7 @@ void multiply_bf16(const Job &job, const uint8_t *weights, Ahead &ahead, int64_t
     __m512bh numbers[BLOCKS];
 #pragma GCC unroll 3
     for (int block = 0; block < BLOCKS; block++)
-      numbers[block] = (__m512bh)_mm512_loadu_si512(weights + (block * pairs + pair) * pair_bytes(BF16));
+      numbers[block] = (__m512bh)_mm512_loadu_si512(weights + (block * stored + pair) * pair_bytes(BF16));
 #pragma GCC unroll 8
     for (int each = 0; each < ROWS; each++) {
       __m512bh input = (__m512bh)_mm512_set1_epi32(inputs[each * pairs + pair]);
@@ -194,7 +195,7 @@ void multiply_rows(const Job &job, const uint8_t *weights, const uint16_t *scale
 }
 
 template <Form FORM, int BLOCKS> void multiply_blocks(const Job &job, int64_t block) {
-  const int64_t block_bytes = job.pairs() * pair_bytes(FORM), rows = job.inputs.num_rows;
+  const int64_t block_bytes = job.stored_pairs() * pair_bytes(FORM), rows = job.inputs.num_rows;
   const uint8_t *weights = job.matrix.weights + block * block_bytes;
   const uint16_t *scales = job.matrix.scales + block * job.groups() * 16;
   const int64_t lines = BLOCKS * block_bytes / 64, times = (rows + rows_at_once(FORM) - 1) / rows_at_once(FORM);

@@ -2,9 +2,11 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lushan.backbones import native
 from lushan.backbones.hardware import machine
@@ -33,6 +35,96 @@ def test_products_are_those_of_torch(num_rows: int) -> None:
     found_MO = native.multiply(inputs_MI, described, bias_O, dtype=torch.float32)
     expected_MO = inputs_MI.double() @ weight_OI.double().T + bias_O
     torch.testing.assert_close(found_MO.double(), expected_MO, rtol=1e-5, atol=1e-4)
+
+
+def attended_by_torch(
+    rows: tuple[Tensor, Tensor, Tensor], prefix: tuple[Tensor, Tensor], seen_LK: Tensor
+) -> Tensor:
+    """Attend in float64, (L, H, D); `seen_LK` says which keys a query sees."""
+    query_HLD, key_GLD, value_GLD = (each.double().transpose(0, 1) for each in rows)
+    shared = len(query_HLD) // len(key_GLD)
+    key_HKD, value_HKD = (
+        torch.cat([before.double(), own], dim=1).repeat_interleave(shared, dim=0)
+        for before, own in zip(prefix, (key_GLD, value_GLD), strict=True)
+    )
+    scores_HLK = query_HLD @ key_HKD.mT * query_HLD.shape[2] ** -0.5
+    weights_HLK = scores_HLK.masked_fill(~seen_LK, -torch.inf).softmax(dim=-1)
+    return (weights_HLK @ value_HKD).transpose(0, 1)
+
+
+@needs_library
+@pytest.mark.parametrize("num_prefix", [0, 1, 50])
+@pytest.mark.parametrize(
+    ("causal", "window"), [(True, None), (True, 17), (False, None), (False, 9)]
+)
+@pytest.mark.parametrize(("heads", "key_heads", "width"), [(9, 3, 64), (4, 1, 256), (2, 2, 32)])
+def test_documents_attend_as_torch_does(  # noqa: PLR0917 - a grid
+    heads: int, key_heads: int, width: int, causal: bool, window: int | None, num_prefix: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = (1, 5, 33, 130)
+    rows: Any = tuple(
+        torch.randn(sum(lengths), each, width, generator=generator).bfloat16()
+        for each in (heads, key_heads, key_heads)
+    )
+    # A view, as the part of a longer text is.
+    prefix: Any = tuple(
+        torch.randn(key_heads, 60, width, generator=generator).bfloat16()[:, :num_prefix]
+        for _ in range(2)
+    )
+    found_THD = native.attend_documents(
+        rows,
+        torch.tensor(lengths),
+        prefix if num_prefix else None,
+        causal=causal,
+        scaling=width**-0.5,
+        window=window,
+    )
+    parts: Any = zip(found_THD.split(lengths), *(each.split(lengths) for each in rows), strict=True)
+    for own in parts:
+        length = len(own[0])
+        distance_LK = torch.arange(length)[:, None] + num_prefix - torch.arange(num_prefix + length)
+        seen_LK = (distance_LK >= 0) | torch.tensor(not causal)
+        seen_LK &= distance_LK.abs() < (window or 1000)
+        expected_LHD = attended_by_torch(own[1:], prefix, seen_LK)
+        difference_LH = (own[0].double() - expected_LHD).norm(dim=-1)
+        assert (difference_LH <= 0.006 * expected_LHD.norm(dim=-1)).all()
+
+
+@needs_library
+@pytest.mark.parametrize("num_tokens", [1, 15, 16, 17, 100])
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("shared", "width"), [(1, 32), (3, 64), (5, 96), (4, 256)])
+def test_a_step_attends_as_torch_does(
+    shared: int, width: int, window: int | None, num_tokens: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([num_tokens, 40])
+    rows: Any = tuple(
+        torch.randn(2, heads, width, generator=generator).bfloat16() for heads in (2 * shared, 2, 2)
+    )
+    tables: Any = tuple(
+        torch.randn(3, 2, 128, width, generator=generator).bfloat16() for _ in range(2)
+    )
+    found_NHD = native.attend(
+        tuple(each.transpose(0, 1) for each in rows),
+        tables,
+        lengths - 1,
+        scaling=width**-0.5,
+        window=window,
+    )
+    for text, length in enumerate(lengths.tolist()):
+        assert all(
+            torch.equal(table[text, :, length - 1], own[text])
+            for table, own in zip(tables, rows[1:], strict=True)
+        )
+        before: Any = tuple(each[text, :, : length - 1] for each in tables)
+        distance_K = length - 1 - torch.arange(length)
+        seen_LK = (distance_K < (window or 1000))[None]
+        own: Any = tuple(each[text][None] for each in rows)
+        expected_LHD = attended_by_torch(own, before, seen_LK)
+        difference = (found_NHD[text].double() - expected_LHD[0]).norm(dim=-1)
+        assert (difference <= 0.006 * expected_LHD[0].norm(dim=-1)).all()
 
 
 def test_a_processor_without_the_instructions_is_named(fresh: pytest.MonkeyPatch) -> None:
