@@ -27,16 +27,8 @@ NEEDED_FEATURES = ("avx512f", "avx512_bf16", "avx512_vnni")
 """Of the processor."""
 FORMS = {"bf16": 0, "int8": 1, "int4": 2}
 """Numbers by which the library knows what weights are."""
-_SOURCES = tuple(
-    Path(__file__).with_name(name)
-    for name in (
-        "products.cpp",
-        "layers.cpp",
-        "slot_attention.cpp",
-        "attention.cpp",
-        "rms_norm.cpp",
-    )
-)
+_NAMES = ("products", "layers", "slot_attention", "attention", "rms_norm", "scores")
+_SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in _NAMES)
 _HEADER = Path(__file__).with_name("native.h")
 _FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-exceptions"),
@@ -387,6 +379,25 @@ def attend_documents(
     return outputs_THD
 
 
+def summarise(scores_RV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the likeliest of each row (the first of several), its score, and the log of the sum of exponentials; (R,) each.
+
+    Args:
+        scores_RV: In float32, contiguous.
+    """
+    num_rows, width = scores_RV.shape
+    likeliest_R = torch.empty(num_rows, dtype=torch.int64)
+    largest_R, totals_R = torch.empty(num_rows), torch.empty(num_rows)
+    _library().lushan_summarise(
+        scores_RV.data_ptr(),
+        num_rows,
+        width,
+        *(each.data_ptr() for each in (likeliest_R, largest_R, totals_R)),
+        torch.get_num_threads(),
+    )
+    return likeliest_R, largest_R, totals_R
+
+
 @cache
 def _library() -> Any:  # noqa: ANN401 - a library without types
     found = _load()
@@ -421,6 +432,7 @@ def _load() -> ctypes.CDLL | str:
         "norm": norm,
         "rms_norm": norm,
         "attend": [ctypes.POINTER(_SlotJob), number],
+        "summarise": [address, size, size, *([address] * 3), number],
         "attend_documents": [ctypes.POINTER(_DocumentJob), number],
     }.items():
         function = getattr(library, f"lushan_{name}")

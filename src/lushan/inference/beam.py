@@ -14,6 +14,7 @@ from torch import Tensor
 from lushan.inference.draft import Advance, Draft
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.sampling import Filters
+from lushan.inference.scores import Scores
 
 
 class _Scored(NamedTuple):
@@ -35,13 +36,13 @@ class BeamSearch:
         self._num_candidates = max(2, 1 + len(start.ends.stop_ids)) * settings.num_beams
         self._can_improve = True
 
-    def advance(self, logits_RV: Tensor) -> Advance:
+    def advance(self, scores: Scores) -> Advance:
         """Continue the drafts by one token each.
 
         Args:
-            logits_RV: What the model gives after each draft; one row, the prompt's, at the start.
+            scores: What the model gives after each draft; one row, the prompt's, at the start.
         """
-        candidates = self._best_continuations(logits_RV)
+        candidates = self._best_continuations(scores.logits_RV)
         open_ones = [each for each in candidates if each.draft.ended is None]
         num_beams = self._settings.num_beams
         self._finish([each for each in candidates[:num_beams] if each.draft.ended])

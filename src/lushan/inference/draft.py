@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lushan.inference.grammar import GrammarState
+from lushan.inference.scores import Scores
 from lushan.inference.text_stream import TextStream
 
 End = Literal["stop", "length", "stop_string"]
@@ -55,8 +56,8 @@ class Advance(NamedTuple):
 class Search(Protocol):
     """A way of choosing tokens for one request."""
 
-    def advance(self, logits_RV: Tensor) -> Advance:
-        """Choose the next tokens; (R, V) follows each of the rows that were asked for, at the start the prompt."""
+    def advance(self, scores: Scores) -> Advance:
+        """Choose the next tokens; scores follow each of the rows that were asked for, at the start the prompt."""
         ...
 
 

@@ -25,6 +25,7 @@ from lushan.inference.generation_settings import GenerationSettings, check_setti
 from lushan.inference.grammar import Constraint, GrammarState
 from lushan.inference.prefix_store import PrefixStore
 from lushan.inference.sampling import Sampling
+from lushan.inference.scores import Scores
 from lushan.inference.text_stream import TextStream
 
 MAX_ROWS = 32
@@ -369,10 +370,8 @@ class GenerationEngine:
             for each in self._active
             for slot, token in zip(each.slots, each.next_ids, strict=True)
         }
-        logits_NV = self._logits(
-            self._decoder.step([next_ids[slot] for slot in range(len(next_ids))])
-        )
-        return self._advance(self._active, logits_NV, first_slot=0)
+        hidden_ND = self._decoder.step([next_ids[slot] for slot in range(len(next_ids))])
+        return self._advance(self._active, self._scores(hidden_ND), first_slot=0)
 
     def _read_waiting(self) -> list[TokenEvent]:
         first_slot = sum(len(each.slots) for each in self._active)
@@ -396,21 +395,21 @@ class GenerationEngine:
                 _Active(read.number, _search(each), each.num_rows, each.most_tokens, [slot])
             )
         self._active = [*self._active, *requests]
-        logits_NV = self._logits(torch.stack([each.hidden_D for each in found]))
-        return self._advance(requests, logits_NV, first_slot=first_slot)
+        scores = self._scores(torch.stack([each.hidden_D for each in found]))
+        return self._advance(requests, scores, first_slot=first_slot)
 
-    def _logits(self, hidden_ND: Tensor) -> Tensor:
-        return vocabulary_logits(self._backbone.plain_model, hidden_ND)
+    def _scores(self, hidden_ND: Tensor) -> Scores:
+        return Scores.of(vocabulary_logits(self._backbone.plain_model, hidden_ND))
 
     def _advance(
-        self, requests: Sequence[_Active], logits_NV: Tensor, *, first_slot: int
+        self, requests: Sequence[_Active], scores: Scores, *, first_slot: int
     ) -> list[TokenEvent]:
         """Let requests choose their next tokens, and close the holes that finished drafts leave."""
         events: list[TokenEvent] = []
         for each in requests:
             rows = [slot - first_slot for slot in each.slots]
             try:
-                moved_on = each.search.advance(logits_NV[rows])
+                moved_on = each.search.advance(scores.of_rows(rows))
             except UserError as error:  # a form that this model's tokens cannot complete
                 self._failures[each.index] = error
                 moved_on = Advance([], [])

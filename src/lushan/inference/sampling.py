@@ -16,8 +16,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from lushan.inference.draft import Advance, Alternatives, Draft, TokenEvent
+from lushan.inference.draft import Advance, Draft, TokenEvent
 from lushan.inference.generation_settings import GenerationSettings
+from lushan.inference.scores import Scores
 
 
 class Filters:
@@ -35,6 +36,11 @@ class Filters:
             self._processors.append(TopPLogitsWarper(settings.top_p))
         if settings.min_p > 0:
             self._processors.append(MinPLogitsWarper(settings.min_p))
+
+    @property
+    def change_nothing(self) -> bool:
+        """Whether scores stay as the model gives them."""
+        return not self._processors
 
     def apply(self, token_ids: Sequence[int], scores_V: Tensor) -> Tensor:
         """Change the scores of what may follow `token_ids`, prompt and answer so far; (V,)."""
@@ -69,21 +75,20 @@ class Sampling:
             for number in range(num_answers)
         ]
 
-    def advance(self, logits_RV: Tensor) -> Advance:
+    def advance(self, scores: Scores) -> Advance:
         """Choose the next token of every draft that has not ended.
 
         Args:
-            logits_RV: What the model gives after each; one row, the prompt's, at the start.
+            scores: What the model gives after each; one row, the prompt's, at the start.
         """
-        totals_R = logits_RV.logsumexp(dim=-1)
         rows: list[tuple[int, int]] = []
         events: list[TokenEvent] = []
         finished: list[int] = []
         for place, (number, draft) in enumerate(list(self._drafts.items())):
-            row = place if len(logits_RV) > 1 else 0
-            token = self._choose(number, draft, logits_RV[row])
-            likeliest = _likeliest(logits_RV[row], totals_R[row], draft.num_alternatives)
-            draft.add(token, float(logits_RV[row, token] - totals_R[row]), likeliest)
+            row = place if len(scores.likeliest) > 1 else 0
+            token = self._choose(number, draft, scores, row)
+            likeliest = scores.most_likely(row, draft.num_alternatives)
+            draft.add(token, scores.log_probability(row, token), likeliest)
             events.append(draft.event(number))
             if draft.ended is None:
                 rows.append((row, token))
@@ -92,15 +97,10 @@ class Sampling:
                 finished.append(row)
         return Advance(rows, events, finished)
 
-    def _choose(self, number: int, draft: Draft, logits_V: Tensor) -> int:
-        scores_V = self._filters.apply(draft.all_ids, draft.allowed_only(logits_V))
-        if self._settings.temperature == 0:
-            return int(scores_V.argmax())
-        return draw(scores_V, self._generators[number])
-
-
-def _likeliest(logits_V: Tensor, total: Tensor, num_tokens: int) -> Alternatives:
-    if num_tokens == 0:
-        return ()
-    values, tokens = logits_V.topk(min(num_tokens, len(logits_V)))
-    return tuple(zip(tokens.tolist(), (values - total).tolist(), strict=True))
+    def _choose(self, number: int, draft: Draft, scores: Scores, row: int) -> int:
+        is_greedy = self._settings.temperature == 0
+        if is_greedy and draft.grammar is None and self._filters.change_nothing:
+            return scores.likeliest[row]
+        allowed_V = draft.allowed_only(scores.logits_RV[row])
+        scores_V = self._filters.apply(draft.all_ids, allowed_V)
+        return int(scores_V.argmax()) if is_greedy else draw(scores_V, self._generators[number])

@@ -1,0 +1,54 @@
+// The likeliest token of each row of the vocabulary's scores, and the logarithm of what their exponentials add up to.
+
+#include "native.h"
+
+#include <cmath>
+
+namespace {
+
+using namespace lushan;
+
+struct Summary {
+  int64_t likeliest;
+  float largest, total;
+};
+
+// Of equal scores the first is taken.
+Summary summarise(const float *scores, int64_t count) {
+  const __m512 least = _mm512_set1_ps(-INFINITY);
+  auto there = [&](int64_t at) { return count - at >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << (count - at)) - 1); };
+  __m512 best = least;
+  __m512i where = _mm512_setzero_si512();
+  for (int64_t at = 0; at < count; at += 16) {
+    __m512 numbers = _mm512_mask_loadu_ps(least, there(at), scores + at);
+    __mmask16 is_larger = _mm512_cmp_ps_mask(numbers, best, _CMP_GT_OQ);
+    best = _mm512_mask_mov_ps(best, is_larger, numbers);
+    where = _mm512_mask_mov_epi32(where, is_larger, _mm512_set1_epi32((int)(at / 16)));
+  }
+  alignas(64) float values[16];
+  alignas(64) int32_t blocks[16];
+  _mm512_store_ps(values, best);
+  _mm512_store_si512(blocks, where);
+  Summary found{blocks[0] * 16LL, values[0], 0};
+  for (int lane = 1; lane < 16; lane++) {
+    int64_t place = blocks[lane] * 16LL + lane;
+    if (values[lane] > found.largest || (values[lane] == found.largest && place < found.likeliest))
+      found.likeliest = place, found.largest = values[lane];
+  }
+  __m512 sum = _mm512_setzero_ps(), largest = _mm512_set1_ps(found.largest);
+  for (int64_t at = 0; at < count; at += 16)
+    sum = _mm512_add_ps(sum, exponential(_mm512_sub_ps(_mm512_mask_loadu_ps(least, there(at), scores + at), largest)));
+  found.total = found.largest + std::log(_mm512_reduce_add_ps(sum));
+  return found;
+}
+
+}  // namespace
+
+extern "C" void lushan_summarise(const float *scores, int64_t num_rows, int64_t width, int64_t *likeliest,
+                                 float *largest, float *totals, int num_threads) {
+#pragma omp parallel for num_threads(num_threads) if (num_threads > 1)
+  for (int64_t row = 0; row < num_rows; row++) {
+    Summary found = summarise(scores + row * width, width);
+    likeliest[row] = found.likeliest, largest[row] = found.largest, totals[row] = found.total;
+  }
+}
