@@ -44,8 +44,12 @@ class Scores(NamedTuple):
         first, end = rows[0], rows[0] + len(rows)
         are_neighbours = list(rows) == list(range(first, end))
         chosen_RV = self.logits_RV[first:end] if are_neighbours else self.logits_RV[list(rows)]
-        parts = ([each[row] for row in rows] for each in self[1:])
-        return Scores(chosen_RV, *parts)
+        return Scores(
+            chosen_RV,
+            [self.likeliest[row] for row in rows],
+            [self.largest[row] for row in rows],
+            [self.totals[row] for row in rows],
+        )
 
     def log_probability(self, row: int, token: int) -> float:
         """Natural logarithm of the model's own probability of a token."""
