@@ -1,6 +1,7 @@
 """The library of products: when it is made, and that it is not used where it cannot be trusted."""
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,7 @@ def test_products_are_those_of_torch(num_rows: int) -> None:
     torch.testing.assert_close(found_MO.double(), expected_MO, rtol=1e-5, atol=1e-4)
 
 
-def attended_by_torch(
-    rows: tuple[Tensor, Tensor, Tensor], prefix: tuple[Tensor, Tensor], seen_LK: Tensor
-) -> Tensor:
+def attended_by_torch(rows: Sequence[Tensor], prefix: Sequence[Tensor], seen_LK: Tensor) -> Tensor:
     """Attend in float64, (L, H, D); `seen_LK` says which keys a query sees."""
     query_HLD, key_GLD, value_GLD = (each.double().transpose(0, 1) for each in rows)
     shared = len(query_HLD) // len(key_GLD)
@@ -52,6 +51,20 @@ def attended_by_torch(
     return (weights_HLK @ value_HKD).transpose(0, 1)
 
 
+def random_rows(num_tokens: int, *heads: int, width: int) -> Any:  # noqa: ANN401 - as many as heads
+    """Queries, keys and values of tokens, or of longer texts."""
+    generator = torch.Generator().manual_seed(num_tokens)
+    return tuple(
+        torch.randn(num_tokens, each, width, generator=generator).bfloat16() for each in heads
+    )
+
+
+def assert_near(found_LHD: Tensor, expected_LHD: Tensor) -> None:
+    """Check every head of every token."""
+    difference_LH = (found_LHD.double() - expected_LHD).norm(dim=-1)
+    assert (difference_LH <= 0.006 * expected_LHD.norm(dim=-1)).all()
+
+
 @needs_library
 @pytest.mark.parametrize("num_prefix", [0, 1, 50])
 @pytest.mark.parametrize(
@@ -61,17 +74,11 @@ def attended_by_torch(
 def test_documents_attend_as_torch_does(  # noqa: PLR0917 - a grid
     heads: int, key_heads: int, width: int, causal: bool, window: int | None, num_prefix: int
 ) -> None:
-    generator = torch.Generator().manual_seed(0)
     lengths = (1, 5, 33, 130)
-    rows: Any = tuple(
-        torch.randn(sum(lengths), each, width, generator=generator).bfloat16()
-        for each in (heads, key_heads, key_heads)
-    )
+    rows = random_rows(sum(lengths), heads, key_heads, key_heads, width=width)
+    before = random_rows(60, key_heads, key_heads, width=width)
     # A view, as the part of a longer text is.
-    prefix: Any = tuple(
-        torch.randn(key_heads, 60, width, generator=generator).bfloat16()[:, :num_prefix]
-        for _ in range(2)
-    )
+    prefix: Any = tuple(each.transpose(0, 1).contiguous()[:, :num_prefix] for each in before)
     found_THD = native.attend_documents(
         rows,
         torch.tensor(lengths),
@@ -80,15 +87,13 @@ def test_documents_attend_as_torch_does(  # noqa: PLR0917 - a grid
         scaling=width**-0.5,
         window=window,
     )
-    parts: Any = zip(found_THD.split(lengths), *(each.split(lengths) for each in rows), strict=True)
-    for own in parts:
-        length = len(own[0])
-        distance_LK = torch.arange(length)[:, None] + num_prefix - torch.arange(num_prefix + length)
+    parts = zip(found_THD.split(lengths), *(each.split(lengths) for each in rows), strict=True)
+    for found_LHD, *own in parts:
+        ends_L1 = torch.arange(len(found_LHD))[:, None] + num_prefix
+        distance_LK = ends_L1 - torch.arange(num_prefix + len(found_LHD))
         seen_LK = (distance_LK >= 0) | torch.tensor(not causal)
         seen_LK &= distance_LK.abs() < (window or 1000)
-        expected_LHD = attended_by_torch(own[1:], prefix, seen_LK)
-        difference_LH = (own[0].double() - expected_LHD).norm(dim=-1)
-        assert (difference_LH <= 0.006 * expected_LHD.norm(dim=-1)).all()
+        assert_near(found_LHD, attended_by_torch(own, prefix, seen_LK))
 
 
 @needs_library
@@ -98,33 +103,21 @@ def test_documents_attend_as_torch_does(  # noqa: PLR0917 - a grid
 def test_a_step_attends_as_torch_does(
     shared: int, width: int, window: int | None, num_tokens: int
 ) -> None:
-    generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([num_tokens, 40])
-    rows: Any = tuple(
-        torch.randn(2, heads, width, generator=generator).bfloat16() for heads in (2 * shared, 2, 2)
-    )
+    rows = random_rows(2, 2 * shared, 2, 2, width=width)
     tables: Any = tuple(
-        torch.randn(3, 2, 128, width, generator=generator).bfloat16() for _ in range(2)
+        each.view(3, 128, 2, width).transpose(1, 2).contiguous()
+        for each in random_rows(3 * 128, 2, 2, width=width)
     )
-    found_NHD = native.attend(
-        tuple(each.transpose(0, 1) for each in rows),
-        tables,
-        lengths - 1,
-        scaling=width**-0.5,
-        window=window,
-    )
+    heads: Any = tuple(each.transpose(0, 1) for each in rows)
+    found_NHD = native.attend(heads, tables, lengths - 1, scaling=width**-0.5, window=window)
     for text, length in enumerate(lengths.tolist()):
-        assert all(
-            torch.equal(table[text, :, length - 1], own[text])
-            for table, own in zip(tables, rows[1:], strict=True)
-        )
-        before: Any = tuple(each[text, :, : length - 1] for each in tables)
-        distance_K = length - 1 - torch.arange(length)
-        seen_LK = (distance_K < (window or 1000))[None]
-        own: Any = tuple(each[text][None] for each in rows)
-        expected_LHD = attended_by_torch(own, before, seen_LK)
-        difference = (found_NHD[text].double() - expected_LHD[0]).norm(dim=-1)
-        assert (difference <= 0.006 * expected_LHD[0].norm(dim=-1)).all()
+        for table, own in zip(tables, rows[1:], strict=True):
+            assert torch.equal(table[text, :, length - 1], own[text])
+        before = [each[text, :, : length - 1] for each in tables]
+        seen_LK = (length - 1 - torch.arange(length) < (window or 1000))[None]
+        expected_LHD = attended_by_torch([each[text][None] for each in rows], before, seen_LK)
+        assert_near(found_NHD[text][None], expected_LHD)
 
 
 def test_a_processor_without_the_instructions_is_named(fresh: pytest.MonkeyPatch) -> None:
