@@ -92,14 +92,18 @@ def skip_layers(layers: nn.ModuleList, depth: int, hidden_1TD: Tensor) -> Iterat
         return hidden_1TD
 
     handle = layers[depth].register_forward_pre_hook(enter)
-    for layer in list(layers)[:depth]:
+    before = [(layer, vars(layer).get("forward")) for layer in list(layers)[:depth]]
+    for layer, _ in before:
         layer.forward = skip
     try:
         yield
     finally:
         handle.remove()
-        for layer in list(layers)[:depth]:
-            del layer.forward
+        for layer, replaced in before:
+            if replaced is None:
+                del layer.forward
+            else:
+                layer.forward = replaced
 
 
 def keep_in_eval(part: nn.Module) -> None:

@@ -38,6 +38,11 @@ _NORM_NAMES: dict[frozenset[str], tuple[str, str, str | None, str | None]] = {
 """What norms of a layer are called: before its attention and its network, after them."""
 _ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _NETWORK_LINEARS = ("gate_proj", "up_proj", "down_proj")
+LINEAR_NAMES = (
+    *(f"self_attn.{name}" for name in _ATTENTION_LINEARS),
+    *(f"mlp.{name}" for name in _NETWORK_LINEARS),
+)
+"""Of a layer that can be fused, in the order of `native.LINEARS`."""
 _IS_GELU = {"SiLU": False, "SiLUActivation": False, "GELUTanh": True}
 """By the class of the activation."""
 
@@ -91,8 +96,8 @@ class FusedLayer:
 
     def __init__(self, layer: Any, parts: "_Parts") -> None:  # noqa: ANN401
         self.own_forward = layer.forward
-        self.adapts: Any = None
-        """Tells with `addition` whether adapters add to this pass, which then takes the layer's own way."""
+        self.adapted: Callable[[], native.Adapted | None] = lambda: None
+        """Tells what adapters add to this layer in the pass that runs."""
         self.parts = parts
         self.scaling: float = 1.0
         self.window: int | None = None
@@ -114,9 +119,9 @@ class FusedLayer:
             return self._step(hidden_states, rotary, packing) if self.leads else hidden_states
         layer, residual_TD = self.parts.layer, _plain(hidden_states)
         cosines_TD, sines_TD = map(_plain, rotary)
-        rows = native.before_attention(layer, residual_TD, (cosines_TD, sines_TD))
+        rows = native.before_attention(layer, residual_TD, (cosines_TD, sines_TD), self.adapted())
         attended_TF = self._attended(rows, packing).flatten(1)
-        return native.after_attention(layer, attended_TF, residual_TD)[None]
+        return native.after_attention(layer, attended_TF, residual_TD, self.adapted())[None]
 
     def _attended(self, rows: tuple[Tensor, Tensor, Tensor], packing: Packing) -> Tensor:
         """Let every document look at itself and at what it continues; (T, H, D)."""
@@ -143,7 +148,13 @@ class FusedLayer:
 
     def _step(self, hidden_1ND: Tensor, rotary: tuple[Tensor, Tensor], cache: SlotCache) -> Tensor:
         layers = [
-            (each.parts.layer, cache.tables(each.number), each.window, each.scaling)
+            native.InStep(
+                each.parts.layer,
+                each.adapted(),
+                cache.tables(each.number),
+                each.window,
+                each.scaling,
+            )
             for each in self.leads
         ]
         cosines_ND, sines_ND = map(_plain, rotary)
@@ -156,10 +167,8 @@ class FusedLayer:
         return self._attention.layer_idx
 
     def _is_fused(self, rotary: tuple[Tensor, Tensor]) -> bool:
-        is_adapted = self.adapts is not None and self.adapts.addition is not None
         return (
-            not is_adapted
-            and not torch.is_grad_enabled()
+            not torch.is_grad_enabled()
             # An explanation computes in float32.
             and self._norm.weight.dtype == torch.bfloat16
             and rotary[0].shape[-1] == self.parts.layer.head_width

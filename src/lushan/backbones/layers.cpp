@@ -18,6 +18,20 @@ struct Layer {
   double epsilon;
 };
 
+// What an adapter adds to a linear layer: first to a few numbers, then from them; bfloat16.
+struct LowRank {
+  const uint16_t *down, *up;  // [rank][inputs], [rank][outputs]
+  int64_t rank;               // 0 where it adds nothing
+};
+
+enum Linear { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, NUM_LINEARS };
+
+// The adapters of a pass.
+struct Adapted {
+  const int32_t *owners;   // of every row; -1 for the base alone
+  const LowRank *matrices;  // [adapters][NUM_LINEARS]
+};
+
 namespace {
 
 using namespace lushan;
@@ -86,6 +100,54 @@ void multiply_gates(float *gates, const float *ups, int64_t count, bool is_gelu,
   }
 }
 
+template <int ROWS>
+void add_low_rank(const LowRank &added, const float *inputs, float *outputs, int64_t num_inputs, int64_t num_outputs) {
+  for (int64_t rank = 0; rank < added.rank; rank++) {
+    const uint16_t *down = added.down + rank * num_inputs, *up = added.up + rank * num_outputs;
+    __m512 sums[ROWS] = {};
+    for (int64_t at = 0; at < num_inputs; at += 16) {
+      __m512 numbers = widen(down + at);
+#pragma GCC unroll 4
+      for (int row = 0; row < ROWS; row++)
+        sums[row] = _mm512_fmadd_ps(_mm512_loadu_ps(inputs + row * num_inputs + at), numbers, sums[row]);
+    }
+    __m512 narrow[ROWS];
+#pragma GCC unroll 4
+    for (int row = 0; row < ROWS; row++) narrow[row] = _mm512_set1_ps(_mm512_reduce_add_ps(sums[row]));
+    for (int64_t at = 0; at < num_outputs; at += 16) {
+      __m512 numbers = widen(up + at);
+#pragma GCC unroll 4
+      for (int row = 0; row < ROWS; row++) {
+        float *own = outputs + row * num_outputs + at;
+        _mm512_storeu_ps(own, _mm512_fmadd_ps(narrow[row], numbers, _mm512_loadu_ps(own)));
+      }
+    }
+  }
+}
+
+// A linear layer, with what the adapters of the rows add; `first` is the number of the first row in the pass.
+void linear(const Matrix &matrix, Linear which, const Adapted *adapted, int64_t first, const float *rows,
+            const Inputs &inputs, float *outputs, int threads) {
+  multiply(matrix, inputs, outputs, true, threads);
+  if (!adapted) return;
+  const int32_t *owners = adapted->owners + first;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+  for (int64_t row = 0; row < inputs.num_rows; row += 4) {
+    const int64_t end = std::min<int64_t>(row + 4, inputs.num_rows);
+    const bool is_one = end - row == 4 && std::equal(owners + row, owners + end - 1, owners + row + 1);
+    for (int64_t each = row; each < (is_one ? row + 1 : end); each++) {
+      if (owners[each] < 0) continue;
+      const LowRank &added = adapted->matrices[owners[each] * NUM_LINEARS + which];
+      const float *from = rows + each * matrix.num_inputs;
+      float *into = outputs + each * matrix.num_outputs;
+      if (is_one)
+        add_low_rank<4>(added, from, into, matrix.num_inputs, matrix.num_outputs);
+      else
+        add_low_rank<1>(added, from, into, matrix.num_inputs, matrix.num_outputs);
+    }
+  }
+}
+
 float *floats(Place place, int64_t count) { return (float *)scratch(place, count * sizeof(float)); }
 
 // `residual` plus what a product made, normed before where the layer says so.
@@ -96,62 +158,67 @@ void add(const Layer &layer, float *made, const uint16_t *weights, const float *
     _mm512_storeu_ps(into + at, _mm512_add_ps(_mm512_loadu_ps(residual + at), _mm512_loadu_ps(made + at)));
 }
 
-void before_attention(const Layer &layer, const float *residual, int64_t rows, const float *cosines, const float *sines,
-                      uint16_t *queries, uint16_t *keys, uint16_t *values, int threads) {
+void before_attention(const Layer &layer, const Adapted *adapted, int64_t first, const float *residual, int64_t rows,
+                      const float *cosines, const float *sines, uint16_t *queries, uint16_t *keys, uint16_t *values,
+                      int threads) {
   float *normed = floats(NORMED, rows * layer.width);
   norm_rows(layer, residual, layer.norm_before_attention, normed, rows, threads);
   Inputs inputs = prepare(normed, rows, layer.width, layer.query.form, PREPARED);
-  multiply(layer.value, inputs, values, false, threads);
   float *made = floats(MADE, rows * layer.query.num_outputs);
-  multiply(layer.query, inputs, made, true, threads);
+  linear(layer.value, VALUE, adapted, first, normed, inputs, made, threads);
+  for (int64_t at = 0; at < rows * layer.value.num_outputs; at += 16) store_narrow(values + at, _mm512_loadu_ps(made + at));
+  linear(layer.query, QUERY, adapted, first, normed, inputs, made, threads);
   turn_rows(layer, made, layer.query_norm, layer.num_heads, cosines, sines, queries, rows, threads);
-  multiply(layer.key, inputs, made, true, threads);
+  linear(layer.key, KEY, adapted, first, normed, inputs, made, threads);
   turn_rows(layer, made, layer.key_norm, layer.num_key_heads, cosines, sines, keys, rows, threads);
 }
 
-void after_attention(const Layer &layer, const uint16_t *attended, const float *residual, float *outputs, int64_t rows,
-                     int threads) {
+void after_attention(const Layer &layer, const Adapted *adapted, int64_t first, const uint16_t *attended,
+                     const float *residual, float *outputs, int64_t rows, int threads) {
   const int64_t attended_width = layer.output.num_inputs, inner = layer.inner_width;
   float *widened = floats(GATES, rows * std::max(attended_width, inner));
   for (int64_t at = 0; at < rows * attended_width; at += 16) _mm512_storeu_ps(widened + at, widen(attended + at));
   float *made = floats(MADE, rows * layer.width);
-  multiply(layer.output, prepare(widened, rows, attended_width, layer.output.form, PREPARED), made, true, threads);
+  Inputs inputs = prepare(widened, rows, attended_width, layer.output.form, PREPARED);
+  linear(layer.output, OUTPUT, adapted, first, widened, inputs, made, threads);
   add(layer, made, layer.norm_after_attention, residual, outputs, rows, threads);
   float *normed = floats(NORMED, rows * layer.width);
   norm_rows(layer, outputs, layer.norm_before_network, normed, rows, threads);
-  Inputs inputs = prepare(normed, rows, layer.width, layer.gate.form, PREPARED);
+  inputs = prepare(normed, rows, layer.width, layer.gate.form, PREPARED);
   float *gates = widened, *ups = floats(UPS, rows * inner);
-  multiply(layer.gate, inputs, gates, true, threads);
-  multiply(layer.up, inputs, ups, true, threads);
+  linear(layer.gate, GATE, adapted, first, normed, inputs, gates, threads);
+  linear(layer.up, UP, adapted, first, normed, inputs, ups, threads);
   multiply_gates(gates, ups, rows * inner, layer.is_gelu, threads);
-  multiply(layer.down, prepare(gates, rows, inner, layer.down.form, PREPARED), made, true, threads);
+  inputs = prepare(gates, rows, inner, layer.down.form, PREPARED);
+  linear(layer.down, DOWN, adapted, first, gates, inputs, made, threads);
   add(layer, made, layer.norm_after_network, outputs, outputs, rows, threads);
 }
 
 }  // namespace
 
 // `residual` is [rows][width]; `cosines` and `sines` [rows][head_width]; the others [rows][heads][head_width].
-extern "C" void lushan_before_attention(const Layer *layer, const float *residual, int64_t num_rows,
-                                        const float *cosines, const float *sines, uint16_t *queries, uint16_t *keys,
-                                        uint16_t *values, int num_threads) {
+extern "C" void lushan_before_attention(const Layer *layer, const Adapted *adapted, const float *residual,
+                                        int64_t num_rows, const float *cosines, const float *sines, uint16_t *queries,
+                                        uint16_t *keys, uint16_t *values, int num_threads) {
   const int64_t own = layer->num_heads * layer->head_width, shared = layer->num_key_heads * layer->head_width;
   for (int64_t row = 0; row < num_rows; row += ROWS_AT_ONCE)
-    before_attention(*layer, residual + row * layer->width, std::min(ROWS_AT_ONCE, num_rows - row),
+    before_attention(*layer, adapted, row, residual + row * layer->width, std::min(ROWS_AT_ONCE, num_rows - row),
                      cosines + row * layer->head_width, sines + row * layer->head_width, queries + row * own,
                      keys + row * shared, values + row * shared, num_threads);
 }
 
-extern "C" void lushan_after_attention(const Layer *layer, const uint16_t *attended, const float *residual,
-                                       float *outputs, int64_t num_rows, int num_threads) {
+extern "C" void lushan_after_attention(const Layer *layer, const Adapted *adapted, const uint16_t *attended,
+                                       const float *residual, float *outputs, int64_t num_rows, int num_threads) {
   const int64_t own = layer->num_heads * layer->head_width;
   for (int64_t row = 0; row < num_rows; row += ROWS_AT_ONCE)
-    after_attention(*layer, attended + row * own, residual + row * layer->width, outputs + row * layer->width,
+    after_attention(*layer, adapted, row, attended + row * own, residual + row * layer->width, outputs + row * layer->width,
                     std::min(ROWS_AT_ONCE, num_rows - row), num_threads);
 }
 
 // A layer of a step, with what it remembers of the texts, and how it looks at it; the same order stands in `native.py`.
 struct StepLayer {
   const Layer *layer;
+  const Adapted *adapted;  // or none
   uint16_t *key_table, *value_table;
   int64_t window;
   double scaling;
@@ -167,7 +234,7 @@ extern "C" void lushan_step(const StepLayer *layers, int64_t num_layers, const f
     uint16_t *queries = (uint16_t *)scratch(HEADS, num_texts * (own + 2 * shared) * 2);
     uint16_t *keys = queries + num_texts * own, *values = keys + num_texts * shared;
     uint16_t *attended = (uint16_t *)scratch(ATTENDED, num_texts * own * 2);
-    lushan_before_attention(&layer, residual, num_texts, cosines, sines, queries, keys, values, num_threads);
+    lushan_before_attention(&layer, each->adapted, residual, num_texts, cosines, sines, queries, keys, values, num_threads);
     SlotJob job{queries, keys, values, each->key_table, each->value_table, positions, attended};
     job.num_texts = num_texts, job.num_key_heads = layer.num_key_heads, job.width = width;
     job.num_shared = layer.num_heads / layer.num_key_heads;
@@ -176,7 +243,7 @@ extern "C" void lushan_step(const StepLayer *layers, int64_t num_layers, const f
     job.table_text = table_text, job.table_head = table_head;
     job.window = each->window, job.scaling = each->scaling;
     attend(job, num_threads);
-    lushan_after_attention(&layer, attended, residual, outputs, num_texts, num_threads);
+    lushan_after_attention(&layer, each->adapted, attended, residual, outputs, num_texts, num_threads);
   }
 }
 

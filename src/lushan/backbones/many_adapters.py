@@ -11,7 +11,7 @@ https://arxiv.org/abs/2311.03285. Shapes: T rows of the flat axis, I inputs, O o
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
-from lushan.backbones.fused_layers import FusedLayer
+from lushan.backbones import native
+from lushan.backbones.fused_layers import LINEAR_NAMES, FusedLayer
 from lushan.backbones.load import MODEL_CLASSES, AnswerLayer, Backbone, Call, class_options
 from lushan.backbones.lora import frozen_product
 from lushan.backbones.packed_linear import PackedLinear
@@ -94,6 +95,34 @@ def _index(ranges: Sequence[range], device: torch.device) -> slice | Tensor:
     return torch.tensor([row for each in ranges for row in each], device=device)
 
 
+def _rows_of(
+    adapters: Sequence[Adapter | None], num_rows: Sequence[int]
+) -> tuple[dict[Adapter, list[range]], int]:
+    """Give the rows of each adapter, and how many there are in all."""
+    rows: dict[Adapter, list[range]] = {}
+    start = 0
+    for adapter, size in zip(adapters, num_rows, strict=True):
+        own = range(start, start + size)
+        start = own.stop
+        if adapter is None:
+            continue
+        known = rows.setdefault(adapter, [])
+        if known and known[-1].stop == own.start:
+            known[-1] = range(known[-1].start, own.stop)
+        else:
+            known.append(own)
+    return rows, start
+
+
+def _owners(rows: Mapping[Adapter, Sequence[range]], num_rows: int) -> list[int]:
+    """Give the number of each row's adapter; -1 for none."""
+    owners = [-1] * num_rows
+    for number, own in enumerate(rows.values()):
+        for each in own:
+            owners[each.start : each.stop] = [number] * len(each)
+    return owners
+
+
 class _StackedLayer(NamedTuple):
     """One layer of several adapters."""
 
@@ -129,11 +158,7 @@ class _Stacked:
     def __init__(
         self, stack: _Stack, rows: Mapping[Adapter, Sequence[range]], num_rows: int
     ) -> None:
-        owners = [-1] * num_rows
-        for number, own in enumerate(rows.values()):
-            for each in own:
-                owners[each.start : each.stop] = [number] * len(each)
-        self._owners_T1 = torch.tensor(owners)[:, None]
+        self._owners_T1 = torch.tensor(_owners(rows, num_rows))[:, None]
         self._stack = stack
         self._masks: dict[tuple[int, ...], Tensor] = {}
 
@@ -150,10 +175,51 @@ class _Stacked:
         outputs_TO.addmm_(narrow_TR.mul_(self._masks[ranks]), added.up_RO)
 
 
+class _Owned(NamedTuple):
+    """Which adapter each row of a pass has."""
+
+    adapters: "_Told"
+    owners_T: Tensor
+    """Number of the adapter; -1 for none."""
+
+
+class _Told:
+    """Several adapters as fused layers are told of them; made when a layer first asks."""
+
+    def __init__(self, adapters: tuple[Adapter, ...]) -> None:
+        self.adapters = adapters
+        self._layers: dict[str, Any] = {}
+
+    def layer(self, name: str) -> Any:  # noqa: ANN401 - an array of the library
+        """Give the matrices of a decoder layer, adapter by adapter."""
+        if name not in self._layers:
+            found = [
+                each.layers.get(f"{name}.{linear}")
+                for each in self.adapters
+                for linear in LINEAR_NAMES
+            ]
+            self._layers[name] = (native.LowRank * len(found))(
+                *(
+                    (None, None, 0)
+                    if each is None
+                    else (each.down_RI.data_ptr(), each.up_RO.data_ptr(), len(each.down_RI))
+                    for each in found
+                )
+            )
+        return self._layers[name]
+
+
 class _Pass:
     """The pass that runs now."""
 
     addition: _Addition | None = None
+    owned: _Owned | None = None
+
+    def adapted(self, name: str) -> native.Adapted | None:
+        """Tell a fused layer what is added to it."""
+        if self.owned is None:
+            return None
+        return native.Adapted(self.owned.owners_T.data_ptr(), self.owned.adapters.layer(name))
 
 
 class ManyAdapters:
@@ -167,6 +233,7 @@ class ManyAdapters:
         """
         self._pass = _Pass()
         self._stack: _Stack | None = None
+        self._told: _Told | None = None
         self._device = next(core.parameters()).device
         self._layers = {
             name: _Layer(self._pass, name, layer)
@@ -175,9 +242,11 @@ class ManyAdapters:
         }
         for name, forward in self._layers.items():
             setattr(core.get_submodule(name), "forward", forward)  # noqa: B010 - not typed to be replaced
-        for layer in core.modules():
+        self._has_fused_layers = False
+        for name, layer in core.named_modules():
             if isinstance(layer.forward, FusedLayer):
-                layer.forward.adapts = self._pass
+                self._has_fused_layers = True
+                layer.forward.adapted = partial(self._pass.adapted, name)
         self._dtype = next(core.parameters()).dtype
         self._spared = _SPARED.get(self._dtype, 0)
 
@@ -194,39 +263,35 @@ class ManyAdapters:
             adapters: One for each document, in the order of the flat axis; None leaves the base as it is.
             num_rows: How many rows each document has.
         """
-        before, self._pass.addition = self._pass.addition, self._addition(adapters, num_rows)
+        before = self._pass.addition, self._pass.owned
+        rows, size = _rows_of(adapters, num_rows)
+        self._pass.addition = self._addition(rows, size)
+        self._pass.owned = self._owned(rows, size) if self._has_fused_layers else None
         try:
             yield
         finally:
-            self._pass.addition = before
+            self._pass.addition, self._pass.owned = before
 
     def forget(self) -> None:
         """Let go of the adapters of earlier passes."""
-        self._stack = None
+        self._stack = self._told = None
 
-    def _addition(
-        self, adapters: Sequence[Adapter | None], num_rows: Sequence[int]
-    ) -> _Addition | None:
-        rows: dict[Adapter, list[range]] = {}
-        start = 0
-        for adapter, size in zip(adapters, num_rows, strict=True):
-            own = range(start, start + size)
-            start = own.stop
-            if adapter is None:
-                continue
-            known = rows.setdefault(adapter, [])
-            if known and known[-1].stop == own.start:
-                known[-1] = range(known[-1].start, own.stop)
-            else:
-                known.append(own)
+    def _addition(self, rows: Mapping[Adapter, Sequence[range]], num_rows: int) -> _Addition | None:
         if not rows:
             return None
-        in_vain = sum((start - sum(map(len, own))) * each.rank for each, own in rows.items())
+        in_vain = sum((num_rows - sum(map(len, own))) * each.rank for each, own in rows.items())
         if len(rows) == 1 or in_vain > self._spared * len(rows):
             return _OneByOne(rows, self._device)
         if self._stack is None or self._stack.adapters != tuple(rows):
             self._stack = _Stack(tuple(rows))
-        return _Stacked(self._stack, rows, start)
+        return _Stacked(self._stack, rows, num_rows)
+
+    def _owned(self, rows: Mapping[Adapter, Sequence[range]], num_rows: int) -> _Owned | None:
+        if not rows:
+            return None
+        if self._told is None or self._told.adapters != tuple(rows):
+            self._told = _Told(tuple(rows))
+        return _Owned(self._told, torch.tensor(_owners(rows, num_rows), dtype=torch.int32))
 
     def adapter_of(self, model: Any) -> Adapter:  # noqa: ANN401 - PEFT's models are not typed
         """Take the adapter out of a PEFT model of the same architecture.

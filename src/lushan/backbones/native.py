@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,11 +118,15 @@ def multiply(
     return outputs_MO
 
 
+LINEARS = ("query", "key", "value", "output", "gate", "up", "down")
+"""Of a layer, in the order of `layers.cpp`."""
+
+
 class Layer(ctypes.Structure):
     """What `layers.cpp` is told of a decoder layer; tensors have to outlive it."""
 
     _fields_ = (
-        *((name, Matrix) for name in ("query", "key", "value", "output", "gate", "up", "down")),
+        *((name, Matrix) for name in LINEARS),
         *(
             (name, ctypes.c_void_p)
             for name in (
@@ -141,8 +145,26 @@ class Layer(ctypes.Structure):
     )
 
 
+class LowRank(ctypes.Structure):
+    """What `layers.cpp` is told of what an adapter adds to a linear layer; `rank` 0 for nothing."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("down", "up")),
+        ("rank", ctypes.c_int64),
+    )
+
+
+class Adapted(ctypes.Structure):
+    """What `layers.cpp` is told of the adapters of a pass: the owner of every row, and each one's `LINEARS`."""
+
+    _fields_ = (("owners", ctypes.c_void_p), ("matrices", ctypes.POINTER(LowRank)))
+
+
 def before_attention(
-    layer: Layer, residual_TD: Tensor, rotary: tuple[Tensor, Tensor]
+    layer: Layer,
+    residual_TD: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    adapted: Adapted | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give what the attention of a layer works on: queries, keys and values, (T, heads, head width), bfloat16.
 
@@ -150,12 +172,14 @@ def before_attention(
         layer: The layer.
         residual_TD: What earlier layers made, float32, contiguous.
         rotary: Cosines and sines of every row, (T, head width), float32, contiguous.
+        adapted: What is added to its linear layers.
     """
     num_rows, width = len(residual_TD), layer.head_width
     heads = (layer.num_heads, layer.num_key_heads, layer.num_key_heads)
     made = [torch.empty(num_rows, each, width, dtype=torch.bfloat16) for each in heads]
     _library().lushan_before_attention(
         layer,
+        adapted,
         residual_TD.data_ptr(),
         num_rows,
         *(each.data_ptr() for each in (*rotary, *made)),
@@ -165,17 +189,21 @@ def before_attention(
     return query_THD, key_TGD, value_TGD
 
 
-def after_attention(layer: Layer, attended_TF: Tensor, residual_TD: Tensor) -> Tensor:
+def after_attention(
+    layer: Layer, attended_TF: Tensor, residual_TD: Tensor, adapted: Adapted | None = None
+) -> Tensor:
     """Give what a layer makes of its attention; (T, D), float32.
 
     Args:
         layer: The layer.
         attended_TF: What its attention made, bfloat16, contiguous.
         residual_TD: What `before_attention` was given.
+        adapted: The same.
     """
     outputs_TD = torch.empty_like(residual_TD)
     _library().lushan_after_attention(
         layer,
+        adapted,
         attended_TF.data_ptr(),
         residual_TD.data_ptr(),
         outputs_TD.data_ptr(),
@@ -190,14 +218,28 @@ class StepLayer(ctypes.Structure):
 
     _fields_ = (
         ("layer", ctypes.POINTER(Layer)),
+        ("adapted", ctypes.POINTER(Adapted)),
         *((name, ctypes.c_void_p) for name in ("key_table", "value_table")),
         ("window", ctypes.c_int64),
         ("scaling", ctypes.c_double),
     )
 
 
+class InStep(NamedTuple):
+    """A layer in a decoding step."""
+
+    layer: Layer
+    adapted: Adapted | None
+    tables: tuple[Tensor, Tensor]
+    """Of keys and values, (S, G, C, D); written to."""
+    window: int | None
+    """How many tokens a query sees; None for all."""
+    scaling: float
+    """Factor of the scores."""
+
+
 def step(
-    layers: Sequence[tuple[Layer, tuple[Tensor, Tensor], int | None, float]],
+    layers: Sequence[InStep],
     residual_ND: Tensor,
     rotary: tuple[Tensor, Tensor],
     positions_N: Tensor,
@@ -205,8 +247,7 @@ def step(
     """Run the new token of every text through layers that follow each other; (N, D), float32.
 
     Args:
-        layers: Each with its tables of keys and values, (S, G, C, D), all alike and written to, how many tokens a query
-            sees (None for all), and the factor of its scores.
+        layers: Their tables are all alike.
         residual_ND: What earlier layers made, float32, contiguous.
         rotary: Cosines and sines of every row, (N, head width), float32, contiguous.
         positions_N: Of the new tokens.
@@ -214,11 +255,17 @@ def step(
     outputs_ND = torch.empty_like(residual_ND)
     told = (StepLayer * len(layers))(
         *(
-            (ctypes.pointer(layer), *(each.data_ptr() for each in tables), window or 0, scaling)
-            for layer, tables, window, scaling in layers
+            (
+                ctypes.pointer(each.layer),
+                each.adapted and ctypes.pointer(each.adapted),
+                *(table.data_ptr() for table in each.tables),
+                each.window or 0,
+                each.scaling,
+            )
+            for each in layers
         )
     )
-    table_text, table_head, *_ = layers[0][1][0].stride()
+    table_text, table_head, *_ = layers[0].tables[0].stride()
     _library().lushan_step(
         told,
         len(layers),
@@ -420,11 +467,12 @@ def _load() -> ctypes.CDLL | str:
     except (OSError, subprocess.SubprocessError) as error:
         return f"the products could not be compiled with `{compiler}` ({error})"
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    layer, norm = ctypes.POINTER(Layer), [*([address] * 3), size, size, ctypes.c_double, number]
+    layer, adapted = ctypes.POINTER(Layer), ctypes.POINTER(Adapted)
+    norm = [*([address] * 3), size, size, ctypes.c_double, number]
     for name, arguments in {
         "multiply": [ctypes.POINTER(Matrix), address, address, size, address, number, number],
-        "before_attention": [layer, address, size, *([address] * 5), number],
-        "after_attention": [layer, *([address] * 3), size, number],
+        "before_attention": [layer, adapted, address, size, *([address] * 5), number],
+        "after_attention": [layer, adapted, *([address] * 3), size, number],
         "step": [
             *(ctypes.POINTER(StepLayer), size, *([address] * 5)),
             *(size, size, size, number),

@@ -159,24 +159,71 @@ def test_a_layer_that_gives_something_else_is_left(
     assert not packed_backbone(folder).has_fused_layers
 
 
-@needs_library
-def test_a_pass_with_adapters_takes_the_layers_own_way(tmp_path: Path) -> None:
-    folder = sharp("llama", tmp_path)
-    backbone = packed_backbone(folder)
-    many = ManyAdapters(backbone.core)
-    name = "layers.1.mlp.down_proj"
-    added = LowRank(matrix(4, 96) * 8, matrix(4, 64) * 8)
-    plain = read(backbone)[0]
-    with many.apply([Adapter({name: added})], [sum(map(len, TEXTS))]):
-        adapted = read(backbone)[0]
+def merged(folder: Path, adapter: Adapter, into: Path) -> Path:
+    """Write the model with an adapter added to its weights."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
-        weight: Any = model.base_model.get_submodule(name).weight
-        weight += (added.down_RI.T @ added.up_RO).T
-    model.save_pretrained(tmp_path / "merged")
-    expected = exact(tmp_path / "merged")[0][: len(TEXTS[0])]
-    assert error_of(adapted, expected) < 0.02 < error_of(plain, expected)
-    assert torch.equal(read(backbone)[0], plain)
+        for name, added in adapter.layers.items():
+            weight: Any = model.base_model.get_submodule(name).weight
+            weight += (added.down_RI.T.float() @ added.up_RO.float()).T
+    model.save_pretrained(into)
+    return into
+
+
+def random_adapter(seed: int, rank: int, *, every_layer: bool) -> Adapter:
+    """Give an adapter that adds to some linear layers of a `sharp` llama, or to all."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"self_attn.q_proj": (64, 128), "self_attn.v_proj": (64, 64), "mlp.down_proj": (96, 64)}
+    if every_layer:
+        sizes |= {"self_attn.k_proj": (64, 64), "self_attn.o_proj": (128, 64)}
+        sizes |= {"mlp.gate_proj": (64, 96), "mlp.up_proj": (64, 96)}
+    return Adapter({
+        f"layers.{layer}.{name}": LowRank(
+            *(torch.randn(rank, size, generator=generator).mul_(0.2).bfloat16() for size in pair)
+        )
+        for layer in range(3)
+        for name, pair in sizes.items()
+    })
+
+
+@needs_library
+@pytest.mark.parametrize("every_layer", [True, False])
+def test_every_text_has_what_its_own_adapter_adds(every_layer: bool, tmp_path: Path) -> None:
+    folder = sharp("llama", tmp_path / "model")
+    backbone = packed_backbone(folder)
+    plain = read(backbone)
+    many = ManyAdapters(backbone.core)
+    adapters = [random_adapter(n, 4 + n, every_layer=every_layer) for n in range(2)]
+    # The shorter text stands first.
+    with many.apply([adapters[1], adapters[0]], [len(TEXTS[1]), len(TEXTS[0])]):
+        read_texts = read(backbone)
+    with many.apply([None, adapters[0]], [len(TEXTS[1]), len(TEXTS[0])]):
+        assert torch.equal(read(backbone)[1], plain[1])
+    for n, adapter in enumerate(adapters):
+        expected = exact(merged(folder, adapter, tmp_path / str(n)))[n]
+        assert error_of(read_texts[n], expected[: len(TEXTS[n])]) < 0.015
+    assert torch.equal(read(backbone)[0], plain[0])
+
+
+@needs_library
+def test_what_follows_has_what_its_own_adapter_adds(tmp_path: Path) -> None:
+    folder = sharp("llama", tmp_path / "model")
+    backbone = packed_backbone(folder)
+    many = ManyAdapters(backbone.core)
+    adapter = random_adapter(3, 8, every_layer=True)
+    expected = exact(merged(folder, adapter, tmp_path / "merged"))[0]
+    record = Prefix(0)
+    with many.apply([adapter], [len(TEXTS[0])]), torch.inference_mode():
+        backbone.hidden_states(pack([Features(TEXTS[0], "", 0)]), record=record)
+    cache = SlotCache()
+    for _ in range(2):
+        cache.add({layer: (record.keys[layer], record.values[layer]) for layer in record.keys})
+    with torch.inference_mode():
+        for number, tokens in enumerate(GROWS):
+            with many.apply([None, adapter], [1, 1]):
+                found_ND = backbone.next_states(torch.tensor([[tokens[0]] * 2]), cache)
+            own = expected[len(TEXTS[0]) + number]
+            assert error_of(found_ND[1], own) < 0.015 < error_of(found_ND[0], own)
 
 
 @needs_library
