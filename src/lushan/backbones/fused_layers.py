@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lushan.backbones import native
+from lushan.backbones import native, native_structures
 from lushan.backbones.attention import Packing, Prefix, is_causal_layer, packed_attention
 from lushan.backbones.load import Backbone
 from lushan.backbones.packed_linear import NativePacked, PackedLinear
@@ -96,7 +96,7 @@ class FusedLayer:
 
     def __init__(self, layer: Any, parts: "_Parts") -> None:  # noqa: ANN401
         self.own_forward = layer.forward
-        self.adapted: Callable[[], native.Adapted | None] = lambda: None
+        self.adapted: Callable[[], native_structures.Adapted | None] = lambda: None
         """Tells what adapters add to this layer in the pass that runs."""
         self.parts = parts
         self.scaling: float = 1.0
@@ -189,7 +189,7 @@ def _plain(each_1TD: Tensor) -> Tensor:
 class _Parts(NamedTuple):
     """A layer as the library is told of it."""
 
-    layer: native.Layer
+    layer: native_structures.Layer
     kept: list[Tensor]
     """Whose addresses it holds."""
 
@@ -235,7 +235,7 @@ def _described(
     matrices = [each.product.matrix(bias) for each, bias in zip(linears, biases, strict=True)]
     weights = [None if each is None else each.norm.weight for each in norms]
     query, key = linears[:2]
-    layer = native.Layer(
+    layer = native_structures.Layer(
         *matrices,
         *(None if each is None else each.data_ptr() for each in weights),
         query.in_features,

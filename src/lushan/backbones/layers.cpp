@@ -7,31 +7,6 @@
 #include <algorithm>
 #include <cmath>
 
-// The same order stands in `native.py`.
-struct Layer {
-  lushan::Matrix query, key, value, output, gate, up, down;
-  const uint16_t *norm_before_attention, *norm_before_network;
-  const uint16_t *norm_after_attention, *norm_after_network;  // or none
-  const uint16_t *query_norm, *key_norm;                      // of each head; or none
-  int64_t width, num_heads, num_key_heads, head_width, inner_width;
-  int64_t adds_one, is_gelu;
-  double epsilon;
-};
-
-// What an adapter adds to a linear layer: first to a few numbers, then from them; bfloat16.
-struct LowRank {
-  const uint16_t *down, *up;  // [rank][inputs], [rank][outputs]
-  int64_t rank;               // 0 where it adds nothing
-};
-
-enum Linear { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, NUM_LINEARS };
-
-// The adapters of a pass.
-struct Adapted {
-  const int32_t *owners;   // of every row; -1 for the base alone
-  const LowRank *matrices;  // [adapters][NUM_LINEARS]
-};
-
 namespace {
 
 using namespace lushan;
@@ -214,15 +189,6 @@ extern "C" void lushan_after_attention(const Layer *layer, const Adapted *adapte
     after_attention(*layer, adapted, row, attended + row * own, residual + row * layer->width, outputs + row * layer->width,
                     std::min(ROWS_AT_ONCE, num_rows - row), num_threads);
 }
-
-// A layer of a step, with what it remembers of the texts, and how it looks at it; the same order stands in `native.py`.
-struct StepLayer {
-  const Layer *layer;
-  const Adapted *adapted;  // or none
-  uint16_t *key_table, *value_table;
-  int64_t window;
-  double scaling;
-};
 
 // One decoding step through layers that follow each other: a row is the new token of a text.
 extern "C" void lushan_step(const StepLayer *layers, int64_t num_layers, const float *residual, float *outputs,

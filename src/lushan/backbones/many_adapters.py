@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
-from lushan.backbones import native
+from lushan.backbones import native_structures
 from lushan.backbones.fused_layers import LINEAR_NAMES, FusedLayer
 from lushan.backbones.load import MODEL_CLASSES, AnswerLayer, Backbone, Call, class_options
 from lushan.backbones.lora import frozen_product
@@ -198,7 +198,7 @@ class _Told:
                 for each in self.adapters
                 for linear in LINEAR_NAMES
             ]
-            self._layers[name] = (native.LowRank * len(found))(
+            self._layers[name] = (native_structures.LowRank * len(found))(
                 *(
                     (None, None, 0)
                     if each is None
@@ -215,11 +215,13 @@ class _Pass:
     addition: _Addition | None = None
     owned: _Owned | None = None
 
-    def adapted(self, name: str) -> native.Adapted | None:
+    def adapted(self, name: str) -> native_structures.Adapted | None:
         """Tell a fused layer what is added to it."""
         if self.owned is None:
             return None
-        return native.Adapted(self.owned.owners_T.data_ptr(), self.owned.adapters.layer(name))
+        return native_structures.Adapted(
+            self.owned.owners_T.data_ptr(), self.owned.adapters.layer(name)
+        )
 
 
 class ManyAdapters:

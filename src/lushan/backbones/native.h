@@ -1,4 +1,4 @@
-// What the parts of the library share: bfloat16, and matrices whose rows are packed.
+// What the parts of the library share. Structures that Python fills stand in `native_structures.py`, field by field.
 
 #pragma once
 
@@ -32,7 +32,7 @@ inline __m512 exponential(__m512 of) {
 
 enum Form : int64_t { BF16 = 0, INT8 = 1, INT4 = 2 };
 
-// A packed matrix; the same order stands in `native.py`.
+// A packed matrix.
 struct Matrix {
   const uint8_t *weights;  // [outputs / 16][inputs / 2][16][2]
   const uint16_t *scales;  // bfloat16, [outputs / 16][inputs / 32][16]; none in bfloat16
@@ -40,6 +40,40 @@ struct Matrix {
   int64_t num_inputs, num_outputs;
   Form form;
   int64_t stored_inputs;  // of an output, from one block to the next: all, or more where a part is multiplied
+};
+
+// A decoder layer.
+struct Layer {
+  Matrix query, key, value, output, gate, up, down;
+  const uint16_t *norm_before_attention, *norm_before_network;
+  const uint16_t *norm_after_attention, *norm_after_network;  // or none
+  const uint16_t *query_norm, *key_norm;                      // of each head; or none
+  int64_t width, num_heads, num_key_heads, head_width, inner_width;
+  int64_t adds_one, is_gelu;
+  double epsilon;
+};
+
+// What an adapter adds to a linear layer: first to a few numbers, then from them; bfloat16.
+struct LowRank {
+  const uint16_t *down, *up;  // [rank][inputs], [rank][outputs]
+  int64_t rank;               // 0 where it adds nothing
+};
+
+enum Linear { QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, NUM_LINEARS };
+
+// The adapters of a pass.
+struct Adapted {
+  const int32_t *owners;   // of every row; -1 for the base alone
+  const LowRank *matrices;  // [adapters][NUM_LINEARS]
+};
+
+// A layer of a step, with what it remembers of the texts, and how it looks at it.
+struct StepLayer {
+  const Layer *layer;
+  const Adapted *adapted;  // or none
+  uint16_t *key_table, *value_table;
+  int64_t window;
+  double scaling;
 };
 
 // Rows as products take them: bfloat16; or, for 8 and 4 bits, 16 bits with a scale for each 32 inputs.
@@ -56,7 +90,7 @@ Inputs prepare(const float *rows, int64_t num_rows, int64_t width, Form form, in
 
 void multiply(const Matrix &matrix, const Inputs &inputs, void *outputs, bool writes_float32, int num_threads);
 
-// Addresses, then sizes and distances in numbers; the same order stands in `native.py`.
+// Addresses, then sizes and distances in numbers.
 struct SlotJob {
   const uint16_t *queries, *keys, *values;  // of the new tokens
   uint16_t *key_table, *value_table;
@@ -71,7 +105,7 @@ struct SlotJob {
 
 void attend(const SlotJob &job, int num_threads);
 
-// Documents behind each other, none of which sees another; all continue the same; the same order stands in `native.py`.
+// Documents behind each other, none of which sees another; all continue the same.
 struct DocumentJob {
   const uint16_t *queries, *keys, *values;  // [tokens][heads][width], of the first document on
   uint16_t *outputs;                        // like the queries

@@ -21,6 +21,14 @@ import torch
 from torch import Tensor
 
 from lushan.backbones.hardware import machine
+from lushan.backbones.native_structures import (
+    Adapted,
+    DocumentJob,
+    Layer,
+    Matrix,
+    SlotJob,
+    StepLayer,
+)
 from lushan.backbones.sources import cache_folder
 
 NEEDED_FEATURES = ("avx512f", "avx512_bf16", "avx512_vnni")
@@ -51,18 +59,6 @@ def why_missing() -> str:
     """Say why there are no products of our own here; empty if there are."""
     found = _load()
     return found if isinstance(found, str) else ""
-
-
-class Matrix(ctypes.Structure):
-    """What `native.h` is told of a packed matrix; tensors have to outlive it."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("weights", "scales", "bias")),
-        *(
-            (name, ctypes.c_int64)
-            for name in ("num_inputs", "num_outputs", "form", "stored_inputs")
-        ),
-    )
 
 
 def matrix(
@@ -118,48 +114,6 @@ def multiply(
     return outputs_MO
 
 
-LINEARS = ("query", "key", "value", "output", "gate", "up", "down")
-"""Of a layer, in the order of `layers.cpp`."""
-
-
-class Layer(ctypes.Structure):
-    """What `layers.cpp` is told of a decoder layer; tensors have to outlive it."""
-
-    _fields_ = (
-        *((name, Matrix) for name in LINEARS),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                *("norm_before_attention", "norm_before_network", "norm_after_attention"),
-                *("norm_after_network", "query_norm", "key_norm"),
-            )
-        ),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                *("width", "num_heads", "num_key_heads", "head_width", "inner_width"),
-                *("adds_one", "is_gelu"),
-            )
-        ),
-        ("epsilon", ctypes.c_double),
-    )
-
-
-class LowRank(ctypes.Structure):
-    """What `layers.cpp` is told of what an adapter adds to a linear layer; `rank` 0 for nothing."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("down", "up")),
-        ("rank", ctypes.c_int64),
-    )
-
-
-class Adapted(ctypes.Structure):
-    """What `layers.cpp` is told of the adapters of a pass: the owner of every row, and each one's `LINEARS`."""
-
-    _fields_ = (("owners", ctypes.c_void_p), ("matrices", ctypes.POINTER(LowRank)))
-
-
 def before_attention(
     layer: Layer,
     residual_TD: Tensor,
@@ -211,18 +165,6 @@ def after_attention(
         torch.get_num_threads(),
     )
     return outputs_TD
-
-
-class StepLayer(ctypes.Structure):
-    """What `layers.cpp` is told of a layer in a decoding step."""
-
-    _fields_ = (
-        ("layer", ctypes.POINTER(Layer)),
-        ("adapted", ctypes.POINTER(Adapted)),
-        *((name, ctypes.c_void_p) for name in ("key_table", "value_table")),
-        ("window", ctypes.c_int64),
-        ("scaling", ctypes.c_double),
-    )
 
 
 class InStep(NamedTuple):
@@ -280,25 +222,6 @@ def step(
     return outputs_ND
 
 
-_NAMES_OF_POINTERS = (
-    *("queries", "keys", "values", "key_table", "value_table", "positions", "outputs"),
-)
-_NAMES_OF_SIZES = (
-    *("num_texts", "num_key_heads", "num_shared", "width", "query_text", "query_head"),
-    *("key_text", "key_head", "value_text", "value_head", "table_text", "table_head", "window"),
-)
-
-
-class _SlotJob(ctypes.Structure):
-    """What `slot_attention.cpp` is told."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in _NAMES_OF_POINTERS),
-        *((name, ctypes.c_int64) for name in _NAMES_OF_SIZES),
-        ("scaling", ctypes.c_double),
-    )
-
-
 def can_attend(query: Tensor) -> bool:
     """Whether `attend` takes such queries."""
     is_known = query.dtype == torch.bfloat16 and query.device.type == "cpu"
@@ -331,7 +254,7 @@ def attend(
     pointers = (query_HND, key_GND, value_GND, *tables, positions_N, outputs_NHD)
     strides = (each.stride(axis) for each in (query_HND, key_GND, value_GND) for axis in (1, 0))
     sizes = (num_texts, key_heads, heads // key_heads, width, *strides)
-    job = _SlotJob(
+    job = SlotJob(
         *(each.data_ptr() for each in pointers),
         *sizes,
         *tables[0].stride()[:2],
@@ -367,28 +290,6 @@ def rms_norm(inputs: Tensor, weight_D: Tensor, *, epsilon: float, adds_one: bool
     return outputs
 
 
-class _DocumentJob(ctypes.Structure):
-    """What `attention.cpp` is told."""
-
-    _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                *("queries", "keys", "values", "outputs", "prefix_keys", "prefix_values"),
-                "lengths",
-            )
-        ),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                *("num_documents", "num_heads", "num_key_heads", "width", "num_prefix"),
-                *("prefix_head", "prefix_token", "causal", "window"),
-            )
-        ),
-        ("scaling", ctypes.c_double),
-    )
-
-
 def attend_documents(
     rows: tuple[Tensor, Tensor, Tensor],
     lengths_N: Tensor,
@@ -415,7 +316,7 @@ def attend_documents(
     if prefix is not None:
         head, token, _ = prefix[0].stride()
         sizes = (prefix[0].shape[1], head, token)
-    job = _DocumentJob(
+    job = DocumentJob(
         *map(_address, given),
         len(lengths_N),
         *(query_THD.shape[1], key_TGD.shape[1], query_THD.shape[2]),
@@ -479,9 +380,9 @@ def _load() -> ctypes.CDLL | str:
         ],
         "norm": norm,
         "rms_norm": norm,
-        "attend": [ctypes.POINTER(_SlotJob), number],
+        "attend": [ctypes.POINTER(SlotJob), number],
         "summarise": [address, size, size, *([address] * 3), number],
-        "attend_documents": [ctypes.POINTER(_DocumentJob), number],
+        "attend_documents": [ctypes.POINTER(DocumentJob), number],
     }.items():
         function = getattr(library, f"lushan_{name}")
         function.argtypes, function.restype = arguments, None

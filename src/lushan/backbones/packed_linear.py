@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from lushan.backbones import native
+from lushan.backbones import native, native_structures
 from lushan.backbones.load import WeightForm
 from lushan.backbones.lora import FrozenProduct
 
@@ -82,7 +82,7 @@ class NativePacked:
         bias_O = None if bias_O is None else bias_O.float()
         return native.multiply(inputs_MI.contiguous(), self.matrix(None), bias_O, dtype=dtype)
 
-    def matrix(self, bias_O: Tensor | None) -> native.Matrix:
+    def matrix(self, bias_O: Tensor | None) -> native_structures.Matrix:
         """Describe the matrix to the library; `bias_O` in float32."""
         return native.matrix(
             self._blocks,
