@@ -13,8 +13,7 @@ LushanError
 `-- CertificateError        what was saved does not answer like what was trained: our bug (exit code 1)
 """
 
-import importlib
-from types import ModuleType
+from importlib.util import find_spec
 
 
 class LushanError(Exception):
@@ -61,17 +60,13 @@ class CertificateError(LushanError):
     """A saved model does not answer like the model that was trained."""
 
 
-def need(package: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import `package` or say which extra brings it.
+def need(package: str, *, extra: str, purpose: str) -> None:
+    """Say which extra brings `package` if it is not there; it is imported where it is used.
 
     Raises:
         MissingExtraError: If the package is not installed.
     """
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as missing:
-        if missing.name != package:
-            raise
+    if find_spec(package) is None:
         raise MissingExtraError(
             f"{purpose} needs `{package}`. Install it with `pip install 'lushan[{extra}]'`."
-        ) from None
+        )

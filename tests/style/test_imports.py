@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,17 @@ import lushan
 
 HEAVY = ["matplotlib", "numpy", "pandas", "peft", "pydantic", "scipy", "sklearn", "torch"]
 HEAVY += ["transformers"]
+UNUSED = [
+    "gradio",
+    "matplotlib",
+    "pandas",
+    "peft",
+    "pyarrow",
+    "rouge_score",
+    "sacrebleu",
+    "sklearn",
+]
+"""Of no use before a server is ready, or a run has begun."""
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(lushan.__path__, "lushan.")
@@ -20,10 +32,10 @@ MODULES = [
 ]
 
 
-def heavy_modules_after(code: str) -> list[str]:
-    """Run code in a fresh process and tell which of `HEAVY` it imported."""
+def heavy_modules_after(code: str, heavy: Sequence[str] = HEAVY) -> list[str]:
+    """Run code in a fresh process and tell which of these modules it imported."""
     program = (
-        f"{code}\nimport sys\nprint('loaded', *(name for name in {HEAVY} if name in sys.modules))"
+        f"{code}\nimport sys\nprint('loaded', *(name for name in {heavy} if name in sys.modules))"
     )
     ran = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
@@ -41,6 +53,24 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_unknown_option_imports_nothing_heavy() -> None:
     assert heavy_modules_after("from lushan.cli.main import run; run(['--unknown'])") == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "unused"),
+    [
+        ("lushan.serving.server, lushan.tasks.choice", [*UNUSED, "alembic"]),
+        ("lushan.workflows.tune, lushan.tasks.classification", [*UNUSED, "fastapi", "sqlalchemy"]),
+    ],
+    ids=["serve", "tune"],
+)
+def test_command_imports_nothing_that_it_does_not_use(modules: str, unused: list[str]) -> None:
+    assert heavy_modules_after(f"import {modules}", unused) == []
+
+
+def test_open_store_of_the_newest_schema_imports_no_migrations(tmp_path: Path) -> None:
+    opening = f"from lushan.database.connect import open_database as o; o({str(tmp_path)!r}, create=True).close()"
+    assert heavy_modules_after(opening, ["alembic"]) == ["alembic"]
+    assert heavy_modules_after(opening, ["alembic"]) == []
 
 
 def test_import_lushan_changes_no_environment_and_no_warning_filter() -> None:

@@ -6,7 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from lushan.cli.console import JsonOption, SetOption, emit_json, show_table, tell
+from lushan.cli.console import (
+    JsonOption,
+    SetOption,
+    emit_json,
+    quick_imports,
+    show_table,
+    tell,
+)
 
 
 def command(
@@ -54,7 +61,8 @@ def command(
     options = TuneOptions(task=task, model=model, seed=seed)
     made = make_recipe(None, flags_of(options), settings or [])
 
-    from lushan.workflows.self_training import augment_or_label
+    with quick_imports():
+        from lushan.workflows.self_training import augment_or_label
 
     found = augment_or_label(
         data,

@@ -16,6 +16,7 @@ from lushan.cli.console import (
     SetOption,
     WeightsOption,
     emit_json,
+    quick_imports,
     show_error,
     tell,
 )
@@ -52,7 +53,9 @@ def command(
 ) -> None:
     """Talk to a model; a model of another task than dialogue answers each line by itself."""
     from lushan.settings import parse_assignments
-    from lushan.workflows.chat import open_chat
+
+    with quick_imports():
+        from lushan.workflows.chat import open_chat
 
     talk = open_chat(
         model,

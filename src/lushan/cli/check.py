@@ -6,7 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from lushan.cli.console import JsonOption, SetOption, emit_json, show_table, tell
+from lushan.cli.console import (
+    JsonOption,
+    SetOption,
+    emit_json,
+    quick_imports,
+    show_table,
+    tell,
+)
 
 
 def command(
@@ -50,7 +57,8 @@ def command(
     }
     made = make_recipe(recipe, flags, settings or [])
 
-    from lushan.workflows.check import check
+    with quick_imports():
+        from lushan.workflows.check import check
 
     findings = check(data, made, tell=tell)
     show_ledger(findings["ledger"])

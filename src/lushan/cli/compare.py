@@ -5,7 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from lushan.cli.console import JsonOption, SeedOption, SetOption, emit_json, show_table, tell
+from lushan.cli.console import (
+    JsonOption,
+    SeedOption,
+    SetOption,
+    emit_json,
+    quick_imports,
+    show_table,
+    tell,
+)
 
 
 def command(
@@ -26,7 +34,9 @@ def command(
 ) -> None:
     """Compare runs row by row, with intervals and p-values corrected for their number."""
     from lushan.settings import parse_assignments
-    from lushan.workflows.evaluate import compare
+
+    with quick_imports():
+        from lushan.workflows.evaluate import compare
 
     found = compare(
         runs, data=data, settings=parse_assignments(settings or []), seed=seed, tell=tell

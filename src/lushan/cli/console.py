@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -80,6 +83,19 @@ class Command(TyperCommand):
             if name in with_value and value in names:
                 ctx.fail(f"Option '{name}' requires an argument, but the option '{value}' follows")
         return super().parse_args(ctx, args)
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import large modules in the block: what they make stays, so that nobody looks for garbage in it, then or later."""
+    num_modules = len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > num_modules:
+            gc.freeze()
+        gc.enable()
 
 
 def emit_json(value: Mapping[str, Any]) -> None:

@@ -6,7 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from lushan.cli.console import JsonOption, SeedOption, TrainingBar, emit_json, show_outcome, tell
+from lushan.cli.console import (
+    JsonOption,
+    SeedOption,
+    TrainingBar,
+    emit_json,
+    quick_imports,
+    show_outcome,
+    tell,
+)
 
 DATA = Path(str(files("lushan"))) / "demo_data"
 DEFAULT_OUT = "lushan-demo"
@@ -35,7 +43,8 @@ def command(
     recipe = make_recipe(None, {**SETTINGS, "seed": seed}, [])
     _get_default_model()
 
-    from lushan.workflows.tune import tune
+    with quick_imports():
+        from lushan.workflows.tune import tune
 
     with TrainingBar() as listener:
         results = tune(DATA, recipe, out=run, tell=tell, listeners=[listener])

@@ -14,6 +14,7 @@ from lushan.cli.console import (
     SeedOption,
     WeightsOption,
     emit_json,
+    quick_imports,
     show_table,
     tell,
 )
@@ -57,8 +58,9 @@ def command(
 
 
 def _prove(run: Path, *, weights: str, as_json: bool) -> None:
-    from lushan.model_store.certificate import replay
-    from lushan.model_store.tuned_model import load_predictor
+    with quick_imports():
+        from lushan.model_store.certificate import replay
+        from lushan.model_store.tuned_model import load_predictor
 
     predictor = load_predictor(run, weights=weights)
     try:

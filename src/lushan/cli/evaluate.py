@@ -13,6 +13,7 @@ from lushan.cli.console import (
     SetOption,
     WeightsOption,
     emit_json,
+    quick_imports,
     show_table,
     tell,
 )
@@ -37,7 +38,9 @@ def command(
 ) -> None:
     """Score a run on labelled rows, with 95 % intervals and a table by label."""
     from lushan.settings import parse_assignments
-    from lushan.workflows.evaluate import evaluate
+
+    with quick_imports():
+        from lushan.workflows.evaluate import evaluate
 
     with AnswerBar() as bar:
         result = evaluate(

@@ -16,6 +16,7 @@ from lushan.cli.console import (
     SeedOption,
     SetOption,
     emit_json,
+    quick_imports,
     show_table,
     tell,
 )
@@ -64,8 +65,10 @@ def command(
     """Say which words made the model answer so, and check that they did."""
     from lushan.explain.settings import ExplainSettings
     from lushan.settings import build, parse_assignments
-    from lushan.workflows.explain import as_lines, as_page, explain_rows, explain_text, file_of
-    from lushan.workflows.predict import check_input_stays, check_output, write_file
+
+    with quick_imports():
+        from lushan.workflows.explain import as_lines, as_page, explain_rows, explain_text, file_of
+        from lushan.workflows.predict import check_input_stays, check_output, write_file
 
     chosen = {"baseline": baseline, "most_gap": most_gap, "seed": seed}
     options: dict[str, Any] = {

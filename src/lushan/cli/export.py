@@ -10,6 +10,7 @@ from lushan.cli.console import (
     RunArgument,
     SeedOption,
     emit_json,
+    quick_imports,
     show_table,
     tell,
 )
@@ -42,7 +43,8 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's model in a form that other programs load, and tell what quality that costs."""
-    from lushan.workflows.export import export
+    with quick_imports():
+        from lushan.workflows.export import export
 
     result = export(
         run,

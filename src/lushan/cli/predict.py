@@ -18,6 +18,7 @@ from lushan.cli.console import (
     SetOption,
     WeightsOption,
     emit_json,
+    quick_imports,
     tell,
 )
 
@@ -53,14 +54,16 @@ def command(
     """Answer every row of a file, in its order: one JSON object a line."""
     from lushan.errors import SettingError
     from lushan.settings import parse_assignments
-    from lushan.workflows.answer_file import AnswerFile
-    from lushan.workflows.predict import (
-        check_input_stays,
-        check_output,
-        open_run,
-        predict,
-        start_anew,
-    )
+
+    with quick_imports():
+        from lushan.workflows.answer_file import AnswerFile
+        from lushan.workflows.predict import (
+            check_input_stays,
+            check_output,
+            open_run,
+            predict,
+            start_anew,
+        )
 
     del seed  # every command takes it; `generation.seed` is that of written answers
     out = None if out == STREAM else out

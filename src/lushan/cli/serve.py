@@ -12,6 +12,7 @@ from lushan.cli.console import (
     WeightsOption,
     emit_json,
     open_store,
+    quick_imports,
     tell,
 )
 from lushan.errors import SettingError, need
@@ -90,11 +91,13 @@ def command(
     del seed  # every command takes it; each request brings its own
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         need(package, extra="serve", purpose=PURPOSE)
-    from lushan.backbones.packed import WeightsSetting, choose_weights
-    from lushan.serving.hosted import names_of
     from lushan.serving.serve_settings import ServeSettings
-    from lushan.serving.server import serve
     from lushan.settings import build
+
+    with quick_imports():
+        from lushan.backbones.packed import WeightsSetting, choose_weights
+        from lushan.serving.hosted import names_of
+        from lushan.serving.server import serve
 
     values = {
         "host": host,

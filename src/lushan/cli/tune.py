@@ -10,6 +10,7 @@ from lushan.cli.console import (
     SetOption,
     TrainingBar,
     emit_json,
+    quick_imports,
     show_outcome,
     tell,
 )
@@ -96,7 +97,8 @@ def command(
     made = make_recipe(recipe, flags_of(options), settings or [])
     run = out or next_run(data)
 
-    from lushan.workflows.tune import tune
+    with quick_imports():
+        from lushan.workflows.tune import tune
 
     with TrainingBar() as listener:
         results = tune(

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import pyarrow
-from pyarrow import parquet
-
 from lushan.data.columns import Notes
 from lushan.data.json_lists import ListReader
 from lushan.data.squad import flat_rows, is_squad
@@ -232,6 +229,9 @@ def _read_json_list(path: Path) -> Iterator[Record]:
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:
+    import pyarrow  # slow to import, and most files are text
+    from pyarrow import parquet
+
     try:
         with _seekable(path) as file:
             batches = parquet.ParquetFile(file).iter_batches(batch_size=1024)

@@ -1,18 +1,16 @@
 """Brings a database to the newest schema, or says why it cannot."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, inspect
+from sqlalchemy import Connection, Engine, column, inspect, select, table
 
 from lushan.errors import StoreError
 
 VERSION_TABLE = "lushan_schema"
 """Holds the revision of the schema; named so that no other program's database is taken for ours."""
 MIGRATIONS = Path(__file__).parent / "migrations"
+"""Each file of its folder `versions` is named after its revision, which is a number."""
 
 
 def migrate(reader: Engine, writer: Engine, *, name: str) -> None:
@@ -26,27 +24,30 @@ def migrate(reader: Engine, writer: Engine, *, name: str) -> None:
     Raises:
         StoreError: If the schema is newer than this Lushan, or the tables are not Lushan's.
     """
+    known = sorted(file.name.split("_")[0] for file in MIGRATIONS.glob("versions/[0-9]*.py"))
+    with reader.connect() as connection:
+        if revision_of(connection) == known[-1]:
+            return
+    from alembic import command  # slow to import, and most stores have the newest schema
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    scripts = ScriptDirectory.from_config(config)
-    with reader.connect() as connection:
-        if revision_of(connection) == scripts.get_current_head():
-            return
     with writer.begin() as connection:
-        _check_upgradable(connection, scripts, name=name)
+        _check_upgradable(connection, known, name=name)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
 
 def revision_of(connection: Connection) -> str | None:
     """Give the revision of a database's schema; None where it has none of Lushan's."""
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    return context.get_current_revision()
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    return connection.scalar(select(column("version_num")).select_from(table(VERSION_TABLE)))
 
 
-def _check_upgradable(connection: Connection, scripts: ScriptDirectory, *, name: str) -> None:
+def _check_upgradable(connection: Connection, known: Sequence[str], *, name: str) -> None:
     revision = revision_of(connection)
-    known = [script.revision for script in scripts.walk_revisions()]
     if revision is None and (tables := inspect(connection).get_table_names()):
         raise StoreError(
             f"`{name}` is the database of another program: it holds the table `{tables[0]}`, and no schema of Lushan. "
@@ -55,5 +56,5 @@ def _check_upgradable(connection: Connection, scripts: ScriptDirectory, *, name:
     if revision is not None and revision not in known:
         raise StoreError(
             f"`{name}` was written by a newer Lushan: its schema is `{revision}`, this version knows schemas up to "
-            f"`{known[0]}`. Update Lushan, or name another folder with `--store`."
+            f"`{known[-1]}`. Update Lushan, or name another folder with `--store`."
         )

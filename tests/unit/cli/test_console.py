@@ -1,17 +1,39 @@
 """What commands print."""
 
 import dataclasses
+import gc
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from lushan.cli.console import TrainingBar, emit_json, show_error, show_table
+from lushan.cli.console import TrainingBar, emit_json, quick_imports, show_error, show_table
 from lushan.records import Interval
 from lushan.training.loop import Evaluated, StepDone
+
+
+def test_quick_imports_look_for_no_garbage_and_keep_what_they_make(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frozen: list[int] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.get_count()[0]))
+    monkeypatch.delitem(sys.modules, "this_or_that", raising=False)
+    with quick_imports():
+        assert not gc.isenabled()
+        monkeypatch.setitem(sys.modules, "this_or_that", dataclasses)
+    assert gc.isenabled()
+    assert len(frozen) == 1
+
+
+def test_quick_imports_of_nothing_new_freeze_no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "freeze", lambda: pytest.fail("all was imported before"))
+    with pytest.raises(ModuleNotFoundError), quick_imports():
+        import no_such_module  # noqa: F401 # pyright: ignore[reportMissingImports]
+    assert gc.isenabled()
 
 
 def test_emit_json_is_one_line_that_reads_back(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from lushan.database import migrate
@@ -54,6 +56,15 @@ def test_migrating_again_changes_nothing(tmp_path: Path) -> None:
     with new_database(tmp_path) as database:
         fill(database, num_rows=2)
     assert objects_in(tmp_path / "lushan.sqlite3") == before
+
+
+def test_each_migration_is_named_after_its_revision() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migrate.MIGRATIONS))
+    found = list(ScriptDirectory.from_config(config).walk_revisions())
+    files = sorted(migrate.MIGRATIONS.glob("versions/[0-9]*.py"), reverse=True)
+    assert [each.path for each in found] == [str(file) for file in files]
+    assert all(Path(each.path).name.startswith(f"{each.revision}_") for each in found)
 
 
 def test_failed_migration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
