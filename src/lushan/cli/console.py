@@ -88,14 +88,15 @@ class Command(TyperCommand):
 @contextmanager
 def quick_imports() -> Iterator[None]:
     """Import large modules in the block: what they make stays, so that nobody looks for garbage in it, then or later."""
-    num_modules = len(sys.modules)
+    num_modules, was_enabled = len(sys.modules), gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if len(sys.modules) > num_modules:
             gc.freeze()
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def emit_json(value: Mapping[str, Any]) -> None:
