@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +142,24 @@ def test_what_stands_behind_a_negligible_branch_is_shared_out_evenly_and_not_ask
     assert probabilities[:3] == pytest.approx(probabilities[0], rel=1e-12)
     assert probabilities.sum() == pytest.approx(1.0, rel=1e-12)
     assert len(num_runs) == 1
+
+
+def test_a_prompt_is_read_once_for_a_level_of_forks(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constrained, "_NEGLIGIBLE", 0.0)  # so that every fork is walked
+    labels = [f"{first}{second}" for first in "!?.," for second in "abc"]
+    (prompt,) = prompts(backbone.tokenizer, ["the fox"])
+    num_tokens: list[int] = []
+    pack_once = constrained.pack
+
+    def counted(documents: Sequence[Features], **named: Any) -> Any:
+        num_tokens.append(sum(len(each.token_ids) for each in documents))
+        return pack_once(documents, **named)
+
+    monkeypatch.setattr(constrained, "pack", counted)
+    score(backbone, [prompt], labels)
+    assert num_tokens == [len(prompt.token_ids), len(prompt.token_ids) + 4]
 
 
 def test_progress_counts_every_prompt_once(backbone: Backbone) -> None:
