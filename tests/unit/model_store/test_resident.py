@@ -298,21 +298,6 @@ def test_what_is_not_the_base_itself_shares_nothing_with_it(
     assert resident.model("halved").base not in (base, None)
 
 
-@pytest.mark.parametrize("model_type", ["gpt_neo", "bert"])
-def test_untuned_model_that_cannot_share_is_counted_and_used_alone(
-    model_type: str, tiny_folder: MakeTiny
-) -> None:
-    resident, folder = Resident(weights="fp32"), tiny_folder(model_type)
-    model = resident.model(resident.load_untuned(folder, name="alone"))
-    assert (model.base, model.layers) == (None, None)
-    assert model.why_alone
-    assert resident.num_bytes == model.num_bytes == weight_bytes(model.predictor.backbone.model)
-    has_vocabulary = model.predictor.backbone.plain_model.get_output_embeddings() is not None
-    assert has_vocabulary is (model_type == "gpt_neo")
-    with pytest.raises(ModelError, match="`alone` needs"):
-        Resident(weights="fp32", limit_bytes=1000).load_untuned(folder, name="alone")
-
-
 # What they cost
 
 
