@@ -175,6 +175,13 @@ class _Stacked:
         outputs_TO.addmm_(narrow_TR.mul_(self._masks[ranks]), added.up_RO)
 
 
+def has_plain_layers(core: nn.Module) -> bool:
+    """Whether all linear layers of a core do nothing but multiply, so that `ManyAdapters` computes what they do."""
+    plain = {kind.forward for kind in (nn.Linear, Conv1D, PackedLinear)}
+    linear = (each for each in core.modules() if isinstance(each, nn.Linear | Conv1D))
+    return all(type(each).forward in plain for each in linear)
+
+
 class _Owned(NamedTuple):
     """Which adapter each row of a pass has."""
 

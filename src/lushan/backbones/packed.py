@@ -123,6 +123,19 @@ def arithmetic_of(form: WeightForm) -> Literal["bf16", "fp32"]:
     return "fp32" if form == "fp32" else "bf16"
 
 
+def untuned_form(weights: str) -> WeightForm:
+    """Decide how the weights of a pretrained model are held that answers as it is.
+
+    Args:
+        weights: One of `WeightsSetting`; `auto` takes the precision that is fast here.
+
+    Raises:
+        SettingError: If weights cannot be held so here.
+    """
+    fast = choose_precision("auto", choose_device().value, cache=cache_folder()).value
+    return choose_weights(weights, "bf16" if fast == "bf16" else "fp32")
+
+
 def load_untuned(folder: Path, *, purpose: Purpose, weights: str) -> Backbone:
     """Load a pretrained model that answers as it is.
 
@@ -135,8 +148,7 @@ def load_untuned(folder: Path, *, purpose: Purpose, weights: str) -> Backbone:
         ModelError: If the folder cannot be used for this purpose.
         SettingError: If weights cannot be held so here.
     """
-    fast = choose_precision("auto", choose_device().value, cache=cache_folder()).value
-    form = choose_weights(weights, "bf16" if fast == "bf16" else "fp32")
+    form = untuned_form(weights)
     backbone = load_backbone(folder, purpose=purpose, precision=arithmetic_of(form))
     pack_weights(backbone, form)
     return backbone

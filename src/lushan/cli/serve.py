@@ -53,7 +53,7 @@ def command(
     max_model_gigabytes: Annotated[
         float | None,
         typer.Option(
-            "--max-model-gigabytes", help="Memory that tuned models may take; else no limit."
+            "--max-model-gigabytes", help="Memory that weights of models may take; else no limit."
         ),
     ] = None,
     max_waiting: Annotated[

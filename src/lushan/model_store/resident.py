@@ -1,40 +1,37 @@
-"""Tuned models that are loaded together: one backbone for all that were tuned from the same base.
+"""Models that are loaded together: one backbone for a base and all that were tuned from it.
 
-A LoRA run then costs its matrices, a run whose head alone was tuned its head. Runs with other weights, and those of
-architectures without packed attention, have a backbone of their own. What each answers is what it answers alone.
+A LoRA run then costs its matrices, a run whose head alone was tuned its head, and the untuned base nothing. Runs with
+other weights, and models of architectures without packed attention, have a backbone of their own. What each answers is
+what it answers alone.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from safetensors import safe_open
 
 from lushan.backbones.inspect import describe
-from lushan.backbones.load import AnswerLayer, check_values, load_backbone
-from lushan.backbones.many_adapters import (
-    ManyAdapters,
-    SharingBackbone,
-    empty_model,
-    share_layers,
-)
+from lushan.backbones.load import AnswerLayer, WeightForm, check_values
+from lushan.backbones.many_adapters import SharingBackbone, empty_model, share_layers
 from lushan.backbones.packed import (
-    BITS,
     WeightsSetting,
-    arithmetic_of,
     choose_weights,
-    pack_weights,
+    load_untuned,
+    untuned_form,
     weight_bytes,
 )
+from lushan.backbones.sources import locate
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
 from lushan.errors import ModelError, RunError
 from lushan.inference.mixed import Question, SharedLayers, predict_together
 from lushan.inference.predict import Predictor
+from lushan.model_store.shared_base import Apart, Base, BaseKey, Bases, CheckRoom, predicted_bytes
 from lushan.model_store.tuned_model import (
     TunedModel,
     base_of,
@@ -44,23 +41,16 @@ from lushan.model_store.tuned_model import (
     make_predictor,
     model_folder,
     read_meaning,
+    weights_digest,
 )
+from lushan.model_store.untuned_model import untuned_predictor
 from lushan.records import Example, Prediction
 from lushan.tasks import Task
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class _Base:
-    """A pretrained model that others share; it is in memory as long as one of them is."""
-
-    folder: Path
-    layers: SharedLayers
-    num_bytes: int
-
-
 @dataclass(slots=True)
 class ResidentModel:
-    """A tuned model in memory."""
+    """A model in memory."""
 
     name: str
     predictor: Predictor
@@ -68,7 +58,7 @@ class ResidentModel:
     """Memory of what is its own."""
     why_alone: str
     """Why it shares its layers with no other; empty where it may."""
-    base: _Base | None
+    base: Base | None
 
     @property
     def layers(self) -> SharedLayers | None:
@@ -77,7 +67,7 @@ class ResidentModel:
 
 
 class Resident:
-    """Tuned models by name, answered together.
+    """Models by name, answered together.
 
     One thread computes. Between its calls models may come and go, also while an engine is writing: an answer that was
     begun is finished by the model that began it.
@@ -92,14 +82,8 @@ class Resident:
         """
         self._limit_bytes = limit_bytes
         self._weights: WeightsSetting = weights
-        self._bases: WeakValueDictionary[tuple[str, str, bool], _Base] = WeakValueDictionary()
-        """By digest of the weights, how they are held, and whether tokens look both ways."""
+        self._bases = Bases()
         self._models: dict[str, ResidentModel] = {}
-
-    @property
-    def weights(self) -> WeightsSetting:
-        """How weights are held."""
-        return self._weights
 
     @property
     def models(self) -> tuple[ResidentModel, ...]:
@@ -108,8 +92,8 @@ class Resident:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that all weights take."""
-        parts: Iterable[_Base | ResidentModel] = (*self._bases.values(), *self.models)
+        """Memory that all weights take, what is shared counted once; may be asked from any thread."""
+        parts: Iterable[Bases | ResidentModel] = (self._bases, *self.models)
         return sum(each.num_bytes for each in parts)
 
     def model(self, name: str) -> ResidentModel:
@@ -146,16 +130,30 @@ class Resident:
         folder = model_folder(run)
         meaning = read_meaning(folder)
         name = name or run.resolve().name
-        if name in self._models and not replaces:
-            raise RunError(
-                f"A model `{name}` is loaded already. Unload it first, or give this one another name."
-            )
+        self._check_name(name, replaces=replaces)
         model = self._load(name, folder, meaning)
         self._check_room(name, model.num_bytes)
         check(model.predictor)
-        if name in self._models:
-            self.unload(name)
-        self._models[name] = model
+        self._place(model)
+        return name
+
+    def load_untuned(self, folder: Path, *, name: str | None = None, replaces: bool = False) -> str:
+        """Load a pretrained model as it is, and give its name; it shares the layers of what was tuned from it.
+
+        An encoder gives its vectors, any other answers conversations.
+
+        Args:
+            folder: The model folder.
+            name: What it is called here; without one, as the folder is.
+            replaces: Whether it takes the place of a model of this name, once it is loaded.
+
+        Raises:
+            ModelError: If it cannot be loaded, or the models would take too much memory.
+            RunError: If one of this name is loaded.
+        """
+        name = name or folder.resolve().name
+        self._check_name(name, replaces=replaces)
+        self._place(self._load_untuned(name, folder))
         return name
 
     def unload(self, name: str) -> None:
@@ -185,63 +183,56 @@ class Resident:
     def _load(self, name: str, folder: Path, meaning: TunedModel) -> ResidentModel:
         task: Task = load_task(meaning.task)
         layer = task.layer(meaning.state, answer=meaning.answer)
-        base = self._base_for(name, folder, meaning, both_ways=layer.both_ways)
-        if isinstance(base, str):
-            return self._load_alone(name, folder, meaning, why=base)
-        backbone = (
-            _adapted(folder, layer, base) if is_adapter(folder) else _headed(folder, layer, base)
+        form = choose_weights(self._weights, meaning.precision)
+        base = _base_of_run(
+            self._bases,
+            folder,
+            meaning,
+            form=form,
+            both_ways=layer.both_ways,
+            check_room=partial(self._check_room, name),
         )
-        if backbone is None:
-            return self._load_alone(name, folder, meaning, why="its weights are not its base's")
-        predictor = make_predictor(folder, meaning, backbone)
-        num_bytes = weight_bytes(backbone.model, beside=base.layers.backbone.model)
-        if backbone.adapter is not None:
-            num_bytes += backbone.adapter.num_bytes
-        return ResidentModel(name, predictor, num_bytes, "", base)
-
-    def _load_alone(
-        self, name: str, folder: Path, meaning: TunedModel, *, why: str
-    ) -> ResidentModel:
+        if isinstance(base, Base):
+            backbone = _shared_backbone(folder, layer, base)
+            if backbone is not None:
+                predictor = make_predictor(folder, meaning, backbone)
+                return _sharing(name, predictor, backbone, base)
+            why = "its weights are not its base's"
+        else:
+            why = base.why
+        del base  # with what was loaded to find that out
         weights = base_of(folder, meaning) if is_adapter(folder) else folder
-        self._check_room(name, self._predicted_bytes(weights, meaning))
+        self._check_room(name, predicted_bytes(weights, form))
         predictor = load_predictor(folder, weights=self._weights)
-        return ResidentModel(name, predictor, weight_bytes(predictor.backbone.model), why, None)
+        return _apart(name, predictor, why)
 
-    def _predicted_bytes(self, folder: Path, meaning: TunedModel) -> int:
-        form = choose_weights(self._weights, meaning.precision)
-        return int(describe(folder).num_parameters * BITS[form] / 8)
+    def _load_untuned(self, name: str, folder: Path) -> ResidentModel:
+        form = untuned_form(self._weights)
+        digest = weights_digest(folder)
+        key = BaseKey.of(folder, digest, form, both_ways=False)
+        room = partial(self._check_room, name)
+        base = self._bases.find(key) or self._bases.load(folder, key, room)
+        if isinstance(base, Base):
+            backbone = _as_it_is(base)
+            return _sharing(name, untuned_predictor(backbone, digest=digest), backbone, base)
+        backbone = base.backbone
+        if backbone is None:
+            room(predicted_bytes(folder, form))
+            backbone = load_untuned(folder, purpose="embed", weights=self._weights)
+        model = _apart(name, untuned_predictor(backbone, digest=digest), base.why)
+        room(model.num_bytes)
+        return model
 
-    def _base_for(
-        self, name: str, folder: Path, meaning: TunedModel, *, both_ways: bool
-    ) -> _Base | str:
-        """Give the base that a model shares with others, loaded if need be; or say why it shares none."""
-        if not is_adapter(folder) and meaning.adapter != "head":
-            return "its layers were tuned"
-        form = choose_weights(self._weights, meaning.precision)
-        key = (meaning.base_digest, form, both_ways)
-        if key in self._bases:
-            return self._bases[key]
-        try:
-            weights = base_of(folder, meaning)
-        except ModelError:
-            if is_adapter(folder):
-                raise
-            return "its base is not on this machine"
-        if describe(weights).family == "encoder":
-            return "encoders do not share layers"
-        self._check_room(name, self._predicted_bytes(weights, meaning))
-        backbone = load_backbone(
-            weights, purpose="language", both_ways=both_ways, precision=arithmetic_of(form)
-        )
-        if backbone.packing_mode != "packed":
-            return f"`{backbone.facts.model_type}` cannot use packed attention"
-        pack_weights(backbone, form)
-        many = ManyAdapters(backbone.core)
-        num_bytes = weight_bytes(backbone.model) + many.num_bytes
-        self._check_room(name, num_bytes)
-        base = _Base(weights, SharedLayers(backbone, many), num_bytes)
-        self._bases[key] = base
-        return base
+    def _check_name(self, name: str, *, replaces: bool) -> None:
+        if name in self._models and not replaces:
+            raise RunError(
+                f"A model `{name}` is loaded already. Unload it first, or give this one another name."
+            )
+
+    def _place(self, model: ResidentModel) -> None:
+        if model.name in self._models:
+            self.unload(model.name)
+        self._models[model.name] = model
 
     def _check_room(self, name: str, num_bytes: int) -> None:
         taken = self.num_bytes
@@ -252,7 +243,63 @@ class Resident:
             )
 
 
-def _adapted(folder: Path, layer: AnswerLayer, base: _Base) -> SharingBackbone:
+def _base_of_run(
+    bases: Bases,
+    folder: Path,
+    meaning: TunedModel,
+    *,
+    form: WeightForm,
+    both_ways: bool,
+    check_room: CheckRoom,
+) -> Base | Apart:
+    """Give the base that a tuned model shares with others, loaded if need be; or say why it shares none."""
+    if not is_adapter(folder) and meaning.adapter != "head":
+        return Apart("its layers were tuned")
+    try:
+        key = BaseKey.of(locate(meaning.base_model), meaning.base_digest, form, both_ways=both_ways)
+        known = bases.find(key)
+        weights = base_of(folder, meaning) if known is None else known.folder
+    except ModelError:
+        if is_adapter(folder):
+            raise
+        known = bases.find_weights(meaning.base_digest, form, both_ways=both_ways)
+        return known or Apart("its base is not on this machine")
+    return known or bases.load(weights, key, check_room)
+
+
+def _sharing(
+    name: str, predictor: Predictor, backbone: SharingBackbone, base: Base
+) -> ResidentModel:
+    num_bytes = weight_bytes(backbone.model, beside=base.layers.backbone.model)
+    if backbone.adapter is not None:
+        num_bytes += backbone.adapter.num_bytes
+    return ResidentModel(name, predictor, num_bytes, "", base)
+
+
+def _apart(name: str, predictor: Predictor, why: str) -> ResidentModel:
+    return ResidentModel(name, predictor, weight_bytes(predictor.backbone.model), why, None)
+
+
+def _shared_backbone(folder: Path, layer: AnswerLayer, base: Base) -> SharingBackbone | None:
+    """Load what a tuned model has of its own; None if that is more than its base can share."""
+    return _adapted(folder, layer, base) if is_adapter(folder) else _headed(folder, layer, base)
+
+
+def _as_it_is(base: Base) -> SharingBackbone:
+    """Give the base itself, as one of the models that share it."""
+    shared = base.layers.backbone
+    return SharingBackbone(
+        shared.model,
+        shared.tokenizer,
+        shared.facts,
+        "packed",
+        weight_form=shared.weight_form,
+        many=base.layers.many,
+        adapter=None,
+    )
+
+
+def _adapted(folder: Path, layer: AnswerLayer, base: Base) -> SharingBackbone:
     """Load an adapter and the head beside it onto the layers of its base."""
     shared = base.layers.backbone
     empty = empty_model(base.folder, layer)
@@ -281,7 +328,7 @@ def _adapted(folder: Path, layer: AnswerLayer, base: _Base) -> SharingBackbone:
     )
 
 
-def _headed(folder: Path, layer: AnswerLayer, base: _Base) -> SharingBackbone | None:
+def _headed(folder: Path, layer: AnswerLayer, base: Base) -> SharingBackbone | None:
     """Load the head of a whole model whose other weights are those of its base; None if they are not."""
     shared = base.layers.backbone
     facts = describe(folder)
@@ -303,7 +350,7 @@ def _headed(folder: Path, layer: AnswerLayer, base: _Base) -> SharingBackbone | 
     )
 
 
-def _read_head(folder: Path, model: Any, base: _Base) -> bool:  # noqa: ANN401
+def _read_head(folder: Path, model: Any, base: Base) -> bool:  # noqa: ANN401
     """Give a model the weights of a folder that are not those of a base; False if one of those differs by a bit."""
     prefix = f"{model.base_model_prefix}."
     known = {name.removeprefix(prefix): each for name, each in _stored_weights(base.folder)}

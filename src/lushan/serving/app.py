@@ -1,6 +1,6 @@
 """The server as an application: its parts, its state, and what it says of itself. Read this file first.
 
-`app.state` holds what every route needs: `models` by name, `resident` (the tuned ones, which share their bases), `settings`, `worker`,
+`app.state` holds what every route needs: `models` by name, `resident` (those loaded here, which share their bases), `settings`, `worker`,
 `metrics`, `feedback`, `store` (the folder in which the page keeps runs and uploads, or None) and `keys`, which is None where no keys are asked for.
 """
 
@@ -93,7 +93,9 @@ def make_app(
     state.feedback = feedback
     state.worker = Worker(state.models, settings)
     state.metrics = Metrics(
-        num_waiting=lambda: state.worker.num_waiting, num_running=lambda: state.worker.num_running
+        num_waiting=lambda: state.worker.num_waiting,
+        num_running=lambda: state.worker.num_running,
+        weight_bytes=lambda: state.resident.num_bytes,
     )
     _add_layers(app, settings, state.metrics)
     _add_error_handlers(app)

@@ -5,24 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lushan.backbones.encoding import LengthLimit
-from lushan.backbones.inspect import describe, read_json
-from lushan.backbones.packed import load_untuned
+from lushan.backbones.inspect import read_json
 from lushan.backbones.sources import locate
-from lushan.catalog import load_task
 from lushan.errors import LushanError, RunError, SettingError
-from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.mixed import SharedLayers
 from lushan.inference.predict import Predictor
 from lushan.model_store.certificate import replay
 from lushan.model_store.resident import Resident
-from lushan.model_store.tuned_model import weights_digest
-from lushan.records import TaskState
 from lushan.serving.errors import UnknownModelError
 
 CERTIFICATE = "certificate.json"
-MOST_ANSWER_TOKENS = 1024
-"""Of an untuned model that is not told how long its answer may be."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +30,7 @@ class HostedModel:
     certified: bool
     """Whether its certificate's probes were answered here, and as the certificate says."""
     layers: SharedLayers | None = None
-    """What it computes with together with others that were tuned from the same base; None where it computes alone."""
+    """What it computes with together with others of the same base; None where it computes alone."""
     loaded_at: int = field(default_factory=lambda: int(time.time()))
     """Seconds since 1970."""
 
@@ -64,7 +56,7 @@ def host(target: str, resident: Resident) -> HostedModel:
 
     Args:
         target: As on the command line.
-        resident: Takes tuned models, so that those of one base share it; one of the same name is replaced. It says how
+        resident: Takes models, so that those of one base share it; one of the same name is replaced. It says how
             weights are held.
 
     Raises:
@@ -76,7 +68,7 @@ def host(target: str, resident: Resident) -> HostedModel:
     # A model of the cache has a file of this name too, which tells where it came from.
     if "state" in read_json(folder / "lushan.json") or (path / "recipe.yaml").is_file():
         return _host_run(folder, resident)
-    return _host_untuned(folder, weights=resident.weights)
+    return _host_untuned(folder, resident)
 
 
 def names_of(targets: Sequence[str]) -> list[str]:
@@ -124,17 +116,13 @@ def _replay(run: Path, predictor: Predictor) -> None:
 _REMEDY = "It is not served. Restore its `model` folder, or tune again."
 
 
-def _host_untuned(folder: Path, *, weights: str) -> HostedModel:
-    purpose = "embed" if describe(folder).family == "encoder" else "language"
-    backbone = load_untuned(folder, purpose=purpose, weights=weights)
-    context_tokens = backbone.facts.context_tokens
-    predictor = Predictor(
-        backbone,
-        load_task("dialogue"),
-        TaskState(),
-        "generate",
-        LengthLimit(context_tokens, "error"),
-        version=weights_digest(folder)[:12],
-        generation=GenerationSettings(max_new_tokens=min(MOST_ANSWER_TOKENS, context_tokens // 2)),
+def _host_untuned(folder: Path, resident: Resident) -> HostedModel:
+    model = resident.model(resident.load_untuned(folder, name=_name_of(folder), replaces=True))
+    return HostedModel(
+        model.name,
+        model.predictor,
+        None,
+        is_tuned=False,
+        certified=False,
+        layers=model.layers,
     )
-    return HostedModel(_name_of(folder), predictor, None, is_tuned=False, certified=False)

@@ -10,8 +10,14 @@ SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 class Metrics:
     """The counters of one server."""
 
-    def __init__(self, *, num_waiting: Callable[[], int], num_running: Callable[[], int]) -> None:
-        """Begin at zero; how many requests wait and run is asked when somebody looks."""
+    def __init__(
+        self,
+        *,
+        num_waiting: Callable[[], int],
+        num_running: Callable[[], int],
+        weight_bytes: Callable[[], int],
+    ) -> None:
+        """Begin at zero; how many requests wait and run, and what weights take, is asked when somebody looks."""
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "lushan_requests",
@@ -42,6 +48,12 @@ class Metrics:
         waiting.set_function(num_waiting)
         running = Gauge("lushan_running", "Requests that are answered.", registry=self._registry)
         running.set_function(num_running)
+        weights = Gauge(
+            "lushan_weight_bytes",
+            "Memory that the weights of all models take; what they share is counted once.",
+            registry=self._registry,
+        )
+        weights.set_function(weight_bytes)
 
     def count_request(self, route: str, *, status: int, seconds: float) -> None:
         """Count one answer; `route` is the path with names for its parts, so that there are few."""

@@ -159,7 +159,7 @@ def _written(worker: Worker, model: HostedModel, asked: Asked) -> Events:
 
 async def _chosen(worker: Worker, model: HostedModel, example: Example) -> Events:
     """Give what a model chose or marked as if it had been written in one go."""
-    (found,) = await worker.predict(model.name, [example])
+    (found,) = await worker.predict(model, [example])
     answer = plain_answer(found.answer)
     text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
     yield TokenEvent(0, 0, NO_TOKEN, found.log_likelihood, text, "stop")

@@ -27,7 +27,7 @@ class ServeSettings(Settings):
     leave of it, an eighth at least, holds earlier texts, whose starts are not read again."""
 
     max_model_gigabytes: float | None = Field(default=None, gt=0)
-    """Most memory that the weights of tuned models may take together; None sets no limit."""
+    """Most memory that the weights of models may take together; None sets no limit."""
 
     max_waiting: int = Field(default=256, ge=1)
     """Requests that may wait; one more is sent away with 503."""

@@ -40,7 +40,7 @@ async def predict(
     asked = rows if isinstance(rows, list) else [rows]
     examples = await anyio.to_thread.run_sync(partial(read_rows, hosted, asked))
     note(request.scope, model=model, rows=len(examples))
-    predictions = await while_connected(request, request.app.state.worker.predict(model, examples))
+    predictions = await while_connected(request, request.app.state.worker.predict(hosted, examples))
     if request.app.state.settings.log_texts:
         note(request.scope, asked=asked, answered=[each.answer for each in predictions])
     answers = [{"row": n, **asdict(each)} for n, each in enumerate(predictions, start=1)]

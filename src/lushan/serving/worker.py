@@ -20,7 +20,7 @@ from lushan.inference.predict import Prompted, weighed, written_from
 from lushan.records import Example, Prediction
 from lushan.serving.compute_thread import ComputeThread
 from lushan.serving.errors import DeadlineError, ServerBusyError
-from lushan.serving.hosted import HostedModel, find_model
+from lushan.serving.hosted import HostedModel
 from lushan.serving.micro_batches import Asked
 from lushan.serving.serve_settings import ServeSettings
 from lushan.serving.streams import Mailbox, Writing
@@ -74,7 +74,7 @@ class Worker:
         """Requests that are being answered."""
         return len(self._open) - self.num_waiting
 
-    async def predict(self, model_name: str, examples: Sequence[Example]) -> list[Prediction]:
+    async def predict(self, model: HostedModel, examples: Sequence[Example]) -> list[Prediction]:
         """Answer examples, in order, together with those of other requests.
 
         Raises:
@@ -82,7 +82,6 @@ class Worker:
             ServerBusyError: If too many requests wait.
             DeadlineError: If it takes too long.
         """
-        model = find_model(self._models, model_name)
         predictor = model.predictor
         if predictor.writes:
             return await _predict_by_writing(self, model, examples)
@@ -108,7 +107,7 @@ class Worker:
 
     async def generate(
         self,
-        model: str | HostedModel,
+        model: HostedModel,
         prompt_ids: Sequence[int],
         settings: GenerationSettings,
         constraint: Constraint | None = None,
@@ -124,7 +123,6 @@ class Worker:
             ServerBusyError: If too many requests wait.
             DeadlineError: If it takes too long.
         """
-        model = _found(self._models, model)
         request = Writing(
             next(self._numbers),
             model.predictor.backbone,
@@ -149,15 +147,12 @@ class Worker:
 
     async def generate_all(
         self,
-        model: str | HostedModel,
+        model: HostedModel,
         prompted: Sequence[Prompted],
         *,
         num_alternatives: int = 0,
     ) -> AsyncGenerator[TokenEvent, None]:
         """Write answers to several prompts, as `generate` does, a few of them at a time; `prompt_index` tells which."""
-        model = _found(
-            self._models, model
-        )  # all by this one, though another take its name meanwhile
         told: asyncio.Queue[TokenEvent | Exception | None] = asyncio.Queue()
         room = asyncio.Semaphore(PROMPTS_AT_ONCE)
 
@@ -208,10 +203,6 @@ class Worker:
                 return await awaitable
         except TimeoutError:
             raise DeadlineError(self._settings.deadline_seconds) from None
-
-
-def _found(models: Mapping[str, HostedModel], model: str | HostedModel) -> HostedModel:
-    return model if isinstance(model, HostedModel) else find_model(models, model)
 
 
 async def _predict_by_writing(

@@ -5,6 +5,7 @@ import shutil
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,21 @@ from safetensors.torch import load_file, save_file
 from lushan.backbones.adapters import Method
 from lushan.backbones.load import load_backbone
 from lushan.backbones.many_adapters import own_adapter
-from lushan.backbones.packed import WeightsSetting
+from lushan.backbones.packed import WeightsSetting, load_untuned, weight_bytes
+from lushan.catalog import load_task
 from lushan.errors import ModelError, RunError, UserError
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import GenerationEngine, encode_prompts, generate
+from lushan.inference.generate import run as run_engine
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
 from lushan.model_store.resident import Resident
-from lushan.model_store.tuned_model import load_predictor
-from lushan.records import Example
+from lushan.model_store.tuned_model import load_predictor, weights_digest
+from lushan.model_store.untuned_model import untuned_predictor
+from lushan.records import Example, Row
+from lushan.tasks import Task
 from tests.conftest import MakeTiny
+from tests.generation import plain_answers
 from tests.many_runs import KINDS, Kind, assert_same, examples_of, save_run
 
 SHORT = GenerationSettings(max_new_tokens=10)
@@ -159,6 +165,137 @@ def test_half_precision_answers_as_alone_but_for_rounding(
     expected = [each for run in runs for each in load_predictor(run).predict(examples)]
     for ours, theirs in zip(found, expected, strict=True):
         assert dict(ours.probabilities) == pytest.approx(dict(theirs.probabilities), abs=0.02)
+
+
+# The untuned base beside them
+
+
+def conversations() -> list[Example]:
+    """Give short ones: half the context of an untuned model is for its answer."""
+    task: Task = load_task("dialogue")
+    told = [[{"role": "user", "content": text}] for text in ("Hello!", "Is the soup cold?")]
+    rows = [Row({"messages": messages}, "test", number) for number, messages in enumerate(told)]
+    return [task.read(row, needs_target=False) for row in rows]
+
+
+def written_by_untuned(folder: Path, weights: WeightsSetting, *others: Path) -> list[TokenEvent]:
+    """Have the untuned model write, after models were loaded beside it."""
+    resident = Resident(weights=weights)
+    for run in others:
+        resident.load(run)
+    model = resident.model(resident.load_untuned(folder, name="untuned"))
+    layers = model.layers
+    assert layers is not None
+    assert {id(each.layers) for each in resident.models if each.layers} == {id(layers)}
+    engine = GenerationEngine(layers.backbone, many=layers.many)
+    (prompt,) = encode_prompts(layers.backbone, [PROMPT])
+    adapter = own_adapter(model.predictor.backbone)
+    engine.add(prompt, SHORT, index=0, adapter=adapter, num_alternatives=5)
+    return list(run_engine(engine))
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text"])
+def test_untuned_base_writes_to_the_last_bit_what_it_writes_alone(
+    model_type: str, weights: WeightsSetting, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = tiny_folder(model_type)
+    for name in ("topics", "talks"):
+        save_run(tmp_path / name, folder, KINDS[name])
+    alone = GenerationEngine(load_untuned(folder, purpose="language", weights=weights))
+    (prompt,) = encode_prompts(alone._backbone, [PROMPT])
+    alone.add(prompt, SHORT, index=0, num_alternatives=5)
+    expected = list(run_engine(alone))
+    assert written_by_untuned(folder, weights, tmp_path / "topics", tmp_path / "talks") == expected
+    assert written_by_untuned(folder, weights) == expected
+    if weights == "fp32":
+        plain = plain_answers(folder, prompt, max_new_tokens=SHORT.max_new_tokens)
+        assert [each.token_id for each in expected] == plain[0]
+
+
+@pytest.mark.parametrize("first", ["base", "runs"])
+def test_untuned_base_answers_among_its_runs_as_alone(
+    first: str, many_runs: Path, tiny_folder: MakeTiny
+) -> None:
+    resident, names = Resident(weights="fp32"), ["talks", "topics", "stars"]
+    loads = [partial(resident.load, many_runs / name) for name in names]
+    loads.insert(0 if first == "base" else 3, partial(resident.load_untuned, tiny_folder("llama"), name="untuned"))  # fmt: skip
+    for load in loads:
+        load()
+    assert len({id(each.base) for each in resident.models}) == 1
+    asked = {name: examples_of(KINDS[name].task) for name in names}
+    asked["untuned"] = asked["talks"] = conversations()
+    found = resident.predict([(name, x) for name in asked for x in asked[name]])
+    backbone = load_untuned(tiny_folder("llama"), purpose="language", weights="fp32")
+    alone = {name: load_predictor(many_runs / name) for name in names}
+    alone["untuned"] = untuned_predictor(backbone, digest=weights_digest(tiny_folder("llama")))
+    assert_same(found, [each for name in asked for each in alone[name].predict(asked[name])])
+    talks, untuned = (alone[name].predict(asked["talks"]) for name in ("talks", "untuned"))
+    assert [each.answer for each in talks] != [each.answer for each in untuned]
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+def test_untuned_base_costs_nothing_beside_its_runs_and_is_counted_once(
+    weights: WeightsSetting, many_runs: Path, tiny_folder: MakeTiny
+) -> None:
+    alone = weight_bytes(load_untuned(tiny_folder("llama"), purpose="language", weights=weights).model)  # fmt: skip
+    resident = Resident(weights=weights)
+    resident.load_untuned(tiny_folder("llama"), name="untuned")
+    assert (resident.num_bytes, resident.model("untuned").num_bytes) == (alone, 0)
+    resident.load(many_runs / "talks")
+    assert resident.num_bytes == alone + resident.model("talks").num_bytes
+    other = Resident(weights=weights, limit_bytes=resident.num_bytes)
+    other.load(many_runs / "talks")
+    other.load_untuned(tiny_folder("llama"), name="untuned")
+    assert other.num_bytes == resident.num_bytes
+    with pytest.raises(ModelError, match=r"`neo` needs 0\.\d MB more; models take"):
+        other.load_untuned(tiny_folder("gpt_neo"), name="neo")
+    assert [each.name for each in other.models] == ["talks", "untuned"]
+
+
+def test_base_and_run_are_unloaded_and_replaced_without_the_other(
+    many_runs: Path, tiny_folder: MakeTiny
+) -> None:
+    resident, examples = Resident(weights="fp32"), conversations()
+    resident.load(many_runs / "talks")
+    resident.load_untuned(tiny_folder("llama"), name="untuned")
+    names = [(name, x) for name in ("talks", "untuned") for x in examples]
+    expected = resident.predict(names)
+    core = weakref.ref(resident.model("talks").predictor.backbone.model)
+    resident.unload("talks")
+    assert_same(resident.predict(names[len(examples) :]), expected[len(examples) :])
+    resident.load(many_runs / "talks")
+    resident.load_untuned(tiny_folder("llama"), name="untuned", replaces=True)
+    with pytest.raises(RunError, match="`untuned` is loaded already"):
+        resident.load_untuned(tiny_folder("llama"), name="untuned")
+    assert_same(resident.predict(names), expected)
+    resident.unload("untuned")
+    assert_same(resident.predict(names[: len(examples)]), expected[: len(examples)])
+    resident.unload("talks")
+    assert (core(), resident.num_bytes) == (None, 0)
+
+
+def test_what_is_not_the_base_itself_shares_nothing_with_it(
+    many_runs: Path, tiny_folder: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = holding(many_runs, "topics")
+    base = resident.model("topics").base
+    changed, otherwise = (
+        shutil.copytree(tiny_folder("llama"), tmp_path / name) for name in ("changed", "otherwise")
+    )
+    weights = load_file(changed / "model.safetensors")
+    weights["model.norm.weight"].add_(1e-3)
+    save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
+    (otherwise / "chat_template.jinja").write_text("{{ bos_token }}", "utf-8")
+    run = save_run(tmp_path / "whole", tiny_folder("llama"), Kind("dialogue", "generate", "full"))
+    monkeypatch.setattr("lushan.model_store.resident.untuned_form", lambda _: "fp32")
+    names = [resident.load_untuned(each) for each in (changed, otherwise)]
+    assert all(resident.model(name).base not in (base, None) for name in names)
+    assert resident.model(resident.load(run)).base is None
+    # The run is held as it was trained, the base as is fast here.
+    monkeypatch.setattr("lushan.model_store.resident.untuned_form", lambda _: "bf16")
+    resident.load_untuned(tiny_folder("llama"), name="halved")
+    assert resident.model("halved").base not in (base, None)
 
 
 # What they cost

@@ -56,6 +56,14 @@ def test_model_that_takes_more_memory_than_models_may_is_refused(tiny_run: Path)
         assert "Unload one, or allow more" in str(served.app.state.failure)
 
 
+def test_metrics_tell_the_memory_of_what_was_loaded(tiny_run: Path) -> None:
+    with serving(targets=[str(tiny_run)]) as served:
+        page = served.get("/metrics").text
+        expected = served.app.state.resident.num_bytes
+    (line,) = (each for each in page.splitlines() if each.startswith("lushan_weight_bytes "))
+    assert float(line.split()[1]) == expected > 0
+
+
 def test_fault_while_loading_stops_the_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
     fault = ZeroDivisionError("ours")
 

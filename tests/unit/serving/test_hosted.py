@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from lushan.backbones.sources import RECORD_FILE
 from lushan.errors import ModelError, RunError, SettingError
 from lushan.model_store.resident import Resident
-from lushan.serving.hosted import host, names_of
+from lushan.serving.errors import UnknownModelError
+from lushan.serving.hosted import HostedModel, find_model, host, names_of
 from tests.conftest import MakeTiny
 from tests.runs import read
 
@@ -101,3 +102,9 @@ def test_two_models_of_one_name_are_refused(run: Path, tmp_path: Path) -> None:
 def test_model_that_is_not_there_is_told_at_once() -> None:
     with pytest.raises(ModelError, match="Unknown model `no-such`"):
         names_of(["no-such"])
+
+
+def test_unknown_model_is_told_with_those_there_are(chatter: HostedModel) -> None:
+    assert find_model({"chatter": chatter}, "chatter") is chatter
+    with pytest.raises(UnknownModelError, match="Served: chatter"):
+        find_model({"chatter": chatter}, "other")

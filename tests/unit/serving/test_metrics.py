@@ -6,7 +6,7 @@ from lushan.serving.metrics import Metrics
 
 
 def test_page_has_what_was_counted() -> None:
-    metrics = Metrics(num_waiting=lambda: 3, num_running=lambda: 2)
+    metrics = Metrics(num_waiting=lambda: 3, num_running=lambda: 2, weight_bytes=lambda: 5_000)
     metrics.count_request("/v1/models", status=200, seconds=0.03)
     metrics.count_request("/v1/models", status=404, seconds=9.0)
     metrics.count_tokens("m", num_prompt=5, num_reused=3, num_completion=7)
@@ -23,3 +23,4 @@ def test_page_has_what_was_counted() -> None:
     assert found["lushan_tokens_total", "completion", "m"] == 7
     assert found["lushan_reused_tokens_total", "m"] == 3
     assert (found["lushan_waiting",], found["lushan_running",]) == (3, 2)
+    assert found["lushan_weight_bytes",] == 5_000

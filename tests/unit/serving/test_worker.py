@@ -15,7 +15,7 @@ from lushan.errors import DataError, SettingError
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
 from lushan.records import Example
-from lushan.serving.errors import DeadlineError, ServerBusyError, UnknownModelError
+from lushan.serving.errors import DeadlineError, ServerBusyError
 from lushan.serving.hosted import HostedModel
 from lushan.serving.serve_settings import ServeSettings
 from lushan.serving.worker import Worker
@@ -38,9 +38,13 @@ def working(*models: HostedModel, **settings: object) -> Iterator[Worker]:
 
 
 async def tokens(
-    worker: Worker, settings: GenerationSettings = SHORT, *, prompt: tuple[int, ...] = PROMPT
+    worker: Worker,
+    model: HostedModel,
+    settings: GenerationSettings = SHORT,
+    *,
+    prompt: tuple[int, ...] = PROMPT,
 ) -> list[int]:
-    return [each.token_id async for each in worker.generate("chatter", prompt, settings)]
+    return [each.token_id async for each in worker.generate(model, prompt, settings)]
 
 
 async def once(is_so: Callable[[], bool]) -> None:
@@ -51,12 +55,13 @@ async def once(is_so: Callable[[], bool]) -> None:
 
 def test_closing_the_iterator_frees_the_rows_at_once(chatter: HostedModel) -> None:
     async def leave(worker: Worker) -> list[int]:
-        events = worker.generate("chatter", PROMPT, LONG)
+        events = worker.generate(chatter, PROMPT, LONG)
         await anext(events)
         assert worker.num_running == 1
         await events.aclose()
         assert worker.num_running == 0
-        return await asyncio.wait_for(tokens(worker), 5)  # there is one row, and it is free
+        # There is one row, and it is free.
+        return await asyncio.wait_for(tokens(worker, chatter), 5)
 
     with working(chatter, max_rows=1) as worker:
         assert len(asyncio.run(leave(worker))) == 6
@@ -66,12 +71,12 @@ def test_request_beyond_the_rows_waits_and_one_beyond_the_queue_is_sent_away(
     chatter: HostedModel,
 ) -> None:
     async def crowd(worker: Worker) -> list[int]:
-        running = worker.generate("chatter", PROMPT, LONG)
+        running = worker.generate(chatter, PROMPT, LONG)
         await anext(running)
-        waiting = asyncio.create_task(tokens(worker))
+        waiting = asyncio.create_task(tokens(worker, chatter))
         await once(lambda: worker.num_waiting == 1)
         with pytest.raises(ServerBusyError):
-            await tokens(worker)
+            await tokens(worker, chatter)
         await running.aclose()
         return await waiting
 
@@ -82,14 +87,18 @@ def test_request_beyond_the_rows_waits_and_one_beyond_the_queue_is_sent_away(
 def test_request_past_its_deadline_is_told_so_and_forgotten(chatter: HostedModel) -> None:
     with working(chatter, deadline_seconds=0.2) as worker:
         with pytest.raises(DeadlineError, match=r"not finished after 0.2 seconds"):
-            asyncio.run(tokens(worker, LONG))
+            asyncio.run(tokens(worker, chatter, LONG))
         assert (worker.num_waiting, worker.num_running) == (0, 0)
 
 
 def test_what_does_not_fit_fails_alone(chatter: HostedModel) -> None:
     async def mixed(worker: Worker) -> list[list[int] | BaseException]:
         too_long = LONG.model_copy(update={"max_new_tokens": 5000})
-        asked = (tokens(worker), tokens(worker, too_long), tokens(worker, prompt=()))
+        asked = (
+            tokens(worker, chatter),
+            tokens(worker, chatter, too_long),
+            tokens(worker, chatter, prompt=()),
+        )
         return list(await asyncio.gather(*asked, return_exceptions=True))
 
     with working(chatter) as worker:
@@ -98,14 +107,9 @@ def test_what_does_not_fit_fails_alone(chatter: HostedModel) -> None:
     assert [type(each) for each in (too_long, empty)] == [DataError, DataError]
 
 
-def test_unknown_model_is_told_with_those_there_are(chatter: HostedModel) -> None:
-    with working(chatter) as worker, pytest.raises(UnknownModelError, match="Served: chatter"):
-        asyncio.run(worker.predict("other", EXAMPLES))
-
-
 def test_stopped_worker_leaves_nobody_waiting(chatter: HostedModel) -> None:
     async def stop(worker: Worker) -> None:
-        events = worker.generate("chatter", PROMPT, LONG)
+        events = worker.generate(chatter, PROMPT, LONG)
         await anext(events)
         stopping = asyncio.create_task(asyncio.to_thread(worker.stop))
         with pytest.raises(ServerBusyError, match="is stopping"):
@@ -134,7 +138,7 @@ def test_predictions_of_several_requests_share_a_batch(
         blocking = asyncio.create_task(worker.run(held.wait))
         await once(lambda: worker.num_running == 1)  # else some may be answered before
         parts = [EXAMPLES[:1], EXAMPLES[1:3], EXAMPLES[3:]]
-        asked = [asyncio.create_task(worker.predict("run", part)) for part in parts]
+        asked = [asyncio.create_task(worker.predict(classifier, part)) for part in parts]
         await once(lambda: worker.num_waiting + worker.num_running == 4)
         held.set()
         await blocking
@@ -151,12 +155,12 @@ def test_what_a_replaced_model_remembers_is_freed(chatter: HostedModel) -> None:
     worker = Worker(models, ServeSettings())
     worker.start()
     try:
-        asyncio.run(tokens(worker))
+        asyncio.run(tokens(worker, chatter))
         worker.forget_replaced()
         assert asyncio.run(worker.run(lambda: len(worker._thread._streams._desks))) == 1
-        models["chatter"] = replace(
-            chatter, predictor=replace(chatter.predictor, backbone=copy(chatter.predictor.backbone))
-        )
+        assert chatter.layers is not None
+        others = chatter.layers._replace(backbone=copy(chatter.layers.backbone))
+        models["chatter"] = replace(chatter, layers=others)
         worker.forget_replaced()
         assert asyncio.run(worker.run(lambda: len(worker._thread._streams._desks))) == 0
     finally:
@@ -167,7 +171,7 @@ def test_long_request_gives_way_to_a_short_one(classifier: HostedModel) -> None:
     finished: list[str] = []
 
     async def ask(worker: Worker, name: str, examples: list[Example]) -> None:
-        await worker.predict("run", examples)
+        await worker.predict(classifier, examples)
         finished.append(name)
 
     async def ask_both(worker: Worker) -> None:
@@ -188,7 +192,7 @@ def test_other_work_runs_between_steps_and_its_errors_reach_who_asked(chatter: H
         async def works() -> str:
             return await worker.run(lambda: threading.current_thread().name)
 
-        events = worker.generate("chatter", PROMPT, LONG)
+        events = worker.generate(chatter, PROMPT, LONG)
         await anext(events)
         with pytest.raises(SettingError, match="no such thing"):
             await worker.run(fail)

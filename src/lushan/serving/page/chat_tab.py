@@ -146,9 +146,10 @@ async def reply(studio: Studio, name: str, chat: Chat) -> AsyncGenerator[str]:
 
 
 def _events(studio: Studio, name: str, chat: Chat) -> AsyncGenerator[TokenEvent]:
-    predictor = studio.model(name).predictor
+    hosted = studio.model(name)
+    predictor = hosted.predictor
     told = [{"role": "system", "content": chat.system.strip()}] if chat.system.strip() else []
     row = Row({"messages": [*told, *chat.turns]}, "chat", 1)
     prompt = predictor.encode([predictor.task.read(row, needs_target=False)])[0]
     settings = predictor.generation.model_copy(update={"temperature": float(chat.temperature)})
-    return studio.worker.generate(name, prompt.token_ids, settings)
+    return studio.worker.generate(hosted, prompt.token_ids, settings)

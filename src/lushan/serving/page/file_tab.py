@@ -101,7 +101,7 @@ async def answer_file(
     num_done = 0
     with target.open("w", encoding="utf-8") as stream:
         for chunk in _chunks(rows):
-            predictions = await studio.worker.predict(hosted.name, [each for _, each in chunk])
+            predictions = await studio.worker.predict(hosted, [each for _, each in chunk])
             for (number, _), prediction in zip(chunk, predictions, strict=True):
                 line = {"row": number, **asdict(prediction)}
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,8 +1,8 @@
 """The tab in which a model is asked about one text, alone or beside another model."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -145,11 +145,11 @@ async def answers_html(
     predictor = first.predictor
     example = _example(studio, names[0], values)
     asked = [first, *(studio.model(name) for name in names[1:] if name)]
+    # At once: those of one base answer in the same passes.
+    answers = await asyncio.gather(*(_ask(studio, each, predictor, example) for each in asked))
     cards = [
-        drawing.answer_card(
-            example, await _ask(studio, each, predictor, example), texts, title=each.name
-        )
-        for each in asked
+        drawing.answer_card(example, answer, texts, title=each.name)
+        for each, answer in zip(asked, answers, strict=True)
     ]
     return drawing.answers(cards, texts)
 
@@ -164,13 +164,13 @@ async def _ask(
     studio: Studio, hosted: HostedModel, of_form: Predictor, example: Example
 ) -> Prediction:
     """Ask a model; one of another task is asked by a prompt, as before tuning."""
-    if isinstance(hosted.predictor.task, type(of_form.task)):
-        return (await studio.worker.predict(hosted.name, [example]))[0]
-    prompted = replace(
-        hosted.predictor,
-        task=of_form.task,
-        state=of_form.state,
-        answer="generate",
-        generation=of_form.generation,
-    )
-    return (await studio.worker.run(partial(prompted.predict, [example])))[0]
+    if not isinstance(hosted.predictor.task, type(of_form.task)):
+        prompted = replace(
+            hosted.predictor,
+            task=of_form.task,
+            state=of_form.state,
+            answer="generate",
+            generation=of_form.generation,
+        )
+        hosted = replace(hosted, predictor=prompted)
+    return (await studio.worker.predict(hosted, [example]))[0]

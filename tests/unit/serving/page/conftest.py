@@ -1,7 +1,7 @@
 """A server without a network: its models answer at once, in this thread."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
@@ -23,8 +23,7 @@ Result = TypeVar("Result")
 
 
 class FakeWorker:
-    def __init__(self, models: Mapping[str, HostedModel]) -> None:
-        self._models = models
+    def __init__(self) -> None:
         self.num_closed = 0
         self.seconds_per_token = 0.0
         self.forgot_replaced = False
@@ -32,14 +31,14 @@ class FakeWorker:
     def forget_replaced(self) -> None:
         self.forgot_replaced = True
 
-    async def predict(self, model_name: str, examples: Sequence[Example]) -> list[Prediction]:
-        return self._models[model_name].predictor.predict(examples)
+    async def predict(self, model: HostedModel, examples: Sequence[Example]) -> list[Prediction]:
+        return model.predictor.predict(examples)
 
     async def generate(
-        self, model_name: str, prompt_ids: Sequence[int], settings: GenerationSettings
+        self, model: HostedModel, prompt_ids: Sequence[int], settings: GenerationSettings
     ) -> AsyncGenerator[TokenEvent]:
         try:
-            backbone = self._models[model_name].predictor.backbone
+            backbone = model.predictor.backbone
             for event in stream(backbone, [prompt_ids], settings):
                 yield event
                 await asyncio.sleep(self.seconds_per_token)
@@ -53,7 +52,7 @@ class FakeWorker:
 def make_server(models: Sequence[HostedModel], store: Path | None) -> FastAPI:
     app = FastAPI()
     app.state.models = {each.name: each for each in models}
-    app.state.worker = FakeWorker(app.state.models)
+    app.state.worker = FakeWorker()
     app.state.resident = Resident()
     app.state.store = store
     app.state.settings = SimpleNamespace(max_body_bytes=4_000_000, is_on_loopback=True)

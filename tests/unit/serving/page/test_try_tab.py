@@ -1,11 +1,14 @@
 """What is asked in the form is answered by the models that were chosen."""
 
 import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lushan.errors import DataError
+from lushan.records import Example, Prediction
 from lushan.serving.errors import UnknownModelError
 from lushan.serving.hosted import HostedModel
 from lushan.serving.page.form import fields_of
@@ -35,6 +38,29 @@ def test_untouched_model_answers_beside_the_tuned_one_with_its_labels(
     for label in tuned.predictor.state.labels:
         assert label in first
         assert label in second
+
+
+def test_both_models_are_asked_at_once(
+    make_studio: MakeStudio, tuned: HostedModel, talker: HostedModel, english: Texts
+) -> None:
+    studio, asked = make_studio(tuned, talker), list[HostedModel]()
+
+    async def answer_once_both_are_asked(
+        model: HostedModel, examples: Sequence[Example]
+    ) -> list[Prediction]:
+        asked.append(model)
+        async with asyncio.timeout(20):
+            while len(asked) < 2:
+                await asyncio.sleep(0.001)
+        return model.predictor.predict(examples)
+
+    studio.app.state.worker = SimpleNamespace(predict=answer_once_both_are_asked)
+    page = asyncio.run(answers_html(studio, english, ["tiny", "talker"], {"text": "Great!"}))
+    assert page.count("<section") == 2
+    # The untouched model keeps its layers, and with them what it shares.
+    assert [each.predictor.backbone for each in asked] == [
+        each.predictor.backbone for each in (tuned, talker)
+    ]
 
 
 def test_others_are_models_that_can_answer_the_same_form(
