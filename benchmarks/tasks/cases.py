@@ -121,7 +121,11 @@ CASES = (
         data="ner/resume_ner",
         task="tagging",
         model=CHINESE,
-        options=_settings(training__epochs=3, training__learning_rate=5e-5),
+        options=_settings(
+            training__epochs=3,
+            training__learning_rate=5e-5,
+            task_settings__attention="bidirectional",
+        ),
         floor=0.93,
     ),
     Case(
