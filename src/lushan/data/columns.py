@@ -5,13 +5,16 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lushan.errors import DataError
 
 WHOLE_NUMBER = re.compile(r"[+-]?\d+\.0+")
 MISSING_WORDS = frozenset({"nan", "null"})
 LABEL_SEPARATORS = ("|", ";")
+_WITHOUT_LENGTHS = (
+    "only a model that is tuned with `--set task_settings.length_control=true` keeps to a length."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,16 @@ class Columns:
     """Those that hold class names: stripped, and `1.0` is read as `1`."""
     lists: tuple[str, ...] = ()
     """Those labels of which a row may have several: a JSON list, or text cut at `|` or `;`."""
+    lengths: tuple[str, ...] = ()
+    """Optional ones that say how long an answer is wanted, of which only a model that learned to keep to it makes anything
+    (`task_settings.length_control`)."""
     others: tuple["Columns", ...] = ()
     """Other forms of the same rows; a file has one of them."""
+
+    def without_lengths(self) -> "Columns":
+        """What is left where the model does not learn to keep to a length; files may mean something else by the name."""
+        optional = tuple(name for name in self.optional if name not in self.lengths)
+        return replace(self, optional=optional)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,7 +65,12 @@ class Columns:
         others = tuple(each.asked for each in self.others)
         read, guesses = (*self.required[:1], *self.asked_with), self.guesses
         return Columns(
-            read, self.optional, asked_with=self.asked_with, guesses=guesses, others=others
+            read,
+            self.optional,
+            asked_with=self.asked_with,
+            lengths=self.lengths,
+            guesses=guesses,
+            others=others,
         )
 
 
@@ -115,6 +131,9 @@ def find_columns(
         if guess is not None:
             names[name] = guess
             notes.say(f"column `{guess}` is read as `{name}`.")
+    for name in wanted.lengths:
+        if name in found and name not in {*wanted.names, *names.values()}:
+            notes.say(f"column `{name}` is not read: {_WITHOUT_LENGTHS}")
     missing = [name for name in wanted.required if name not in names]
     if missing:
         instead = "".join(
@@ -153,12 +172,14 @@ def form_of(found: Sequence[str], *, mapping: Mapping[str, str], wanted: Columns
 
 
 def check_mapping(mapping: Mapping[str, str], wanted: Columns) -> None:
-    """Check that the user named only columns that the task knows.
+    """Check that the user named only columns that the task reads.
 
     Raises:
         DataError: If not; lists the task's columns.
     """
     for name in mapping:
+        if name in wanted.lengths and name not in wanted.all_names:
+            raise DataError(f"`data.columns.{name}` has no effect: {_WITHOUT_LENGTHS}")
         if name not in wanted.all_names:
             raise DataError(
                 f"`data.columns.{name}`: the task has no column `{name}`. "

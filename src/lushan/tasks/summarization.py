@@ -40,6 +40,7 @@ class Task(text_answers.WritingTask):
     columns = Columns(
         required=("document", "summary"),
         optional=("references", "length"),
+        lengths=("length",),
         guesses={
             "document": ("text", "article", "body", "content", "abstract"),
             "summary": ("highlights", "title", "headline", "tldr", "target"),

@@ -258,7 +258,11 @@ def _train_rows(data: Path, prepared: Prepared, setup: Setup) -> list[Mapping[st
     rows = read_rows(
         file,
         columns=setup.recipe.data.columns,
-        wanted=columns_for(setup.task, multi_label=prepared.multi_label),
+        wanted=columns_for(
+            setup.task,
+            multi_label=prepared.multi_label,
+            length_control=setup.recipe.task_settings.length_control,
+        ),
         notes=Notes(file.name),
     )
     found: dict[str, Mapping[str, Any]] = {}

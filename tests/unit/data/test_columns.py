@@ -54,6 +54,36 @@ def test_form_is_the_first_whose_read_column_is_named_there_or_guessed(
     assert form_of(found, mapping=mapping, wanted=FORMS).required[0] == read
 
 
+LENGTHS = Columns(required=("text",), optional=("note", "length"), lengths=("length",))
+
+
+def test_wanted_length_is_read_only_where_the_model_keeps_to_one() -> None:
+    notes = Notes("a.csv")
+    found = ("text", "length")
+    assert find_columns(found, mapping={}, wanted=LENGTHS, notes=notes) == {
+        "text": "text",
+        "length": "length",
+    }
+    assert notes.lines() == []
+    wanted = LENGTHS.without_lengths()
+    for form in (wanted, wanted.asked):
+        notes = Notes("a.csv")
+        assert find_columns(found, mapping={}, wanted=form, notes=notes) == {"text": "text"}
+        (note,) = notes.lines()
+        assert note.startswith("a.csv: column `length` is not read: ")
+        assert "task_settings.length_control=true" in note
+    notes = Notes("a.csv")
+    mapped = find_columns(found, mapping={"note": "length"}, wanted=wanted, notes=notes)
+    assert mapped == {"text": "text", "note": "length"}
+    assert notes.lines() == []
+
+
+def test_wanted_length_that_nobody_keeps_to_cannot_be_named() -> None:
+    check_mapping({"length": "words"}, LENGTHS)
+    with pytest.raises(DataError, match=r"`data\.columns\.length` has no effect: .*length_control"):
+        check_mapping({"length": "words"}, LENGTHS.without_lengths())
+
+
 def test_missing_column_of_several_forms_names_them() -> None:
     with pytest.raises(DataError, match=r"no column `text` \(nor `tokens`\)\. Found: `words`"):
         find_columns(["words"], mapping={}, wanted=FORMS, notes=Notes("a.csv"))

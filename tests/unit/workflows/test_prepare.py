@@ -126,6 +126,23 @@ def test_labels_joined_by_semicolons_are_several_only_when_asked(tmp_path: Path)
     assert columns_for(TASK, multi_label=False).lists == ()
 
 
+def test_a_column_named_length_means_a_wanted_one_only_where_lengths_are_kept_to(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"document": f"Film {n} is long.", "summary": f"Long film {n}", "length": "1:37:05"}
+        for n in range(20)
+    ]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    task = load_task("summarization")
+    found = prepare(data, task=task, recipe=make_recipe(None, {}, []))
+    assert {each.extra.get("length") for each in found.parts.train} == {None}
+    assert any("`length` is not read" in note and "length_control" in note for note in found.notes)
+    controlled = make_recipe(None, {}, ["task_settings.length_control=true"])
+    with pytest.raises(DataError, match=r"row 1: column `length` must hold `short`.*'1:37:05'"):
+        prepare(data, task=task, recipe=controlled)
+
+
 def test_columns_are_mapped_by_a_setting(tmp_path: Path) -> None:
     rows = [{"body": row["text"], "kind": row["label"]} for row in good_rows()]
     data = write_lines(tmp_path / "data.jsonl", rows)
