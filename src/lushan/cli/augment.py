@@ -62,7 +62,7 @@ def command(
     made = make_recipe(None, flags_of(options), settings or [])
 
     with quick_imports():
-        from lushan.workflows.self_training import augment_or_label
+        from lushan.workflows.augment import augment_or_label
 
     found = augment_or_label(
         data,
