@@ -1,5 +1,6 @@
 """Which column of a file is which column of a task: named by the user, equal, or guessed and told."""
 
+import json
 import math
 import re
 import sys
@@ -32,7 +33,7 @@ class Columns:
     labels: tuple[str, ...] = ()
     """Those that hold class names: stripped, and `1.0` is read as `1`."""
     lists: tuple[str, ...] = ()
-    """Those labels of which a row may have several: a JSON list, or text cut at `|` or `;`."""
+    """Those labels of which a row may have several: a list, also as a text of JSON, or text cut at `|` or `;`."""
     lengths: tuple[str, ...] = ()
     """Optional ones that say how long an answer is wanted, of which only a model that learned to keep to it makes anything
     (`task_settings.length_control`)."""
@@ -217,6 +218,16 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(listed[:20]) + (" ..." if len(listed) > 20 else "") if listed else "nothing"
 
 
+def unpacked(value: object) -> object:
+    """Give a list or an object as it is, and what a text says as JSON, since tables hold them so; None if it says nothing."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+
+
 class Cleaner:
     """Turns the values of one file's columns into text, lists, or None; tells what it changed."""
 
@@ -282,6 +293,8 @@ class Cleaner:
         return self._label(name, value, number)
 
     def _cut(self, name: str, text: str, number: int) -> Sequence[str]:
+        if isinstance(listed := unpacked(text), list):
+            return listed
         separator = next((mark for mark in LABEL_SEPARATORS if mark in text), None)
         if not text.strip():
             self._notes.count(f"`{name}` is empty; read as no label", number)

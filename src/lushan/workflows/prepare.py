@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lushan.data.checks import Findings, OverlapCounts, check_parts, remove_overlap
-from lushan.data.columns import Columns, Notes
+from lushan.data.columns import Columns, Notes, unpacked
 from lushan.data.example_store import ExampleStore
 from lushan.data.ledger import Ledger, count_rows
 from lushan.data.readers import Dataset, find_files, read_dataset, read_rows
@@ -212,7 +212,8 @@ def holds_lists(path: Path, *, task: Task, columns: Mapping[str, str]) -> bool:
     peeked = list(itertools.islice(rows, NUM_PEEKED_ROWS))
     labels = [row.values.get(name) for row in peeked for name in task.columns.lists]
     return any(
-        MULTI_LABEL_SEPARATOR in each if isinstance(each, str) else isinstance(each, list | tuple)
+        isinstance(unpacked(each), list | tuple)
+        or (isinstance(each, str) and MULTI_LABEL_SEPARATOR in each)
         for each in labels
     )
 

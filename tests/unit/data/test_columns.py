@@ -4,7 +4,15 @@ import math
 
 import pytest
 
-from lushan.data.columns import Cleaner, Columns, Notes, check_mapping, find_columns, form_of
+from lushan.data.columns import (
+    Cleaner,
+    Columns,
+    Notes,
+    check_mapping,
+    find_columns,
+    form_of,
+    unpacked,
+)
 from lushan.errors import DataError
 
 WANTED = Columns(
@@ -215,6 +223,11 @@ def test_no_value_is_not_the_same_as_no_label() -> None:
     assert clean("label", None, SEVERAL) == (None, [])
 
 
+def test_label_that_says_a_list_as_json_is_several() -> None:
+    assert clean("label", '["a|b", "c"]', SEVERAL) == (("a|b", "c"), [])
+    assert clean("label", '["a", "b"]') == ('["a", "b"]', [])
+
+
 def test_one_label_is_not_cut_where_a_text_has_one() -> None:
     assert clean("label", "rock|pop") == ("rock|pop", [])
 
@@ -248,3 +261,19 @@ def test_form_is_the_one_of_which_all_read_columns_are_there() -> None:
     found = ("premise", "question", "choice1")
     assert form_of(found, mapping={}, wanted=CHOICES).required[0] == "premise"
     assert form_of(("question", "choices"), mapping={}, wanted=CHOICES) is CHOICES
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([1], [1]),
+        ({"a": 1}, {"a": 1}),
+        (' [1, {"a": "b"}]', [1, {"a": "b"}]),
+        ("B-PER O", None),
+        ("", None),
+        ("[" * 100_000, None),
+        (None, None),
+    ],
+)
+def test_text_of_a_cell_is_what_it_says_as_json(value: object, said: object) -> None:
+    assert unpacked(value) == said

@@ -119,6 +119,12 @@ def test_rows_have_several_labels_if_one_holds_a_list(tmp_path: Path) -> None:
     assert holds_lists(other, task=TASK, columns={})
 
 
+def test_labels_that_are_a_list_as_json_are_several(tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    file.write_text('text,label\na,bad\nb,"[""bad"", ""sad""]"\n', encoding="utf-8")
+    assert holds_lists(file, task=TASK, columns={})
+
+
 def test_labels_joined_by_semicolons_are_several_only_when_asked(tmp_path: Path) -> None:
     data = write_lines(tmp_path / "data.jsonl", [{"text": "a", "label": "x; y"}])
     assert not holds_lists(data, task=TASK, columns={})
