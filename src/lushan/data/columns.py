@@ -288,7 +288,9 @@ class Cleaner:
         if isinstance(value, (list, tuple)):
             labels = [self._label(name, self._plain(name, each, number), number) for each in value]
             if None in labels:
-                raise DataError(f"{self._place(number)}: `{name}` has an empty label in its list.")
+                raise DataError(
+                    f"{self._place(number)}: `{name}` has an empty label in its list. Take it out."
+                )
             return tuple(dict.fromkeys(each for each in labels if each is not None))
         return self._label(name, value, number)
 
@@ -308,7 +310,9 @@ class Cleaner:
         if value is None:
             return None
         if not isinstance(value, str):
-            raise DataError(f"{self._place(number)}: `{name}` has a list inside its list.")
+            raise DataError(
+                f"{self._place(number)}: `{name}` has a list inside its list. Write its labels side by side."
+            )
         label = value.strip()
         if not label or label.casefold() in MISSING_WORDS:
             return None
