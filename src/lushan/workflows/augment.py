@@ -34,7 +34,7 @@ from lushan.workflows.new_rows import (
 )
 from lushan.workflows.predict import check_output
 from lushan.workflows.prepare import Prepared, columns_for
-from lushan.workflows.progress import Tell
+from lushan.workflows.progress import Progress, Tell
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.self_training import self_train
 from lushan.workflows.setup import Setup
@@ -119,7 +119,7 @@ def augment(
     with clock(seconds, "write"):
         known = _fitting(_train_rows(data, prepared, setup), setup, tell=tell)
         tell(f"Writing {num_rows:,} rows like {len(known):,} of the training rows.")
-        texts = _written(known, setup, num_rows=num_rows)
+        texts = _written(known, setup, num_rows=num_rows, tell=tell)
     with clock(seconds, "filter"):
         sifted = sift(texts, setup, multi_label=prepared.multi_label)
     with clock(seconds, "agreement"):
@@ -178,7 +178,9 @@ def _fitting(
     return fitting
 
 
-def _written(known: Sequence[Mapping[str, Any]], setup: Setup, *, num_rows: int) -> list[str]:
+def _written(
+    known: Sequence[Mapping[str, Any]], setup: Setup, *, num_rows: int, tell: Tell
+) -> list[str]:
     precision = "bf16" if setup.recipe.model.precision == "bf16" else "fp32"
     backbone = load_backbone(setup.base, purpose="language", precision=precision)
     return write_rows(
@@ -187,6 +189,7 @@ def _written(known: Sequence[Mapping[str, Any]], setup: Setup, *, num_rows: int)
         fixed=setup.task.columns.labels,
         num_rows=num_rows,
         seed=setup.recipe.seed,
+        advance=Progress(tell, "Wrote {} of " + f"{num_rows:,} rows so far.").advance,
     )
 
 

@@ -1,7 +1,7 @@
 """New rows: which are taken out and why, how their gain is measured, and when they are written."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,6 +11,7 @@ from lushan.catalog import load_task, names_in
 from lushan.errors import ModelError, RunError, SettingError
 from lushan.records import Example, Prediction, Row, SplitName
 from lushan.workflows import augment as augmenting
+from lushan.workflows import progress
 from lushan.workflows import tune as tuning
 from lushan.workflows.augment import augment, augment_or_label, sift
 from lushan.workflows.new_rows import NewRow, begin, measure_gain
@@ -115,9 +116,14 @@ def augment_with(
         flags = {"model": {"name": str(tiny_folder("llama"))}, "training": {"epochs": 1}}
         recipe = make_recipe(None, flags, ["model.precision=fp32", *settings])
         told: list[str] = []
+
+        def write(*_: object, advance: Callable[[int], None], **__: object) -> list[str]:
+            advance(len(texts))
+            return list(texts)
+
         # A tiny model reads too little to be shown rows of this length.
         monkeypatch.setattr(augmenting, "rows_that_fit", lambda rows, *_, **__: list(rows))
-        monkeypatch.setattr(augmenting, "write_rows", lambda *_, **__: list(texts))
+        monkeypatch.setattr(augmenting, "write_rows", write)
         found = augment(
             data, recipe, out=tmp_path / out, num_rows=len(texts), keep=keep, tell=told.append
         )
@@ -155,6 +161,14 @@ def test_file_is_written_where_rows_clearly_help_or_are_wanted_all_the_same(
         assert len(lines) == found["num_new_rows"] == sum(found["new_rows_by_label"].values())
         assert list(json.loads(lines[0])) == ["label", "text", "augmented"]
         assert json.loads(lines[0])["augmented"] is True
+
+
+def test_rows_that_are_being_written_are_told(
+    augment_with: AugmentWith, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
+    _, told = augment_with(["{"] * 7)
+    assert "Wrote 7 of 7 rows so far." in told
 
 
 def test_nothing_is_measured_or_written_where_no_row_is_left(
