@@ -316,7 +316,7 @@ BAD_INPUTS = (
     BadInput(
         "an empty label in a list",
         _changed(label=["sea", ""]),
-        "row 3: `label` has an empty label in its list",
+        "row 3: `label` has an empty label in its list. Take it out",
     ),
     BadInput(
         "a list where one label is asked for",

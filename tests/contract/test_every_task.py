@@ -1,5 +1,6 @@
 """What every task promises, whichever way it answers; a new file in `lushan/tasks` is tested by being there."""
 
+import csv
 import dataclasses
 import importlib
 import json
@@ -7,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ from lushan.backbones.encoding import LengthLimit, watch_encoding
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.catalog import load_baseline, load_task, names_in
 from lushan.data.batching import pack
+from lushan.data.columns import Notes
+from lushan.data.readers import read_rows
 from lushan.data.splits import Parts
 from lushan.errors import DataError, SettingError
 from lushan.explain.explanation import explain
@@ -35,6 +39,7 @@ from lushan.records import (
     plain_answer,
 )
 from lushan.tasks import Preparation, Task
+from lushan.workflows.prepare import columns_for
 from lushan.workflows.recipe import TaskSettings
 from tests.conftest import MakeTiny
 
@@ -112,6 +117,25 @@ def test_docstring_names_the_columns(task: Task) -> None:
 def test_sample_rows_are_read_and_have_different_ids(task: Task) -> None:
     ids = {task.read(row).id for row in task.sample_rows()}
     assert len(ids) == len(task.sample_rows()) >= 4
+
+
+def test_rows_of_a_csv_file_whose_lists_are_json_are_read_as_others(
+    task: Task, tmp_path: Path
+) -> None:
+    rows = task.sample_rows()
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for row in rows:
+            values = (row.values.get(name, "") for name in names)
+            writer.writerow(each if isinstance(each, str) else json.dumps(each) for each in values)
+    wanted = columns_for(task, multi_label=False)
+    found = read_rows(tmp_path / "rows.csv", columns={}, wanted=wanted, notes=Notes("rows.csv"))
+    read, expected = (
+        [dataclasses.replace(task.read(row), place="") for row in each] for each in (found, rows)
+    )
+    assert read == expected
 
 
 def test_row_without_a_column_is_refused_by_row_and_column(task: Task) -> None:

@@ -2,9 +2,12 @@
 
 import ast
 import importlib
+import importlib.metadata
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +15,7 @@ import pytest
 
 import lushan
 
-HEAVY = ["matplotlib", "numpy", "pandas", "peft", "pydantic", "scipy", "sklearn", "torch"]
-HEAVY += ["transformers"]
+HEAVY = ["numpy", "pandas", "peft", "pydantic", "scipy", "sklearn", "torch", "transformers"]
 UNUSED = [
     "gradio",
     "matplotlib",
@@ -96,3 +98,16 @@ def test_every_public_name_that_the_package_defines_is_listed() -> None:
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     public = {name for name in defined if not name.startswith("_")}
     assert public <= set(lushan.__all__)
+
+
+def test_every_dependency_is_imported_somewhere() -> None:
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {re.split(r"[<>=~!\[ ]", each)[0] for each in project["dependencies"]}
+    trees = [ast.parse(file.read_text("utf-8")) for file in (root / "src").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {x.name for node in nodes if isinstance(node, ast.Import) for x in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    known = importlib.metadata.packages_distributions()
+    imported = {each for name in names for each in known.get(name.partition(".")[0], ())}
+    assert needed - {each.casefold().replace("_", "-") for each in imported} == set()

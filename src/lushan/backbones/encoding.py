@@ -97,11 +97,13 @@ def _windows(
     supervised = _first_supervised(encoded, rendered)
     if rendered.ends_with_stop:
         if tokenizer.stop_id is None:
-            raise DataError("This model's tokenizer has no stop token, so it cannot learn to stop.")
+            raise DataError(
+                "This model's tokenizer has no stop token, so it cannot learn to stop. Use `--answer head`, or another model."
+            )
         ids.append(tokenizer.stop_id)
     offsets = (*encoded.offsets, *[(0, 0)] * (len(ids) - len(encoded.ids)))
     if not ids:
-        raise DataError(f"{place}: the text has no token that this model knows.")
+        raise DataError(f"{place}: the text has no token that this model knows. Take the row out.")
     excess = len(ids) - limit.max_tokens
     if excess <= 0:
         return [Window(tuple(ids), supervised, offsets=offsets)]

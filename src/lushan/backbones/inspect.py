@@ -148,7 +148,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"`{folder}` is a file. Expected a folder with a Hugging Face model, or a name from `lushan models list`."
         )
     if not folder.is_dir():
-        raise ModelError(f"Model folder `{folder}` does not exist.")
+        raise ModelError(
+            f"Model folder `{folder}` does not exist. Name another, or one of `lushan models list`."
+        )
     if not (folder / "config.json").is_file():
         raise ModelError(f"`{folder}` is no model folder: {_what_it_is(folder)}.")
     config = read_json(folder / "config.json")

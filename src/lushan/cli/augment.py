@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from lushan.cli.console import (
+    DataArgument,
     JsonOption,
+    RecipeSeedOption,
     SetOption,
     emit_json,
     quick_imports,
@@ -17,12 +19,7 @@ from lushan.cli.console import (
 
 
 def command(
-    data: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATA", help="A folder with train, validation and test files, or one file."
-        ),
-    ],
+    data: DataArgument,
     *,
     task: Annotated[str | None, typer.Option("--task", help="What the rows are for.")] = None,
     model: Annotated[
@@ -50,9 +47,7 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file in --out.")
     ] = False,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Start of every random choice.")
-    ] = None,
+    seed: RecipeSeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write new labelled rows like yours, or label rows that you have, and measure whether training on them helps."""
@@ -62,7 +57,7 @@ def command(
     made = make_recipe(None, flags_of(options), settings or [])
 
     with quick_imports():
-        from lushan.workflows.self_training import augment_or_label
+        from lushan.workflows.augment import augment_or_label
 
     found = augment_or_label(
         data,

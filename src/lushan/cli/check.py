@@ -7,8 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from lushan.cli.console import (
+    DataArgument,
     JsonOption,
+    OverlapOption,
+    RecipeSeedOption,
     SetOption,
+    TaskOption,
     emit_json,
     quick_imports,
     show_table,
@@ -17,33 +21,19 @@ from lushan.cli.console import (
 
 
 def command(
-    data: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATA", help="A folder with train, validation and test files, or one file."
-        ),
-    ],
+    data: DataArgument,
     *,
-    task: Annotated[str | None, typer.Option("--task", help="What is to be learned.")] = None,
+    task: TaskOption = None,
     model: Annotated[
         str | None,
         typer.Option("--model", help="Whose tokens are counted: a folder, or a known name."),
     ] = None,
-    overlap: Annotated[
-        str | None,
-        typer.Option(
-            "--overlap",
-            metavar="remove|error|keep",
-            help="What to do with rows a later split has too.",
-        ),
-    ] = None,
+    overlap: OverlapOption = None,
     settings: SetOption = None,
     recipe: Annotated[
         Path | None, typer.Option("--recipe", help="A YAML file with settings.")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Start of every random choice.")
-    ] = None,
+    seed: RecipeSeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check your data: ledger, overlap between splits, labels. Exits 2 if a run would be blocked."""

@@ -39,6 +39,10 @@ JsonOption = Annotated[
 SeedOption = Annotated[
     int, typer.Option("--seed", min=0, help="Start of every random choice; same seed, same run.")
 ]
+RecipeSeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Start of every random choice.")
+]
+"""Where a recipe may say it too."""
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -64,7 +68,21 @@ StoreOption = Annotated[
         help="Folder of feedback and keys; else `LUSHAN_STORE`, else one in your data folder.",
     ),
 ]
-TaskOption = Annotated[str, typer.Option("--task", help="What is to be learned.")]
+DataArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="A folder with train, validation and test files, or one file."
+    ),
+]
+TaskOption = Annotated[str | None, typer.Option("--task", help="What is to be learned.")]
+OverlapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--overlap",
+        metavar="remove|error|keep",
+        help="What to do with rows a later split has too.",
+    ),
+]
 
 
 class Command(TyperCommand):

@@ -6,8 +6,12 @@ from typing import Annotated
 import typer
 
 from lushan.cli.console import (
+    DataArgument,
     JsonOption,
+    OverlapOption,
+    RecipeSeedOption,
     SetOption,
+    TaskOption,
     TrainingBar,
     emit_json,
     quick_imports,
@@ -17,14 +21,9 @@ from lushan.cli.console import (
 
 
 def command(
-    data: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATA", help="A folder with train, validation and test files, or one file."
-        ),
-    ],
+    data: DataArgument,
     *,
-    task: Annotated[str | None, typer.Option("--task", help="What is to be learned.")] = None,
+    task: TaskOption = None,
     model: Annotated[
         str | None, typer.Option("--model", help="A folder, or a name from `lushan models list`.")
     ] = None,
@@ -49,14 +48,7 @@ def command(
         str | None,
         typer.Option("--budget", metavar="8m", help="Wall time; rows are sub-sampled to fit it."),
     ] = None,
-    overlap: Annotated[
-        str | None,
-        typer.Option(
-            "--overlap",
-            metavar="remove|error|keep",
-            help="What to do with rows a later split has too.",
-        ),
-    ] = None,
+    overlap: OverlapOption = None,
     no_baselines: Annotated[
         bool, typer.Option("--no-baselines", help="Compare with the untouched model only.")
     ] = False,
@@ -71,9 +63,7 @@ def command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in --out.")
     ] = False,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Start of every random choice.")
-    ] = None,
+    seed: RecipeSeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tune a model on your data, prove that it got better, and write a report."""

@@ -1,17 +1,21 @@
 """Which column of a file is which column of a task: named by the user, equal, or guessed and told."""
 
+import json
 import math
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lushan.errors import DataError
 
 WHOLE_NUMBER = re.compile(r"[+-]?\d+\.0+")
 MISSING_WORDS = frozenset({"nan", "null"})
 LABEL_SEPARATORS = ("|", ";")
+_WITHOUT_LENGTHS = (
+    "only a model that is tuned with `--set task_settings.length_control=true` keeps to a length."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +33,17 @@ class Columns:
     labels: tuple[str, ...] = ()
     """Those that hold class names: stripped, and `1.0` is read as `1`."""
     lists: tuple[str, ...] = ()
-    """Those labels of which a row may have several: a JSON list, or text cut at `|` or `;`."""
+    """Those labels of which a row may have several: a list, also as a text of JSON, or text cut at `|` or `;`."""
+    lengths: tuple[str, ...] = ()
+    """Optional ones that say how long an answer is wanted, of which only a model that learned to keep to it makes anything
+    (`task_settings.length_control`)."""
     others: tuple["Columns", ...] = ()
     """Other forms of the same rows; a file has one of them."""
+
+    def without_lengths(self) -> "Columns":
+        """What is left where the model does not learn to keep to a length; files may mean something else by the name."""
+        optional = tuple(name for name in self.optional if name not in self.lengths)
+        return replace(self, optional=optional)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,7 +66,12 @@ class Columns:
         others = tuple(each.asked for each in self.others)
         read, guesses = (*self.required[:1], *self.asked_with), self.guesses
         return Columns(
-            read, self.optional, asked_with=self.asked_with, guesses=guesses, others=others
+            read,
+            self.optional,
+            asked_with=self.asked_with,
+            lengths=self.lengths,
+            guesses=guesses,
+            others=others,
         )
 
 
@@ -115,6 +132,9 @@ def find_columns(
         if guess is not None:
             names[name] = guess
             notes.say(f"column `{guess}` is read as `{name}`.")
+    for name in wanted.lengths:
+        if name in found and name not in {*wanted.names, *names.values()}:
+            notes.say(f"column `{name}` is not read: {_WITHOUT_LENGTHS}")
     missing = [name for name in wanted.required if name not in names]
     if missing:
         instead = "".join(
@@ -153,12 +173,14 @@ def form_of(found: Sequence[str], *, mapping: Mapping[str, str], wanted: Columns
 
 
 def check_mapping(mapping: Mapping[str, str], wanted: Columns) -> None:
-    """Check that the user named only columns that the task knows.
+    """Check that the user named only columns that the task reads.
 
     Raises:
         DataError: If not; lists the task's columns.
     """
     for name in mapping:
+        if name in wanted.lengths and name not in wanted.all_names:
+            raise DataError(f"`data.columns.{name}` has no effect: {_WITHOUT_LENGTHS}")
         if name not in wanted.all_names:
             raise DataError(
                 f"`data.columns.{name}`: the task has no column `{name}`. "
@@ -194,6 +216,16 @@ def _guess(
 def _listed(names: Iterable[str]) -> str:
     listed = [f"`{name[:40]}`" for name in names]
     return ", ".join(listed[:20]) + (" ..." if len(listed) > 20 else "") if listed else "nothing"
+
+
+def unpacked(value: object) -> object:
+    """Give a list or an object as it is, and what a text says as JSON, since tables hold them so; None if it says nothing."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return None
 
 
 class Cleaner:
@@ -256,11 +288,15 @@ class Cleaner:
         if isinstance(value, (list, tuple)):
             labels = [self._label(name, self._plain(name, each, number), number) for each in value]
             if None in labels:
-                raise DataError(f"{self._place(number)}: `{name}` has an empty label in its list.")
+                raise DataError(
+                    f"{self._place(number)}: `{name}` has an empty label in its list. Take it out."
+                )
             return tuple(dict.fromkeys(each for each in labels if each is not None))
         return self._label(name, value, number)
 
     def _cut(self, name: str, text: str, number: int) -> Sequence[str]:
+        if isinstance(listed := unpacked(text), list):
+            return listed
         separator = next((mark for mark in LABEL_SEPARATORS if mark in text), None)
         if not text.strip():
             self._notes.count(f"`{name}` is empty; read as no label", number)
@@ -274,7 +310,9 @@ class Cleaner:
         if value is None:
             return None
         if not isinstance(value, str):
-            raise DataError(f"{self._place(number)}: `{name}` has a list inside its list.")
+            raise DataError(
+                f"{self._place(number)}: `{name}` has a list inside its list. Write its labels side by side."
+            )
         label = value.strip()
         if not label or label.casefold() in MISSING_WORDS:
             return None

@@ -1,9 +1,9 @@
 """Two marked parts of a text: `The <e1>fire</e1> was caused by <e2>lightning</e2>.`, as SemEval-2010 Task 8 writes them."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from lushan.data.columns import unpacked
 from lushan.errors import DataError
 from lushan.records import Row
 
@@ -109,11 +109,7 @@ def _span(row: Row, name: str, value: object, text: str) -> Place:
 def _parts(value: object, where: str) -> tuple[int, int, Any]:
     """Give start, end, and the text that the row says is there, if it does."""
     shown, parts, expected = repr(value)[:80], list[Any](), None
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
+    value = unpacked(value)
     if isinstance(value, Mapping):
         parts = [value.get("start"), value.get("end")]
         expected = value.get("text")

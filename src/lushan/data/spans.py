@@ -1,10 +1,10 @@
 """Spans of a row, in either form that they are written in: characters of a text, or a tag for every token."""
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lushan.data.columns import unpacked
 from lushan.data.words import join_words, words_of
 from lushan.errors import DataError
 from lushan.records import Example, Row, Span
@@ -187,18 +187,10 @@ def _parse(row: Row, number: int, tag: object) -> tuple[str, str]:
 
 def _listed(value: object, *, cut: bool = False) -> list[Any] | None:
     """Give a list: as it is, as JSON, or (if `cut`) a text cut at spaces; None if it is none."""
-    if isinstance(value, list | tuple):
-        return list(value)
-    if not isinstance(value, str):
-        return None
-    if value.lstrip().startswith("["):
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, list):
-            return found
-    return value.split() if cut else None
+    found = unpacked(value)
+    if isinstance(found, list | tuple):
+        return list(found)
+    return value.split() if cut and isinstance(value, str) else None
 
 
 def _shown(value: object) -> str:

@@ -1,9 +1,9 @@
 """Questions about texts: the nested files of SQuAD, and the answers of a row."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lushan.data.columns import unpacked
 from lushan.errors import DataError
 from lushan.records import Row, Span
 
@@ -110,12 +110,7 @@ def _checked_text(text: object, place: str) -> str:
 
 def _pairs(row: Row) -> list[tuple[Any, Any]]:
     """The texts and starts of either form: lists of both, or a list of pairs; None where texts have no place."""
-    value = row.values.get("answers")
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
+    value = unpacked(row.values.get("answers"))
     if isinstance(value, Mapping):
         texts, starts = value.get("text"), value.get("answer_start")
         if isinstance(texts, list | tuple) and starts is None:

@@ -1,9 +1,9 @@
 """Triples of a row: what one part of its text is to another, each as `head`, `label`, `tail`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lushan.data.columns import unpacked
 from lushan.data.verbatim import Names, one_line
 from lushan.errors import DataError
 from lushan.records import Example, Mention, Row, Triple
@@ -36,23 +36,14 @@ def read_triples(row: Row, *, needs_triples: bool) -> tuple[str, tuple[Triple, .
                 f"{row.place}: column `triples` is empty. Give every row a list; `[]` where there are none."
             )
         return text, None
-    listed = _listed(found)
-    if listed is None:
+    listed = unpacked(found)
+    if not isinstance(listed, list | tuple):
         raise DataError(
             f"{row.place}: column `triples` must hold a list, got {repr(found)[:80]}. Expected such as {_EXPECTED}."
         )
     names = Names(Example("", text, None))
     triples = [_triple(row, number, value, names) for number, value in enumerate(listed, start=1)]
     return text, tuple(dict.fromkeys(triples))
-
-
-def _listed(value: object) -> Sequence[object] | None:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-    return value if isinstance(value, list | tuple) else None
 
 
 def _triple(row: Row, number: int, value: object, names: Names) -> Triple:

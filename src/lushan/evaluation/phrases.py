@@ -234,13 +234,19 @@ def any_graded(results: Mapping[str, Any]) -> bool:
 def label_outlook(points: Sequence[Mapping[str, Any]], name: str) -> str:
     """Say what more labels brought, and what twice as many may bring at that pace; empty where it cannot be told.
 
-    What is compared with the whole run is the last point that has at most half of its rows.
+    What is compared with the whole run is the last point that has at most half of its rows. A run that trained on rows of a
+    model too cannot be compared with in this way.
 
     Args:
         points: Of the label curve, ascending, the whole run last.
         name: What the score of a row is called, such as `Accuracy`.
     """
     num_rows = points[-1]["num_rows"]
+    if num_added := points[-1].get("num_added"):  # older runs do not tell
+        return (
+            f"{name} on the validation rows after training on so many rows of the data. The run itself trained on {num_added:,} "
+            "rows that a model wrote or labelled as well, so its line does not tell what more labels bring."
+        )
     known = [each for each in points[:-1] if 2 * each["num_rows"] <= num_rows and each["rise"]]
     if not known:
         return ""

@@ -84,14 +84,12 @@ def certify(run: Path, predictor: Predictor, examples: Sequence[Example]) -> dic
     return certificate
 
 
-def replay(run: Path, predictor: Predictor, *, arithmetic: str | None = None) -> float:
+def replay(run: Path, predictor: Predictor) -> float:
     """Ask a loaded model what its certificate was made with, and hold its answers and its files to it.
 
     Args:
         run: The run folder, or its `model` folder.
-        predictor: The model as `load_predictor` gave it, or the form of it that is to be served.
-        arithmetic: What it computes with, a name of `TOLERANCES`; None takes the form in which its weights are packed,
-            else the precision of its training.
+        predictor: The model as `load_predictor` gave it, in the form that is to be served; that decides what may differ.
 
     Returns:
         The largest difference of a probability or log-likelihood.
@@ -104,7 +102,7 @@ def replay(run: Path, predictor: Predictor, *, arithmetic: str | None = None) ->
     certificate = read_certificate(run)
     _check_files(model, certificate, loaded_version=predictor.version)
     probes = read_probes(model)
-    arithmetic = arithmetic or predictor.backbone.weight_form or certificate["precision"]
+    arithmetic = predictor.backbone.weight_form or certificate["precision"]
     tolerance = Tolerance(**certificate["tolerances"][arithmetic])
     expected = certificate["answers"]
     if predictor.writes and "written_ids" not in expected:  # version 1 kept whole texts

@@ -24,7 +24,7 @@ from lushan.backbones.heads import token_log_likelihoods
 from lushan.backbones.inspect import Family
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.data.columns import Columns
+from lushan.data.columns import Columns, unpacked
 from lushan.data.words import UNSPACED
 from lushan.errors import DataError, SettingError
 from lushan.metrics import choice as metrics
@@ -329,6 +329,7 @@ def _in_one_form(row: Row) -> dict[str, Any]:
 def _read_choices(row: Row, value: object) -> tuple[list[str], list[str]]:
     """Give the texts of the choices, and their names where the row names them, as ARC and OpenBookQA do."""
     names: list[Any] = []
+    value = unpacked(value)
     if isinstance(value, Mapping) and "text" in value:
         value, names = value["text"], list(value.get("label") or ())
     found: list[Any] = list(value) if isinstance(value, list | tuple) else []
@@ -360,7 +361,7 @@ def _place_of(row: Row, answer: object, choices: list[str], names: list[str]) ->
     found = {place for place, choice in enumerate(choices) if choice == given}
     if given.isdecimal() and int(given) < len(choices):
         found.add(int(given))
-    if given.upper() in _LETTERS[: len(choices)]:
+    if len(given) == 1 and given.upper() in _LETTERS[: len(choices)]:
         found.add(_LETTERS.index(given.upper()))
     if len(found) == 1:
         return found.pop()

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lushan import text_answers
-from lushan.data.columns import Columns
+from lushan.data.columns import Columns, unpacked
 from lushan.errors import DataError
 from lushan.metrics import dialogue as metrics
 from lushan.metrics.control import satisfied_shares
@@ -196,7 +196,9 @@ def _read_control_text(row: Row, name: str) -> str:
 
 
 def _read_words(row: Row, name: str, value: object) -> list[str]:
-    parts = value.split(",") if isinstance(value, str) else value
+    parts = unpacked(value)
+    if isinstance(value, str) and not isinstance(parts, list):
+        parts = value.split(",")
     if not isinstance(parts, list | tuple) or not all(
         isinstance(each, str) and each.strip() for each in parts
     ):
@@ -209,6 +211,8 @@ def _read_schema(row: Row, value: object) -> dict[str, Any]:
         schema = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
         raise DataError(f"{row.place}: column `json_schema` is no JSON: {error.msg}.") from None
+    except RecursionError:
+        raise DataError(f"{row.place}: column `json_schema` is nested too deeply.") from None
     if not isinstance(schema, Mapping):
         raise DataError(f"{row.place}: column `json_schema` must hold an object, got {value!r}.")
     return dict(schema)

@@ -26,7 +26,7 @@ from lushan.backbones.heads import token_log_likelihoods
 from lushan.backbones.load import Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.backbones.vocabulary_loss import vocabulary_loss
-from lushan.data.columns import Columns
+from lushan.data.columns import Columns, unpacked
 from lushan.errors import DataError, ModelError, SettingError
 from lushan.metrics import dialogue as metrics
 from lushan.records import (
@@ -108,9 +108,10 @@ class Task(text_answers.WritingTask):
         if not any(each["role"] in ("user", "tool") for each in messages):
             raise DataError(f"{row.place}: nobody has said anything that could be answered.")
         extra: dict[str, Any] = {"messages": messages}
-        if tools := row.values.get("tools"):
+        if given := row.values.get("tools"):
+            tools = unpacked(given)
             if not isinstance(tools, list | tuple):
-                raise DataError(f"{row.place}: column `tools` must hold a list, got {tools!r}.")
+                raise DataError(f"{row.place}: column `tools` must hold a list, got {given!r}.")
             extra["tools"] = list(tools)
         text = "\n".join(f"{each['role']}: {each['content']}" for each in messages)
         if not needs_target:
@@ -260,12 +261,12 @@ def _in_one_form(row: Row) -> list[dict[str, Any]]:
 
 
 def _listed(row: Row, name: str) -> Sequence[Any]:
-    value = row.values.get(name)
-    if not isinstance(value, list | tuple) or not value:
+    found = unpacked(row.values.get(name))
+    if not isinstance(found, list | tuple) or not found:
         raise DataError(
-            f"{row.place}: column `{name}` must hold a list of messages, got {value!r}."
+            f"{row.place}: column `{name}` must hold a list of messages, got {row.values.get(name)!r}."
         )
-    return value
+    return found
 
 
 def _from_sharegpt(turn: object) -> object:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from lushan import text_answers
-from lushan.data.columns import Columns
+from lushan.data.columns import Columns, unpacked
 from lushan.errors import DataError
 from lushan.metrics import summarization as metrics
 from lushan.metrics.control import satisfied_shares
@@ -40,6 +40,7 @@ class Task(text_answers.WritingTask):
     columns = Columns(
         required=("document", "summary"),
         optional=("references", "length"),
+        lengths=("length",),
         guesses={
             "document": ("text", "article", "body", "content", "abstract"),
             "summary": ("highlights", "title", "headline", "tldr", "target"),
@@ -204,10 +205,13 @@ def _wanted(example: Example, state: TaskState) -> int:
 
 
 def _read_references(row: Row, value: object) -> list[str]:
+    listed = unpacked(value)
     found = (
-        [each for each in value if isinstance(each, str)] if isinstance(value, list | tuple) else []
+        [each for each in listed if isinstance(each, str)]
+        if isinstance(listed, list | tuple)
+        else []
     )
-    if not isinstance(value, list | tuple) or not found or len(found) < len(value):
+    if not isinstance(listed, list | tuple) or not found or len(found) < len(listed):
         raise DataError(
             f"{row.place}: column `references` must hold a list of texts, got {value!r}."
         )

@@ -317,7 +317,8 @@ def _unit_tags(example: Example, places: Sequence[Place], numbers: dict[str, int
     for span in _spans(example):
         if f"B-{span.label}" not in numbers:
             raise DataError(
-                f"{example.place}: type `{span.label}` is not one of the {len(numbers) // 2} that the model knows."
+                f"{example.place}: type `{span.label}` is not one of the {len(numbers) // 2} that the model knows. Take such "
+                "entities out, or tune on rows that have some."
             )
         mark = "B"
         for unit in range(bisect_left(ends, span.start + 1), len(places)):

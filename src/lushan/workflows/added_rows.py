@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from lushan.data.columns import Columns, Notes
-from lushan.data.example_store import ExampleStore
+from lushan.data.example_store import ExampleStore, take
 from lushan.data.formats import EXTENSIONS, format_of, read_records
 from lushan.data.readers import read_rows
 from lushan.data.splits import Parts, count_labels
@@ -88,4 +90,13 @@ def with_added(parts: Parts, added: Sequence[Example]) -> Parts:
 
 def count_added(examples: Sequence[Example]) -> int:
     """Count the rows that came in this way."""
-    return sum(each.place.startswith(_PLACE) for each in examples)
+    return sum(map(_is_added, examples))
+
+
+def without_added(examples: Sequence[Example]) -> Sequence[Example]:
+    """Give the rows that did not come in this way: those of the data itself."""
+    return take(examples, np.flatnonzero([not _is_added(each) for each in examples]))
+
+
+def _is_added(example: Example) -> bool:
+    return example.place.startswith(_PLACE)

@@ -8,18 +8,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import lushan
-from lushan import cut_answers, label_answers, span_answers, text_answers, triple_answers
-from lushan.backbones import encoding
+from lushan import cut_answers, label_answers, records, span_answers, text_answers, triple_answers
+from lushan.backbones import chat, encoding, inspect, tokenizer
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.sources import cache_folder
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.data import spans, verbatim, words
+from lushan.data import pairs, spans, triples, verbatim, words
 from lushan.data.example_store import hashes_of
 from lushan.data.feature_store import FEWEST_STORED, LAYOUT, EncodedCache
+from lushan.metrics import pieces
 from lushan.records import AnswerMode, Example, Features, TaskState
 from lushan.tasks import Task
 from lushan.workflows.progress import Progress, Tell, say_nothing
 from lushan.workflows.recipe import TuneRecipe
+
+CODE = (
+    *(label_answers, text_answers, span_answers, cut_answers, triple_answers),
+    *(pairs, spans, triples, verbatim, words, pieces, records),
+    *(chat, encoding, inspect, tokenizer),
+)
+"""Modules that run while a task encodes, beside its own: another text of one makes other entries of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +105,7 @@ def _name(examples: Sequence[Example], encoder: Encoder, *, with_target: bool) -
         "with_target": with_target,
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    own = sys.modules[type(encoder.task).__module__]
-    written = (text_answers, span_answers, cut_answers, triple_answers)
-    for module in (own, label_answers, *written, spans, words, verbatim, encoding):
+    for module in (sys.modules[type(encoder.task).__module__], *CODE):
         digest.update(Path(str(module.__file__)).read_bytes())
     digest.update(hashes_of(examples).whole.tobytes())
     return digest.hexdigest()[:32]

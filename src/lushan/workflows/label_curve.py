@@ -17,6 +17,7 @@ from lushan.metrics.statistics import accuracy_difference, mean_of_draws
 from lushan.model_store.run_folder import RunFolder
 from lushan.model_store.tuned_model import load_predictor
 from lushan.records import Interval, Prediction, Scores
+from lushan.workflows.added_rows import without_added
 from lushan.workflows.encode import Encoder
 from lushan.workflows.frozen_rows import frozen_states
 from lushan.workflows.outcome import plain_interval
@@ -47,7 +48,8 @@ def run_label_curve(
     """Tune on few rows, once per size and draw, and note in `run.json` what came out; what is there is not run again.
 
     The weights of the last step are asked, so that no validation row chooses among them. Beside each stands the last
-    baseline of the task, the strongest, on the same rows. The last point is the run itself.
+    baseline of the task, the strongest, on the same rows. The last point is the run itself. A point counts and draws
+    labels that people gave; the run may have trained on rows of a model too (`data.added`), which `num_added` tells.
 
     Args:
         run: Where it is noted.
@@ -56,7 +58,9 @@ def run_label_curve(
         train: Trains it.
         tell: Takes one line for a person.
     """
-    sizes = [size for size in SIZES if size < len(setup.parts.train)]
+    num_added = setup.ledger.splits["train"].num_added
+    labelled = without_added(setup.parts.train) if num_added else setup.parts.train
+    sizes = [size for size in SIZES if size < len(labelled)]
     found: list[dict[str, Any]] = run.get("label_curve") or []
     if not sizes or len(found) > len(sizes):
         return
@@ -65,7 +69,7 @@ def run_label_curve(
     # A threshold that these very rows chose would favour the whole run.
     tuned = replace(tuned, state=replace(tuned.state, no_answer_threshold=None))
     whole = _scores(setup, tuned.examine(setup.parts.validation))
-    source = _Source(setup, untrained)
+    source = _Source(replace(setup, parts=replace(setup.parts, train=labelled)), untrained)
     for num_rows in sizes[len(found) :]:
         draws = range(NUM_DRAWS if source.is_cheap else 1)
         tell(f"Label curve: tuning on {num_rows} rows, {len(draws)} time(s).")
@@ -73,7 +77,8 @@ def run_label_curve(
         found.append(_joined(points, whole, num_rows, seed=setup.recipe.seed))
         run.note(label_curve=found)
     baseline = _baseline_score(setup, setup.parts)
-    found.append(_joined([_Point(whole, baseline)], None, len(setup.parts.train)))
+    last = _joined([_Point(whole, baseline)], None, len(labelled))
+    found.append(last | {"num_added": num_added})
     run.note(label_curve=found)
 
 
@@ -137,6 +142,7 @@ def _joined(
     main = [found for each in all_scores if (found := each.metrics.get(each.main_metric))]
     point: dict[str, Any] = {
         "num_rows": num_rows,
+        "num_added": 0,
         "num_draws": len(points),
         "num_steps": points[0].num_steps,
     }

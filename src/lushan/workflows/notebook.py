@@ -9,8 +9,8 @@ from lushan.settings import merged, nested
 from lushan.workflows import check as checking
 from lushan.workflows import evaluate as evaluating
 from lushan.workflows import export as exporting
-from lushan.workflows import self_training
 from lushan.workflows import tune as tuning
+from lushan.workflows.augment import augment_or_label
 from lushan.workflows.predict import Opened, open_run
 from lushan.workflows.recipe import TuneOptions, TuneRecipe, flags_of, make_recipe
 
@@ -109,7 +109,7 @@ def augment(
     Raises:
         UserError: If something does not fit; nothing is written then.
     """
-    return self_training.augment_or_label(
+    return augment_or_label(
         Path(data),
         _recipe(None, options, settings),
         out=Path(out),

@@ -238,16 +238,17 @@ def open_rows(opened: Opened, data: Path, *, needs_target: bool) -> Rows:
         )
     file = files["test"] if data.is_dir() else data
     predictor = opened.predictor
-    wanted = columns_for(predictor.task, multi_label=predictor.state.multi_label)
+    state = predictor.state
+    wanted = columns_for(
+        predictor.task, multi_label=state.multi_label, length_control=bool(state.lengths)
+    )
     check_mapping(opened.columns, wanted)
     if not needs_target:
         wanted = wanted.asked
     # A file that is only asked about need not have every column that the run was tuned on.
     names = {**opened.run_columns, **opened.columns}
     columns = {name: column for name, column in names.items() if name in wanted.all_names}
-    read = partial(
-        predictor.task.read, multi_label=predictor.state.multi_label, needs_target=needs_target
-    )
+    read = partial(predictor.task.read, multi_label=state.multi_label, needs_target=needs_target)
     return Rows(file, read, columns, wanted, notes)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lushan.data.checks import Findings, OverlapCounts, check_parts, remove_overlap
-from lushan.data.columns import Columns, Notes
+from lushan.data.columns import Columns, Notes, unpacked
 from lushan.data.example_store import ExampleStore
 from lushan.data.ledger import Ledger, count_rows
 from lushan.data.readers import Dataset, find_files, read_dataset, read_rows
@@ -68,16 +68,18 @@ def prepare(path: Path, *, task: Task, recipe: TuneRecipe, tell: Tell = say_noth
         progress.advance()
         return task.read(row, multi_label=multi_label)
 
+    wanted = columns_for(
+        task, multi_label=multi_label, length_control=recipe.task_settings.length_control
+    )
     dataset = read_dataset(
         path,
         columns=columns,
-        wanted=columns_for(task, multi_label=multi_label),
+        wanted=wanted,
         read=read,
         collect=ExampleStore.collect,
     )
     added = NONE_ADDED
     if recipe.data.added is not None:
-        wanted = columns_for(task, multi_label=multi_label)
         file = Path(recipe.data.added)
         added = read_added(file, task=task, wanted=wanted, multi_label=multi_label)
         fingerprint = hashlib.sha256(f"{dataset.fingerprint} {added.digest}".encode()).hexdigest()
@@ -186,9 +188,16 @@ def draw(prepared: Prepared, num_rows: int, *, seed: int, why: str) -> Prepared:
     )
 
 
-def columns_for(task: Task, *, multi_label: bool) -> Columns:
-    """Give the columns of a task, whose labels are lists where a text can have several."""
-    return replace(task.columns, lists=task.columns.lists if multi_label else ())
+def columns_for(task: Task, *, multi_label: bool, length_control: bool = False) -> Columns:
+    """Give the columns that are read of files.
+
+    Args:
+        task: Whose columns.
+        multi_label: Whether a text can have several labels, so that labels are lists.
+        length_control: Whether the model learns, or has learned, to keep to a length that is wanted.
+    """
+    columns = task.columns if length_control else task.columns.without_lengths()
+    return replace(columns, lists=columns.lists if multi_label else ())
 
 
 def holds_lists(path: Path, *, task: Task, columns: Mapping[str, str]) -> bool:
@@ -203,7 +212,8 @@ def holds_lists(path: Path, *, task: Task, columns: Mapping[str, str]) -> bool:
     peeked = list(itertools.islice(rows, NUM_PEEKED_ROWS))
     labels = [row.values.get(name) for row in peeked for name in task.columns.lists]
     return any(
-        MULTI_LABEL_SEPARATOR in each if isinstance(each, str) else isinstance(each, list | tuple)
+        isinstance(unpacked(each), list | tuple)
+        or (isinstance(each, str) and MULTI_LABEL_SEPARATOR in each)
         for each in labels
     )
 

@@ -20,11 +20,9 @@ from lushan.data.splits import count_labels
 from lushan.errors import DataError, SettingError
 from lushan.inference.predict import Predictor
 from lushan.records import Prediction, Row
-from lushan.workflows.augment import (
-    NUM_ROWS,
+from lushan.workflows.new_rows import (
     NewRow,
     Sifted,
-    augment,
     begin,
     check_place,
     clock,
@@ -55,41 +53,6 @@ class Threshold:
     """Those at or above it."""
     error_fraction: float
     """Of those."""
-
-
-def augment_or_label(
-    data: Path,
-    recipe: TuneRecipe,
-    *,
-    unlabelled: Path | None,
-    num_rows: int | None,
-    out: Path,
-    keep: bool,
-    overwrite: bool,
-    tell: Tell,
-) -> dict[str, Any]:
-    """Make new rows in one of the two ways: label those of `unlabelled`, or write `num_rows`; see `augment`.
-
-    Raises:
-        UserError: If both are given, or something else does not fit.
-    """
-    if unlabelled is None:
-        return augment(
-            data,
-            recipe,
-            out=out,
-            num_rows=num_rows or NUM_ROWS,
-            keep=keep,
-            overwrite=overwrite,
-            tell=tell,
-        )
-    if num_rows is not None:
-        raise SettingError(
-            "`--rows` says how many rows are to be written, and with `--unlabelled` none are. Leave one out."
-        )
-    return self_train(
-        data, recipe, unlabelled=unlabelled, out=out, keep=keep, overwrite=overwrite, tell=tell
-    )
 
 
 def self_train(

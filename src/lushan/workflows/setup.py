@@ -285,10 +285,9 @@ def mean_tokens(
     *,
     task: Task,
     tokenizer: Tokenizer,
-    num_rows: int = _FIRST_ROWS,
 ) -> float:
     """Tokens that a training row takes in a pass, its prompts included: the mean of the first rows."""
-    rows = prepared.parts.train[:num_rows]
+    rows = prepared.parts.train[:_FIRST_ROWS]
     rendered = [
         document.text
         for each in rows

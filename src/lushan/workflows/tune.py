@@ -50,7 +50,8 @@ from lushan.workflows.comparison import answer_untuned, run_baselines, what_is_a
 from lushan.workflows.compiling import compiled_layers
 from lushan.workflows.frozen_rows import frozen_states
 from lushan.workflows.label_curve import run_label_curve
-from lushan.workflows.meaning import meaning_of, with_threshold
+from lushan.workflows.meaning import meaning_of
+from lushan.workflows.no_answer import with_threshold
 from lushan.workflows.outcome import peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
 from lushan.workflows.progress import Tell, say_nothing

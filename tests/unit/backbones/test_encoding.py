@@ -160,7 +160,7 @@ def test_tokenizer_without_a_stop_token_cannot_learn_to_stop(
     plain: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tokenizer, "stop_id", None)
-    with pytest.raises(DataError, match="no stop token"):
+    with pytest.raises(DataError, match=r"no stop token.* Use `--answer head`"):
         encode(ANSWERED, plain, 1000)
 
 

@@ -116,7 +116,7 @@ def test_describe_says_why_a_model_cannot_be_used(
 
 
 def test_describe_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"nowhere` does not exist"):
+    with pytest.raises(ModelError, match=r"nowhere` does not exist.*`lushan models list`"):
         describe(tmp_path / "nowhere")
 
 

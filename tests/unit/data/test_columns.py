@@ -4,7 +4,15 @@ import math
 
 import pytest
 
-from lushan.data.columns import Cleaner, Columns, Notes, check_mapping, find_columns, form_of
+from lushan.data.columns import (
+    Cleaner,
+    Columns,
+    Notes,
+    check_mapping,
+    find_columns,
+    form_of,
+    unpacked,
+)
 from lushan.errors import DataError
 
 WANTED = Columns(
@@ -52,6 +60,36 @@ def test_form_is_the_first_whose_read_column_is_named_there_or_guessed(
     found: tuple[str, ...], mapping: dict[str, str], read: str
 ) -> None:
     assert form_of(found, mapping=mapping, wanted=FORMS).required[0] == read
+
+
+LENGTHS = Columns(required=("text",), optional=("note", "length"), lengths=("length",))
+
+
+def test_wanted_length_is_read_only_where_the_model_keeps_to_one() -> None:
+    notes = Notes("a.csv")
+    found = ("text", "length")
+    assert find_columns(found, mapping={}, wanted=LENGTHS, notes=notes) == {
+        "text": "text",
+        "length": "length",
+    }
+    assert notes.lines() == []
+    wanted = LENGTHS.without_lengths()
+    for form in (wanted, wanted.asked):
+        notes = Notes("a.csv")
+        assert find_columns(found, mapping={}, wanted=form, notes=notes) == {"text": "text"}
+        (note,) = notes.lines()
+        assert note.startswith("a.csv: column `length` is not read: ")
+        assert "task_settings.length_control=true" in note
+    notes = Notes("a.csv")
+    mapped = find_columns(found, mapping={"note": "length"}, wanted=wanted, notes=notes)
+    assert mapped == {"text": "text", "note": "length"}
+    assert notes.lines() == []
+
+
+def test_wanted_length_that_nobody_keeps_to_cannot_be_named() -> None:
+    check_mapping({"length": "words"}, LENGTHS)
+    with pytest.raises(DataError, match=r"`data\.columns\.length` has no effect: .*length_control"):
+        check_mapping({"length": "words"}, LENGTHS.without_lengths())
 
 
 def test_missing_column_of_several_forms_names_them() -> None:
@@ -185,6 +223,11 @@ def test_no_value_is_not_the_same_as_no_label() -> None:
     assert clean("label", None, SEVERAL) == (None, [])
 
 
+def test_label_that_says_a_list_as_json_is_several() -> None:
+    assert clean("label", '["a|b", "c"]', SEVERAL) == (("a|b", "c"), [])
+    assert clean("label", '["a", "b"]') == ('["a", "b"]', [])
+
+
 def test_one_label_is_not_cut_where_a_text_has_one() -> None:
     assert clean("label", "rock|pop") == ("rock|pop", [])
 
@@ -218,3 +261,19 @@ def test_form_is_the_one_of_which_all_read_columns_are_there() -> None:
     found = ("premise", "question", "choice1")
     assert form_of(found, mapping={}, wanted=CHOICES).required[0] == "premise"
     assert form_of(("question", "choices"), mapping={}, wanted=CHOICES) is CHOICES
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([1], [1]),
+        ({"a": 1}, {"a": 1}),
+        (' [1, {"a": "b"}]', [1, {"a": "b"}]),
+        ("B-PER O", None),
+        ("", None),
+        ("[" * 100_000, None),
+        (None, None),
+    ],
+)
+def test_text_of_a_cell_is_what_it_says_as_json(value: object, said: object) -> None:
+    assert unpacked(value) == said

@@ -253,3 +253,10 @@ def test_outlook_compares_with_at_most_half_of_the_rows() -> None:
     assert phrases.label_outlook(_curve(0.02, whole=100), "Accuracy") == ""
     unknown = [{**each, "rise": None} for each in _curve(0.02)]
     assert phrases.label_outlook(unknown, "Accuracy") == ""
+
+
+def test_outlook_promises_nothing_of_labels_where_a_model_added_rows() -> None:
+    *few, whole = _curve(0.02)
+    told = phrases.label_outlook([*few, {**whole, "num_added": 3_000}], "Accuracy")
+    assert "3,000 rows that a model wrote or labelled" in told
+    assert "doubled" not in told

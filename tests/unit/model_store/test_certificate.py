@@ -388,13 +388,16 @@ def test_model_that_was_spoiled_while_it_was_saved_is_not_certified(
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
-def test_a_form_is_held_to_its_own_tolerance(weights: str, whole: Certified) -> None:
+def test_a_form_is_held_to_its_own_tolerance(
+    weights: str, whole: Certified, monkeypatch: pytest.MonkeyPatch
+) -> None:
     served = load_predictor(whole.run, weights=weights)
     tolerance = TOLERANCES[weights]
     difference = replay(whole.run, served)
     assert TOLERANCES["fp32"].probability < difference < tolerance.probability
+    monkeypatch.setattr(served.backbone, "weight_form", None)
     with pytest.raises(CertificateError, match=r"at most 0\.0001 is allowed"):
-        replay(whole.run, served, arithmetic="fp32")
+        replay(whole.run, served)
 
 
 def test_a_form_beyond_its_tolerance_is_refused(

@@ -155,6 +155,8 @@ def test_rows_of_piqa_are_read() -> None:
 def test_number_that_is_also_the_text_of_another_choice_is_refused() -> None:
     with pytest.raises(DataError, match=r"a\.csv, row 7.*`1` could be several of the 3 choices"):
         read(choices=["1", "2", "3"], answer=1)
+    with pytest.raises(DataError, match=r"`AB` is none of the 4 choices"):
+        read(answer="AB")
     with pytest.raises(DataError, match="`relation` must be `cause` or `effect`, got 'why'"):
         read(relation="why")
 

@@ -52,6 +52,11 @@ def test_texts_of_the_same_topic_are_not_the_same_text() -> None:
     assert one.id != other.id
 
 
+@pytest.mark.parametrize("given", [["fox", "old town"], '["fox", "old town"]', "fox, old town"])
+def test_words_are_a_list_or_its_json_or_have_commas_between_them(given: object) -> None:
+    assert read(text="A fox.", keywords=given).extra["keywords"] == ["fox", "old town"]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -61,6 +66,7 @@ def test_texts_of_the_same_topic_are_not_the_same_text() -> None:
         ({"topic": "a\nText: b"}, "column `topic` must hold a text of one line"),
         ({"regex": "("}, "column `regex` holds no regular expression"),
         ({"json_schema": "{"}, "column `json_schema` is no JSON"),
+        ({"json_schema": "[" * 100_000}, "column `json_schema` is nested too deeply"),
         ({"json_schema": []}, "column `json_schema` must hold an object"),
         ({"json_schema": {}, "must": ["a"]}, "column `json_schema` says the whole form"),
     ],

@@ -1,7 +1,7 @@
 """New rows: which are taken out and why, how their gain is measured, and when they are written."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -9,10 +9,13 @@ import pytest
 
 from lushan.catalog import load_task, names_in
 from lushan.errors import ModelError, RunError, SettingError
-from lushan.records import Example, Interval, Prediction, Row, Scores, SplitName
+from lushan.records import Example, Prediction, Row, SplitName
 from lushan.workflows import augment as augmenting
+from lushan.workflows import progress
 from lushan.workflows import tune as tuning
-from lushan.workflows.augment import NewRow, Sifted, augment, measure_gain, sift
+from lushan.workflows.augment import augment, augment_or_label, sift
+from lushan.workflows.new_rows import NewRow, begin, measure_gain
+from lushan.workflows.progress import Tell
 from lushan.workflows.recipe import make_recipe
 from lushan.workflows.setup import Setup
 from tests.bad_inputs import good_rows, write_lines, write_splits
@@ -113,9 +116,14 @@ def augment_with(
         flags = {"model": {"name": str(tiny_folder("llama"))}, "training": {"epochs": 1}}
         recipe = make_recipe(None, flags, ["model.precision=fp32", *settings])
         told: list[str] = []
+
+        def write(*_: object, advance: Callable[[int], None], **__: object) -> list[str]:
+            advance(len(texts))
+            return list(texts)
+
         # A tiny model reads too little to be shown rows of this length.
         monkeypatch.setattr(augmenting, "rows_that_fit", lambda rows, *_, **__: list(rows))
-        monkeypatch.setattr(augmenting, "write_rows", lambda *_, **__: list(texts))
+        monkeypatch.setattr(augmenting, "write_rows", write)
         found = augment(
             data, recipe, out=tmp_path / out, num_rows=len(texts), keep=keep, tell=told.append
         )
@@ -155,6 +163,14 @@ def test_file_is_written_where_rows_clearly_help_or_are_wanted_all_the_same(
         assert json.loads(lines[0])["augmented"] is True
 
 
+def test_rows_that_are_being_written_are_told(
+    augment_with: AugmentWith, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
+    _, told = augment_with(["{"] * 7)
+    assert "Wrote 7 of 7 rows so far." in told
+
+
 def test_nothing_is_measured_or_written_where_no_row_is_left(
     augment_with: AugmentWith, tmp_path: Path
 ) -> None:
@@ -171,7 +187,7 @@ def test_runs_that_are_compared_have_equal_steps_and_differ_in_the_new_rows_alon
     trained: list[list[str]] = []
     make = tuning.untrained
 
-    def remember(setup: Setup, *, tell: augmenting.Tell) -> object:
+    def remember(setup: Setup, *, tell: Tell) -> object:
         trained.append([each.text for each in setup.parts.train])
         return make(setup, tell=tell)
 
@@ -203,7 +219,7 @@ def test_gain_is_measured_on_the_validation_rows_of_every_task(
         "task_settings": {"run_code": True} if "run_code" in task.settings else {},
     }
     recipe = make_recipe(None, flags, [])
-    prepared, setup = augmenting.begin(data, recipe, writes=True, tell=lambda _: None)
+    prepared, setup = begin(data, recipe, writes=True, tell=lambda _: None)
     shown = augmenting._train_rows(data, prepared, setup)
     again = {task.read(Row(each, "again", 1)).id for each in shown}
     assert again == {task.read(each).id for each in samples}
@@ -211,25 +227,6 @@ def test_gain_is_measured_on_the_validation_rows_of_every_task(
     gain = measure_gain(new, prepared, setup, tell=lambda _: None)
     assert gain["num_validation_rows"] == len(rows)
     assert gain["difference"]["low"] <= gain["difference"]["value"] <= gain["difference"]["high"]
-
-
-def test_gain_is_that_of_the_answers_with_the_new_rows(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = iter([[0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 1.0]])
-
-    def measured(*_: object, **__: object) -> augmenting.Measured:
-        correct = next(answers)
-        mean = sum(correct) / len(correct)
-        scores = Scores("accuracy", {"accuracy": Interval(mean, 0.0, 1.0)}, correct)
-        return augmenting.Measured(scores, 3)
-
-    monkeypatch.setattr(augmenting, "_measured", measured)
-    monkeypatch.setattr(augmenting, "_with_train", lambda *_: setup)
-    gain = measure_gain([], None, setup, tell=lambda _: None)  # pyright: ignore[reportArgumentType]
-    assert gain["difference"]["value"] == 0.5
-    assert (gain["without"]["value"], gain["with"]["value"]) == (0.25, 0.75)
-    assert (gain["wins"], gain["losses"]) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -278,10 +275,20 @@ def test_an_encoder_is_refused(tiny_folder: MakeTiny, augment_with: AugmentWith)
         augment_with(NEW, f"model.name={tiny_folder('bert')}")
 
 
-def test_each_row_counts_at_the_first_filter_that_takes_it() -> None:
-    example = Example("1", "A whale sings.", "sea")
-    sifted = Sifted([NewRow({}, example), NewRow({}, example)])
-    augmenting.drop(sifted, "repeats_new", {1})
-    augmenting.drop(sifted, "disagrees", {0})
-    assert sifted.rows == []
-    assert sifted.num_dropped == {"repeats_new": 1, "disagrees": 1}
+@pytest.mark.parametrize(
+    ("unlabelled", "num_rows", "message"),
+    [
+        ("texts.jsonl", 3, "`--rows` says how many rows are to be written"),
+        (None, 0, "At least one row must be asked for, got 0"),
+    ],
+)
+def test_number_of_rows_without_effect_is_refused(
+    unlabelled: str | None, num_rows: int, message: str, *, tmp_path: Path, tiny_folder: MakeTiny
+) -> None:
+    data = write_lines(tmp_path / "data.jsonl", good_rows())
+    recipe = make_recipe(None, {"model": {"name": str(tiny_folder("llama"))}}, [])
+    with pytest.raises(SettingError, match=message):
+        augment_or_label(
+            data, recipe, unlabelled=tmp_path / unlabelled if unlabelled else None, num_rows=num_rows,
+            out=tmp_path / "new.jsonl", keep=False, overwrite=False, tell=lambda _: None,
+        )  # fmt: skip

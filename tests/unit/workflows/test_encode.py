@@ -1,18 +1,22 @@
 """What is encoded once is found again for equal examples, and for nothing else."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
+import lushan
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.sources import cache_folder
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.catalog import load_task
+from lushan.catalog import load_task, names_in
 from lushan.data.batching import PackedSource
 from lushan.data.feature_store import EncodedCache, FeatureStore
 from lushan.records import Example, Features, TaskState
+from lushan.tasks import Preparation, Task
 from lushan.workflows import encode as encoding
 from lushan.workflows.encode import Encoder, encode
 from tests.conftest import MakeTiny
@@ -83,6 +87,38 @@ def test_whatever_decides_a_token_makes_another_entry(
     encoded(cache, encoder, [*EXAMPLES[1:], EXAMPLES[0]])
     encoded(cache, encoder, [replace(EXAMPLES[0], text="other"), *EXAMPLES[1:]])
     assert num_entries(cache) == len(others) + 5
+
+
+def files_that_run(encoder: Encoder, examples: Sequence[Example]) -> set[Path]:
+    """Watch which files of the package have a function that runs."""
+    seen: set[str] = set()
+
+    def watch(frame: FrameType, _event: str, _value: object) -> None:
+        seen.add(frame.f_code.co_filename)
+
+    for with_target in (True, False):
+        sys.setprofile(watch)
+        try:
+            encoder.encode(examples, with_target=with_target)
+        finally:
+            sys.setprofile(None)
+    package = Path(lushan.__file__).parent
+    return {Path(each) for each in seen if Path(each).is_relative_to(package)}
+
+
+@pytest.mark.parametrize("name", names_in("lushan.tasks"))
+def test_all_code_that_decides_a_token_decides_the_entry(name: str, tiny_folder: MakeTiny) -> None:
+    task: Task = load_task(name)
+    examples = [task.read(each) for each in task.sample_rows()]
+    preparation = Preparation(num_shots=2, run_code=True, length_control=True)
+    state = task.prepare(examples, preparation, multi_label=False)
+    hashed = {Path(str(each.__file__)) for each in (sys.modules[task.__module__], *encoding.CODE)}
+    tokenizer = Tokenizer.load(tiny_folder("llama"))
+    for answer in task.answers:
+        encoder = Encoder(task, state, tokenizer, answer, LengthLimit(512, "truncate"))
+        ran = files_that_run(encoder, examples)
+        assert Path(str(sys.modules[task.__module__].__file__)) in ran
+        assert ran - hashed == {Path(encoding.__file__)}  # it only calls
 
 
 def test_a_setup_from_files_is_that_from_memory(

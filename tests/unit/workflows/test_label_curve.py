@@ -17,7 +17,7 @@ from lushan.records import Prediction, TaskState
 from lushan.workflows import label_curve
 from lushan.workflows.label_curve import _with_few_rows, run_label_curve
 from lushan.workflows.tune import train_apart, untrained
-from tests.bad_inputs import write_splits
+from tests.bad_inputs import good_rows, write_lines, write_splits
 from tests.conftest import MakeTiny
 from tests.runs import answers_of_this_process, read, tune
 from tests.unit.workflows.conftest import BuildSetup
@@ -116,6 +116,30 @@ class Examined:
 
     def examine(self, _: object) -> list[Prediction]:
         return self.answers
+
+
+def test_rows_that_a_model_added_are_neither_drawn_nor_counted(
+    build_setup: BuildSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = [{**row, "text": f"{row['text']} Once more.", "augmented": True} for row in good_rows()]
+    added = write_lines(tmp_path / "new.jsonl", new)
+    setup = build_setup("llama", data={"added": str(added), "overlap": "keep"})
+    labelled = len(setup.parts.train) - len(new)
+    monkeypatch.setattr(label_curve, "SIZES", (4, labelled - 1, labelled))
+    answers = [Prediction(each.id, "sea", {"sea": 1.0}) for each in setup.parts.validation]
+    examined = Examined(answers, setup.state)
+    monkeypatch.setattr(label_curve, "load_predictor", lambda _: examined)
+    texts: list[str] = []
+    notes: dict[str, Any] = {}
+    run = SimpleNamespace(path=Path(), get=notes.get, note=notes.update)
+    run_label_curve(
+        cast("RunFolder", run), setup, untrained=lambda _: cast("Predictor", examined),
+        train=lambda _, few: texts.extend(each.text for each in few.parts.train) or 1, tell=lambda _: None,
+    )  # fmt: skip
+    assert len(texts) == 4 + labelled - 1
+    assert not [text for text in texts if text.endswith("Once more.")]
+    told = [(each["num_rows"], each["num_added"]) for each in notes["label_curve"]]
+    assert told == [(4, 0), (labelled - 1, 0), (labelled, len(new))]
 
 
 @pytest.mark.parametrize("num_there", [1, 2, 3])

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +16,7 @@ from lushan.inference.predict import Predictor
 from lushan.records import TaskState
 from lushan.workflows import predict as module
 from lushan.workflows.predict import (
+    Opened,
     check_input_stays,
     check_output,
     open_rows,
@@ -161,6 +162,18 @@ def test_answers_as_long_as_the_context_are_refused(
     assert found.generation.max_new_tokens == 127
     with pytest.raises(SettingError, match=r"is 128, but the model's context is 128 tokens"):
         open_run(Path("run"), {"generation": {"max_new_tokens": 128}})
+
+
+@pytest.mark.parametrize(("lengths", "wanted"), [((), None), ((2, 4, 8), "long")])
+def test_wanted_lengths_of_a_file_are_read_where_the_model_keeps_to_them(
+    lengths: tuple[int, ...], wanted: str | None, tmp_path: Path
+) -> None:
+    predictor = SimpleNamespace(task=load_task("summarization"), state=TaskState(lengths=lengths))
+    opened = Opened(None, cast("Predictor", predictor), "summarization", {}, {})
+    file = write_lines(tmp_path / "new.jsonl", [{"document": "It rained.", "length": "long"}])
+    rows = open_rows(opened, file, needs_target=False)
+    assert [example.extra.get("length") for _, example in rows] == [wanted]
+    assert any("`length` is not read" in note for note in rows.notes) == (not lengths)
 
 
 def test_a_folder_without_a_test_file_is_refused(tiny_run: Path, tmp_path: Path) -> None:

@@ -119,11 +119,34 @@ def test_rows_have_several_labels_if_one_holds_a_list(tmp_path: Path) -> None:
     assert holds_lists(other, task=TASK, columns={})
 
 
+def test_labels_that_are_a_list_as_json_are_several(tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    file.write_text('text,label\na,bad\nb,"[""bad"", ""sad""]"\n', encoding="utf-8")
+    assert holds_lists(file, task=TASK, columns={})
+
+
 def test_labels_joined_by_semicolons_are_several_only_when_asked(tmp_path: Path) -> None:
     data = write_lines(tmp_path / "data.jsonl", [{"text": "a", "label": "x; y"}])
     assert not holds_lists(data, task=TASK, columns={})
     assert columns_for(TASK, multi_label=True).lists == ("label",)
     assert columns_for(TASK, multi_label=False).lists == ()
+
+
+def test_a_column_named_length_means_a_wanted_one_only_where_lengths_are_kept_to(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"document": f"Film {n} is long.", "summary": f"Long film {n}", "length": "1:37:05"}
+        for n in range(20)
+    ]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    task = load_task("summarization")
+    found = prepare(data, task=task, recipe=make_recipe(None, {}, []))
+    assert {each.extra.get("length") for each in found.parts.train} == {None}
+    assert any("`length` is not read" in note and "length_control" in note for note in found.notes)
+    controlled = make_recipe(None, {}, ["task_settings.length_control=true"])
+    with pytest.raises(DataError, match=r"row 1: column `length` must hold `short`.*'1:37:05'"):
+        prepare(data, task=task, recipe=controlled)
 
 
 def test_columns_are_mapped_by_a_setting(tmp_path: Path) -> None:

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 
 from lushan.errors import DataError, SettingError
-from lushan.records import Example, Interval, Prediction, Scores
+from lushan.records import Example, Prediction
 from lushan.workflows import self_training
-from lushan.workflows.augment import measure_gain
 from lushan.workflows.recipe import make_recipe
 from lushan.workflows.self_training import (
-    augment_or_label,
     choose_threshold,
     over_share,
     self_train,
@@ -134,30 +132,6 @@ def test_sure_rows_are_written_with_label_and_mark_where_they_clearly_help(
         assert not any("fox" in each["text"] for each in rows)
 
 
-def test_gain_is_against_the_better_of_both_runs_on_real_rows(
-    build_setup: BuildSetup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lushan.workflows import augment as augmenting
-
-    setup = build_setup()
-
-    def scores(*correct: float) -> Scores:
-        mean = sum(correct) / len(correct)
-        return Scores("accuracy", {"accuracy": Interval(mean, 0.0, 1.0)}, correct)
-
-    answers = iter([scores(0, 0, 1, 0), scores(1, 0, 1, 1)] * 2)
-    monkeypatch.setattr(
-        augmenting, "_measured", lambda *_, **__: augmenting.Measured(next(answers), 3)
-    )
-    monkeypatch.setattr(augmenting, "_with_train", lambda *_: setup)
-    quiet: Any = lambda _: None  # noqa: E731
-    prepared: Any = None
-    better = measure_gain([], prepared, setup, first=scores(1, 1, 1, 0), tell=quiet)
-    worse = measure_gain([], prepared, setup, first=scores(0, 0, 0, 0), tell=quiet)
-    assert (better["difference"]["value"], worse["difference"]["value"]) == (0.0, 0.5)
-    assert better["without"]["value"] == 0.75
-
-
 def test_whole_way_keeps_nothing_of_a_model_that_knows_nothing(
     tmp_path: Path, tiny_folder: MakeTiny
 ) -> None:
@@ -198,19 +172,6 @@ def test_answers_that_no_probability_can_be_trusted_for_are_refused(
         self_train(data, recipe, unlabelled=data, out=tmp_path / "new.jsonl", tell=lambda _: None)
 
 
-def test_a_file_that_is_not_there_and_rows_that_nobody_writes_are_refused(
-    tmp_path: Path, tiny_folder: MakeTiny
-) -> None:
-    data = write_lines(tmp_path / "data.jsonl", good_rows())
-    recipe = make_recipe(None, {"model": {"name": str(tiny_folder("llama"))}}, [])
-    gone, out = tmp_path / "gone.jsonl", tmp_path / "new.jsonl"
-    options: Any = {"out": out, "keep": False, "overwrite": False, "tell": lambda _: None}
-    with pytest.raises(DataError, match=r"`--unlabelled .*gone.jsonl`: there is no such file"):
-        augment_or_label(data, recipe, unlabelled=gone, num_rows=None, **options)
-    with pytest.raises(SettingError, match="`--rows` says how many rows are to be written"):
-        augment_or_label(data, recipe, unlabelled=gone, num_rows=3, **options)
-
-
 def test_rows_too_long_for_the_model_are_found_before_anything_is_tuned(
     build_setup: BuildSetup, tmp_path: Path
 ) -> None:
@@ -218,3 +179,11 @@ def test_rows_too_long_for_the_model_are_found_before_anything_is_tuned(
     long = write_lines(tmp_path / "texts.jsonl", [{"text": "sea " * 1000}])
     with pytest.raises(DataError, match=r"texts\.jsonl, row 1"):
         self_training._read(long, setup, tell=lambda _: None)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path, tiny_folder: MakeTiny) -> None:
+    data = write_lines(tmp_path / "data.jsonl", good_rows())
+    recipe = make_recipe(None, {"model": {"name": str(tiny_folder("llama"))}}, [])
+    gone, out = tmp_path / "gone.jsonl", tmp_path / "new.jsonl"
+    with pytest.raises(DataError, match=r"`--unlabelled .*gone.jsonl`: there is no such file"):
+        self_train(data, recipe, unlabelled=gone, out=out, tell=lambda _: None)

@@ -26,9 +26,15 @@ class Field:
     """What an example has there, as a person would write it."""
 
 
-def fields_of(task: Task) -> list[Field]:
-    """List what is asked for when a task answers one row; what must be filled in comes first."""
-    asked = task.columns.asked
+def fields_of(task: Task, *, length_control: bool = False) -> list[Field]:
+    """List what is asked for when a task answers one row; what must be filled in comes first.
+
+    Args:
+        task: Whose columns.
+        length_control: Whether the model learned to keep to a length that is wanted.
+    """
+    columns = task.columns if length_control else task.columns.without_lengths()
+    asked = columns.asked
     sample = task.sample_rows()[0].values
     first = str(sample.get(asked.required[0], ""))
     fields: list[Field] = []

@@ -46,7 +46,8 @@ def build(opened: Triggers, studio: Studio, texts: Texts) -> None:
 
 
 def _build_form(studio: Studio, texts: Texts, name: str, other: gr.Dropdown) -> None:
-    fields = fields_of(studio.model(name).predictor.task)
+    predictor = studio.model(name).predictor
+    fields = fields_of(predictor.task, length_control=bool(predictor.state.lengths))
     required = [each for each in fields if each.is_required]
     optional = [each for each in fields if not each.is_required]
     boxes = [_box(each, texts) for each in required]

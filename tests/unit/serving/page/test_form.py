@@ -32,6 +32,13 @@ def test_fields_are_those_of_the_task(name: str, expected: list[tuple[str, str]]
     assert [(each.column, each.kind) for each in fields_of(load_task(name))] == expected
 
 
+def test_length_is_asked_for_where_the_model_keeps_to_one() -> None:
+    task = load_task("summarization")
+    names = {on: [x.column for x in fields_of(task, length_control=on)] for on in (True, False)}
+    assert names[True] == ["document", "references", "length"]
+    assert names[False] == ["document", "references"]
+
+
 def test_part_becomes_its_place_in_the_text() -> None:
     fields = fields_of(load_task("relations"))
     values = values_of(fields, ["Ada got a dog", "Ada", " dog "])

@@ -1,0 +1,263 @@
+"""Rows that a model wrote or labelled, until they are kept: what is like a row of the data is taken out, and the gain is measured.
+
+`augment` and `self_training` make them; `added_rows` is how they come into a run.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from lushan.backbones.hardware import choose_num_threads
+from lushan.backbones.inspect import describe
+from lushan.backbones.sources import locate
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.catalog import load_task
+from lushan.data.example_store import take
+from lushan.data.ledger import count_rows
+from lushan.data.overlap import places_found_in, places_of_repeats
+from lushan.errors import ModelError, RunError, SettingError
+from lushan.evaluation.compare import comparisons
+from lushan.records import Example, Scores
+from lushan.workflows.added_rows import MARK
+from lushan.workflows.outcome import plain_interval
+from lushan.workflows.predict import write_file
+from lushan.workflows.prepare import Prepared, prepare
+from lushan.workflows.progress import Tell
+from lushan.workflows.recipe import TuneRecipe
+from lushan.workflows.resolve import refuse_what_the_task_lacks, with_usual_answer
+from lushan.workflows.setup import Setup, make_setup, plan
+from lushan.workflows.tune import tuned_apart
+
+_UNREAD = {
+    "baselines": "nothing is compared with baselines",
+    "data.label_curve": "only two sets of rows are compared",
+    "training.keep": "the last weights are measured, so that the validation rows choose nothing",
+    "training.patience": "all epochs are trained, so that the validation rows choose nothing",
+}
+
+Reason = Literal[
+    "overlaps_test",
+    "overlaps_validation",
+    "repeats_train",
+    "repeats_new",
+    "disagrees",
+    "unsure",
+    "over_share",
+]
+"""Filters, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """A row that was written or labelled, and what the task makes of it."""
+
+    values: dict[str, Any]
+    example: Example
+
+
+@dataclass(slots=True)
+class Sifted:
+    """What is left of the new rows, and why the others are not."""
+
+    rows: list[NewRow]
+    refused: Counter[str] = field(default_factory=Counter[str])
+    """What the task said of rows that it refused."""
+    num_dropped: dict[str, int] = field(default_factory=dict[str, int])
+    """Filter to rows that it took out; each row counts at the first that does."""
+
+
+class Measured(NamedTuple):
+    """A model that was tuned, and how it answers the validation rows."""
+
+    scores: Scores
+    num_steps: int
+
+
+def check_place(out: Path, data: Path) -> None:
+    """Refuse a file that would become part of the data, or that no command could read.
+
+    Raises:
+        RunError: If it would.
+    """
+    if out.suffix != ".jsonl":
+        raise RunError(f"`--out {out}` must end in `.jsonl`: new rows are JSON Lines.")
+    place = out.resolve()
+    if place == data.resolve() or data.resolve() in place.parents:
+        raise RunError(
+            f"`--out {out}` is in the data: new rows are kept apart from real ones. Name a file elsewhere."
+        )
+
+
+@contextmanager
+def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note how long a phase took."""
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
+
+
+def begin(data: Path, recipe: TuneRecipe, *, writes: bool, tell: Tell) -> tuple[Prepared, Setup]:
+    """Check everything and decide what is open, as `tune` does.
+
+    Args:
+        data: A file, or a folder with train, validation and test files.
+        recipe: How models are tuned.
+        writes: Whether the model also writes rows.
+        tell: Takes one line for a person.
+
+    Raises:
+        UserError: If something does not fit.
+    """
+    _refuse_unread(recipe)
+    task = load_task(recipe.task)
+    recipe = with_usual_answer(recipe, task)
+    refuse_what_the_task_lacks(recipe, task)
+    base = locate(recipe.model.name)
+    facts = describe(base)
+    if writes and facts.family == "encoder":
+        raise ModelError(
+            f"`{recipe.model.name}` is an encoder: it fills gaps and cannot write rows. Choose a decoder "
+            "(`lushan models list`)."
+        )
+    tokenizer = Tokenizer.load(base)
+    prepared = prepare(data, task=task, recipe=recipe)
+    setup, _, notes = plan(prepared, recipe, task=task, base=base, facts=facts, tokenizer=tokenizer)
+    for note in notes:
+        tell(note)
+    torch.set_num_threads(int(choose_num_threads().value))
+    training = setup.recipe.training.model_copy(update={"keep": "last", "patience": None})
+    resolved = setup.recipe.model_copy(update={"training": training})
+    return prepared, replace(setup, recipe=resolved)
+
+
+def _refuse_unread(recipe: TuneRecipe) -> None:
+    for name, why in _UNREAD.items():
+        part, _, setting = name.rpartition(".")
+        settings = getattr(recipe, part) if part else recipe
+        if setting in settings.model_fields_set:
+            raise SettingError(f"Setting `{name}` has no effect here: {why}. Leave it out.")
+
+
+def drop_known(sifted: Sifted, setup: Setup) -> None:
+    """Take out rows that any row of the data, or an earlier new one, is like."""
+    known: list[tuple[Reason, Sequence[Example]]] = [
+        ("overlaps_test", setup.parts.test),
+        ("overlaps_validation", setup.parts.validation),
+        ("repeats_train", setup.parts.train),
+    ]
+    for reason, others in known:
+        drop(sifted, reason, places_found_in([row.example for row in sifted.rows], others))
+    drop(sifted, "repeats_new", places_of_repeats([row.example for row in sifted.rows]))
+
+
+def drop(sifted: Sifted, reason: Reason, places: set[int]) -> None:
+    """Take the rows at some places out, for one reason."""
+    sifted.num_dropped[reason] = len(places)
+    sifted.rows = [row for place, row in enumerate(sifted.rows) if place not in places]
+
+
+def measure_gain(
+    rows: Sequence[NewRow],
+    prepared: Prepared,
+    setup: Setup,
+    *,
+    first: Scores | None = None,
+    tell: Tell,
+) -> dict[str, Any]:
+    """Tune with and without the new rows, and compare the answers to the validation rows.
+
+    Both runs have the same recipe, seed and number of optimizer steps: the one without sees as many real rows once more
+    in place of the new ones, so that longer training is not taken for better data.
+
+    Args:
+        rows: New ones.
+        prepared: The data.
+        setup: How it is learned.
+        first: Of the model that was tuned on the real rows as they are, where there is one: many new rows make long
+            runs, in which real rows that are seen over and over can do harm. Then the better of the two is compared.
+        tell: Takes one line for a person.
+    """
+    real = list(setup.parts.train)
+    order = np.random.default_rng(setup.recipe.seed).permutation(len(real))
+    again = list(take(real, np.resize(order, len(rows))))
+    without = _measured(_with_train(real + again, prepared, setup), tell=tell)
+    with_new = _measured(
+        _with_train(real + [row.example for row in rows], prepared, setup), tell=tell
+    )
+    rival, second = without.scores, with_new.scores
+    if first is not None and sum(first.correct) > sum(rival.correct):
+        rival = first
+    metric = second.main_metric
+    compared = comparisons(
+        list(second.correct), {"without": list(rival.correct)}, seed=setup.recipe.seed
+    )
+    return {
+        **compared["without"],
+        "main_metric": metric,
+        "without": plain_interval(rival.metrics[metric]),
+        "with": plain_interval(second.metrics[metric]),
+        "num_validation_rows": len(setup.parts.validation),
+        "num_optimizer_steps": {"without": without.num_steps, "with": with_new.num_steps},
+    }
+
+
+def _with_train(train_rows: Sequence[Example], prepared: Prepared, setup: Setup) -> Setup:
+    parts = replace(setup.parts, train=train_rows)
+    changed = replace(prepared, parts=parts, ledger=count_rows(parts, {}))
+    tokenizer = Tokenizer.load(setup.base)
+    return make_setup(changed, setup.recipe, task=setup.task, base=setup.base, tokenizer=tokenizer)
+
+
+def _measured(setup: Setup, *, tell: Tell) -> Measured:
+    predictor, num_steps = tuned_apart(setup, tell=tell)
+    examples = setup.parts.validation
+    found = setup.task.score(
+        predictor.examine(examples), examples, setup.state, seed=setup.recipe.seed
+    )
+    return Measured(found, num_steps)
+
+
+def keep_where_it_helps(
+    sifted: Sifted, gain: Mapping[str, Any] | None, *, out: Path, keep: bool
+) -> dict[str, Any]:
+    """Write the new rows if they clearly help, or are wanted all the same; says what was done.
+
+    Args:
+        sifted: The rows.
+        gain: Of `measure_gain`; None where no row is left.
+        out: The file.
+        keep: Write them in any case.
+    """
+    helps = gain is not None and gain["difference"]["low"] > 0
+    is_written = bool(sifted.rows) and (helps or keep)
+    if is_written:
+        write_file(out, (json.dumps(row, ensure_ascii=False) + "\n" for row in _marked(sifted)))
+    return {"helps": helps, "written": is_written, "out": str(out) if is_written else None}
+
+
+def _marked(sifted: Sifted) -> Iterator[dict[str, Any]]:
+    for row in sifted.rows:
+        yield {**row.values, MARK: True}
+
+
+def what_came_out(sifted: Sifted, setup: Setup) -> dict[str, Any]:
+    """Tell of the rows by filter and by label, as plain values."""
+    counts = Counter(name for row in sifted.rows for name in row.example.classes)
+    return {
+        "task": setup.recipe.task,
+        "model": setup.recipe.model.name,
+        "seed": setup.recipe.seed,
+        "num_train_rows": len(setup.parts.train),
+        "refused": dict(sifted.refused.most_common()),
+        "dropped": sifted.num_dropped,
+        "num_new_rows": len(sifted.rows),
+        "new_rows_by_label": dict(sorted(counts.items())) if setup.task.columns.labels else {},
+    }

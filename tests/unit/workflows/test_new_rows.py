@@ -1,0 +1,66 @@
+"""Rows that a model made: each is taken out once, and their gain is that over the better model without them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lushan.errors import RunError
+from lushan.records import Example, Interval, Scores
+from lushan.workflows import new_rows
+from lushan.workflows.new_rows import Measured, NewRow, Sifted, check_place, drop, measure_gain
+from tests.unit.workflows.conftest import BuildSetup
+
+REAL, WITH_NEW = (0.0, 0.0, 1.0, 0.0), (1.0, 0.0, 1.0, 1.0)
+
+
+def scores(correct: Sequence[float]) -> Scores:
+    mean = sum(correct) / len(correct)
+    return Scores("accuracy", {"accuracy": Interval(mean, 0.0, 1.0)}, correct)
+
+
+@pytest.mark.parametrize(
+    ("first", "rival", "gain", "wins"),
+    [(None, 0.25, 0.5, 2), ((1.0, 1.0, 1.0, 0.0), 0.75, 0.0, 1), ((0.0,) * 4, 0.25, 0.5, 2)],
+)
+def test_gain_is_over_the_better_of_the_runs_on_real_rows(
+    first: Sequence[float] | None, rival: float, gain: float, wins: int, *,
+    build_setup: BuildSetup, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    setup = build_setup()
+    answers = iter([REAL, WITH_NEW])
+    monkeypatch.setattr(
+        new_rows, "_measured", lambda *_, **__: Measured(scores(next(answers)), num_steps=3)
+    )
+    monkeypatch.setattr(new_rows, "_with_train", lambda *_: setup)
+    prepared: Any = None
+    known = None if first is None else scores(first)
+    found = measure_gain([], prepared, setup, first=known, tell=lambda _: None)
+    assert found["difference"]["value"] == gain
+    assert (found["without"]["value"], found["with"]["value"]) == (rival, 0.75)
+    assert (found["wins"], found["losses"]) == (wins, wins - (2 if gain else 0))
+
+
+def test_each_row_counts_at_the_first_filter_that_takes_it() -> None:
+    example = Example("1", "A whale sings.", "sea")
+    sifted = Sifted([NewRow({}, example), NewRow({}, example)])
+    drop(sifted, "repeats_new", {1})
+    drop(sifted, "disagrees", {0})
+    assert sifted.rows == []
+    assert sifted.num_dropped == {"repeats_new": 1, "disagrees": 1}
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("new.csv", r"`--out .*new\.csv` must end in `\.jsonl`"),
+        ("data/new.jsonl", "is in the data: .*Name a file elsewhere"),
+    ],
+)
+def test_place_that_no_command_reads_or_that_is_in_the_data_is_refused(
+    out: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=message):
+        check_place(tmp_path / out, tmp_path / "data")
+    check_place(tmp_path / "new.jsonl", tmp_path / "data")
