@@ -250,8 +250,13 @@ def _described(
     return _Parts(layer, [each for each in (*biases, *weights) if each is not None])
 
 
-def fuse_layers(backbone: Backbone) -> bool:
-    """Have the decoder layers of a packed model run in two calls each; tells whether they do.
+def has_fused_layers(backbone: Backbone) -> bool:
+    """Whether the layers of a model run in two calls each."""
+    return isinstance(backbone.layers[0].forward, FusedLayer)
+
+
+def fuse_layers(backbone: Backbone) -> None:
+    """Have the decoder layers of a packed model run in two calls each.
 
     They do where all are built of parts that are known here, and give what they gave before.
 
@@ -261,20 +266,19 @@ def fuse_layers(backbone: Backbone) -> bool:
     core, layers = backbone.core, list(backbone.layers)
     turns = [each for each in core.modules() if type(each).__name__.endswith("RotaryEmbedding")]
     if backbone.packing_mode != "packed" or not isinstance(getattr(core, "norm", None), FusedNorm):
-        return False
+        return
     described = [_parts_of(each) for each in layers]
     if not turns or None in described:
-        return False
+        return
     fused = [FusedLayer(*pair) for pair in zip(layers, described, strict=True)]  # pyright: ignore[reportArgumentType]
     calls = _observed(backbone, layers, fused)
     if not (calls and all(_gives_the_same(*pair) for pair in zip(fused, calls, strict=True))):
-        return False
+        return
     for layer, each in zip(layers, fused, strict=True):
         layer.forward = each
     for turn in turns:
         turn.forward = partial(_turned, turn.forward)
     _let_lead(fused, calls)
-    return True
 
 
 def _turned(

@@ -83,8 +83,6 @@ class Backbone:
     """Weights that the folder does not have and that were drawn anew: the class layer of an untuned model."""
     weight_form: WeightForm | None = None
     """How weights are packed (`packed.py`); None where they are as they were trained."""
-    has_fused_layers: bool = False
-    """Whether a layer runs in two calls (`fused_layers.py`), where no adapter takes part."""
     frozen: FrozenStates | None = None
     """What the frozen layers make of the documents of this run; those are then not computed again."""
 

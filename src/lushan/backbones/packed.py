@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lushan.backbones import native
-from lushan.backbones.fused_layers import fuse_layers, fused_norm
+from lushan.backbones.fused_layers import fuse_layers, fused_norm, has_fused_layers
 from lushan.backbones.hardware import choose_device, choose_precision, give_back_freed_memory
 from lushan.backbones.load import Backbone, Purpose, WeightForm, load_backbone
 from lushan.backbones.packed_linear import Packed, PackedEmbedding, PackedLinear, pack_matrix
@@ -55,7 +55,7 @@ def describe_weights(backbone: Backbone) -> str:
     form = backbone.weight_form or "fp32"
     reason = "" if form == "fp32" else native.why_missing()
     by_torch = f" Products are those of torch, because {reason}." if reason else ""
-    fused = " Layers run fused." if backbone.has_fused_layers else ""
+    fused = " Layers run fused." if has_fused_layers(backbone) else ""
     size = weight_bytes(backbone.model) / 1e6
     return f"Weights are held in {form}: {size:,.0f} MB.{by_torch}{fused}"
 
@@ -78,7 +78,7 @@ def pack_weights(backbone: Backbone, form: WeightForm) -> None:
             core.set_submodule(name, fused)
     _pack_vocabulary(backbone.plain_model, "bf16" if form == "bf16" else "int8")
     backbone.weight_form = form
-    backbone.has_fused_layers = fuse_layers(backbone)
+    fuse_layers(backbone)
     give_back_freed_memory()
 
 
