@@ -228,8 +228,12 @@ def _is_known(linear: Any) -> bool:  # noqa: ANN401
 def _described(
     linears: Sequence[Any], norms: Sequence[Any], head_width: int, *, is_gelu: bool
 ) -> _Parts | None:
-    """Tell the library of a layer; None where heads are not as wide as it can turn them."""
-    if head_width % 32:
+    """Tell the library of a layer; None where heads are not as wide as it can turn and norm them."""
+    widths = [linears[0].in_features] * 4 + [head_width] * 2
+    if head_width % 32 or any(
+        norm is not None and len(norm.norm.weight) != width
+        for norm, width in zip(norms, widths, strict=True)
+    ):
         return None
     biases = [None if each.bias is None else each.bias.detach().float() for each in linears]
     matrices = [each.product.matrix(bias) for each, bias in zip(linears, biases, strict=True)]

@@ -150,6 +150,16 @@ def test_other_layers_are_left(model_type: str, tmp_path: Path) -> None:
 
 
 @needs_library
+def test_norms_over_more_than_a_head_are_left(tmp_path: Path) -> None:
+    backbone = load_backbone(sharp("qwen3", tmp_path), purpose="language", precision="bf16")
+    for layer in backbone.layers:
+        attention: Any = layer.self_attn
+        attention.q_norm.weight = nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
+    pack_weights(backbone, "bf16")
+    assert not has_fused_layers(backbone)
+
+
+@needs_library
 def test_a_layer_that_gives_something_else_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
