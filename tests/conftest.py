@@ -65,3 +65,15 @@ def many_runs(tmp_path_factory: pytest.TempPathFactory, tiny_folder: MakeTiny) -
 def compiled_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder that keeps compiled code from test to test: making it takes seconds."""
     return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(params=["native", "torch"])
+def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who computes what we have code of our own for."""
+    from lushan.backbones import native
+
+    if request.param == "torch":
+        monkeypatch.setattr(native, "why_missing", lambda: "it is a test")
+    elif reason := native.why_missing():
+        pytest.skip(reason)
+    return request.param

@@ -19,7 +19,8 @@ inline __m256i narrow(__m512 numbers) { return (__m256i)_mm512_cvtneps_pbh(numbe
 
 inline void store_narrow(uint16_t *into, __m512 numbers) { _mm256_storeu_si256((__m256i *)into, narrow(numbers)); }
 
-// 2 to the whole part, times a polynomial of the rest: right to 2e-7, which float32 rounds to anyway.
+// 2 to the whole part, times a polynomial of the rest: right to 2e-7, which float32 rounds to anyway. Of -inf it is 0, although
+// the rest is no number then: so `vscalefps` is defined.
 inline __m512 exponential(__m512 of) {
   __m512 power = _mm512_mul_ps(of, _mm512_set1_ps(1.44269504f));
   __m512 whole = _mm512_roundscale_ps(power, 0);

@@ -111,7 +111,7 @@ def score_candidates(
     prefix = _shared_prefix(backbone, features)
     level = [_Reached(tree, list(range(len(features))))]
     while level:
-        told = advance if level[0].fork is tree else _ignore
+        told = advance if level[0].fork is tree else lambda _: None  # a prompt counts once
         reached = _branch_logs(backbone, features, level, prefix=prefix, advance=told)
         pairs = zip(level, reached, strict=True)
         level = [each for fork, logs in pairs for each in _shared_out(fork, logs, logs_FC)]
@@ -151,10 +151,6 @@ class _Asked(NamedTuple):
     """Number of the prompt among those of the fork."""
     last: int
     """Token of the document."""
-
-
-def _ignore(_: int) -> None:
-    """Tell nobody about progress."""
 
 
 def _branch_logs(

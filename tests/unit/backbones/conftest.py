@@ -1,10 +1,9 @@
-"""Language models whose vocabulary layers differ, and who multiplies packed weights."""
+"""Language models whose vocabulary layers differ."""
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lushan.backbones import native
 from tests.tiny import TINY_VOCABULARY
 
 LANGUAGE_MODELS = {
@@ -35,13 +34,3 @@ def language_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     if bias is not None:
         torch.nn.init.normal_(bias)
     return model
-
-
-@pytest.fixture(params=["native", "torch"])
-def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Who multiplies."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "why_missing", lambda: "it is a test")
-    elif reason := native.why_missing():
-        pytest.skip(reason)
-    return request.param

@@ -3,18 +3,7 @@
 import pytest
 import torch
 
-from lushan.backbones import native
 from lushan.inference.scores import Scores
-
-
-@pytest.fixture(params=["native", "torch"])
-def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Who looks through the rows."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "why_missing", lambda: "it is a test")
-    elif reason := native.why_missing():
-        pytest.skip(reason)
-    return request.param
 
 
 @pytest.mark.usefixtures("maker")
