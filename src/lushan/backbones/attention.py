@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from lushan.backbones import short_attention
 from lushan.backbones.attention_products import (
     Block,
     HeadRows,
@@ -31,6 +32,7 @@ from lushan.backbones.attention_products import (
     head_rows,
     scatter,
 )
+from lushan.backbones.native_training import Looks
 from lushan.backbones.slot_cache import SlotCache
 
 ATTENTION_NAME = "lushan_packed"
@@ -241,8 +243,12 @@ def _attend_in(
     num_tokens, num_query_features = heads.query_TF.shape
     device = heads.query_TF.device
     num_heads, num_key_heads = num_query_features // width, heads.key_TF.shape[1] // width
-    keys = group.rows_of(num_key_heads, device)
     takes_blocks = causal and not group.branches
+    is_simple = prefix is None and not group.branches and not dropout
+    if is_simple and short_attention.can_attend(heads.query_TF, width, group.longest):
+        looks = Looks(group.lengths_N, width, causal, window, scaling)
+        return short_attention.attend(heads[:3], looks)
+    keys = group.rows_of(num_key_heads, device)
     if prefix is None and (
         group.longest < FLASH_FROM_TOKENS
         or (takes_blocks and not dropout and device.type == "cpu" and _is_half(heads.query_TF))

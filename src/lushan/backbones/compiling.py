@@ -27,7 +27,8 @@ from lushan.backbones import attention
 from lushan.backbones.hardware import Choice, machine
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.load import Backbone
-from lushan.backbones.native import find_compiler
+from lushan.backbones.native import find_compiler, why_missing
+from lushan.backbones.trained_layers import checkpointed
 from lushan.records import Batch
 
 Tell = Callable[[str], None]
@@ -69,8 +70,10 @@ class Work(NamedTuple):
         how = (
             f"{self.precision}, {self.method} {self.num_trained_layers}, {self.num_threads} threads"
         )
+        # Layers that run fused are what compiled ones are compared with.
+        fused = ", fused" if self.precision == "bf16" and not why_missing() else ""
         where = " ".join((here.processor, *here.features))
-        return f"{model}: {how}: {where}, torch {torch.__version__}"
+        return f"{model}: {how}{fused}: {where}, torch {torch.__version__}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +159,7 @@ class CompiledLayers:
         # Dropout then draws the numbers that it draws uncompiled.
         options: dict[str, str | int | bool | Callable[..., object]] = {"fallback_random": True}
         self._forwards = [
-            _checkpointed(each, torch.compile(_plain_forward(each), dynamic=True, options=options))
+            checkpointed(each, torch.compile(_plain_forward(each), dynamic=True, options=options))
             for each in layers
         ]
 
@@ -164,13 +167,17 @@ class CompiledLayers:
     def in_use(self) -> Iterator[None]:
         """Run the layers compiled; what is called around them (hooks) stays as it is."""
         attention.keep_out_of_compilation()
+        before = [vars(layer).get("forward") for layer in self._layers]
         for layer, forward in zip(self._layers, self._forwards, strict=True):
             layer.forward = forward
         try:
             yield
         finally:
-            for layer in self._layers:
-                del layer.forward
+            for layer, replaced in zip(self._layers, before, strict=True):
+                if replaced is None:
+                    del layer.forward
+                else:
+                    layer.forward = replaced
 
 
 def _plain_forward(layer: nn.Module) -> Callable[..., Any]:
@@ -179,17 +186,6 @@ def _plain_forward(layer: nn.Module) -> Callable[..., Any]:
     if isinstance(layer, GradientCheckpointingLayer):
         forward = getattr(forward, "__wrapped__", forward)
     return partial(forward, layer)
-
-
-def _checkpointed(layer: Any, forward: Callable[..., Any]) -> Callable[..., Any]:  # noqa: ANN401
-    """Put back what `_plain_forward` took away."""
-
-    def run(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-        if layer.training and getattr(layer, "gradient_checkpointing", False):
-            return layer._gradient_checkpointing_func(partial(forward, **options), *arguments)
-        return forward(*arguments, **options)
-
-    return run
 
 
 def compile_layers(

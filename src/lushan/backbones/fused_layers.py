@@ -194,8 +194,18 @@ class _Parts(NamedTuple):
     """Whose addresses it holds."""
 
 
-def _parts_of(layer: Any) -> _Parts | None:  # noqa: ANN401 - a layer of any architecture
-    """Describe a layer; None where it has parts that are not known here."""
+class KnownParts(NamedTuple):
+    """What a decoder layer is built of."""
+
+    linears: list[Any]
+    """In the order of `LINEAR_NAMES`."""
+    norms: list[Any]
+    """Before its attention and its network, after them, of each query's and key's head; None where there is none."""
+    is_gelu: bool
+
+
+def known_parts(layer: Any) -> KnownParts | None:  # noqa: ANN401 - a layer of any architecture
+    """Take a layer apart; None where it has parts that are not known here."""
     norms: dict[str, Any] = dict(layer.named_children())
     attention, network = norms.pop("self_attn", None), norms.pop("mlp", None)
     names = _NORM_NAMES.get(frozenset(norms))
@@ -206,15 +216,24 @@ def _parts_of(layer: Any) -> _Parts | None:  # noqa: ANN401 - a layer of any arc
     head_norms = [heads.pop(name, None) for name in ("q_norm", "k_norm")]
     linears = [heads.pop(name, None) for name in _ATTENTION_LINEARS]
     linears += [gated.pop(name, None) for name in _NETWORK_LINEARS]
-    if heads or gated or is_gelu is None or not all(map(_is_known, linears)):
+    if heads or gated or is_gelu is None or None in linears:
         return None
-    chosen = [None if name is None else norms[name] for name in names] + head_norms
-    given = [each for each in chosen if each is not None]
+    chosen = [None if name is None else norms[name] for name in names]
+    return KnownParts(linears, chosen + head_norms, is_gelu)
+
+
+def _parts_of(layer: Any) -> _Parts | None:  # noqa: ANN401
+    """Describe a layer; None where it has parts that are not known here."""
+    parts = known_parts(layer)
+    if parts is None or not all(map(_is_known, parts.linears)):
+        return None
+    given = [each for each in parts.norms if each is not None]
     if not all(isinstance(each, FusedNorm) for each in given):
         return None
     if len({(each.epsilon, each.adds_one) for each in given}) > 1:
         return None
-    return _described(linears, chosen, int(attention.head_dim), is_gelu=is_gelu)
+    head_width = int(layer.self_attn.head_dim)
+    return _described(parts.linears, parts.norms, head_width, is_gelu=parts.is_gelu)
 
 
 def _is_known(linear: Any) -> bool:  # noqa: ANN401

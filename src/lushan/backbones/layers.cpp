@@ -61,16 +61,10 @@ void turn_rows(const Layer &layer, float *from, const uint16_t *weights, int64_t
     }
 }
 
-// x times how far it is open: silu, or gelu by tanh, which is x times the sigmoid of twice what tanh is taken of.
 void multiply_gates(float *gates, const float *ups, int64_t count, bool is_gelu, int threads) {
-  const __m512 one = _mm512_set1_ps(1.0f);
-  const __m512 inside = _mm512_set1_ps(is_gelu ? 1.5957691f : 1.0f), cubed = _mm512_set1_ps(is_gelu ? 0.044715f : 0.0f);
 #pragma omp parallel for num_threads(threads) if (threads > 1 && count > 8192)
   for (int64_t at = 0; at < count; at += 16) {
-    __m512 gate = _mm512_loadu_ps(gates + at);
-    __m512 factor = _mm512_mul_ps(inside, _mm512_fmadd_ps(_mm512_mul_ps(gate, gate), cubed, one));
-    __m512 closed = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(gate, factor)));
-    __m512 open = _mm512_div_ps(gate, _mm512_add_ps(one, closed));
+    __m512 open = Gate(_mm512_loadu_ps(gates + at), is_gelu).value;
     _mm512_storeu_ps(gates + at, _mm512_mul_ps(open, _mm512_loadu_ps(ups + at)));
   }
 }

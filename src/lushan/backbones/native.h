@@ -31,6 +31,24 @@ inline __m512 exponential(__m512 of) {
   return _mm512_scalef_ps(sum, whole);
 }
 
+// x times how far it is open, and the slope of that: silu, or gelu by tanh, which is x times the sigmoid of twice what tanh is
+// taken of.
+struct Gate {
+  __m512 value, slope;
+
+  Gate(__m512 gate, bool is_gelu) {
+    const __m512 one = _mm512_set1_ps(1.0f), most = _mm512_set1_ps(100.0f);  // beyond it is open, or closed, to the last bit
+    const __m512 inside = _mm512_set1_ps(is_gelu ? 1.5957691f : 1.0f), cubed = _mm512_set1_ps(is_gelu ? 0.044715f : 0.0f);
+    __m512 bounded = _mm512_max_ps(_mm512_min_ps(gate, most), _mm512_sub_ps(_mm512_setzero_ps(), most));
+    __m512 square = _mm512_mul_ps(_mm512_mul_ps(bounded, bounded), cubed);
+    __m512 power = _mm512_mul_ps(bounded, _mm512_mul_ps(inside, _mm512_add_ps(square, one)));
+    __m512 open = _mm512_div_ps(one, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), power))));
+    value = _mm512_mul_ps(gate, open);
+    __m512 rest = _mm512_mul_ps(_mm512_sub_ps(one, open), _mm512_mul_ps(inside, _mm512_fmadd_ps(square, _mm512_set1_ps(3.0f), one)));
+    slope = _mm512_mul_ps(open, _mm512_fmadd_ps(bounded, rest, one));
+  }
+};
+
 enum Form : int64_t { BF16 = 0, INT8 = 1, INT4 = 2 };
 
 // A packed matrix.
@@ -116,6 +134,27 @@ struct DocumentJob {
   int64_t num_prefix, prefix_head, prefix_token;  // tokens; how far heads and tokens are apart
   int64_t causal, window;                         // tokens that a query sees on each side, itself included; 0 for all
   double scaling;
+};
+
+// Documents that are trained on, none of which sees another; rows are [tokens][heads][width], in bfloat16.
+struct TrainedDocuments {
+  const uint16_t *queries, *keys, *values;
+  uint16_t *outputs;                // written forward
+  const uint16_t *gradients;        // of the outputs; read backward
+  uint16_t *query_gradients, *key_gradients, *value_gradients;  // written backward
+  const int64_t *lengths;
+  int64_t num_documents, num_heads, num_key_heads, width;
+  int64_t causal, window;  // tokens that a query sees on each side, itself included; 0 for all
+  double scaling;
+};
+
+// A weight on its way.
+struct Moved {
+  const void *gradient;  // bfloat16 or float32
+  float *master, *first_moment, *second_moment;
+  uint16_t *shown;  // the weight in bfloat16; or none
+  int64_t count, is_half;  // whether the gradient is bfloat16
+  double rate, decay;
 };
 
 }  // namespace lushan

@@ -26,8 +26,10 @@ from lushan.backbones.native_structures import (
     DocumentJob,
     Layer,
     Matrix,
+    Moved,
     SlotJob,
     StepLayer,
+    TrainedDocuments,
 )
 from lushan.backbones.sources import cache_folder
 
@@ -35,7 +37,10 @@ NEEDED_FEATURES = ("avx512f", "avx512_bf16", "avx512_vnni")
 """Of the processor."""
 FORMS = {"bf16": 0, "int8": 1, "int4": 2}
 """Numbers by which the library knows what weights are."""
-_NAMES = ("products", "layers", "slot_attention", "attention", "rms_norm", "scores")
+_NAMES = (
+    *("products", "layers", "slot_attention", "attention", "rms_norm", "scores"),
+    *("training", "short_attention", "adamw"),
+)
 _SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in _NAMES)
 _HEADER = Path(__file__).with_name("native.h")
 _FLAGS = (
@@ -102,7 +107,7 @@ def multiply(
     num_rows = len(inputs_MI)
     outputs_MO = torch.empty(num_rows, packed.num_outputs, dtype=dtype)
     if num_rows:
-        _library().lushan_multiply(
+        library().lushan_multiply(
             packed,
             _address(bias_O),
             inputs_MI.data_ptr(),
@@ -131,7 +136,7 @@ def before_attention(
     num_rows, width = len(residual_TD), layer.head_width
     heads = (layer.num_heads, layer.num_key_heads, layer.num_key_heads)
     made = [torch.empty(num_rows, each, width, dtype=torch.bfloat16) for each in heads]
-    _library().lushan_before_attention(
+    library().lushan_before_attention(
         layer,
         adapted,
         residual_TD.data_ptr(),
@@ -155,7 +160,7 @@ def after_attention(
         adapted: The same.
     """
     outputs_TD = torch.empty_like(residual_TD)
-    _library().lushan_after_attention(
+    library().lushan_after_attention(
         layer,
         adapted,
         attended_TF.data_ptr(),
@@ -208,7 +213,7 @@ def step(
         )
     )
     table_text, table_head, *_ = layers[0].tables[0].stride()
-    _library().lushan_step(
+    library().lushan_step(
         told,
         len(layers),
         residual_ND.data_ptr(),
@@ -261,7 +266,7 @@ def attend(
         window or 0,
         scaling,
     )
-    _library().lushan_attend(job, torch.get_num_threads())
+    library().lushan_attend(job, torch.get_num_threads())
     return outputs_NHD
 
 
@@ -277,7 +282,7 @@ def rms_norm(inputs: Tensor, weight_D: Tensor, *, epsilon: float, adds_one: bool
     inputs = inputs.contiguous()
     outputs = torch.empty_like(inputs, dtype=torch.bfloat16)
     is_wide = inputs.dtype == torch.float32
-    norm = _library().lushan_norm if is_wide else _library().lushan_rms_norm
+    norm = library().lushan_norm if is_wide else library().lushan_rms_norm
     norm(
         inputs.data_ptr(),
         weight_D.data_ptr(),
@@ -323,7 +328,7 @@ def attend_documents(
         *(*sizes, causal, window or 0),
         scaling,
     )
-    _library().lushan_attend_documents(job, torch.get_num_threads())
+    library().lushan_attend_documents(job, torch.get_num_threads())
     return outputs_THD
 
 
@@ -336,7 +341,7 @@ def summarise(scores_RV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     num_rows, width = scores_RV.shape
     likeliest_R = torch.empty(num_rows, dtype=torch.int64)
     largest_R, totals_R = torch.empty(num_rows), torch.empty(num_rows)
-    _library().lushan_summarise(
+    library().lushan_summarise(
         scores_RV.data_ptr(),
         num_rows,
         width,
@@ -347,7 +352,12 @@ def summarise(scores_RV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @cache
-def _library() -> Any:  # noqa: ANN401 - a library without types
+def library() -> Any:  # noqa: ANN401 - a library without types
+    """Give the library.
+
+    Raises:
+        RuntimeError: If it is missing.
+    """
     found = _load()
     if isinstance(found, str):
         raise RuntimeError(found)
@@ -364,7 +374,7 @@ def _load() -> ctypes.CDLL | str:
     if compiler is None:
         return "there is no C++ compiler here (`g++` or `clang++`, or what `CXX` names)"
     try:
-        library = _opened(compiler)
+        opened = _opened(compiler)
     except (OSError, subprocess.SubprocessError) as error:
         return f"the products could not be compiled with `{compiler}` ({error})"
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -383,10 +393,20 @@ def _load() -> ctypes.CDLL | str:
         "attend": [ctypes.POINTER(SlotJob), number],
         "summarise": [address, size, size, *([address] * 3), number],
         "attend_documents": [ctypes.POINTER(DocumentJob), number],
+        "add_and_norm": [*([address] * 6), size, size, ctypes.c_double, number, number],
+        "norm_backward": [*([address] * 7), size, size, number, number],
+        "gates": [*([address] * 3), size, number, number],
+        "gates_backward": [*([address] * 5), size, number, number],
+        "turn": [*([address] * 4), size, size, size, number, number],
+        "attend_trained": [ctypes.POINTER(TrainedDocuments), number],
+        "attend_trained_backward": [ctypes.POINTER(TrainedDocuments), number],
+        "adamw": [ctypes.POINTER(Moved), size, *([ctypes.c_double] * 4), size, number],
+        "gradient_norm": [ctypes.POINTER(Moved), size, number],
     }.items():
-        function = getattr(library, f"lushan_{name}")
+        function = getattr(opened, f"lushan_{name}")
         function.argtypes, function.restype = arguments, None
-    return library if _is_right(library) else "the compiled products are wrong on this processor"
+    opened.lushan_gradient_norm.restype = ctypes.c_double
+    return opened if _is_right(opened) else "the compiled products are wrong on this processor"
 
 
 def _opened(compiler: str) -> ctypes.CDLL:

@@ -107,3 +107,38 @@ class DocumentJob(ctypes.Structure):
         ),
         ("scaling", ctypes.c_double),
     )
+
+
+class TrainedDocuments(ctypes.Structure):
+    """What `short_attention.cpp` is told."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("queries", "keys", "values", "outputs", "gradients"),
+                *("query_gradients", "key_gradients", "value_gradients", "lengths"),
+            )
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("num_documents", "num_heads", "num_key_heads", "width"),
+                *("causal", "window"),
+            )
+        ),
+        ("scaling", ctypes.c_double),
+    )
+
+
+class Moved(ctypes.Structure):
+    """What `adamw.cpp` is told of a weight; tensors have to outlive it."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("gradient", "master", "first_moment", "second_moment", "shown")
+        ),
+        *((name, ctypes.c_int64) for name in ("count", "is_half")),
+        *((name, ctypes.c_double) for name in ("rate", "decay")),
+    )

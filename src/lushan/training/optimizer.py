@@ -3,12 +3,13 @@
 Shapes: U rows of an embedding that training reads, D width, T tokens.
 
 A model in bf16 is trained through a float32 copy of each weight: steps smaller than bf16 can show still add up.
-Gradients of several micro-batches are added in float32; that of one alone stays in bf16 and is widened piece by piece
-while the step is made, so no float32 gradient of the whole model exists. Weights in float32 are their own masters.
+Gradients of several micro-batches are added in float32; that of one alone stays in bf16 and is widened while the step is
+made, so no float32 gradient of the whole model exists. Weights in float32 are their own masters. AdamW on a processor moves
+all weights in one call (`adamw.cpp`); where that is missing, torch moves them piece by piece.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -18,6 +19,8 @@ from torch.optim._adafactor import adafactor  # the public class makes its state
 from torch.optim.adamw import adamw
 
 from lushan.backbones.load import is_head
+from lushan.backbones.native_training import Moving, can_move, gradient_norm
+from lushan.backbones.native_training import adamw as adamw_at_once
 from lushan.training.sharding import is_part, own_part, part_of, put_together
 
 _PIECE = 1 << 18
@@ -168,27 +171,26 @@ class Optimizer:
         Nothing moves if that norm is not finite. `reduce` adds up over all processes what each has of its parts.
         """
         reached = [(each, each.gradient) for each in self._trained if each.gradient is not None]
-        norms = {
-            each.name: torch.linalg.vector_norm(gradient, dtype=torch.float32)
-            for each, gradient in reached
-        }
-        if self.is_spread and reduce:
-            of_parts = [norms.pop(each.name) for each, _ in reached if is_part(each.parameter)]
-            norms["parts"] = reduce(torch.stack(of_parts).square().sum()).sqrt()
-        norm = float(torch.linalg.vector_norm(torch.stack(list(norms.values()))))
+        factor = schedule_factor(self.num_steps_done, self._num_steps, self._settings)
+        reduce = reduce if self.is_spread else None
+        moving = [] if self.is_spread else _moving(reached, self._settings, factor)
+        norm = gradient_norm(moving) if moving else _norm(reached, reduce)
         if not math.isfinite(norm):
             return norm
         # As in `torch.nn.utils.clip_grad_norm_`.
         scale = min(1.0, self._settings.max_gradient_norm / (norm + 1e-6))
-        factor = schedule_factor(self.num_steps_done, self._num_steps, self._settings)
+        if moving:
+            step = self.num_steps_done + 1
+            adamw_at_once(moving, scale=scale, betas=_BETAS, epsilon=_EPSILON, step=step)
         for each, gradient in reached:
-            rate = each.peak * factor
             each.gradient = None
-            for piece in _pieces(each, gradient, self._settings):
+            if moving and each.rows_U is not None:
+                _show(_Piece(each.weight, each.master, gradient, each.rows_U, each.state))
+            for piece in () if moving else _pieces(each, gradient, self._settings):
                 _move(
                     piece,
                     self._settings,
-                    rate=rate,
+                    rate=each.peak * factor,
                     decay=each.decay,
                     scale=scale,
                     num_steps_done=self.num_steps_done,
@@ -263,6 +265,41 @@ def _state_shapes(shape: torch.Size, settings: OptimizerSettings) -> list[tuple[
     if len(whole) < 2:
         return [("variance", whole)]
     return [("row_variance", [*whole[:-1], 1]), ("column_variance", [*whole[:-2], 1, whole[-1]])]
+
+
+def _moving(
+    reached: Sequence[tuple[_Trained, Tensor]], settings: OptimizerSettings, factor: float
+) -> list[Moving]:
+    """Say what one call moves; nothing where weights move piece by piece."""
+    if settings.optimizer != "adamw":
+        return []
+    moving = [
+        Moving(
+            gradient,
+            each.master,
+            each.state["exp_avg"],
+            each.state["exp_avg_sq"],
+            None if each.master is each.weight or each.rows_U is not None else each.weight,
+            each.peak * factor,
+            each.decay,
+        )
+        for each, gradient in reached
+    ]
+    return moving if all(map(can_move, moving)) else []
+
+
+def _norm(
+    reached: Sequence[tuple[_Trained, Tensor]], reduce: Callable[[Tensor], Tensor] | None
+) -> float:
+    """The norm of all gradients together; `reduce` adds up parts that are spread over processes."""
+    norms = {
+        each.name: torch.linalg.vector_norm(gradient, dtype=torch.float32)
+        for each, gradient in reached
+    }
+    if reduce:
+        of_parts = [norms.pop(each.name) for each, _ in reached if is_part(each.parameter)]
+        norms["parts"] = reduce(torch.stack(of_parts).square().sum()).sqrt()
+    return float(torch.linalg.vector_norm(torch.stack(list(norms.values()))))
 
 
 def _read_rows(gradient: Tensor, rows_U: Tensor) -> Tensor:

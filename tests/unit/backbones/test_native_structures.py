@@ -13,11 +13,16 @@ from lushan.backbones.native_structures import (
     Layer,
     LowRank,
     Matrix,
+    Moved,
     SlotJob,
     StepLayer,
+    TrainedDocuments,
 )
 
-STRUCTURES = (Matrix, LowRank, Adapted, Layer, StepLayer, SlotJob, DocumentJob)
+STRUCTURES = (
+    *(Matrix, LowRank, Adapted, Layer, StepLayer, SlotJob, DocumentJob),
+    *(TrainedDocuments, Moved),
+)
 
 
 @pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")

@@ -1,0 +1,91 @@
+// One pass over all trained weights: AdamW with decoupled decay as torch computes it, from gradients in bfloat16 or float32 to
+// masters in float32 and the weights in bfloat16 that the model computes with.
+
+#include "native.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace {
+
+using namespace lushan;
+
+constexpr int64_t PIECE = 1 << 15;  // numbers that a thread takes at once
+constexpr int64_t SUMMED = 1 << 10;  // squares that float32 adds up well
+
+struct Piece {
+  const Moved *weight;
+  int64_t start, end;
+};
+
+std::vector<Piece> pieces_of(const Moved *weights, int64_t num_weights) {
+  std::vector<Piece> pieces;
+  for (const Moved *each = weights; each < weights + num_weights; each++)
+    for (int64_t start = 0; start < each->count; start += PIECE)
+      pieces.push_back({each, start, std::min(start + PIECE, each->count)});
+  return pieces;
+}
+
+inline __mmask16 there(int64_t rest) { return rest >= 16 ? 0xffff : (__mmask16)((1u << rest) - 1); }
+
+inline __m512 gradient_at(const Moved &weight, int64_t at, __mmask16 mask) {
+  if (weight.is_half) return widen(_mm256_maskz_loadu_epi16(mask, (const uint16_t *)weight.gradient + at));
+  return _mm512_maskz_loadu_ps(mask, (const float *)weight.gradient + at);
+}
+
+void move(const Piece &piece, double scale, double beta1, double beta2, double epsilon, int64_t step) {
+  const Moved &weight = *piece.weight;
+  const double correction1 = 1 - std::pow(beta1, (double)step), correction2 = 1 - std::pow(beta2, (double)step);
+  const __m512 by = _mm512_set1_ps((float)scale), kept = _mm512_set1_ps((float)(1 - weight.rate * weight.decay));
+  const __m512 first_share = _mm512_set1_ps((float)(1 - beta1));
+  const __m512 second_kept = _mm512_set1_ps((float)beta2), second_share = _mm512_set1_ps((float)(1 - beta2));
+  const __m512 size = _mm512_set1_ps((float)(-weight.rate / correction1));
+  const __m512 root = _mm512_set1_ps((float)std::sqrt(correction2)), least = _mm512_set1_ps((float)epsilon);
+  for (int64_t at = piece.start; at < piece.end; at += 16) {
+    const __mmask16 mask = there(piece.end - at);
+    __m512 gradient = _mm512_mul_ps(gradient_at(weight, at, mask), by);
+    __m512 first = _mm512_maskz_loadu_ps(mask, weight.first_moment + at);
+    __m512 second = _mm512_maskz_loadu_ps(mask, weight.second_moment + at);
+    __m512 master = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, weight.master + at), kept);
+    first = _mm512_fmadd_ps(_mm512_sub_ps(gradient, first), first_share, first);
+    second = _mm512_fmadd_ps(_mm512_mul_ps(gradient, gradient), second_share, _mm512_mul_ps(second, second_kept));
+    __m512 below = _mm512_add_ps(_mm512_div_ps(_mm512_sqrt_ps(second), root), least);
+    master = _mm512_fmadd_ps(_mm512_div_ps(first, below), size, master);
+    _mm512_mask_storeu_ps(weight.first_moment + at, mask, first);
+    _mm512_mask_storeu_ps(weight.second_moment + at, mask, second);
+    _mm512_mask_storeu_ps(weight.master + at, mask, master);
+    if (weight.shown) _mm256_mask_storeu_epi16(weight.shown + at, mask, narrow(master));
+  }
+}
+
+}  // namespace
+
+// `scale` is that of the gradients; `step` counts from 1.
+extern "C" void lushan_adamw(const Moved *weights, int64_t num_weights, double scale, double beta1, double beta2,
+                             double epsilon, int64_t step, int num_threads) {
+  const std::vector<Piece> pieces = pieces_of(weights, num_weights);
+#pragma omp parallel for num_threads(num_threads) if (num_threads > 1) schedule(dynamic)
+  for (size_t each = 0; each < pieces.size(); each++) move(pieces[each], scale, beta1, beta2, epsilon, step);
+}
+
+// The norm of all gradients together; the same with any number of threads.
+extern "C" double lushan_gradient_norm(const Moved *weights, int64_t num_weights, int num_threads) {
+  const std::vector<Piece> pieces = pieces_of(weights, num_weights);
+  std::vector<double> squares(pieces.size());
+#pragma omp parallel for num_threads(num_threads) if (num_threads > 1) schedule(dynamic)
+  for (size_t each = 0; each < pieces.size(); each++) {
+    const Piece &piece = pieces[each];
+    for (int64_t start = piece.start; start < piece.end; start += SUMMED) {
+      __m512 sum = _mm512_setzero_ps();
+      for (int64_t at = start; at < std::min(start + SUMMED, piece.end); at += 16) {
+        __m512 gradient = gradient_at(*piece.weight, at, there(piece.end - at));
+        sum = _mm512_fmadd_ps(gradient, gradient, sum);
+      }
+      squares[each] += _mm512_reduce_add_ps(sum);
+    }
+  }
+  double total = 0;
+  for (double each : squares) total += each;
+  return std::sqrt(total);
+}

@@ -1,0 +1,232 @@
+"""What training takes from the library of `native.py`: what stands between products, short attention, AdamW.
+
+Everything is bfloat16 but for moments and masters. Shapes: T tokens, D width, F = heads * width of a head, W that width.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lushan.backbones import native
+from lushan.backbones.native_structures import Moved, TrainedDocuments
+
+_Norms = tuple[Tensor, Tensor, Tensor]
+_Three = tuple[Tensor, Tensor, Tensor]
+
+
+def can_train(weight: Tensor) -> bool:
+    """Whether the library computes in the precision of a weight, where it is."""
+    return (
+        weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not native.why_missing()
+    )
+
+
+def add_and_norm(
+    inputs_TD: Tensor,
+    added_TD: Tensor | None,
+    weight_D: Tensor,
+    *,
+    epsilon: float,
+    adds_one: bool,
+) -> _Norms:
+    """Add two rows, and norm what that is by its root mean square.
+
+    Args:
+        inputs_TD: Contiguous, with D a multiple of 16.
+        added_TD: The same; None adds nothing.
+        weight_D: Of the norm.
+        epsilon: Added to the mean of squares.
+        adds_one: Whether the factors are 1 + `weight_D`.
+
+    Returns:
+        The sums (`inputs_TD` itself where nothing is added), what is normed, and the factor of each row in float32.
+    """
+    num_rows, width = inputs_TD.shape
+    sums_TD = inputs_TD if added_TD is None else torch.empty_like(inputs_TD)
+    outputs_TD, factors_T = torch.empty_like(inputs_TD), torch.empty(num_rows)
+    native.library().lushan_add_and_norm(
+        inputs_TD.data_ptr(),
+        None if added_TD is None else added_TD.data_ptr(),
+        *(each.data_ptr() for each in (weight_D, sums_TD, outputs_TD, factors_T)),
+        *(num_rows, width, epsilon, adds_one, torch.get_num_threads()),
+    )
+    return sums_TD, outputs_TD, factors_T
+
+
+def norm_backward(
+    normed: _Norms, gradient_TD: Tensor, beside_TD: Tensor | None, *, adds_one: bool, trains: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Give the gradient of what was normed and, in float32, of the weight; (T, D), (D,).
+
+    Args:
+        normed: The rows that were normed, the weight of the norm, and the factors of `add_and_norm`.
+        gradient_TD: Of the outputs, contiguous.
+        beside_TD: What else asks for the gradient of the rows, contiguous.
+        adds_one: As forward.
+        trains: Whether the weight is trained.
+    """
+    inputs_TD, weight_D, factors_T = normed
+    made_TD = torch.empty_like(inputs_TD)
+    weight_gradient_D = torch.empty(inputs_TD.shape[1]) if trains else None
+    native.library().lushan_norm_backward(
+        *(each.data_ptr() for each in (inputs_TD, weight_D, factors_T, gradient_TD)),
+        None if beside_TD is None else beside_TD.data_ptr(),
+        made_TD.data_ptr(),
+        None if weight_gradient_D is None else weight_gradient_D.data_ptr(),
+        *(*inputs_TD.shape, adds_one, torch.get_num_threads()),
+    )
+    return made_TD, weight_gradient_D
+
+
+def gates(gate: Tensor, up: Tensor, *, is_gelu: bool) -> Tensor:
+    """Give silu (or gelu by tanh) of `gate`, times `up`; contiguous, a multiple of 16 numbers."""
+    made = torch.empty_like(gate)
+    native.library().lushan_gates(
+        *(each.data_ptr() for each in (gate, up, made)),
+        *(gate.numel(), is_gelu, torch.get_num_threads()),
+    )
+    return made
+
+
+def gates_backward(
+    gate: Tensor, up: Tensor, gradient: Tensor, *, is_gelu: bool
+) -> tuple[Tensor, Tensor]:
+    """Give the gradients of `gate` and `up`."""
+    made = torch.empty_like(gate), torch.empty_like(up)
+    native.library().lushan_gates_backward(
+        *(each.data_ptr() for each in (gate, up, gradient, *made)),
+        *(gate.numel(), is_gelu, torch.get_num_threads()),
+    )
+    return made
+
+
+def turn(rows_TF: Tensor, cosine_TW: Tensor, sine_TW: Tensor, *, goes_back: bool = False) -> Tensor:
+    """Turn each head by its place, as rotary positions do, or turn a gradient back; W is a multiple of 32."""
+    made_TF = torch.empty_like(rows_TF)
+    num_rows, width = cosine_TW.shape
+    native.library().lushan_turn(
+        *(each.data_ptr() for each in (rows_TF, cosine_TW, sine_TW, made_TF)),
+        *(num_rows, rows_TF.shape[1] // width, width, goes_back, torch.get_num_threads()),
+    )
+    return made_TF
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """How documents that stand behind each other are looked at."""
+
+    lengths_N: Tensor
+    """Tokens of each, int64."""
+    width: int
+    """Of a head, W; a multiple of 16."""
+    causal: bool
+    window: int | None
+    """Tokens that a query sees on each side, itself included; None for all."""
+    scaling: float
+
+
+def attend(rows: _Three, looks: Looks) -> Tensor:
+    """Attend inside of short documents; (T, F).
+
+    Args:
+        rows: Queries, keys and values, contiguous.
+        looks: How.
+    """
+    made_TF = torch.empty_like(rows[0])
+    job = _job(rows, looks, (made_TF, *(None,) * 4))
+    native.library().lushan_attend_trained(job, torch.get_num_threads())
+    return made_TF
+
+
+def attend_backward(rows: _Three, gradient_TF: Tensor, looks: Looks) -> _Three:
+    """Give the gradients of queries, keys and values."""
+    made = torch.empty_like(rows[0]), torch.empty_like(rows[1]), torch.empty_like(rows[2])
+    job = _job(rows, looks, (None, gradient_TF, *made))
+    native.library().lushan_attend_trained_backward(job, torch.get_num_threads())
+    return made
+
+
+def _job(rows: _Three, looks: Looks, others: Sequence[Tensor | None]) -> TrainedDocuments:
+    given = (*rows, *others, looks.lengths_N)
+    heads, key_heads = (each.shape[1] // looks.width for each in rows[:2])
+    return TrainedDocuments(
+        *(None if each is None else each.data_ptr() for each in given),
+        *(len(looks.lengths_N), heads, key_heads, looks.width),
+        *(looks.causal, looks.window or 0, looks.scaling),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """A weight that AdamW moves; all are contiguous."""
+
+    gradient: Tensor
+    """In bfloat16 or float32."""
+    master: Tensor
+    first_moment: Tensor
+    second_moment: Tensor
+    shown: Tensor | None
+    """The weight in bfloat16; None where the master is the weight, or is put into it elsewhere."""
+    rate: float
+    decay: float
+
+
+def can_move(each: Moving) -> bool:
+    """Whether `adamw` moves such a weight."""
+    return (
+        each.master.device.type == "cpu"
+        and each.master.dtype == torch.float32
+        and each.gradient.dtype in (torch.bfloat16, torch.float32)
+        and (each.shown is None or each.shown.dtype == torch.bfloat16)
+        and all(part is None or part.is_contiguous() for part in _parts(each))
+        and not native.why_missing()
+    )
+
+
+def gradient_norm(moving: Sequence[Moving]) -> float:
+    """Give the norm of all gradients together."""
+    return native.library().lushan_gradient_norm(
+        _told(moving), len(moving), torch.get_num_threads()
+    )
+
+
+def adamw(
+    moving: Sequence[Moving],
+    *,
+    scale: float,
+    betas: tuple[float, float],
+    epsilon: float,
+    step: int,
+) -> None:
+    """Move weights, as `torch.optim.AdamW` does, and show them in bfloat16.
+
+    Args:
+        moving: The weights.
+        scale: Of the gradients.
+        betas: Of the moments.
+        epsilon: Below the fraction.
+        step: Counts from 1.
+    """
+    native.library().lushan_adamw(
+        _told(moving), len(moving), scale, *betas, epsilon, step, torch.get_num_threads()
+    )
+
+
+def _parts(each: Moving) -> tuple[Tensor | None, ...]:
+    return each.gradient, each.master, each.first_moment, each.second_moment, each.shown
+
+
+def _told(moving: Sequence[Moving]) -> ctypes.Array[Moved]:
+    return (Moved * len(moving))(
+        *(
+            (
+                *(None if part is None else part.data_ptr() for part in _parts(each)),
+                *(each.master.numel(), each.gradient.dtype == torch.bfloat16),
+                *(each.rate, each.decay),
+            )
+            for each in moving
+        )
+    )

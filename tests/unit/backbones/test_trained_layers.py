@@ -1,0 +1,165 @@
+"""Layers that are trained: hidden states and gradients are those of `transformers`, and what is not known stays as it is."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from lushan.backbones import native
+from lushan.backbones.adapters import Method, attach
+from lushan.backbones.load import Backbone, compute_layers_twice, load_backbone
+from lushan.backbones.trained_layers import fuse_trained_layers, has_trained_layers
+from lushan.data.batching import pack
+from lushan.records import Features
+from tests.tiny import write_tiny
+from tests.unit.backbones.fusable import FUSED, SIZES, sharp
+from tests.unit.backbones.packed_numbers import error_of
+
+needs_library = pytest.mark.skipif(
+    bool(native.why_missing()), reason="no library of our own on this machine"
+)
+NOISE = 1.25
+"""Errors of either are roundings that add up by chance: their ratio was between 0.75 and 1.17 with other texts, 0.97 on the mean."""
+TEXTS = ((5, 9, 200, 31, 7, 8, 90), (17, 4, 4), tuple(range(40, 60)))
+
+
+def trained_backbone(
+    folder: Path,
+    *,
+    method: Method = "full",
+    fuses: bool = True,
+    precision: Literal["bf16", "fp32"] = "bf16",
+) -> Backbone:
+    backbone = load_backbone(folder, purpose="language", precision=precision)
+    attach(backbone, method=method, layers=1, rank=4)
+    if fuses:
+        fuse_trained_layers(backbone)
+    assert has_trained_layers(backbone) == fuses
+    return backbone
+
+
+def weighed(hidden_TD: Tensor) -> Tensor:
+    """Something whose gradient is another for every number."""
+    factors = torch.arange(hidden_TD.numel()).cos().view_as(hidden_TD)
+    return (hidden_TD * factors.to(hidden_TD.dtype)).sum()
+
+
+def pass_through(backbone: Backbone) -> tuple[Tensor, dict[str, Tensor]]:
+    """Hidden states of the texts in their order, and the gradients of what is trained."""
+    backbone.model.train()
+    batch = pack([Features(text, "", place) for place, text in enumerate(TEXTS)])
+    parts = backbone.hidden_states(batch).split([len(each.token_ids) for each in batch.features])
+    order = [each.example_index for each in batch.features]
+    hidden_TD = torch.cat([parts[order.index(place)] for place in range(len(TEXTS))])
+    backbone.model.zero_grad()
+    weighed(hidden_TD).backward()
+    named = backbone.model.named_parameters()
+    gradients = {name: each.grad.clone() for name, each in named if each.grad is not None}
+    return hidden_TD.detach(), gradients
+
+
+def exact(folder: Path) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same by `transformers`, in float32, text by text."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    core = model.base_model
+    hidden_TD = torch.cat([core(torch.tensor([each])).last_hidden_state[0] for each in TEXTS])
+    weighed(hidden_TD).backward()
+    named = model.named_parameters()
+    return hidden_TD.detach(), {name: each.grad for name, each in named if each.grad is not None}
+
+
+def errors_of(
+    found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict[str, Tensor]]
+) -> dict[str, float]:
+    pairs = {"hidden": (found[0], expected[0])}
+    pairs |= {name: (each, expected[1][name]) for name, each in found[1].items()}
+    return {name: error_of(*pair) for name, pair in pairs.items()}
+
+
+@needs_library
+@pytest.mark.parametrize("model_type", FUSED)
+def test_states_and_gradients_are_as_near_as_before(model_type: str, tmp_path: Path) -> None:
+    folder = sharp(model_type, tmp_path)
+    expected = exact(folder)
+    mine = errors_of(pass_through(trained_backbone(folder)), expected)
+    own = errors_of(pass_through(trained_backbone(folder, fuses=False)), expected)
+    assert set(mine) == set(own) == {"hidden", *expected[1]}
+    assert sum(mine.values()) <= NOISE * sum(own.values())
+
+
+@needs_library
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_adapters_are_trained_inside(model_type: str, tmp_path: Path) -> None:
+    folder = sharp(model_type, tmp_path)
+    found: list[tuple[Tensor, dict[str, Tensor]]] = []
+    for backbone in (
+        trained_backbone(folder, method="lora", fuses=False, precision="fp32"),
+        trained_backbone(folder, method="lora"),
+        trained_backbone(folder, method="lora", fuses=False),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        for name, each in backbone.model.named_parameters():
+            if "lora_" in name:
+                drawn = 0.1 * torch.randn(each.shape, generator=generator).bfloat16()
+                each.data = drawn.to(each.dtype)
+        found.append(pass_through(backbone))
+    mine, own = (errors_of(each, found[0]) for each in found[1:])
+    assert len(mine) == 1 + 3 * 7 * 2
+    assert sum(mine.values()) <= NOISE * sum(own.values())
+
+
+@needs_library
+def test_layers_that_are_computed_twice_give_the_same(tmp_path: Path) -> None:
+    folder = sharp("llama", tmp_path)
+    once, twice = (trained_backbone(folder) for _ in range(2))
+    compute_layers_twice(twice)
+    calls: list[int] = []
+    first: Any = twice.layers[0]
+    first.self_attn.q_proj.register_forward_hook(lambda *_: calls.append(1))
+    (hidden, gradients), (again, others) = pass_through(once), pass_through(twice)
+    assert len(calls) == 2
+    assert torch.equal(hidden, again)
+    assert all(torch.equal(each, others[name]) for name, each in gradients.items())
+
+
+@needs_library
+def test_in_float32_layers_run_as_they_are(tmp_path: Path) -> None:
+    backbone = trained_backbone(sharp("llama", tmp_path))
+    backbone.model.float()
+    hidden, gradients = pass_through(backbone)
+    expected, others = exact(tmp_path)
+    assert error_of(hidden, expected) < 1e-5
+    assert all(error_of(each, others[name]) < 1e-4 for name, each in gradients.items())
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda layer: setattr(layer.mlp, "act_fn", torch.nn.Tanh()),
+        lambda layer: layer.add_module("extra", torch.nn.Identity()),
+        lambda layer: layer.mlp.register_forward_hook(lambda *found: 2 * found[2]),
+    ],
+)
+def test_layers_that_do_something_else_stay(
+    spoil: Callable[[torch.nn.Module], object], tmp_path: Path
+) -> None:
+    backbone = load_backbone(sharp("llama", tmp_path), purpose="language", precision="bf16")
+    for layer in backbone.layers:
+        spoil(layer)
+    fuse_trained_layers(backbone)
+    assert not has_trained_layers(backbone)
+
+
+@needs_library
+@pytest.mark.parametrize("model_type", ["granite", "gpt2", "gpt_neox", "phi3"])
+def test_other_architectures_stay(model_type: str, tmp_path: Path) -> None:
+    sizes = {**SIZES, "residual_multiplier": 0.5} if model_type == "granite" else {}
+    write_tiny(model_type, tmp_path, **sizes)
+    backbone = load_backbone(tmp_path, purpose="language", precision="bf16")
+    fuse_trained_layers(backbone)
+    assert not has_trained_layers(backbone)
