@@ -1,4 +1,4 @@
-"""Attention over causal documents: Lushan's products beside torch's flash kernel, forward and backward.
+"""Attention over causal documents: Lushan's call for short ones and its products beside torch's flash kernel, forward and backward.
 
 Prints a table in Markdown: milliseconds for 2,048 tokens (or one longer document) of one layer with SmolLM2's heads, the
 best of some turns that are taken one after another.
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lushan.backbones import short_attention
 from lushan.backbones.attention import packed_attention, plan_packing
 
 NUM_HEADS, NUM_KEY_HEADS, WIDTH = 9, 3, 64
 NUM_TOKENS = 2_048
-LENGTHS = (128, 256, 512, 1_024, 2_048, 4_096)
+LENGTHS = (24, 64, 128, 256, 512, 1_024, 2_048, 4_096)
 NUM_TURNS = 5
+LONGEST_SHORT = 256
+"""Up to here the call for short documents is timed, whether it is taken or not."""
 
 
 def heads(num_tokens: int, dtype: torch.dtype) -> list[Tensor]:
@@ -39,8 +43,9 @@ def flash(parts: list[Tensor], num_documents: int) -> Tensor:
     )
 
 
-def ours(parts: list[Tensor], num_documents: int) -> Tensor:
-    """As in training."""
+def ours(parts: list[Tensor], num_documents: int, *, short: bool = False) -> Tensor:
+    """As in training, with or without the call for short documents."""
+    short_attention.SHORT_TOKENS = LONGEST_SHORT if short else 0
     length = parts[0].shape[2] // num_documents
     packing = plan_packing([length] * num_documents)
     query, key, value = parts
@@ -58,22 +63,26 @@ def milliseconds(run: Callable[[], Tensor]) -> float:
 def main() -> None:
     """Print the table."""
     torch.manual_seed(0)
-    print("| tokens of a document | bf16, Lushan | bf16, flash | fp32, Lushan | fp32, flash |")
-    print("|---|---|---|---|---|")
+    print(
+        "| tokens of a document | bf16, short | bf16, products | bf16, flash | fp32, products | fp32, flash |"
+    )
+    print("|---|---|---|---|---|---|")
     for length in LENGTHS:
         num_documents = max(1, NUM_TOKENS // length)
-        columns: list[float] = []
+        columns: list[str] = []
         for dtype in (torch.bfloat16, torch.float32):
             parts = heads(num_documents * length, dtype)
-            turns = [
-                (
-                    milliseconds(lambda parts=parts, n=num_documents: ours(parts, n)),
-                    milliseconds(lambda parts=parts, n=num_documents: flash(parts, n)),
-                )
-                for _ in range(NUM_TURNS)
+            ways: list[Callable[[], Tensor]] = [
+                partial(ours, parts, num_documents),
+                partial(flash, parts, num_documents),
             ]
-            columns += [min(each) for each in zip(*turns, strict=True)]
-        print(f"| {length:,} | {' | '.join(f'{each:.0f}' for each in columns)} |", flush=True)
+            if dtype == torch.bfloat16 and length <= LONGEST_SHORT:
+                ways.insert(0, partial(ours, parts, num_documents, short=True))
+            elif dtype == torch.bfloat16:
+                columns.append("-")
+            turns = [[milliseconds(each) for each in ways] for _ in range(NUM_TURNS)]
+            columns += [f"{min(each):.0f}" for each in zip(*turns, strict=True)]
+        print(f"| {length:,} | {' | '.join(columns)} |", flush=True)
 
 
 if __name__ == "__main__":

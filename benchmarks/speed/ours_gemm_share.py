@@ -19,6 +19,7 @@ import torch
 
 from lushan.backbones.hardware import measure
 from lushan.backbones.load import Backbone, load_backbone
+from lushan.backbones.trained_layers import fuse_trained_layers
 from lushan.catalog import load_task
 from lushan.data.batching import PackedSource
 from lushan.data.feature_store import distinct_tokens
@@ -107,6 +108,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     core_gflops = max(options.core_gflops, measure().bf16_gflops)
     backbone = load_backbone(options.model, purpose="classify", labels=("a", "b"), precision="bf16")
+    fuse_trained_layers(backbone)
     documents = make_documents(options.data / "train.jsonl", backbone)
     source = PackedSource(documents, rows_per_step=ROWS_PER_STEP, seed=0)
     optimizer = Optimizer(

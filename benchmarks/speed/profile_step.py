@@ -25,6 +25,7 @@ from lushan.backbones.adapters import Method, attach, num_frozen_layers
 from lushan.backbones.frozen import skip_layers
 from lushan.backbones.hardware import measure
 from lushan.backbones.load import Backbone, load_backbone
+from lushan.backbones.trained_layers import fuse_trained_layers
 from lushan.catalog import load_task
 from lushan.data.batching import pack
 from lushan.records import Batch, Features, TaskState
@@ -63,6 +64,7 @@ def profile_method(method: Method, model: Path, file: Path, limit: float) -> str
     """Train some steps with one method; a line of the table."""
     backbone = load_backbone(model, purpose="classify", labels=STATE.labels, precision="bf16")
     attach(backbone, method=method)
+    fuse_trained_layers(backbone)
     batches, task = make_batches(file, backbone), load_task("classification")
     tokens_read = {token for batch in batches for token in batch.token_ids_1T[0].tolist()}
     optimizer = Optimizer(
@@ -108,7 +110,7 @@ def _shares(profiler: profile) -> Counter[str]:
         kind = "rest"
         if each.key in _PRODUCTS:
             kind = "products"
-        elif each.key in _ATTENTION or "_Attention" in each.key:
+        elif each.key in _ATTENTION or "Attention" in each.key:
             kind = "attention"
         if each.key == "optimizer":
             found["optimizer"] += each.cpu_time_total

@@ -26,7 +26,7 @@ from lushan.backbones.inspect import describe
 from lushan.backbones.load import compute_layers_twice, load_backbone
 from lushan.backbones.sources import locate
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.backbones.trained_layers import fuse_trained_layers
+from lushan.backbones.trained_layers import fuse_trained_layers, has_trained_layers
 from lushan.catalog import load_task
 from lushan.data.batching import PackedSource
 from lushan.data.feature_store import distinct_tokens
@@ -361,6 +361,8 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
     if recipe.engine.gradient_checkpointing:
         compute_layers_twice(backbone)
     fuse_trained_layers(backbone)
+    if has_trained_layers(backbone):
+        tell("Layers run fused: what stands between their products takes one pass each.")
     if backbone.packing_mode != "packed":
         tell(
             f"This architecture runs documents `{backbone.packing_mode}`: slower, with the same results."
