@@ -138,7 +138,7 @@ CASES = (
         data="qa/cmrc2018",
         task="answering",
         model=CHINESE,
-        options=_settings(training__epochs=2, training__learning_rate=5e-5),
+        options=_settings(training__epochs=1, training__learning_rate=5e-5),
         above=("before", 0.2),
     ),
 )
