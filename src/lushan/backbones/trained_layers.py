@@ -222,6 +222,17 @@ def fuse_trained_layers(backbone: Backbone) -> None:
         layer.forward = each
 
 
+def leave_trained_layers(backbone: Backbone) -> None:
+    """Have layers run as `transformers` has them again, as they do in every process that loads the model.
+
+    Args:
+        backbone: Changed in place, if its layers were taken over.
+    """
+    if has_trained_layers(backbone):
+        for layer in backbone.layers:
+            del layer.forward
+
+
 def _can_train(backbone: Backbone) -> bool:
     width = backbone.core.config.hidden_size
     return width % 16 == 0 and native_training.can_train(next(backbone.core.parameters()))

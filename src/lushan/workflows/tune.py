@@ -26,7 +26,11 @@ from lushan.backbones.inspect import describe
 from lushan.backbones.load import compute_layers_twice, load_backbone
 from lushan.backbones.sources import locate
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.backbones.trained_layers import fuse_trained_layers, has_trained_layers
+from lushan.backbones.trained_layers import (
+    fuse_trained_layers,
+    has_trained_layers,
+    leave_trained_layers,
+)
 from lushan.catalog import load_task
 from lushan.data.batching import PackedSource
 from lushan.data.feature_store import distinct_tokens
@@ -456,6 +460,7 @@ def train(
             raise CertificateError(
                 f"The best weights scored {best} on the validation rows, but {again} when asked again."
             )
+    leave_trained_layers(backbone)  # what is measured from here on is what is saved
     backbone.frozen = setup.frozen
     fitted.progress.seconds += frozen_seconds
     return fitted

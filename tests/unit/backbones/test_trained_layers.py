@@ -12,7 +12,11 @@ from transformers import AutoModelForCausalLM
 from lushan.backbones import native
 from lushan.backbones.adapters import Method, attach
 from lushan.backbones.load import Backbone, compute_layers_twice, load_backbone
-from lushan.backbones.trained_layers import fuse_trained_layers, has_trained_layers
+from lushan.backbones.trained_layers import (
+    fuse_trained_layers,
+    has_trained_layers,
+    leave_trained_layers,
+)
 from lushan.data.batching import pack
 from lushan.records import Features
 from tests.tiny import write_tiny
@@ -134,6 +138,15 @@ def test_in_float32_layers_run_as_they_are(tmp_path: Path) -> None:
     expected, others = exact(tmp_path)
     assert error_of(hidden, expected) < 1e-5
     assert all(error_of(each, others[name]) < 1e-4 for name, each in gradients.items())
+
+
+@needs_library
+def test_layers_that_are_left_run_as_they_did(tmp_path: Path) -> None:
+    folder = sharp("llama", tmp_path)
+    backbone, other = trained_backbone(folder), trained_backbone(folder, fuses=False)
+    leave_trained_layers(backbone)
+    assert not has_trained_layers(backbone)
+    assert torch.equal(pass_through(backbone)[0], pass_through(other)[0])
 
 
 @needs_library
