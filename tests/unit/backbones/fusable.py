@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lushan.backbones import native
 from tests.tiny import write_tiny
 
+needs_library = pytest.mark.skipif(
+    bool(native.why_missing()), reason="no library of our own on this machine"
+)
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,

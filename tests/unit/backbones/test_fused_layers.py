@@ -21,12 +21,9 @@ from lushan.inference.prefix_store import part_of
 from lushan.records import Features
 from tests.conftest import MakeTiny
 from tests.tiny import write_tiny
-from tests.unit.backbones.fusable import FUSED, SIZES, sharp
+from tests.unit.backbones.fusable import FUSED, SIZES, needs_library, sharp
 from tests.unit.backbones.packed_numbers import error_of, matrix
 
-needs_library = pytest.mark.skipif(
-    bool(native.why_missing()), reason="no layers of our own on this machine"
-)
 TEXTS = ((5, 9, 200, 31, 7, 8, 90), (17, 4, 4))
 GROWS = ((60, 61), (3, 250), (99, 12))
 

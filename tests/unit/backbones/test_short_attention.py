@@ -3,13 +3,11 @@
 import pytest
 import torch
 
-from lushan.backbones import native, short_attention
+from lushan.backbones import short_attention
 from lushan.backbones.attention import packed_attention, plan_packing
+from tests.unit.backbones.fusable import needs_library
 from tests.unit.backbones.packed_numbers import error_of
 
-needs_library = pytest.mark.skipif(
-    bool(native.why_missing()), reason="no library of our own on this machine"
-)
 LENGTHS = [3, 30, 31, short_attention.SHORT_TOKENS]
 
 

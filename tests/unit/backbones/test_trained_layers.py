@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lushan.backbones import native
 from lushan.backbones.adapters import Method, attach
 from lushan.backbones.load import Backbone, compute_layers_twice, load_backbone
 from lushan.backbones.trained_layers import (
@@ -20,12 +19,9 @@ from lushan.backbones.trained_layers import (
 from lushan.data.batching import pack
 from lushan.records import Features
 from tests.tiny import write_tiny
-from tests.unit.backbones.fusable import FUSED, SIZES, sharp
+from tests.unit.backbones.fusable import FUSED, SIZES, needs_library, sharp
 from tests.unit.backbones.packed_numbers import error_of
 
-needs_library = pytest.mark.skipif(
-    bool(native.why_missing()), reason="no library of our own on this machine"
-)
 NOISE = 1.25
 """Errors of either are roundings that add up by chance: their ratio was between 0.75 and 1.17 with other texts, 0.97 on the mean."""
 TEXTS = ((5, 9, 200, 31, 7, 8, 90), (17, 4, 4), tuple(range(40, 60)))

@@ -19,6 +19,7 @@ from lushan.workflows.tune import tune
 from tests.bad_inputs import good_rows, write_lines
 from tests.conftest import MakeTiny
 from tests.runs import answers_of_this_process, read, read_steps
+from tests.unit.backbones.fusable import needs_library, sharp
 
 NUM_STEPS_PER_EPOCH = 3
 SETTINGS = {
@@ -121,6 +122,21 @@ def script_scores(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 Script = Callable[..., None]
+
+
+@needs_library
+@pytest.mark.parametrize("adapter", [{}, {"method": "lora"}, {"method": "top", "layers": 1}])
+def test_what_runs_fused_is_certified_as_any_process_runs_it(
+    runs: Runs, tmp_path: Path, adapter: dict[str, object]
+) -> None:
+    sharp("llama", tmp_path / "wide")
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(tmp_path / "wide" / file, runs.base / file)
+    runs.tune(
+        "fused", model={"precision": "bf16"}, adapter=adapter
+    )  # refused if it answers otherwise
+    assert any(line.startswith("Layers run fused") for line in runs.told)
+    assert (tmp_path / "fused" / "certificate.json").is_file()
 
 
 def test_run_ends_with_the_weights_of_its_best_epoch(runs: Runs, script_scores: Script) -> None:
