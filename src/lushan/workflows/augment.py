@@ -20,6 +20,7 @@ from lushan.errors import DataError, SettingError
 from lushan.inference.row_writer import rows_that_fit, write_rows
 from lushan.records import Row
 from lushan.tasks import Task
+from lushan.workflows.added_rows import without_added
 from lushan.workflows.new_rows import (
     NewRow,
     Sifted,
@@ -31,6 +32,7 @@ from lushan.workflows.new_rows import (
     keep_where_it_helps,
     measure_gain,
     what_came_out,
+    with_train,
 )
 from lushan.workflows.predict import check_output
 from lushan.workflows.prepare import Prepared, columns_for
@@ -126,7 +128,7 @@ def augment(
         asks = bool(setup.task.columns.labels)
         if asks and sifted.rows:
             tell(f"Asking a model tuned on the real rows about {len(sifted.rows):,} new ones.")
-            _drop_disagreeing(sifted, setup, tell=tell)
+            _drop_disagreeing(sifted, _with_real_rows(prepared, setup), tell=tell)
     gain = None
     if sifted.rows:
         with clock(seconds, "gain"):
@@ -146,7 +148,7 @@ def augment(
 
 def _train_rows(data: Path, prepared: Prepared, setup: Setup) -> list[Mapping[str, Any]]:
     """Give the training rows as they were read: an example no longer has its columns."""
-    shown = subsample(setup.parts.train, MOST_SHOWN_ROWS, seed=setup.recipe.seed)
+    shown = subsample(without_added(setup.parts.train), MOST_SHOWN_ROWS, seed=setup.recipe.seed)
     ids = {each.id for each in shown}
     file = find_files(data)[0]["train"]
     rows = read_rows(
@@ -166,6 +168,12 @@ def _train_rows(data: Path, prepared: Prepared, setup: Setup) -> list[Mapping[st
             values = {name: value for name, value in row.values.items() if value is not None}
             found.setdefault(example.id, values)
     return [*found.values()]
+
+
+def _with_real_rows(prepared: Prepared, setup: Setup) -> Setup:
+    """Leave the rows of `data.added` out: who learned from rows that a model wrote would confirm more of them."""
+    real = without_added(setup.parts.train)
+    return setup if len(real) == len(setup.parts.train) else with_train(real, prepared, setup)
 
 
 def _fitting(

@@ -26,7 +26,7 @@ from lushan.data.overlap import places_found_in, places_of_repeats
 from lushan.errors import ModelError, RunError, SettingError
 from lushan.evaluation.compare import comparisons
 from lushan.records import Example, Scores
-from lushan.workflows.added_rows import MARK
+from lushan.workflows.added_rows import MARK, without_added
 from lushan.workflows.outcome import plain_interval
 from lushan.workflows.predict import write_file
 from lushan.workflows.prepare import Prepared, prepare
@@ -175,7 +175,7 @@ def measure_gain(
     """Tune with and without the new rows, and compare the answers to the validation rows.
 
     Both runs have the same recipe, seed and number of optimizer steps: the one without sees as many real rows once more
-    in place of the new ones, so that longer training is not taken for better data.
+    in place of the new ones, so that longer training is not taken for better data. Rows of `data.added` are in both.
 
     Args:
         rows: New ones.
@@ -185,12 +185,12 @@ def measure_gain(
             runs, in which real rows that are seen over and over can do harm. Then the better of the two is compared.
         tell: Takes one line for a person.
     """
-    real = list(setup.parts.train)
+    known, real = list(setup.parts.train), without_added(setup.parts.train)
     order = np.random.default_rng(setup.recipe.seed).permutation(len(real))
     again = list(take(real, np.resize(order, len(rows))))
-    without = _measured(_with_train(real + again, prepared, setup), tell=tell)
+    without = _measured(with_train(known + again, prepared, setup), tell=tell)
     with_new = _measured(
-        _with_train(real + [row.example for row in rows], prepared, setup), tell=tell
+        with_train(known + [row.example for row in rows], prepared, setup), tell=tell
     )
     rival, second = without.scores, with_new.scores
     if first is not None and sum(first.correct) > sum(rival.correct):
@@ -209,7 +209,8 @@ def measure_gain(
     }
 
 
-def _with_train(train_rows: Sequence[Example], prepared: Prepared, setup: Setup) -> Setup:
+def with_train(train_rows: Sequence[Example], prepared: Prepared, setup: Setup) -> Setup:
+    """Give the setup with other training rows."""
     parts = replace(setup.parts, train=train_rows)
     changed = replace(prepared, parts=parts, ledger=count_rows(parts, {}))
     tokenizer = Tokenizer.load(setup.base)
@@ -251,11 +252,13 @@ def _marked(sifted: Sifted) -> Iterator[dict[str, Any]]:
 def what_came_out(sifted: Sifted, setup: Setup) -> dict[str, Any]:
     """Tell of the rows by filter and by label, as plain values."""
     counts = Counter(name for row in sifted.rows for name in row.example.classes)
+    num_real = len(without_added(setup.parts.train))
     return {
         "task": setup.recipe.task,
         "model": setup.recipe.model.name,
         "seed": setup.recipe.seed,
-        "num_train_rows": len(setup.parts.train),
+        "num_train_rows": num_real,
+        "num_added": len(setup.parts.train) - num_real,
         "refused": dict(sifted.refused.most_common()),
         "dropped": sifted.num_dropped,
         "num_new_rows": len(sifted.rows),

@@ -20,6 +20,7 @@ from lushan.data.splits import count_labels
 from lushan.errors import DataError, SettingError
 from lushan.inference.predict import Predictor
 from lushan.records import Prediction, Row
+from lushan.workflows.added_rows import count_added, without_added
 from lushan.workflows.new_rows import (
     NewRow,
     Sifted,
@@ -92,7 +93,7 @@ def self_train(
         num_asked = len(sifted.rows)
         drop_known(sifted, setup)
     with clock(seconds, "tune"):
-        tell(f"Tuning on {len(setup.parts.train):,} real rows.")
+        tell(_told_rows(setup))
         predictor, _ = tuned_apart(setup, tell=tell)
         asked = predictor.examine(setup.parts.validation)
     first = setup.task.score(asked, setup.parts.validation, setup.state, seed=setup.recipe.seed)
@@ -118,6 +119,12 @@ def self_train(
         **written,
         "seconds": seconds,
     }
+
+
+def _told_rows(setup: Setup) -> str:
+    num_added = count_added(setup.parts.train)
+    told = f"Tuning on {len(setup.parts.train) - num_added:,} real rows"
+    return f"{told} and {num_added:,} of `data.added`." if num_added else f"{told}."
 
 
 def _refuse_other_answers(setup: Setup) -> None:
@@ -208,7 +215,11 @@ def _label(sifted: Sifted, predictor: Predictor, threshold: Threshold | None, se
     drop(sifted, "unsure", unsure)
     sure = [each for each in sure if each >= least]
     labels = [str(row.example.target) for row in sifted.rows]
-    drop(sifted, "over_share", over_share(labels, sure, count_labels(setup.parts.train)))
+    drop(
+        sifted,
+        "over_share",
+        over_share(labels, sure, count_labels(without_added(setup.parts.train))),
+    )
 
 
 def _with_label(row: NewRow, column: str, prediction: Prediction, setup: Setup) -> NewRow:

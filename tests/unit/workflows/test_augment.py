@@ -9,12 +9,12 @@ import pytest
 
 from lushan.catalog import load_task, names_in
 from lushan.errors import ModelError, RunError, SettingError
-from lushan.records import Example, Prediction, Row, SplitName
+from lushan.records import Example, Interval, Prediction, Row, Scores, SplitName
 from lushan.workflows import augment as augmenting
-from lushan.workflows import progress
+from lushan.workflows import new_rows, progress
 from lushan.workflows import tune as tuning
 from lushan.workflows.augment import augment, augment_or_label, sift
-from lushan.workflows.new_rows import NewRow, begin, measure_gain
+from lushan.workflows.new_rows import Measured, NewRow, begin, measure_gain
 from lushan.workflows.progress import Tell
 from lushan.workflows.recipe import make_recipe
 from lushan.workflows.setup import Setup
@@ -201,6 +201,33 @@ def test_runs_that_are_compared_have_equal_steps_and_differ_in_the_new_rows_alon
     assert with_new[num_real:] == [json.loads(each)["text"] for each in NEW]
     steps = found["gain"]["num_optimizer_steps"]
     assert steps["with"] == steps["without"] == -(-(num_real + len(NEW)) // 4)
+
+
+def test_rows_that_were_added_before_are_no_real_rows(
+    augment_with: AugmentWith, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    earlier = [{**json.loads(row(f"A {x} by the mill.")), "augmented": True} for x in "abcdefgh"]
+    file = write_lines(tmp_path / "earlier.jsonl", earlier)
+    judges: list[Setup] = []
+    runs: list[list[str]] = []
+    monkeypatch.setattr(
+        augmenting, "_drop_disagreeing", lambda _, judge, **__: judges.append(judge)
+    )
+
+    def measured(setup: Setup, **_: object) -> Measured:
+        runs.append([each.text for each in setup.parts.train])
+        scores = Scores("accuracy", {"accuracy": Interval(0.5, 0.0, 1.0)}, [1.0, 0.0])
+        return Measured(scores, num_steps=1)
+
+    monkeypatch.setattr(new_rows, "_measured", measured)
+    (found, _), texts = augment_with(NEW, f"data.added={file}"), {x["text"] for x in earlier}
+    real = [each.text for each in judges[0].parts.train]
+    assert (found["num_train_rows"], found["num_added"]) == (len(real), len(texts))
+    assert not texts & set(real)
+    without, with_new = runs
+    assert sorted(without[: len(real) + len(texts)]) == sorted([*real, *texts])
+    assert set(without[len(real) + len(texts) :]) <= set(real)
+    assert texts < set(with_new)
 
 
 @pytest.mark.parametrize("name", names_in("lushan.tasks"))

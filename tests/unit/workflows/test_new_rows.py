@@ -33,7 +33,7 @@ def test_gain_is_over_the_better_of_the_runs_on_real_rows(
     monkeypatch.setattr(
         new_rows, "_measured", lambda *_, **__: Measured(scores(next(answers)), num_steps=3)
     )
-    monkeypatch.setattr(new_rows, "_with_train", lambda *_: setup)
+    monkeypatch.setattr(new_rows, "with_train", lambda *_: setup)
     prepared: Any = None
     known = None if first is None else scores(first)
     found = measure_gain([], prepared, setup, first=known, tell=lambda _: None)

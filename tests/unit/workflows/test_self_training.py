@@ -132,6 +132,25 @@ def test_sure_rows_are_written_with_label_and_mark_where_they_clearly_help(
         assert not any("fox" in each["text"] for each in rows)
 
 
+def test_rows_that_were_added_before_count_by_themselves_and_set_no_shares(
+    self_train_with: SelfTrain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    earlier = [{"text": f"A {x} by the mill.", "label": "sea", "augmented": True} for x in "abcdef"]
+    file = write_lines(tmp_path / "earlier.jsonl", earlier)
+    monkeypatch.setattr(self_training, "measure_gain", lambda *_, **__: None)
+    shares: list[dict[str, int]] = []
+
+    def nothing_over(_: object, __: object, counts: dict[str, int]) -> set[int]:
+        shares.append(dict(counts))
+        return set()
+
+    monkeypatch.setattr(self_training, "over_share", nothing_over)
+    found, plain = self_train_with(f"data.added={file}"), self_train_with()
+    assert (found["num_added"], plain["num_added"]) == (len(earlier), 0)
+    assert found["num_train_rows"] == plain["num_train_rows"]
+    assert shares[0] == shares[1]
+
+
 def test_whole_way_keeps_nothing_of_a_model_that_knows_nothing(
     tmp_path: Path, tiny_folder: MakeTiny
 ) -> None:
