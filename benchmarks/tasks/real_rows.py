@@ -186,10 +186,13 @@ def _few(name: str, num_rows: int, *, way: str, **settings: object) -> Case:
 
 _SHORT: dict[str, object] = {
     "training__epochs": 1,
-    "training__learning_rate": 1e-4,
+    "training__learning_rate": 2e-4,
     "training__rows_per_step": 4,
+    "adapter__method": "top",
+    "adapter__layers": 8,
 }
-_TREC, _SST = "classification/trec6", "classification/sst2"
+"""One pass over few rows; set beforehand so that a run takes minutes."""
+_TREC = "classification/trec6"
 _HEAD: dict[str, object] = {"adapter__method": "head"}
 _TOP: dict[str, object] = {"adapter__method": "top", "adapter__layers": 8}
 
@@ -211,7 +214,7 @@ CASES = (
         options=_settings(
             answer="generate",
             **_SHORT,
-            task_settings__num_shots=3,
+            baselines="false",
         ),
     ),
     Case(
@@ -220,7 +223,7 @@ CASES = (
         make=real_sets.completions,
         run=tuned,
         task="completion",
-        options=_settings(**_SHORT),
+        options=_settings(**_SHORT, baselines="false"),
     ),
     Case(
         name="length",
@@ -228,14 +231,11 @@ CASES = (
         make=real_sets.summaries,
         run=tuned_to_lengths,
         task="summarization",
-        options=_settings(**_SHORT, task_settings__length_control="true"),
+        options=_settings(**_SHORT, task_settings__length_control="true", baselines="false"),
     ),
     _few(_TREC, 16, way="unlabelled", **_TOP),
-    _few(_TREC, 64, way="unlabelled", **_TOP),
-    _few(_SST, 16, way="unlabelled", **_TOP),
-    _few(_SST, 64, way="unlabelled", **_HEAD),
+    _few(_TREC, 64, way="unlabelled", **_HEAD),
     _few(_TREC, 16, way="written", **_TOP),
-    _few(_SST, 16, way="written", **_TOP),
 )
 
 
@@ -281,7 +281,9 @@ def length_table() -> str:
         "|---|---|---|---|---|",
     ]
     found = next(result_of(case) for case in CASES if case.run is tuned_to_lengths)
-    for length in LENGTHS if found else ():
+    if found is None:
+        return "\n".join(lines)
+    for length in LENGTHS:
         wanted = found["lengths"][LENGTHS.index(length)] if isinstance(length, str) else length
         written = found["num_words"][str(length)]
         kept = _with_ends(_kept_lengths(written, wanted))
@@ -294,7 +296,7 @@ def length_table() -> str:
 def _kept_lengths(written: Sequence[int], wanted: int) -> Found:
     """Share of texts of these numbers of words that are as long as wanted, as `length_satisfaction` counts."""
     kept = satisfied_shares(["word " * n for n in written], [{"length": wanted}] * len(written))
-    return asdict(accuracy(kept))
+    return asdict(accuracy(kept, seed=0))
 
 
 def more_rows_table() -> str:

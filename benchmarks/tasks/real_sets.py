@@ -21,11 +21,11 @@ from lushan.metrics.pieces import pieces
 Row = dict[str, Any]
 Make = Callable[[Path, Path], None]
 
-NUM_TRIPLE_ROWS = {"train": 1500, "validation": 100, "test": 300}
-NUM_QUESTIONS = {"train": 600, "validation": 150, "test": 240}
-NUM_SUMMARIES = {"train": 500, "validation": 60, "test": 80}
-NUM_COMPLETIONS = {"train": 1000, "validation": 100, "test": 200}
-NUM_UNLABELLED = 2000
+NUM_TRIPLE_ROWS = {"train": 1000, "validation": 60, "test": 150}
+NUM_QUESTIONS = {"train": 400, "validation": 90, "test": 120}
+NUM_SUMMARIES = {"train": 400, "validation": 40, "test": 40}
+NUM_COMPLETIONS = {"train": 600, "validation": 50, "test": 120}
+NUM_UNLABELLED = 1500
 NO_ANSWER_SHARE = 1 / 3
 LONGEST_TEXT = 600
 """Characters of a context or a document, so that a run takes minutes."""

@@ -22,14 +22,11 @@ from lushan.workflows.encode import Encoder
 from lushan.workflows.frozen_rows import frozen_states
 from lushan.workflows.outcome import plain_interval
 from lushan.workflows.progress import say_nothing
+from lushan.workflows.resolve import FEWEST_HEAD_STEPS, FEWEST_STEPS
 from lushan.workflows.setup import Setup
 
 SIZES = (8, 16, 64, 256)
 """Training rows of every point; a size that is not smaller than the training rows is left out."""
-FEWEST_STEPS = 60
-"""Few rows are repeated until they make so many optimizer steps: fewer would teach next to nothing."""
-FEWEST_HEAD_STEPS = 500
-"""The same where the head alone is trained: the whole run takes many more, and must not look better for that alone."""
 NUM_DRAWS = 5
 """Draws of the rows of a point where the head alone is trained, which takes a moment; else one."""
 

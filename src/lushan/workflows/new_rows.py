@@ -129,9 +129,13 @@ def begin(data: Path, recipe: TuneRecipe, *, writes: bool, tell: Tell) -> tuple[
         )
     tokenizer = Tokenizer.load(base)
     prepared = prepare(data, task=task, recipe=recipe)
-    setup, _, notes = plan(prepared, recipe, task=task, base=base, facts=facts, tokenizer=tokenizer)
+    setup, decisions, notes = plan(
+        prepared, recipe, task=task, base=base, facts=facts, tokenizer=tokenizer
+    )
     for note in notes:
         tell(note)
+    for each in decisions:
+        tell(f"Chose {each.name} = {each.value}: {each.why}.")
     torch.set_num_threads(int(choose_num_threads().value))
     training = setup.recipe.training.model_copy(update={"keep": "last", "patience": None})
     resolved = setup.recipe.model_copy(update={"training": training})

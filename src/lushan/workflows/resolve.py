@@ -19,6 +19,10 @@ from lushan.workflows.recipe import TuneRecipe
 _EPOCHS = {"quick": 3, "normal": 3, "thorough": 5}
 _SMALL_ROWS = 1_000
 """Fewer rows than this get twice the epochs: each pass is short and teaches little."""
+FEWEST_STEPS = 60
+"""A new layer begins untrained: few rows are repeated until they make so many steps, for fewer teach it next to nothing."""
+FEWEST_HEAD_STEPS = 500
+"""The same where it alone is trained, on what frozen layers made of the rows once: a pass then costs next to nothing."""
 _LEARNING_RATES = {"full": 5e-5, "top": 1e-4, "lora": 3e-4, "head": 1e-3}
 _HEAD_LEARNING_RATES = {"full": 1e-3, "top": 1e-3, "lora": 1e-3, "head": 3e-3}
 _OPTIMIZER_FACTORS = {"adamw": 1.0, "adafactor": 20.0, "sgd": 100.0}
@@ -177,10 +181,28 @@ def _plan(
             f"{num_rows} of {num_train_rows} rows, drawn per class, {epochs} times each: "
             f"{budget_seconds:.0f} s in all, about {tokens_per_second:.0f} tokens/s expected on this machine"
         )
-    if recipe.training.epochs is None and num_rows < _SMALL_ROWS:
-        epochs = max(epochs, int(min(2 * epochs, num_passes / num_rows)))
+    why = f"effort `{effort}` with {num_rows} training rows"
+    if recipe.training.epochs is None:
+        usual = 2 * epochs if num_rows < _SMALL_ROWS else epochs
+        needed = _fewest_epochs(recipe, num_rows)
+        if needed > usual:
+            why += f", which make {_steps_per_epoch(recipe, num_rows)} steps an epoch: fewer would hardly teach a new layer"
+        epochs = max(epochs, int(min(max(usual, needed), num_passes / num_rows)))
     max_rows = num_rows if num_rows < num_train_rows else None
-    return _Plan(max_rows, why_rows, epochs, f"effort `{effort}` with {num_rows} training rows")
+    return _Plan(max_rows, why_rows, epochs, why)
+
+
+def _fewest_epochs(recipe: TuneRecipe, num_rows: int) -> int:
+    """Give the passes that a new layer needs over so many rows; what only goes on writing needs none."""
+    if recipe.answer != "head":
+        return 1
+    is_cheap = recipe.adapter.method == "head" and recipe.adapter.cache_gigabytes > 0
+    num_steps = FEWEST_HEAD_STEPS if is_cheap else FEWEST_STEPS
+    return math.ceil(num_steps / _steps_per_epoch(recipe, num_rows))
+
+
+def _steps_per_epoch(recipe: TuneRecipe, num_rows: int) -> int:
+    return math.ceil(num_rows / recipe.training.rows_per_step)
 
 
 def predict_tokens_per_second(facts: ModelFacts, *, precision: str) -> float:

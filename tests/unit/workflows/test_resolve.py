@@ -138,6 +138,33 @@ def test_effort_and_number_of_rows_decide_epochs_and_patience(
 
 
 @pytest.mark.parametrize(
+    ("values", "num_train_rows", "epochs"),
+    [
+        ({}, 32, 30),  # 2 steps an epoch, 60 at least
+        ({"training": {"rows_per_step": 4}}, 32, 8),
+        ({}, 160, 6),  # 60 steps as it is
+        ({"adapter": {"method": "head"}}, 32, 250),
+        ({"adapter": {"method": "head", "cache_gigabytes": 0.0}}, 32, 30),
+        ({"answer": "generate"}, 32, 6),
+        ({"training": {"epochs": 2}}, 32, 2),
+    ],
+)
+def test_few_rows_are_repeated_until_a_new_layer_has_made_enough_steps(
+    values: dict[str, Any], num_train_rows: int, epochs: int
+) -> None:
+    assert decide(num_train_rows=num_train_rows, **values).recipe.training.epochs == epochs
+
+
+def test_what_few_rows_need_is_told_and_bounded_by_the_budget() -> None:
+    chosen = {each.name: each for each in decide(num_train_rows=32).decisions}["training.epochs"]
+    assert "which make 2 steps an epoch: fewer would hardly teach a new layer" in chosen.why
+    tokens_per_second = 0.3 * 2e9 * machine().num_cores / 6e6
+    nine_passes = 2 * (9.5 * 32 * 20) / tokens_per_second
+    resolved = decide(budget_seconds=nine_passes, num_train_rows=32, model={"precision": "fp32"})
+    assert resolved.recipe.training.epochs == 9
+
+
+@pytest.mark.parametrize(
     ("method", "rate", "head_rate"),
     [("full", 5e-5, 1e-3), ("top", 1e-4, 1e-3), ("lora", 3e-4, 1e-3), ("head", 1e-3, 3e-3)],
 )
