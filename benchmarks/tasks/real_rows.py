@@ -203,7 +203,7 @@ CASES = (
         make=real_sets.triples,
         run=tuned,
         task="triples",
-        options=_settings(**_SHORT, task_settings__instruction="Name the relations."),
+        options=_settings(training__epochs=1, training__learning_rate=1e-4, baselines="false"),
     ),
     Case(
         name="no-answer",
