@@ -73,7 +73,8 @@ def main() -> None:
     cases = {case.name: case for case in CASES}
     for name in [] if options.table_only else options.case:
         keep_result(cases[name], data=Path(options.data), runs=options.runs)
-    section = "\n\n".join([tuned_table(), length_table(), more_rows_table()])
+    tables = (tuned_table(), length_table(), more_rows_table())
+    section = "\n\n".join(each for each in tables if each)
     print(section)
     if options.document:
         table.put_between_markers(options.document, section, name="real-rows")
@@ -275,14 +276,14 @@ def _tuned_lines(case: Case) -> list[str]:
 
 
 def length_table() -> str:
-    """One line for each length that was asked for."""
+    """One line for each length that was asked for; nothing where that was not run."""
+    found = next(result_of(case) for case in CASES if case.run is tuned_to_lengths)
+    if found is None:
+        return ""
     lines = [
         "| asked | words that it means | words written, mean | within a fifth [95 %] | the answers to `medium`, held against this |",
         "|---|---|---|---|---|",
     ]
-    found = next(result_of(case) for case in CASES if case.run is tuned_to_lengths)
-    if found is None:
-        return "\n".join(lines)
     for length in LENGTHS:
         wanted = found["lengths"][LENGTHS.index(length)] if isinstance(length, str) else length
         written = found["num_words"][str(length)]
