@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from lushan.backbones.encoding import LengthLimit
@@ -13,15 +14,24 @@ from lushan.backbones.load import load_backbone
 from lushan.catalog import load_task
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor, head_outputs
+from lushan.model_store import export_certificate
+from lushan.model_store.export_certificate import certify_export
 from lushan.model_store.export_program import Questions, answer
 from lushan.model_store.exports import load_form
 from lushan.model_store.merged import Merged
 from lushan.records import AnswerMode, Example, Features
 from lushan.tasks import Preparation, Task
+from lushan.workflows import export_check
 from tests.saved import meaning_of
 
 LIMIT = LengthLimit(128, "truncate")
 _USUAL = Preparation()
+
+
+def ask_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask programs in this process, which takes no seconds to start."""
+    for module in (export_check, export_certificate):
+        monkeypatch.setattr(module, "ask_program", answer)
 
 
 @cache
@@ -54,6 +64,18 @@ def write_form(merged: Merged, form: str, folder: Path, quantise: str = "none") 
     """Write an export into a new folder, without comparing anything."""
     folder.mkdir()
     return load_form(form).write(merged, folder, quantise=quantise)
+
+
+def certify_form(merged: Merged, form: str, folder: Path, quantise: str = "none") -> None:
+    """Give an export that was written a certificate about the task's own rows."""
+    certify_export(
+        form,
+        folder,
+        quantise=quantise,
+        run=merged.predictor,
+        reads=load_form(form).reread(merged, folder),
+        probes=examples_of(merged.meaning.task),
+    )
 
 
 def features_of(merged: Merged) -> list[Features]:

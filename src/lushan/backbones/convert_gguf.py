@@ -57,9 +57,7 @@ def convert_gguf(
     """
     tell("Reading the vocabulary")
     vocabulary = read_vocabulary(gguf_file)
-    tokenizer = build_tokenizer(vocabulary)
-    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    _write_tokenizer_settings(vocabulary, folder)
+    tokenizer = write_tokenizer(vocabulary, folder)
     tell("Restoring the weights from their quantised form")
     notes = _write_model(gguf_file, folder, vocabulary, retie=retie, dtype=dtype)
     for file in folder.iterdir():
@@ -68,13 +66,21 @@ def convert_gguf(
     return notes
 
 
+def write_tokenizer(vocabulary: GgufVocabulary, folder: Path) -> Tokenizer:
+    """Write the tokenizer of a GGUF file as a Hugging Face folder has it; gives it."""
+    tokenizer = build_tokenizer(vocabulary)
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    _write_tokenizer_settings(vocabulary, folder)
+    return tokenizer
+
+
 def read_vocabulary(gguf_file: Path) -> GgufVocabulary:
     """Read the tokenizer part of a GGUF file.
 
     Raises:
         ModelError: If the file is not GGUF, or has no vocabulary.
     """
-    fields = _open(gguf_file).fields
+    fields = open_gguf(gguf_file).fields
 
     def value(name: str, default: object = None) -> Any:  # noqa: ANN401 - GGUF values have many types
         full_name = f"tokenizer.{name}"
@@ -102,7 +108,12 @@ def read_vocabulary(gguf_file: Path) -> GgufVocabulary:
     )
 
 
-def _open(gguf_file: Path) -> GGUFReader:
+def open_gguf(gguf_file: Path) -> GGUFReader:
+    """Read a GGUF file; its weights are mapped, not loaded.
+
+    Raises:
+        ModelError: If it is none, or is cut off.
+    """
     try:
         return GGUFReader(gguf_file)
     except (ValueError, OSError, IndexError) as error:

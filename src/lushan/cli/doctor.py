@@ -1,4 +1,4 @@
-"""`lushan doctor`: what this machine has, and what Lushan will use because of it; or whether a model is still the certified one."""
+"""`lushan doctor`: what this machine has and what is used because of it; or whether a model or an export is the certified one."""
 
 import dataclasses
 import platform
@@ -28,7 +28,8 @@ def command(
     run: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RUN]", help="A run, whose model is held to its certificate; else the machine."
+            metavar="[RUN]",
+            help="A run or an export, which is held to its certificate; else the machine.",
         ),
     ] = None,
     *,
@@ -39,7 +40,7 @@ def command(
     as_json: JsonOption = False,
     seed: SeedOption = 0,
 ) -> None:
-    """Tell what this machine can do, what will be used, and why; or whether a tuned model is the one that was certified."""
+    """Tell what this machine can do, what will be used, and why; or whether a model or an export is the certified one."""
     del seed  # every command takes it; nothing here is random
     if run is not None:
         if again:
@@ -60,8 +61,12 @@ def command(
 def _prove(run: Path, *, weights: str, as_json: bool) -> None:
     with quick_imports():
         from lushan.model_store.certificate import replay
+        from lushan.model_store.export_certificate import is_certified_export
         from lushan.model_store.tuned_model import load_predictor
 
+    if is_certified_export(run):
+        _prove_export(run, weights=weights, as_json=as_json)
+        return
     predictor = load_predictor(run, weights=weights)
     try:
         difference = replay(run, predictor)
@@ -74,6 +79,25 @@ def _prove(run: Path, *, weights: str, as_json: bool) -> None:
     if as_json:
         found = {"run": str(run), "model_version": predictor.version}
         emit_json({**found, "largest_difference": difference})
+
+
+def _prove_export(folder: Path, *, weights: str, as_json: bool) -> None:
+    from lushan.model_store.export_certificate import replay_export
+
+    if weights != "auto":
+        raise SettingError(
+            f"`--weights` has no effect with an export: `{folder}` is asked through the program that loads it. Remove it."
+        )
+    try:
+        found = replay_export(folder)
+    except CertificateError as error:
+        raise RunError(f"`{folder}` is not what was certified. {error}") from None
+    tell(
+        f"`{folder}` is what was certified, as `{found['form']}` of version {found['model_version']}: {found['program']} "
+        f"answers the probes as it did (largest difference {found['largest_difference']:.2g})."
+    )
+    if as_json:
+        emit_json({"export": str(folder), **found})
 
 
 def _examine(*, again: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 `certify` makes it; `replay` holds a model that is about to be served to it, in its own process.
 `python -m lushan.model_store.certificate RUN` is the fresh process; it prints its answers as one JSON line.
+That of an export is made in `export_certificate.py`, of the same parts.
 """
 
 import json
@@ -37,7 +38,9 @@ from lushan.records import Example
 SCHEMA_VERSION = 2
 """Of the certificate. Version 1 knew no files, stop tokens, chat template or log-likelihoods."""
 _PROBES = "probes.json"
-_CERTIFICATE = "certificate.json"
+CERTIFICATE = "certificate.json"
+RUN_FORMS = ("whole", "adapter")
+"""What `form` says of the model of a run; of an export it is the name of its form."""
 _NEEDED = ("model_version", "precision", "tolerances", "answers")
 
 
@@ -55,11 +58,7 @@ def certify(run: Path, predictor: Predictor, examples: Sequence[Example]) -> dic
     """
     probes = list(examples[:NUM_PROBES])
     model = run / "model"
-    written = {
-        "texts": [each.text for each in probes],
-        "extras": [dict(each.extra) for each in probes],
-    }
-    write_json(model / _PROBES, written)
+    write_probes(model, probes)
     expected = describe_answers(predictor, probes)
     try:
         difference = compare(expected, _answers_of_fresh_process(run))
@@ -75,12 +74,12 @@ def certify(run: Path, predictor: Predictor, examples: Sequence[Example]) -> dic
         "precision": read_meaning(model).precision,
         "num_probes": len(probes),
         "largest_difference": difference,
-        "tolerances": _tolerances(),
+        "tolerances": tolerances(),
         "files": digests_of(model, files_of_model(model)),
         "base_files": {} if base is None else digests_of(base, BASE_FILES),
         "answers": expected,
     }
-    write_json(run / _CERTIFICATE, certificate)
+    write_json(run / CERTIFICATE, certificate)
     return certificate
 
 
@@ -107,21 +106,21 @@ def replay(run: Path, predictor: Predictor) -> float:
     expected = certificate["answers"]
     if predictor.writes and "written_ids" not in expected:  # version 1 kept whole texts
         expected = {name: expected[name] for name in ("labels", "token_ids")}
-    found = describe_answers(predictor, probes)
+    found = describe_answers(predictor, probes, writes="written_ids" in expected)
     is_tie = ties_of(predictor, found["token_ids"], tolerance=tolerance)
     return compare(expected, found, tolerance=tolerance, is_tie=is_tie)
 
 
 def read_certificate(run: Path) -> dict[str, Any]:
-    """Read the certificate of a run; one of an older version says less.
+    """Read the certificate of a run or an export; one of an older version says less.
 
     Args:
-        run: The run folder, or its `model` folder.
+        run: The run folder, or its `model` folder, or that of an export.
 
     Raises:
         RunError: If there is none, or it is broken or of a newer version.
     """
-    file = _model_folder(run).parent / _CERTIFICATE
+    file = certificate_file(run)
     if not file.is_file():
         raise RunError(
             f"`{file}` is missing: nothing proves that this model answers as it was trained to. Finish the run with "
@@ -135,7 +134,7 @@ def read_certificate(run: Path) -> dict[str, Any]:
                 f"`{file}` has schema version {version}; this Lushan reads up to {SCHEMA_VERSION}. Update Lushan."
             )
         if version == 1:
-            found["tolerances"] = _tolerances()
+            found["tolerances"] = tolerances()
             found["precision"] = read_meaning(_model_folder(run)).precision
         needed = _NEEDED if version == 1 else (*_NEEDED, "files", "base_files")
         return found | {name: found[name] for name in needed}
@@ -143,7 +142,15 @@ def read_certificate(run: Path) -> dict[str, Any]:
         raise RunError(f"`{file}` is broken: {error!r}. Restore it, or tune again.") from None
 
 
-def _tolerances() -> dict[str, Any]:
+def certificate_file(run: Path) -> Path:
+    """Say where the certificate is: beside the `model` folder of a run, in the folder of an export."""
+    model = _model_folder(run)
+    inside = model / CERTIFICATE
+    return inside if inside.is_file() else model.parent / CERTIFICATE
+
+
+def tolerances() -> dict[str, Any]:
+    """Give what a certificate allows each arithmetic, as JSON has it."""
     return {name: each._asdict() for name, each in TOLERANCES.items()}
 
 
@@ -152,6 +159,9 @@ def _check_files(model: Path, certificate: Mapping[str, Any], *, loaded_version:
 
     Weights that were read a moment ago to tell the version of the loaded model are not read again.
     """
+    if is_export(certificate):
+        check_files(model, certificate)
+        return
     if "files" in certificate:
         names, expected = files_of_model(model), certificate["files"]
         if loaded_version == certificate["model_version"]:
@@ -168,6 +178,20 @@ def _check_files(model: Path, certificate: Mapping[str, Any], *, loaded_version:
         )
 
 
+def is_export(certificate: Mapping[str, Any]) -> bool:
+    """Whether a certificate is that of an export; those of version 1 name no form."""
+    return certificate.get("form", RUN_FORMS[0]) not in RUN_FORMS
+
+
+def check_files(folder: Path, certificate: Mapping[str, Any]) -> None:
+    """Read all files of a folder that decide its answers, and refuse others than those that were certified.
+
+    Raises:
+        CertificateError: If one is missing, was changed or was not there.
+    """
+    check_digests(folder, certificate["files"], digests_of(folder, files_of_model(folder)))
+
+
 def _model_folder(run: Path) -> Path:
     return run / "model" if (run / "model").is_dir() else run
 
@@ -176,6 +200,15 @@ def _base_of_adapter(model: Path) -> Path | None:
     """The folder of the pretrained model that an adapter stands on."""
     is_adapter = (model / "adapter_config.json").is_file()
     return locate(read_meaning(model).base_model) if is_adapter else None
+
+
+def write_probes(folder: Path, probes: Sequence[Example]) -> None:
+    """Write what a certificate is about, without the truth."""
+    written = {
+        "texts": [each.text for each in probes],
+        "extras": [dict(each.extra) for each in probes],
+    }
+    write_json(folder / _PROBES, written)
 
 
 def read_probes(run: Path) -> list[Example]:

@@ -12,12 +12,15 @@ BASE_FILES = (
 )
 """What an adapter takes from the folder of its base, beside the weights, whose digest stands in `lushan.json`."""
 WEIGHTS = ".safetensors"
-_BOUND = (WEIGHTS, ".json", ".jinja")
+_BOUND = (WEIGHTS, ".json", ".jinja", ".gguf", ".onnx", ".data", ".xml", ".bin")
+_TOLD = ("certificate.json", "export.json")
+"""What an export's folder holds about itself."""
 
 
 def files_of_model(folder: Path) -> list[str]:
-    """Name the files of a model folder that decide its answers, and its probes."""
-    return sorted(file.name for file in folder.iterdir() if file.suffix in _BOUND)
+    """Name the files of a model folder, or of an export, that decide its answers, and its probes."""
+    names = (file.name for file in folder.iterdir() if file.suffix in _BOUND)
+    return sorted(name for name in names if name not in _TOLD)
 
 
 def digests_of(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -12,20 +12,23 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
+import tokenizers
 import torch
 from torch import Tensor, nn
 
 from lushan.backbones.load import Backbone
+from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
 from lushan.errors import CertificateError
 from lushan.inference.predict import head_outputs
-from lushan.model_store.exports import Score, load_form
+from lushan.model_store.exports import Follow, Likeliest, Score, load_form
 from lushan.records import Batch, Features
 
 _MOST_TOKENS = 2_048
@@ -45,6 +48,8 @@ class Questions:
     prompts: Sequence[Sequence[int]] = ()
     answers: Sequence[Sequence[int]] = ()
     """What was written behind each prompt."""
+    writes: bool = False
+    """Whether the program is to write as many tokens itself, and not only to follow."""
     texts: Sequence[str] = ()
     """What is to be cut into tokens."""
 
@@ -58,8 +63,8 @@ class Answers:
     labels: list[str] | None
     outputs: list[np.ndarray]
     """As a task's `outputs`, one for each document."""
-    followed: list[list[int]]
-    """The token that it would write at each place of an answer."""
+    followed: list[list[Likeliest]]
+    """The tokens that it would write at each place of an answer, or of its own, the likeliest first."""
     token_ids: list[list[int]]
 
 
@@ -96,7 +101,7 @@ def answer(questions: Questions) -> Answers:
     """Answer in this process; see `ask_program`."""
     form, folder = load_form(questions.form), Path(questions.folder)
     outputs: list[np.ndarray] = []
-    followed: list[list[int]] = []
+    followed: list[list[Likeliest]] = []
     token_ids: list[list[int]] = []
     if questions.documents:
         score = form.open_scores(folder)
@@ -107,10 +112,60 @@ def answer(questions: Questions) -> Answers:
         assert opened is not None, f"`{questions.form}` does not write"  # noqa: S101 - ours
         follow, encode = opened
         pairs = zip(questions.prompts, questions.answers, strict=True)
-        followed = [follow(*pair) for pair in pairs]
+        ask = partial(write, follow) if questions.writes else follow
+        followed = [ask(*pair) for pair in pairs]
         token_ids = [encode(each) for each in questions.texts]
     program = f"{form.program} {version(form.program)}"
     return Answers(program, form.read_labels(folder), outputs, followed, token_ids)
+
+
+def check_labels(labels: Sequence[str], found: Answers) -> None:
+    """Refuse other label names than the model's; one without a class layer has none.
+
+    Raises:
+        CertificateError: If so.
+    """
+    if labels and found.labels != list(labels):
+        raise CertificateError(
+            f"The export names its labels {found.labels}, the run {list(labels)}."
+        )
+
+
+def check_tokens(tokenizer: Tokenizer, texts: Sequence[str], found: Answers) -> None:
+    """Refuse a program that cuts a text otherwise than the model was trained.
+
+    Raises:
+        CertificateError: If so; names the text.
+    """
+    raw = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    for text, token_ids in zip(texts, found.token_ids, strict=True):
+        if token_ids != raw.encode(text, add_special_tokens=False).ids:
+            raise CertificateError(
+                f"{found.program} cuts the text {text[:60]!r} into other tokens."
+            )
+
+
+def write(follow: Follow, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[Likeliest]:
+    """Find the tokens that a program writes, each the likeliest behind those before it, by having it follow.
+
+    Args:
+        follow: See `Follow`.
+        prompt_ids: What it reads first.
+        answer_ids: What it may write; the nearer to what it writes, the sooner that is found.
+
+    Returns:
+        As many places as `answer_ids` has.
+    """
+    path = list(answer_ids)
+    # One place more is right each time, at least: it was read behind what the program writes.
+    while (found := follow(prompt_ids, path)) and first_tokens(found) != path:
+        path = first_tokens(found)
+    return found
+
+
+def first_tokens(followed: Sequence[Likeliest]) -> list[int]:
+    """Give the likeliest token at each place."""
+    return [likeliest[0][0] for likeliest in followed]
 
 
 def _outputs(questions: Questions, score: Score) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ from lushan.inference.generate import generate, stop_ids
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
 from lushan.label_answers import THRESHOLD
-from lushan.records import Answer, Example, Features, Span, plain_answer
+from lushan.records import Answer, Example, Features, Prediction, Span, plain_answer
 
 NUM_PROBES = 32
 NUM_WRITTEN_PROBES = 8
@@ -72,22 +72,29 @@ TOLERANCES: Mapping[str, Tolerance] = {
 IsTie = Callable[[int, Sequence[int], int, int], bool]
 
 
-def describe_answers(predictor: Predictor, probes: Sequence[Example]) -> dict[str, Any]:
-    """Tell everything that must be equal, as JSON has it."""
+def describe_answers(
+    predictor: Predictor, probes: Sequence[Example], *, writes: bool | None = None
+) -> dict[str, Any]:
+    """Tell everything that must be equal, as JSON has it.
+
+    Args:
+        predictor: The model.
+        probes: What it is asked.
+        writes: Whether the tokens that it writes are told, and not what it chooses; None: as its task does.
+    """
     features = predictor.encode(probes)
     return {
-        **_renderer(predictor),
-        "token_ids": [list(each.token_ids) for each in features],
+        **describe_renderer(predictor, features),
         **(
-            _written(predictor, features)
-            if predictor.writes
-            else _chosen(predictor, probes, features)
+            describe_written(predictor, features)
+            if (predictor.writes if writes is None else writes)
+            else describe_chosen(predictor.predict(probes, features=features))
         ),
     }
 
 
-def _renderer(predictor: Predictor) -> dict[str, Any]:
-    """Tell what stands around every text and answer."""
+def describe_renderer(predictor: Predictor, features: Sequence[Features]) -> dict[str, Any]:
+    """Tell what stands around every text and answer, and what becomes of the probes; reads no weights."""
     backbone, state = predictor.backbone, predictor.state
     template = backbone.tokenizer.chat.text.encode()
     return {
@@ -98,13 +105,12 @@ def _renderer(predictor: Predictor) -> dict[str, Any]:
         "chat_template": hashlib.sha256(template).hexdigest(),
         "tokenizer": backbone.tokenizer.fingerprint,
         "length_limit": [predictor.limit.max_tokens, predictor.limit.policy],
+        "token_ids": [list(each.token_ids) for each in features],
     }
 
 
-def _chosen(
-    predictor: Predictor, probes: Sequence[Example], features: Sequence[Features]
-) -> dict[str, Any]:
-    predictions = predictor.predict(probes, features=features)
+def describe_chosen(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Tell answers that are chosen, and how sure the model is of them."""
     parts = [() if isinstance(each.answer, str) else each.answer for each in predictions]
     return {
         "answers": [_without_numbers(each.answer) for each in predictions],
@@ -130,13 +136,25 @@ def _without_numbers(answer: Answer) -> Any:  # noqa: ANN401 - any JSON value
     return plain_answer(tuple(bare))  # pyright: ignore[reportArgumentType] - all are of one kind
 
 
-def _written(predictor: Predictor, features: Sequence[Features]) -> dict[str, Any]:
-    """The first greedy tokens of some probes: without the form that a probe asks for, which would hide what the model prefers."""
+def prompts_of(features: Sequence[Features]) -> list[list[int]]:
+    """Give what a model reads before it writes, of the probes that are answered so."""
+    ends = [each.branch_starts[0] if each.branches else None for each in features]
+    return [
+        list(each.token_ids[:end])
+        for each, end in zip(features[:NUM_WRITTEN_PROBES], ends, strict=False)
+    ]
+
+
+def describe_written(predictor: Predictor, features: Sequence[Features]) -> dict[str, Any]:
+    """Tell the first greedy tokens of some probes.
+
+    The form that a probe asks for is left out: it would hide what the model prefers.
+    """
     stop_strings = (*predictor.generation.stop_strings, *predictor.state.stop_strings)
     most = min(NUM_WRITTEN_TOKENS, predictor.generation.max_new_tokens)
     written = generate(
         predictor.backbone,
-        [each.token_ids for each in features[:NUM_WRITTEN_PROBES]],
+        prompts_of(features),
         GenerationSettings(max_new_tokens=most, stop_strings=stop_strings),
     )
     return {

@@ -59,21 +59,26 @@ def save_model(folder: Path, backbone: Backbone, meaning: TunedModel) -> None:
     beside = folder.parent / f".{folder.name}"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    with quiet_transformers(), _named_attention(backbone):
+    with quiet_transformers(), plain_attention(backbone):
         backbone.model.save_pretrained(beside)
     backbone.tokenizer.save(beside)
-    values = {**dataclasses.asdict(meaning), "generation": meaning.generation.model_dump()}
-    meaning_text = json.dumps(values, ensure_ascii=False, indent=1)
-    (beside / _FILE).write_text(meaning_text + "\n", encoding="utf-8")
+    write_meaning(beside, meaning)
     for file in beside.iterdir():
         file.chmod(0o644)  # transformers leaves weights unreadable for other users
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
 
 
+def write_meaning(folder: Path, meaning: TunedModel) -> None:
+    """Write `lushan.json`: what the other files of a model do not say."""
+    values = {**dataclasses.asdict(meaning), "generation": meaning.generation.model_dump()}
+    text = json.dumps(values, ensure_ascii=False, indent=1)
+    (folder / _FILE).write_text(text + "\n", encoding="utf-8")
+
+
 @contextlib.contextmanager
-def _named_attention(backbone: Backbone) -> Any:  # noqa: ANN401
-    """Leave the name of Lushan's attention out of the saved configuration."""
+def plain_attention(backbone: Backbone) -> Any:  # noqa: ANN401
+    """Leave the name of Lushan's attention out of a configuration that is saved meanwhile."""
     config = backbone.core.config
     ours = config._attn_implementation
     config._attn_implementation = None

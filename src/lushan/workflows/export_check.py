@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 import torch
 
 from lushan.backbones.tokenizer import PROBES
@@ -16,9 +15,18 @@ from lushan.inference.generate import generate
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor, head_outputs
 from lushan.metrics.statistics import accuracy, difference_interval, resampled_totals
-from lushan.model_store.export_program import Answers, Questions, ask_program
+from lushan.model_store.export_certificate import certify_export
+from lushan.model_store.export_program import (
+    Answers,
+    Questions,
+    ask_program,
+    check_labels,
+    check_tokens,
+    first_tokens,
+)
 from lushan.model_store.exports import Form
 from lushan.model_store.merged import Merged
+from lushan.model_store.probes import NUM_PROBES
 from lushan.records import Example, Features, Interval, Prediction
 from lushan.workflows.outcome import plain, plain_interval
 from lushan.workflows.predict import Tell
@@ -68,7 +76,7 @@ class ExportCheck:
             tell: Takes one line for a person.
 
         Returns:
-            `tolerance`, `program` and `quality` of `export.json`.
+            `tolerance`, `program` and `quality` of `export.json`; the certificate then stands beside the files.
 
         Raises:
             CertificateError: If the program cannot load the export, computes something else, or answers otherwise though
@@ -84,6 +92,15 @@ class ExportCheck:
         tolerance = self.form.tolerances[self.quantise]
         quality = self._quality(own, predictions, seed=seed)
         self._refuse_loss(quality)
+        tell("Certifying it, in another process.")
+        certify_export(
+            self.name,
+            self.folder,
+            quantise=self.quantise,
+            run=self.merged.predictor,
+            reads=reads,
+            probes=self.rows.examples[:NUM_PROBES],
+        )
         return {"tolerance": tolerance._asdict(), "program": program, "quality": quality}
 
     def _reread(self) -> Predictor:
@@ -101,11 +118,7 @@ class ExportCheck:
         """Have the program score all rows."""
         features = reads.encode(self.rows.examples)
         found = self._ask_program(documents=features)
-        labels = list(self._layer.labels)
-        if labels and found.labels != labels:
-            raise CertificateError(
-                f"The export names its labels {found.labels}, the run {labels}. It was refused."
-            )
+        check_labels(self._layer.labels, found)
         with torch.inference_mode():
             expected = head_outputs(reads.task, reads.backbone, features)
         difference = largest_difference(expected, found.outputs)
@@ -129,17 +142,12 @@ class ExportCheck:
         """Have the program follow some answers; all rows are answered by Lushan, with the weights of the files."""
         features = reads.encode(self.rows.examples[:NUM_PROMPTS])
         prompts = [_prompt(each) for each in features]
-        raw = tokenizers.Tokenizer.from_str(reads.backbone.tokenizer.to_json())
         texts = [*PROBES, *(each.shown for each in self.rows.examples[:NUM_PROMPTS])]
         settings = GenerationSettings(max_new_tokens=NUM_TOKENS)
         answers = [each.token_ids for each in generate(reads.backbone, prompts, settings)]
         found = self._ask_program(prompts=prompts, answers=answers, texts=texts)
-        for text, token_ids in zip(texts, found.token_ids, strict=True):
-            if token_ids != raw.encode(text, add_special_tokens=False).ids:
-                raise CertificateError(
-                    f"{found.program} cuts the text {text[:60]!r} into other tokens. It was refused."
-                )
-        equal = equal_tokens(answers, found.followed)
+        check_tokens(reads.backbone.tokenizer, texts, found)
+        equal = equal_tokens(answers, [first_tokens(each) for each in found.followed])
         least = self.form.tolerances[self.quantise].equal_tokens
         if equal < least:
             raise CertificateError(

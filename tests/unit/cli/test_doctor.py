@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from lushan.cli.main import run
+from lushan.workflows.export import export
+from tests.exported import ask_here
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +59,30 @@ def test_run_is_held_to_its_certificate(
     capsys.readouterr()
     assert run(["doctor", "--weights", "int8"]) == 2
     assert "`--weights` has no effect without a run" in capsys.readouterr().err
+
+
+def test_export_is_held_to_its_own_certificate(
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ask_here(monkeypatch)
+    place = tmp_path / "mine"
+    version = export(tiny_run, to="hf", out=place)["model_version"]
+    assert run(["doctor", str(place), "--json"]) == 0
+    output = capsys.readouterr()
+    told = json.loads(output.out)
+    assert (told["export"], told["form"]) == (str(place), "hf")
+    assert (told["model_version"], told["largest_difference"]) == (version, 0.0)
+    assert "mine` is what was certified, as `hf` of version" in " ".join(output.err.split())
+    assert run(["doctor", str(place), "--weights", "int8"]) == 2
+    assert "`--weights` has no effect with an export" in capsys.readouterr().err
+    (place / "labels.json").write_text("[]", encoding="utf-8")
+    assert run(["doctor", str(place)]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "mine` is not what was certified" in told
+    assert "labels.json` was not there when the model was certified" in told
+    (place / "certificate.json").unlink()
+    assert run(["doctor", str(place)]) == 2
+    assert "certificate.json` is missing" in " ".join(capsys.readouterr().err.split())

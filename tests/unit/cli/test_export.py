@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from lushan.cli.main import run
-from lushan.model_store.export_program import answer
-from lushan.workflows import export_check
+from tests.exported import ask_here
 from tests.runs import read
 
 
 @pytest.fixture(autouse=True)
 def _asked_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_check, "ask_program", answer)
+    ask_here(monkeypatch)
 
 
 def test_export_is_told_to_people_and_programs(

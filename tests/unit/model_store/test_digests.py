@@ -22,10 +22,20 @@ def folder(tmp_path: Path) -> Path:
 def test_weights_settings_and_template_of_a_model_count_and_its_readme_does_not(
     folder: Path,
 ) -> None:
+    for about_itself in ("certificate.json", "export.json"):
+        (folder / about_itself).touch()
     names = files_of_model(folder)
     assert names == sorted(CONTENTS)
     expected = {name: hashlib.sha256(CONTENTS[name].encode()).hexdigest() for name in names}
     assert digests_of(folder, [*names, "gone.json"]) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["model.gguf", "model.onnx", "model.onnx.data", "model.xml", "model.bin"]
+)
+def test_weights_of_other_programs_count(name: str, folder: Path) -> None:
+    (folder / name).touch()
+    assert name in files_of_model(folder)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,28 @@
 """The process that asks an export: what it is told, what it tells, and how it may end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
+from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import CertificateError
 from lushan.model_store.export_program import (
+    Answers,
     Questions,
     answer,
     ask_program,
     branch_log_likelihoods,
+    check_labels,
+    check_tokens,
+    first_tokens,
     padded,
+    write,
 )
+from lushan.model_store.exports import Likeliest
 from lushan.records import Features
 from tests.conftest import MakeTiny
 from tests.exported import features_of, merged_of, own_outputs, write_form
@@ -90,3 +98,39 @@ def test_each_branch_is_read_behind_the_start_alone() -> None:
     )
     expected = [float(logs[2, 3] + logs[3, 4]), float(logs[2, 5] + logs[5, 6])]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_program_writes_what_it_takes_for_likeliest_behind_its_own_words() -> None:
+    calls: list[int] = []
+
+    def likeliest_after(text: Sequence[int]) -> int:
+        return (sum(text) * 7 + len(text)) % 11
+
+    def follow(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[Likeliest]:
+        calls.append(len(answer_ids))
+        starts = [[*prompt_ids, *answer_ids[:place]] for place in range(len(answer_ids))]
+        return [[(likeliest_after(each), -0.5), (20, -1.0)] for each in starts]
+
+    expected = [3, 4]
+    for _ in range(6):
+        expected.append(likeliest_after(expected))
+    found = write(follow, [3, 4], [0] * 6)
+    assert first_tokens(found) == expected[2:]
+    calls.clear()
+    assert write(follow, [3, 4], expected[2:]) == found
+    assert calls == [6]
+    assert write(follow, [3, 4], []) == []
+
+
+def test_tokens_and_labels_of_others_are_refused_by_name(tiny_folder: MakeTiny) -> None:
+    tokenizer = Tokenizer.load(tiny_folder("llama"))
+    raw = tokenizers.Tokenizer.from_file(str(tiny_folder("llama") / "tokenizer.json"))
+    ids = raw.encode("the fox", add_special_tokens=False).ids
+    found = Answers("program 1", ["b", "a"], [], [], [ids])
+    check_tokens(tokenizer, ["the fox"], found)
+    with pytest.raises(CertificateError, match="program 1 cuts the text 'the foxes' into other"):
+        check_tokens(tokenizer, ["the foxes"], found)
+    check_labels(["b", "a"], found)
+    check_labels([], found)
+    with pytest.raises(CertificateError, match=r"labels \['b', 'a'\], the run \['a', 'b'\]"):
+        check_labels(["a", "b"], found)

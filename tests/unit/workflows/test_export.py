@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 
 from lushan.errors import CertificateError, MissingExtraError, RunError, SettingError
-from lushan.model_store.export_program import Answers, Questions, answer
+from lushan.model_store.export_program import Answers, Questions
 from lushan.model_store.exports import hf
 from lushan.workflows import export as export_module
 from lushan.workflows import export_check
 from lushan.workflows.export import FILE, export
 from tests.conftest import MakeTiny
+from tests.exported import ask_here
 from tests.runs import read
 from tests.saved import save_tuned
 
 
 @pytest.fixture(autouse=True)
 def _asked_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask in this process, which takes no seconds to start."""
-    monkeypatch.setattr(export_check, "ask_program", answer)
+    ask_here(monkeypatch)
 
 
 @pytest.fixture

@@ -24,15 +24,14 @@ from lushan.workflows.export_check import (
 )
 from lushan.workflows.predict import ignore
 from tests.conftest import MakeTiny
-from tests.exported import examples_of, merged_of, write_form
+from tests.exported import ask_here, examples_of, merged_of, write_form
 
 Spoil = Callable[[Answers], Answers]
 
 
 @pytest.fixture(autouse=True)
 def _asked_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask in this process, which takes no seconds to start."""
-    monkeypatch.setattr(export_check, "ask_program", answer)
+    ask_here(monkeypatch)
 
 
 def spoil_answers(monkeypatch: pytest.MonkeyPatch, spoil: Spoil) -> None:

@@ -3,22 +3,29 @@
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from lushan.backbones.load import Purpose
+from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import names_in
 from lushan.errors import SettingError
 from lushan.inference.predict import Predictor
+from lushan.model_store import probes
 from lushan.model_store.merged import Merged
 
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Token ids and attention mask, (B, L) each and padded at the end, to logits: (B, C) of a class layer, else (B, L, C)."""
 
-Follow = Callable[[Sequence[int], Sequence[int]], list[int]]
-"""A prompt's token ids and an answer's, to the likeliest token at each place of the answer, which is read up to there."""
+NUM_LIKELIEST = 5
+Likeliest = Sequence[tuple[int, float]]
+"""The likeliest tokens at one place, best first, each with the natural logarithm of its probability."""
+
+Follow = Callable[[Sequence[int], Sequence[int]], list[Likeliest]]
+"""A prompt's token ids and an answer's, to the likeliest tokens at each place of the answer, which is read up to there."""
 
 Encode = Callable[[str], list[int]]
 """A text to its token ids, without those that are put around it."""
@@ -40,6 +47,17 @@ class Tolerance(NamedTuple):
     does."""
 
 
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """What the files of an export say of how texts become tokens, and where an answer ends."""
+
+    tokenizer: Tokenizer
+    context_tokens: int = 0
+    """Most tokens of a text and its answer; 0 where nothing is written."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end an answer, beside the tokenizer's own."""
+
+
 class Form(ABC):
     """A way to store a tuned model, and the program that is to load it.
 
@@ -54,6 +72,13 @@ class Form(ABC):
     """What `--quantise` takes, the usual one first."""
     scores_vocabulary: ClassVar[bool] = False
     """Whether a model with a vocabulary and no head is asked for scores, and not for what it writes."""
+    arithmetic: ClassVar[Mapping[str, probes.Tolerance]] = {}
+    """How far the program's numbers may be from those of another day or processor, by `quantise`; as in float32 where
+    nothing is said."""
+    own_rules: ClassVar[tuple[str, ...]] = ()
+    """What the files say in their own way of how a text is read, so that it is not compared with what the run says."""
+    most_prompt_tokens: ClassVar[int | None] = None
+    """What the program reads of a prompt when it is to write: its last ones; None takes all."""
 
     def check(self, predictor: Predictor, purpose: Purpose) -> None:  # noqa: B027 - most forms take every model
         """Refuse a model that has no such form.
@@ -69,6 +94,10 @@ class Form(ABC):
     @abstractmethod
     def reread(self, merged: Merged, folder: Path) -> Predictor:
         """Give what Lushan makes of the files, in float32; `merged` itself where it cannot read them."""
+
+    def read_rules(self, folder: Path) -> TextRules:
+        """Read how texts are cut, from the files that others read it from."""
+        return TextRules(Tokenizer.load(folder))
 
     def open_scores(self, folder: Path) -> Score | None:
         """Load the files into the program as others do, to score tokens; None if it follows."""

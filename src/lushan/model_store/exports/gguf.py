@@ -8,6 +8,7 @@ Shapes: H heads, O outputs and I inputs of a matrix product.
 import importlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, NamedTuple
@@ -18,15 +19,29 @@ import numpy as np
 import torch
 
 from lushan.backbones.chat import read_chat_template
-from lushan.backbones.convert_gguf import convert_gguf
+from lushan.backbones.convert_gguf import (
+    convert_gguf,
+    open_gguf,
+    read_vocabulary,
+    write_tokenizer,
+)
 from lushan.backbones.gguf_tokenizer import GgufVocabulary
 from lushan.backbones.load import Purpose, load_backbone
+from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import ModelError
 from lushan.inference.predict import Predictor
-from lushan.model_store import exports
-from lushan.model_store.exports import Encode, Follow, Tolerance
+from lushan.model_store import exports, probes
+from lushan.model_store.exports import (
+    NUM_LIKELIEST,
+    Encode,
+    Follow,
+    Likeliest,
+    TextRules,
+    Tolerance,
+)
 from lushan.model_store.gguf_vocabulary import vocabulary_of
 from lushan.model_store.merged import Merged
+from lushan.model_store.tuned_model import write_meaning
 
 FILE = "model.gguf"
 _CONTEXT_TOKENS = 2_048
@@ -60,6 +75,11 @@ _TYPES = {
 }
 
 
+_ROUNDED = probes.Tolerance(
+    0.1, 0.5, "llama.cpp rounds what enters a product to 8 bits, in groups of 32"
+)
+
+
 class Form(exports.Form):
     """Matrices in 16, 8 or 4 bits, norms in float32."""
 
@@ -70,6 +90,13 @@ class Form(exports.Form):
         "q8_0": Tolerance(1e-3, 0.9, 0.95, 0.03),
         "q4_0": Tolerance(1e-3, 0.9, 0.8, 0.3),
     }
+    arithmetic: ClassVar = {
+        "f16": probes.Tolerance(0.01, 0.05, "llama.cpp rounds what enters a product to 16 bits"),
+        "q8_0": _ROUNDED,
+        "q4_0": _ROUNDED,
+    }
+    own_rules: ClassVar = ("stop_tokens", "tokenizer")
+    most_prompt_tokens: ClassVar = _CONTEXT_TOKENS - probes.NUM_WRITTEN_TOKENS
 
     def check(self, predictor: Predictor, purpose: Purpose) -> None:
         """Refuse a head, which GGUF cannot hold, and architectures whose conversion is not tested."""
@@ -104,6 +131,7 @@ class Form(exports.Form):
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+        write_meaning(folder, replace(merged.meaning, adapter="full"))
         return notes
 
     def reread(self, merged: Merged, folder: Path) -> Predictor:
@@ -122,6 +150,18 @@ class Form(exports.Form):
             predictor.limit,
             generation=predictor.generation,
         )
+
+    def read_rules(self, folder: Path) -> TextRules:
+        """Read tokenizer, chat template and length from the file."""
+        reader = open_gguf(folder / FILE)
+        name = gguf.Keys.LLM.CONTEXT_LENGTH.format(
+            arch=reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
+        )
+        with TemporaryDirectory() as place:
+            write_tokenizer(read_vocabulary(folder / FILE), Path(place))
+            tokenizer = Tokenizer.load(Path(place))
+            assert tokenizer.chat.text  # noqa: S101 - read before its folder is gone
+        return TextRules(tokenizer, int(reader.fields[name].contents()))
 
     def open_follower(self, folder: Path) -> tuple[Follow, Encode]:
         """Load the file into llama.cpp, whose server then listens on loopback until the process ends."""
@@ -143,15 +183,25 @@ class Form(exports.Form):
             with urlopen(request) as response:  # noqa: S310 - an address of this process
                 return json.load(response)
 
-        def follow(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[int]:
+        def follow(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[Likeliest]:
             question = {"n_predict": 1, "temperature": 0, "return_tokens": True}
+            question |= {"n_probs": NUM_LIKELIEST}
             starts = ([*prompt_ids, *answer_ids[:place]] for place in range(len(answer_ids)))
-            return [ask("completion", {**question, "prompt": each})["tokens"][0] for each in starts]
+            told = (ask("completion", {**question, "prompt": each}) for each in starts)
+            return [_likeliest(each) for each in told]
 
         def encode(text: str) -> list[int]:
             return ask("tokenize", {"content": text, "add_special": False})["tokens"]
 
         return follow, encode
+
+
+def _likeliest(told: dict[str, Any]) -> Likeliest:
+    """Read what llama.cpp says of the token that it wrote; of a part of a character it says how likely none is."""
+    places = told.get("completion_probabilities")
+    if not places:
+        return [(told["tokens"][0], 0.0)]
+    return [(each["id"], each["logprob"]) for each in places[0]["top_logprobs"]]
 
 
 def _check_config(config: Any) -> None:  # noqa: ANN401 - transformers' configurations share no useful type

@@ -17,17 +17,28 @@ from transformers import (
 
 from lushan.atomic import write_text
 from lushan.backbones.chat import CHAT_TEMPLATE_FILE, read_chat_template
+from lushan.backbones.inspect import describe, read_json
 from lushan.backbones.load import DTYPES, cast_weights
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.token_models import know_token_model
+from lushan.backbones.tokenizer import Tokenizer as ModelTokenizer
 from lushan.inference.predict import Predictor
 from lushan.model_store import exports
-from lushan.model_store.exports import Encode, Follow, Score, Tolerance
+from lushan.model_store.exports import (
+    NUM_LIKELIEST,
+    Encode,
+    Follow,
+    Likeliest,
+    Score,
+    TextRules,
+    Tolerance,
+)
 from lushan.model_store.merged import Merged
 from lushan.model_store.tuned_model import load_predictor, save_model
 
 _CLASSES: dict[str, Any] = {
     "ForCausalLM": AutoModelForCausalLM,
+    "LMHeadModel": AutoModelForCausalLM,
     "ForSequenceClassification": AutoModelForSequenceClassification,
     "ForTokenClassification": AutoModelForTokenClassification,
 }
@@ -57,6 +68,14 @@ class Form(exports.Form):
         """Load the folder as a tuned model."""
         return load_predictor(folder, precision="fp32")
 
+    def read_rules(self, folder: Path) -> TextRules:
+        """Read tokenizer and configuration."""
+        facts = describe(folder)
+        config = read_json(folder / "generation_config.json")
+        named = config.get("eos_token_id")
+        stop_ids = (named,) if isinstance(named, int) else tuple(named or ())
+        return TextRules(ModelTokenizer.load(folder), facts.context_tokens, stop_ids)
+
     def open_scores(self, folder: Path) -> Score | None:
         """Load the class that `config.json` names, without any code of Lushan's."""
         model = _load(folder)
@@ -79,11 +98,16 @@ class Form(exports.Form):
             return None
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
-        def follow(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[int]:
+        def follow(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[Likeliest]:
             ids_1L = torch.tensor([[*prompt_ids, *answer_ids[:-1]]])
             with torch.inference_mode():
                 logits_LV = model(input_ids=ids_1L).logits[0, len(prompt_ids) - 1 :]
-            return logits_LV.argmax(dim=-1).tolist()
+                logits_LV = logits_LV[: len(answer_ids)]
+            found = logits_LV.log_softmax(dim=-1).topk(NUM_LIKELIEST)
+            return [
+                list(zip(*each, strict=True))
+                for each in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            ]
 
         return follow, lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 

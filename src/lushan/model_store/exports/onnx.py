@@ -9,6 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from lushan.inference.predict import Predictor
 from lushan.model_store import exports
 from lushan.model_store.exports import Score, Tolerance
 from lushan.model_store.merged import Merged
+from lushan.model_store.tuned_model import plain_attention, write_meaning
 
 FILE = "model.onnx"
 INPUTS = ("input_ids", "attention_mask")
@@ -40,6 +42,7 @@ class Form(exports.Form):
     program = "onnxruntime"
     packages: ClassVar = ("onnx", "onnxscript", "onnxruntime")
     scores_vocabulary: ClassVar = True
+    own_rules: ClassVar = ("stop_tokens",)  # nothing is written
     tolerances: ClassVar = {
         "none": Tolerance(1e-3, 1, 0.97, 0.01),
         "int8": Tolerance(0.2, 1, 0.95, 0.05),
@@ -190,9 +193,12 @@ def _quantise(file: Path) -> None:
 
 
 def write_beside(merged: Merged, folder: Path, *, code: str) -> None:
-    """Write tokenizer, labels, and how the files are used."""
+    """Write configuration, tokenizer, labels, and how the files are used."""
     predictor = merged.predictor
     predictor.backbone.tokenizer.save(folder)
+    with plain_attention(predictor.backbone):
+        predictor.backbone.plain_model.config.save_pretrained(folder)
+    write_meaning(folder, replace(merged.meaning, adapter="full"))
     labels = predictor.task.layer(predictor.state, answer=predictor.answer).labels
     write_json(folder / _LABELS, list(labels))
     row = predictor.task.sample_rows()[0]

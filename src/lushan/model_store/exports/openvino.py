@@ -42,6 +42,7 @@ class Form(exports.Form):
     program = "openvino"
     packages: ClassVar = ("onnx", "onnxscript", "openvino")
     scores_vocabulary: ClassVar = True
+    own_rules: ClassVar = ("stop_tokens",)  # nothing is written
     tolerances: ClassVar = {
         "none": Tolerance(1e-3, 1, 0.97, 0.01),
         "int8": Tolerance(0.2, 1, 0.95, 0.05),

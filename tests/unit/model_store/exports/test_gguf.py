@@ -23,9 +23,9 @@ from lushan.data.batching import pack
 from lushan.errors import ModelError
 from lushan.inference.generate import generate
 from lushan.inference.generation_settings import GenerationSettings
-from lushan.model_store.export_program import Questions, ask_program
+from lushan.model_store.export_program import Questions, ask_program, first_tokens
 from lushan.model_store.exports import load_form
-from lushan.model_store.exports.gguf import FILE, interleaved
+from lushan.model_store.exports.gguf import FILE, _likeliest, interleaved
 from lushan.model_store.merged import Merged
 from lushan.records import Features
 from lushan.workflows.export_check import equal_tokens
@@ -202,7 +202,27 @@ def test_llama_cpp_reads_the_same_tokens_and_writes_what_lushan_writes(
     raw = tokenizers.Tokenizer.from_str(backbone.tokenizer.to_json())
     assert found.token_ids == [raw.encode(x, add_special_tokens=False).ids for x in texts]
     # It rounds what enters a product to 16 bits: near ties may fall otherwise.
-    assert equal_tokens(expected, found.followed) > 0.95
+    assert equal_tokens(expected, [first_tokens(each) for each in found.followed]) > 0.95
+
+
+def test_likeliest_tokens_are_read_and_part_of_a_character_has_no_number() -> None:
+    told = [{"id": 5, "token": "a", "logprob": -0.1}, {"id": 9, "token": "b", "logprob": -2.0}]
+    places = [{"id": 5, "logprob": -0.1, "top_logprobs": told}]
+    found = {"tokens": [5], "completion_probabilities": places}
+    assert _likeliest(found) == [(5, -0.1), (9, -2.0)]
+    assert _likeliest({"tokens": [7]}) == [(7, 0.0)]
+
+
+def test_rules_for_texts_stand_in_the_file(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    base = wide_base(tiny_folder, tmp_path / "base")
+    (base / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    merged = exported(base, tmp_path / "gguf")
+    rules = load_form("gguf").read_rules(tmp_path / "gguf")
+    texts = ["a  b\n the fox, 2024!", "caf\u00e9"]
+    own = merged.predictor.backbone.tokenizer
+    assert [x.ids for x in rules.tokenizer.encode(texts)] == [x.ids for x in own.encode(texts)]
+    assert rules.tokenizer.chat.text == "{{ messages }}"
+    assert (rules.context_tokens, rules.tokenizer.stop_id) == (128, 2)
 
 
 def test_head_is_refused_with_what_is_possible(tiny_folder: MakeTiny) -> None:

@@ -22,7 +22,7 @@ from tests.exported import (
     own_outputs,
     write_form,
 )
-from tests.unit.model_store.exports.conftest import Written
+from tests.unit.model_store.conftest import Written
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -13,7 +13,7 @@ from lushan.model_store.exports.onnx import FILE
 from lushan.records import AnswerMode
 from tests.conftest import MakeTiny
 from tests.exported import assert_same_outputs, merged_of, write_form
-from tests.unit.model_store.exports.conftest import Written
+from tests.unit.model_store.conftest import Written
 
 pytest.importorskip("openvino")
 pytest.importorskip("onnxscript")
