@@ -61,10 +61,10 @@ def command(
 def _prove(run: Path, *, weights: str, as_json: bool) -> None:
     with quick_imports():
         from lushan.model_store.certificate import replay
-        from lushan.model_store.export_certificate import is_certified_export
+        from lushan.model_store.export_certificate import is_export_folder
         from lushan.model_store.tuned_model import load_predictor
 
-    if is_certified_export(run):
+    if is_export_folder(run):
         _prove_export(run, weights=weights, as_json=as_json)
         return
     predictor = load_predictor(run, weights=weights)

@@ -84,6 +84,7 @@ def show_export(result: dict[str, Any]) -> None:
         _show_scores(quality)
     size = sum(each["bytes"] for each in result["files"].values())
     tell(f"Export: {result['out']} ({size / 1e6:,.1f} MB)")
+    tell(f"Its certificate is beside it; `lushan doctor {result['out']}` asks again.")
 
 
 def _show_scores(quality: dict[str, Any]) -> None:

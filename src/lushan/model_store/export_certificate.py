@@ -55,6 +55,8 @@ from lushan.records import Example, Features
 
 EXPORTS = "exports"
 """The folder of a run that its exports are written into."""
+EXPORT_FILE = "export.json"
+"""In the folder of an export: what it was held against, and what quality it costs."""
 
 
 class Described(NamedTuple):
@@ -121,12 +123,14 @@ def certify_export(
     return certificate
 
 
-def is_certified_export(folder: Path) -> bool:
-    """Whether a folder is an export with a certificate.
+def is_export_folder(folder: Path) -> bool:
+    """Whether a folder is an export, by what it says about itself.
 
     Raises:
-        RunError: If the certificate is broken or of a newer version.
+        RunError: If its certificate is broken or of a newer version.
     """
+    if (folder / EXPORT_FILE).is_file():
+        return True
     return (folder / CERTIFICATE).is_file() and is_export(read_certificate(folder))
 
 
@@ -140,6 +144,11 @@ def replay_export(folder: Path) -> dict[str, Any]:
         CertificateError: If a file, a label, a token or an answer differs; names it, and what was expected.
         UserError: If the certificate cannot be read, or the program is not installed.
     """
+    if not (folder / CERTIFICATE).is_file():
+        raise RunError(
+            f"`{folder}` has no `{CERTIFICATE}`: nothing proves that this export answers as it did. Write it again with "
+            "`lushan export RUN --to FORM --overwrite`, or copy the whole folder."
+        )
     certificate = read_certificate(folder)
     name = certificate["form"]
     if name not in form_names():

@@ -14,6 +14,7 @@ from lushan.atomic import write_json
 from lushan.catalog import load_task
 from lushan.errors import CertificateError, ModelError, RunError, SettingError, need
 from lushan.model_store.certificate import read_probes
+from lushan.model_store.export_certificate import EXPORT_FILE, EXPORTS
 from lushan.model_store.exports import load_form
 from lushan.model_store.merged import load_merged
 from lushan.model_store.run_folder import check_can_be_folder, check_keeps
@@ -27,7 +28,6 @@ from lushan.workflows.prepare import prepare
 from lushan.workflows.recipe import TuneRecipe
 
 SCHEMA_VERSION = 1
-FILE = "export.json"
 
 
 def export(
@@ -66,7 +66,7 @@ def export(
         raise SettingError(
             f"`--quantise {quantise}` is none of `--to {to}`. Known: {', '.join(form.tolerances)}."
         )
-    out = out or run / "exports" / (to if quantise == "none" else f"{to}-{quantise}")
+    out = out or run / EXPORTS / (to if quantise == "none" else f"{to}-{quantise}")
     _check_place(out, needed=[run, *([data] if data else [])], overwrite=overwrite)
     opened = open_run(run)
     predictor = opened.predictor
@@ -100,7 +100,7 @@ def export(
             "notes": notes,
             "files": _files(folder),
         }
-        write_json(folder / FILE, content)
+        write_json(folder / EXPORT_FILE, content)
     return {**content, "out": str(out)}
 
 
@@ -113,7 +113,7 @@ def _check_place(out: Path, *, needed: Sequence[Path], overwrite: bool) -> None:
     check_can_be_folder(out, out=out)
     if not out.is_dir() or not any(out.iterdir()):
         return
-    if not (out / FILE).is_file():
+    if not (out / EXPORT_FILE).is_file():
         raise RunError(
             f"`--out {out}` holds files that are no export. Name an empty or a new folder."
         )

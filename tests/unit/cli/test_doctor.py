@@ -85,4 +85,6 @@ def test_export_is_held_to_its_own_certificate(
     assert "labels.json` was not there when the model was certified" in told
     (place / "certificate.json").unlink()
     assert run(["doctor", str(place)]) == 2
-    assert "certificate.json` is missing" in " ".join(capsys.readouterr().err.split())
+    told = " ".join(capsys.readouterr().err.split())
+    assert "mine` has no `certificate.json`" in told
+    assert "`lushan export RUN --to FORM --overwrite`" in told

@@ -29,6 +29,7 @@ def test_export_is_told_to_people_and_programs(
     assert "answers 100.0% of" in output.err
     assert "accuracy" in output.err
     assert f"Export: {place}" in output.err
+    assert f"`lushan doctor {place}` asks again" in " ".join(output.err.split())
 
 
 def test_form_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,14 +15,16 @@ from lushan.errors import CertificateError, LushanError, MissingExtraError, RunE
 from lushan.model_store.certificate import replay
 from lushan.model_store.digests import digests_of, files_of_model
 from lushan.model_store.export_certificate import (
+    _prompts,
+    _ties_of,
     certify_export,
-    is_certified_export,
+    is_export_folder,
     replay_export,
 )
 from lushan.model_store.exports import hf, load_form
-from lushan.model_store.probes import describe_answers
+from lushan.model_store.probes import Tolerance, describe_answers
 from lushan.model_store.tuned_model import load_predictor
-from lushan.records import AnswerMode
+from lushan.records import AnswerMode, Features
 from tests.conftest import MakeTiny
 from tests.exported import ask_here, certify_form, examples_of, merged_of, write_form
 from tests.runs import read
@@ -105,7 +107,7 @@ def test_certificate_tells_form_tolerances_files_and_what_was_answered(
 
 @HERE
 def test_export_that_was_not_touched_is_the_certified_one(export: Path) -> None:
-    assert is_certified_export(export)
+    assert is_export_folder(export)
     found = replay_export(export)
     assert (found["form"], found["largest_difference"]) == ("hf", 0.0)
 
@@ -158,7 +160,7 @@ FAULTS: list[tuple[Plant, str, str]] = [
     (double_bos, "tokenizer_config.json", r"Tokenizer: expected '\w{64}', got '\w{64}'"),
     (write_another_template, "chat_template.jinja", "Chat template: expected"),
     (train_on, "model.safetensors", r"Probe \d+, probabilities: differ by up to"),
-    (take_the_head_away, "model.safetensors", r"Probe \d+, probabilities: differ by up to"),
+    (take_the_head_away, "model.safetensors", r"hf` lacks weights, such as `score\.weight`"),
     (cut_texts_off, "lushan.json", r"Length limit: expected \[128, 'truncate'\], got \[6"),
     (take_probes_away, "probes.json", r"probes\.json` is broken"),
 ]
@@ -267,13 +269,13 @@ def test_export_that_reads_otherwise_than_the_run_is_not_certified(
 # Certificates that cannot be used
 
 
-def test_folders_without_a_certificate_of_their_own_are_no_certified_exports(
+def test_folders_that_say_nothing_about_themselves_are_no_exports(
     export: Path, tiny_run: Path
 ) -> None:
-    assert not is_certified_export(tiny_run)
-    assert not is_certified_export(tiny_run / "model")
+    assert not is_export_folder(tiny_run)
+    assert not is_export_folder(tiny_run / "model")
     (export / "certificate.json").unlink()
-    assert not is_certified_export(export)
+    assert not is_export_folder(export)
 
 
 def test_form_that_is_not_known_is_refused_with_those_that_are(export: Path) -> None:
@@ -308,6 +310,23 @@ def test_lushan_holds_an_hf_export_to_the_same_certificate(
     digest_anew(folder)
     with pytest.raises(CertificateError, match=r"Probe \d+, (prob|log|written)"):
         replay(folder, load_predictor(folder))
+
+
+def test_tokens_are_taken_for_each_other_only_where_the_program_does() -> None:
+    followed = [[[(5, -0.1), (6, -4.0)], [(7, -1.0), (8, -1.2), (9, -1.6)]]]
+    is_tie = _ties_of(followed, Tolerance(0, 0.5, "a test"))
+    assert is_tie(0, [5], 7, 8)
+    assert not is_tie(0, [5], 7, 9)
+    assert not is_tie(0, [5], 7, 4)  # not among the likeliest
+    assert not is_tie(0, [], 5, 6)
+
+
+def test_prompts_end_where_the_model_writes_and_are_cut_at_their_beginning_for_llama_cpp() -> None:
+    document = Features(tuple(range(3_000)), "", 0)
+    with_branches = Features((1, 2, 3, 4), "", 0, branches=((2, 1), (3, 1)))
+    assert _prompts(load_form("hf"), [document, with_branches]) == [list(range(3_000)), [1, 2]]
+    (cut,) = _prompts(load_form("gguf"), [document])
+    assert (cut[-1], len(cut)) == (2_999, 2_048 - 32)
 
 
 @HERE

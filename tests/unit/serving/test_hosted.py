@@ -12,7 +12,9 @@ from lushan.errors import ModelError, RunError, SettingError
 from lushan.model_store.resident import Resident
 from lushan.serving.errors import UnknownModelError
 from lushan.serving.hosted import HostedModel, find_model, host, names_of
+from lushan.workflows.export import export
 from tests.conftest import MakeTiny
+from tests.exported import ask_here
 from tests.runs import read
 
 
@@ -36,6 +38,17 @@ def test_certified_run_is_hosted_by_the_name_of_its_folder(run: Path) -> None:
             *(True, True),
         )
     assert not found.reads_conversations
+
+
+def test_export_is_hosted_by_a_certificate_of_its_own(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_here(monkeypatch)
+    export(run, to="hf", out=tmp_path / "merged")
+    assert host(str(tmp_path / "merged"), Resident()).certified
+    (tmp_path / "merged" / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    with pytest.raises(RunError, match=r"merged` is not what its certificate.*jinja` was not th"):
+        host(str(tmp_path / "merged"), Resident())
 
 
 def test_run_without_its_certificate_is_hosted_and_marked(run: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from lushan.errors import CertificateError, MissingExtraError, RunError, SettingError
+from lushan.model_store.export_certificate import EXPORT_FILE
 from lushan.model_store.export_program import Answers, Questions
 from lushan.model_store.exports import hf
 from lushan.workflows import export as export_module
 from lushan.workflows import export_check
-from lushan.workflows.export import FILE, export
+from lushan.workflows.export import export
 from tests.conftest import MakeTiny
 from tests.exported import ask_here
 from tests.runs import read
@@ -39,7 +40,7 @@ def test_export_is_scored_on_the_test_rows_of_the_run(run: Path) -> None:
     told = export(run, to="hf")
     folder = run / "exports" / "hf"
     assert Path(told.pop("out")) == folder
-    assert read(folder / FILE) == json.loads(json.dumps(told))
+    assert read(folder / EXPORT_FILE) == json.loads(json.dumps(told))
     quality = told["quality"]
     results = read(run / "results.json")
     assert quality["rows"] == "the run's test rows"
@@ -52,7 +53,7 @@ def test_export_is_scored_on_the_test_rows_of_the_run(run: Path) -> None:
 def test_files_are_told_with_their_digests(run: Path) -> None:
     told = export(run, to="hf")
     folder = Path(told["out"])
-    assert set(told["files"]) == files_in(folder) - {FILE}
+    assert set(told["files"]) == files_in(folder) - {EXPORT_FILE}
     size = (folder / "model.safetensors").stat().st_size
     assert told["files"]["model.safetensors"]["bytes"] == size
     assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
@@ -179,18 +180,18 @@ def test_failed_program_leaves_nothing_but_what_was_refused(
         export(run, to="hf", tell=told.append)
     assert files_in(run / "exports") == {"hf-refused"}
     assert any("hf-refused" in line for line in told)
-    assert FILE not in files_in(run / "exports" / "hf-refused")
+    assert EXPORT_FILE not in files_in(run / "exports" / "hf-refused")
 
 
 def test_older_export_stays_when_the_new_one_is_refused(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(run, to="hf")
-    before = read(run / "exports" / "hf" / FILE)
+    before = read(run / "exports" / "hf" / EXPORT_FILE)
     plant(monkeypatch, swap_labels)
     with pytest.raises(CertificateError):
         export(run, to="hf", overwrite=True)
-    assert read(run / "exports" / "hf" / FILE) == before
+    assert read(run / "exports" / "hf" / EXPORT_FILE) == before
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from lushan.backbones.load import DTYPES, cast_weights
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.token_models import know_token_model
 from lushan.backbones.tokenizer import Tokenizer as ModelTokenizer
+from lushan.errors import ModelError
 from lushan.inference.predict import Predictor
 from lushan.model_store import exports
 from lushan.model_store.exports import (
@@ -124,5 +125,9 @@ def _load(folder: Path) -> Any:  # noqa: ANN401
     if suffix == "ForTokenClassification":
         know_token_model(folder)
     with quiet_transformers():
-        model = _CLASSES[suffix].from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        model, info = _CLASSES[suffix].from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    if missing := sorted(info["missing_keys"]):  # transformers draws them at random
+        raise ModelError(f"`{folder}` lacks weights, such as `{missing[0]}`.")
     return model.eval()

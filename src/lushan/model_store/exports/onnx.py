@@ -235,7 +235,7 @@ The model was trained on texts in this form, and must be asked in it:
 {code}```
 
 `tokenizer.json` gives the token ids; the text "a" must become {ids_of_a}. How the answers of this export compare with those of the tuned
-model stands in `export.json`.
+model stands in `export.json`; `lushan doctor` holds these files to `certificate.json`.
 """
 
 _CODE = """\
