@@ -107,6 +107,37 @@ def triple_from_plain(value: Mapping[str, Any]) -> Triple:
     return Triple(Mention(**value["head"]), value["label"], Mention(**value["tail"]))
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a tool in an answer."""
+
+    name: str
+    """Which tool is called."""
+    arguments: Mapping[str, Any]
+    """With what, as JSON has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolForm:
+    """How a chat template writes a call: `<tool_call>{"name": ..., "arguments": ...}</tool_call>`."""
+
+    before: str
+    """What stands before the JSON, from the start of the assistant's turn on."""
+    after: str
+    """What stands behind it, before the turn ends."""
+    name: str
+    """The field of the JSON that names the tool."""
+    arguments: str
+    """The field with its arguments."""
+    num_hidden: int = 0
+    """Characters of `before` up to the end of its last special token, which the text of an answer does not show."""
+
+    @property
+    def mark(self) -> str:
+        """What tells a call from other text: the last line before it; empty where the whole text is one."""
+        return self.before[self.num_hidden :].strip().rpartition("\n")[2].strip()
+
+
 FORM_FIELDS = ("must", "must_not", "regex", "json_schema")
 """Of a form: words that an answer must have, words that it must not have, an expression that it matches as a whole, a
 JSON Schema that accepts it (which then stands alone)."""
@@ -237,6 +268,8 @@ class Features:
     """Weight of this document's loss (class weights)."""
     grammar: str = ""
     """What may be written behind the document, as llguidance reads it; empty where that is any text."""
+    tool_form: ToolForm | None = None
+    """How a call is written behind the document; None where no tools may be called."""
 
     @property
     def branch_starts(self) -> tuple[int, ...]:
@@ -329,6 +362,8 @@ class Prediction:
     """All texts that were written, the answer first, where several were asked for (`generation.num_return_sequences`)."""
     no_answer_probability: float | None = None
     """How likely it is that there is no answer; None where no threshold was learned for it."""
+    tool_calls: tuple[Call, ...] = ()
+    """The calls of tools that the answer holds, read as the server reads them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -279,6 +279,7 @@ def test_predictions_survive_json(setup: Setup) -> None:
     assert values["answer"] == plain_answer(prediction.answer)
     values["answer"] = answer_from_plain(values["answer"])
     values["samples"] = tuple(values["samples"])
+    values["tool_calls"] = tuple(values["tool_calls"])
     assert Prediction(**values) == prediction
 
 

@@ -16,12 +16,26 @@ from lushan.errors import ModelError
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 
 PLAIN_CHAT = """\
+{% if tools %}
+Tools, called by <tool_call>{"name": ..., "arguments": ...}</tool_call>:
+{% for tool in tools %}
+{{ tool | tojson }}
+{% endfor %}
+
+{% endif %}
 {% for message in messages %}
 {% if message.role == 'system' %}
 {{ message.content }}
 
 {% else %}
-{{ message.role | capitalize }}: {{ message.content }}{{ eos_token if message.role == 'assistant' }}
+{{ message.role | capitalize }}:
+{%- if message.content or not message.tool_calls %} {{ message.content }}{% endif %}
+{%- for call in message.tool_calls or [] %}
+{{- '\\n' if message.content or not loop.first else ' ' }}<tool_call>
+{"name": {{ call.function.name | tojson }}, "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>
+{%- endfor %}
+{{- eos_token if message.role == 'assistant' }}
 
 {% endif %}
 {% endfor %}
@@ -29,7 +43,10 @@ PLAIN_CHAT = """\
 {{ 'Assistant:' }}
 {%- endif %}
 """
-"""The chat template of base models, which have none of their own: plain words, and the stop token behind every answer."""
+"""The chat template of base models, which have none of their own: plain words, and the stop token behind every answer.
+
+Calls of tools are written as those of Hermes and Qwen.
+"""
 
 
 class ChatTemplate:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lushan.records import triple_from_plain
@@ -31,6 +31,9 @@ _METRICS = {
     "distinct_1": "distinct-1",
     "distinct_2": "distinct-2",
     "reply_length": "Mean reply length",
+    "call_accuracy": "Right calls of tools",
+    "call_name_accuracy": "Right tools called",
+    "needless_calls": "Needless calls of tools",
     "pass_at_1": "pass@1",
 }
 _SYSTEMS = {
@@ -78,6 +81,7 @@ _SCALES = {
     "bits_per_byte": MetricScale(decimals=3, lower_is_better=True),
     "answer_log_likelihood": MetricScale(decimals=2, lowest=-math.inf, highest=0.0),
     "reply_length": MetricScale(),
+    "needless_calls": replace(FRACTION, lower_is_better=True),
 }
 
 

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import yaml
 
 from lushan.atomic import write_json, write_parts, write_text
 from lushan.errors import RunError
-from lushan.records import Prediction, answer_from_plain, plain_answer
+from lushan.records import Call, Prediction, answer_from_plain, plain_answer
 from lushan.settings import read_yaml
 
 _RECIPE = "recipe.yaml"
@@ -262,11 +263,13 @@ def _plain(prediction: Prediction) -> dict[str, Any]:
         "num_truth_tokens": prediction.num_truth_tokens,
         "samples": list(prediction.samples),
         "no_answer_probability": prediction.no_answer_probability,
+        "tool_calls": [asdict(each) for each in prediction.tool_calls],
     }
 
 
 def _prediction(values: dict[str, Any]) -> Prediction:
     values["answer"] = answer_from_plain(values["answer"])
     values["samples"] = tuple(values.get("samples", ()))
+    values["tool_calls"] = tuple(Call(**each) for each in values.get("tool_calls", ()))
     values.pop("correct", None)
     return Prediction(**values)

@@ -4,9 +4,17 @@ A field that is not here is refused, so that nobody believes in a setting that n
 change an answer are taken and left alone; their line says so.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 MOST_ANSWERS = 16
 MOST_INPUTS = 2048
@@ -164,13 +172,32 @@ class Tool(RequestBody):
 
     type: Literal["function"]
     function: FunctionDefinition
+    _sent: Mapping[str, Any] = PrivateAttr(default_factory=dict[str, Any])
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_order(cls, values: Any, read: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - whatever a client sent
+        found = read(values)
+        found._sent = values if isinstance(values, dict) else {}
+        return found
 
     def as_told(self) -> dict[str, Any]:
-        """As chat templates want it: with a schema, which those who ask may leave out."""
-        told = self.model_dump(exclude_unset=True)
+        """As chat templates want it: with a schema, which those who ask may leave out; fields in the order of the client.
+
+        A template writes them in that order, and a model may have learned them so.
+        """
+        told = _ordered_as(self.model_dump(exclude_unset=True), self._sent)
         if not told["function"].get("parameters"):
             told["function"]["parameters"] = {"type": "object", "properties": {}}
         return told
+
+
+def _ordered_as(told: dict[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _ordered_as(told[name], sent[name]) if isinstance(told[name], dict) else told[name]
+        for name in sent
+        if name in told
+    }
 
 
 class FunctionName(RequestBody):

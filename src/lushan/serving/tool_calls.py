@@ -1,48 +1,22 @@
-"""Tools that a model may call: how its chat template writes a call, and how calls are read back from what it wrote.
-
-No template is known by name. It is asked to write a call of a made-up tool; what stands around the JSON there, and the
-names of its two fields, are the form of a call.
-"""
+"""Tools that a request offers: what an answer that must call one keeps to, and calls as OpenAI's API sends them."""
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.errors import ModelError, SettingError
+from lushan.backbones.tool_calls import read_calls, tool_form
+from lushan.errors import SettingError
 from lushan.inference.grammar import Constraint
+from lushan.records import Call, ToolForm
 from lushan.serving.errors import RequestError
 from lushan.serving.schemas import ChatRequest, FunctionCall, NamedTool, ToolCall
 
-_NAME = "made_up_tool"
-_ARGUMENTS = {"made_up_argument": "made_up_value"}
-_ASKED = {"role": "user", "content": "Hello"}
 _DEFINITIONS = ("$defs", "definitions")
 _WRITTEN_SO = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """To llguidance: the spaces of Python's JSON, which templates write, and no others, of which a model may find no end."""
-
-
-@dataclass(frozen=True, slots=True)
-class ToolForm:
-    """How a call is written: `<tool_call>{"name": ..., "arguments": ...}</tool_call>`."""
-
-    before: str
-    """What stands before the JSON, from the start of the assistant's turn on."""
-    after: str
-    """What stands behind it, before the turn ends."""
-    name: str
-    """The field of the JSON that names the tool."""
-    arguments: str
-    """The field with its arguments."""
-    num_hidden: int = 0
-    """Characters of `before` up to the end of its last special token, which the text of an answer does not show."""
-
-    @property
-    def mark(self) -> str:
-        """What tells a call from other text: the last line before it; empty where the whole text is one."""
-        return self.before[self.num_hidden :].strip().rpartition("\n")[2].strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,39 +32,14 @@ class Tools:
 
     def read(self, text: str) -> tuple[str, list[ToolCall]]:
         """Part what a model wrote into what it says and what it calls; what is no whole call of a known tool is said."""
-        mark = "" if self.is_forced else self.form.mark
-        start = text.find(mark)
-        calls = list(self._calls(text[start + len(mark) :])) if start >= 0 else []
-        if not calls:
-            return text, []
-        return text[:start].strip(), calls[: self.most_calls]
+        said, found = read_calls(text, self.form, names=self.names, has_mark=not self.is_forced)
+        return said, [_as_sent(each) for each in found[: self.most_calls]]
 
-    def _calls(self, written: str) -> Iterator[ToolCall]:
-        """Give the calls that stand one after another, up to the first that is none."""
-        marks = [each for each in (self.form.mark, self.form.after.strip()) if each]
-        while True:
-            written = written.lstrip(" \n,;")
-            try:
-                value, end = json.JSONDecoder().raw_decode(written)
-            except (ValueError, RecursionError):
-                return
-            called = self._call(value)
-            if called is None:
-                return
-            yield called
-            written = written[end:].lstrip()
-            for each in reversed(marks):
-                written = written.removeprefix(each).lstrip()
 
-    def _call(self, value: Any) -> ToolCall | None:  # noqa: ANN401 - any JSON value
-        if not isinstance(value, dict):
-            return None
-        name, arguments = value.get(self.form.name), value.get(self.form.arguments)
-        if not isinstance(name, str) or name not in self.names or not isinstance(arguments, dict):
-            return None
-        called = FunctionCall(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
-        # Some templates refuse any other length, and what is no letter or digit.
-        return ToolCall(id=secrets.token_hex(5)[:9], type="function", function=called)
+def _as_sent(call: Call) -> ToolCall:
+    told = FunctionCall(name=call.name, arguments=json.dumps(call.arguments, ensure_ascii=False))
+    # Some templates refuse any other length, and what is no letter or digit.
+    return ToolCall(id=secrets.token_hex(5)[:9], type="function", function=told)
 
 
 def offered_tools(
@@ -128,40 +77,6 @@ def offered_tools(
     most_calls = 1 if forced or body.parallel_tool_calls is False else None
     found = Tools(form, frozenset(known), bool(forced), most_calls)
     return found, call_constraint(form, forced) if forced else None
-
-
-def tool_form(tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]]) -> ToolForm | None:
-    """Ask a chat template how it writes a call; None where it leaves tools or calls out."""
-    function = {"name": _NAME, "arguments": _ARGUMENTS}
-    call = {"id": "made_up_1", "type": "function", "function": function}
-    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
-    try:
-        without = tokenizer.render_chat([_ASKED], add_generation_prompt=True)
-        asked = tokenizer.render_chat([_ASKED], tools=tools, add_generation_prompt=True)
-        told = tokenizer.render_chat([_ASKED, calling], tools=tools, add_generation_prompt=False)
-    except ModelError:
-        return None
-    if asked == without or not told.startswith(asked.rstrip()):
-        return None
-    written = told[len(asked) :] if told.startswith(asked) else told[len(asked.rstrip()) :]
-    return _form_in(written, tokenizer)
-
-
-def _form_in(written: str, tokenizer: Tokenizer) -> ToolForm | None:
-    """Find the JSON of the made-up call."""
-    for start in (place for place, each in enumerate(written) if each == "{"):
-        try:
-            value, length = json.JSONDecoder().raw_decode(written[start:])
-        except ValueError:
-            continue
-        fields = {name: key for key, name in value.items() if isinstance(name, str)}
-        arguments = [key for key, each in value.items() if each == _ARGUMENTS]
-        if _NAME in fields and arguments:
-            after = tokenizer.special_names.sub("", written[start + length :])
-            before = written[:start]
-            hidden = [each.end() for each in tokenizer.special_names.finditer(before)]
-            return ToolForm(before, after, fields[_NAME], arguments[0], max(hidden, default=0))
-    return None
 
 
 def call_constraint(form: ToolForm, tools: Mapping[str, Mapping[str, Any] | None]) -> Constraint:

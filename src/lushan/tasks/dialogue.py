@@ -1,9 +1,9 @@
 """Chat: answer as an assistant, in conversations of any number of turns.
 
 Columns: `messages`, a list of objects with `role` (`system`, `user`, `assistant`, `tool`) and `content`, of which the last
-is the assistant's; `tools` (a list) where some may be called. A message of the assistant with `weight` 0 is read, but not
-learned. The forms of ShareGPT (`conversations` with `from` and `value`) and Alpaca (`instruction`, `input`, `output`) are
-read too.
+is the assistant's: a text, or calls of tools (`tool_calls`); `tools` (a list) where some may be called. A message of the
+assistant with `weight` 0 is read, but not learned. The forms of ShareGPT (`conversations` with `from` and `value`) and
+Alpaca (`instruction`, `input`, `output`) are read too.
 
 The model's own chat template writes the conversation; a base model that has none gets a plain one, which is saved with it.
 The loss is taken on what the assistant says, its stop token included, and on nothing else.
@@ -25,13 +25,17 @@ from lushan.backbones.encoding import LengthLimit, Window, encode_rendered
 from lushan.backbones.heads import token_log_likelihoods
 from lushan.backbones.load import Backbone
 from lushan.backbones.tokenizer import Tokenizer
+from lushan.backbones.tool_calls import read_calls, tool_form
 from lushan.backbones.vocabulary_loss import vocabulary_loss
-from lushan.data.columns import Columns, unpacked
+from lushan.conversations import calls_in, read_messages, read_tools, shown
+from lushan.data.columns import Columns
 from lushan.errors import DataError, ModelError, SettingError
 from lushan.metrics import dialogue as metrics
+from lushan.metrics.tool_calls import call_intervals
 from lushan.records import (
     AnswerMode,
     Batch,
+    Call,
     Example,
     Features,
     LossSum,
@@ -40,13 +44,11 @@ from lushan.records import (
     Row,
     Scores,
     TaskState,
+    ToolForm,
+    Written,
     content_id,
 )
 from lushan.tasks import Outputs, Preparation, Wording
-
-_ROLES = ("system", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
-_KEPT = ("role", "content", "weight", "name", "tool_calls", "tool_call_id")
 
 Message = Mapping[str, Any]
 
@@ -85,18 +87,11 @@ class Task(text_answers.WritingTask):
         Raises:
             DataError: If there is no conversation, a message has no role or content, or the last is not the assistant's.
         """
-        messages = _in_one_form(row)
-        target = None
+        messages = read_messages(row)
+        reply = None
         if messages[-1]["role"] == "assistant":
-            if "tool_calls" in messages[-1]:
-                raise DataError(
-                    f"{row.place}: the last message calls tools, but the answer that is learned is a text. Take the "
-                    "row or its last turn out."
-                )
-            target = messages[-1]["content"]
-            last_weight = messages[-1].get("weight", 1)
-            messages = messages[:-1]
-            if needs_target and not last_weight:
+            *messages, reply = messages
+            if needs_target and not reply.get("weight", 1):
                 raise DataError(
                     f"{row.place}: the last message has `weight` 0, but it is the answer that is learned. Take the row "
                     "or its last turn out."
@@ -108,14 +103,14 @@ class Task(text_answers.WritingTask):
         if not any(each["role"] in ("user", "tool") for each in messages):
             raise DataError(f"{row.place}: nobody has said anything that could be answered.")
         extra: dict[str, Any] = {"messages": messages}
-        if given := row.values.get("tools"):
-            tools = unpacked(given)
-            if not isinstance(tools, list | tuple):
-                raise DataError(f"{row.place}: column `tools` must hold a list, got {given!r}.")
-            extra["tools"] = list(tools)
-        text = "\n".join(f"{each['role']}: {each['content']}" for each in messages)
-        if not needs_target:
+        if tools := read_tools(row):
+            extra["tools"] = tools
+        text = "\n".join(f"{each['role']}: {shown(each)}" for each in messages)
+        if reply is None or not needs_target:
             return Example(content_id(text, extra), text, None, row.place, extra, ())
+        if "tool_calls" in reply:
+            extra["reply"] = reply
+        target = shown(reply)
         return Example(content_id(text, extra, target), text, target, row.place, extra, ())
 
     def prepare(
@@ -135,7 +130,7 @@ class Task(text_answers.WritingTask):
     ) -> list[Rendered]:
         """Who said what; `encode` writes it as the model's chat template does."""
         messages = _conversation(example, state, with_target=with_target, shots=shots)
-        return [Rendered("\n".join(f"{each['role']}: {each['content']}" for each in messages))]
+        return [Rendered("\n".join(f"{each['role']}: {shown(each)}" for each in messages))]
 
     def encode(
         self,
@@ -163,6 +158,7 @@ class Task(text_answers.WritingTask):
         for index, example in enumerate(examples):
             messages = _conversation(example, state, with_target=with_target, shots=shots)
             chat = _Chat(tokenizer, example.extra.get("tools"), example.place)
+            tool_form = _tool_form(chat, messages, example)
             window, spans, num_cut = _fitted(chat, messages, with_target=with_target, limit=limit)
             positions = _positions(window, spans) if with_target else None
             features.append(
@@ -172,6 +168,7 @@ class Task(text_answers.WritingTask):
                     example_index=index,
                     positions=positions,
                     num_cut_tokens=num_cut,
+                    tool_form=None if with_target else tool_form,
                 )
             )
         return features
@@ -191,6 +188,22 @@ class Task(text_answers.WritingTask):
         logs_K = token_log_likelihoods(backbone.plain_model, hidden_KD, targets_K)
         return text_answers.sums_per_document(logs_K, batch)
 
+    def decode(
+        self,
+        outputs: Sequence[Written],
+        features: Sequence[Features],
+        examples: Sequence[Example],
+        state: TaskState,
+        *,
+        answer: AnswerMode,
+    ) -> list[Prediction]:
+        """What was written, and the calls of tools in it."""
+        predictions = text_answers.decode_written(outputs, examples)
+        return [
+            replace(prediction, tool_calls=_called(prediction, each.tool_form, example))
+            for prediction, each, example in zip(predictions, features, examples, strict=True)
+        ]
+
     def score(
         self,
         predictions: Sequence[Prediction],
@@ -199,12 +212,18 @@ class Task(text_answers.WritingTask):
         *,
         seed: int = 0,
     ) -> Scores:
-        """How likely the answers in the data are first, per token; and how varied and long the written ones are."""
+        """How likely the answers in the data are first, per token; how varied and long the written ones are; calls."""
         answers = [str(each.answer) for each in predictions]
         likelihoods = text_answers.likelihoods(predictions, seed=seed)
+        calls = call_intervals(
+            [calls_in(each.extra.get("reply", {})) for each in examples],
+            [each.tool_calls for each in predictions],
+            may_call=["tools" in each.extra for each in examples],
+            seed=seed,
+        )
         return Scores(
             main_metric="answer_log_likelihood",
-            metrics={**likelihoods, **metrics.reply_intervals(answers, seed=seed)},
+            metrics={**likelihoods, **metrics.reply_intervals(answers, seed=seed), **calls},
             correct=metrics.row_scores(text_answers.truths(predictions) or ()),
             details=text_answers.details(predictions),
         )
@@ -236,92 +255,6 @@ class Task(text_answers.WritingTask):
         ]
 
 
-def _in_one_form(row: Row) -> list[dict[str, Any]]:
-    """Give the conversation of any form as messages.
-
-    Raises:
-        DataError: If it is none.
-    """
-    values = row.values
-    system = [{"role": "system", "content": values["system"]}] if values.get("system") else []
-    if values.get("instruction") is not None:
-        asked = text_answers.read_text(row, "instruction")
-        more = values.get("input")
-        content = f"{asked}\n\n{more}" if isinstance(more, str) and more.strip() else asked
-        found: Any = [*system, {"role": "user", "content": content}]
-        if values.get("output") not in (None, ""):
-            reply = text_answers.read_text(row, "output")
-            found.append({"role": "assistant", "content": reply})
-    elif values.get("conversations") is not None:
-        turns = _listed(row, "conversations")
-        found = [*system, *(_from_sharegpt(turn) for turn in turns)]
-    else:
-        found = _listed(row, "messages")
-    return [_read_message(row, number, each) for number, each in enumerate(found, start=1)]
-
-
-def _listed(row: Row, name: str) -> Sequence[Any]:
-    found = unpacked(row.values.get(name))
-    if not isinstance(found, list | tuple) or not found:
-        raise DataError(
-            f"{row.place}: column `{name}` must hold a list of messages, got {row.values.get(name)!r}."
-        )
-    return found
-
-
-def _from_sharegpt(turn: object) -> object:
-    if not isinstance(turn, Mapping):
-        return turn
-    speaker = turn.get("from")
-    role = _SHAREGPT_ROLES.get(str(speaker), speaker)
-    kept = {name: turn[name] for name in ("weight", "tool_calls") if name in turn}
-    return {"role": role, "content": turn.get("value"), **kept}
-
-
-def _read_message(row: Row, number: int, message: object) -> dict[str, Any]:
-    if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
-        raise DataError(
-            f"{row.place}: message {number} must be an object with a `role` ({', '.join(_ROLES)}) and `content`, "
-            f"got {str(message)[:200]}."
-        )
-    content = message.get("content")
-    if content is None and message.get("tool_calls"):
-        content = ""
-    may_be_empty = message.get("tool_calls") or message["role"] == "tool"
-    if not isinstance(content, str) or not (content.strip() or may_be_empty):
-        raise DataError(f"{row.place}: message {number} has no text in `content`, got {content!r}.")
-    kept = {name: message[name] for name in _KEPT if message.get(name) not in (None, [])}
-    if "tool_calls" in kept:
-        kept["tool_calls"] = _read_calls(row, number, kept["tool_calls"])
-    if (weight := kept.get("weight", 1)) not in (0, 1):
-        raise DataError(
-            f"{row.place}: message {number} has `weight` {weight!r}; expected 1, or 0 where it is not learned."
-        )
-    return kept | {"content": content}
-
-
-def _read_calls(row: Row, number: int, calls: object) -> list[Any]:
-    """Give calls with their arguments as objects, as chat templates want them; OpenAI's form has them as a text of JSON."""
-    found: list[Any] = []
-    for call in calls if isinstance(calls, list | tuple) else [calls]:
-        outer: Mapping[str, Any] = call if isinstance(call, Mapping) else {}
-        inner = outer.get("function", outer)
-        arguments = inner.get("arguments", {}) if isinstance(inner, Mapping) else None
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments or "{}")
-            except (ValueError, RecursionError):
-                arguments = None
-        if not isinstance(inner, Mapping) or not inner.get("name") or arguments is None:
-            raise DataError(
-                f"{row.place}: message {number} has a call in `tool_calls` without a `name`, or whose `arguments` are no "
-                f"JSON: {str(call)[:200]}."
-            )
-        told = {**inner, "arguments": arguments}
-        found.append({**outer, "function": told} if "function" in outer else told)
-    return found
-
-
 def _conversation(
     example: Example, state: TaskState, *, with_target: bool, shots: Sequence[Example]
 ) -> list[dict[str, Any]]:
@@ -336,11 +269,16 @@ def _conversation(
         for shot in shots
         for each in (
             *(each for each in shot.extra["messages"] if each["role"] != "system"),
-            {"role": "assistant", "content": shot.target},
+            _reply(shot),
         )
     ]
-    last = [{"role": "assistant", "content": example.target}] if with_target else []
+    last = [_reply(example)] if with_target else []
     return [*system, *earlier, *messages, *last]
+
+
+def _reply(example: Example) -> dict[str, Any]:
+    """Give what the assistant says last, in the data."""
+    return example.extra.get("reply", {"role": "assistant", "content": example.target})
 
 
 class _Chat(NamedTuple):
@@ -356,6 +294,32 @@ class _Chat(NamedTuple):
             return self.tokenizer.render_chat(messages, tools=self.tools, add_generation_prompt=ask)
         except ModelError as error:
             raise DataError(f"{self.place}: {error}") from None
+
+
+def _tool_form(chat: _Chat, messages: Sequence[Message], example: Example) -> ToolForm | None:
+    """Ask how the template writes calls, where any may come.
+
+    Raises:
+        DataError: If the last message calls tools, and such calls could not be read back.
+    """
+    calls = "reply" in example.extra
+    if not (chat.tools or calls or any("tool_calls" in each for each in messages)):
+        return None
+    form = tool_form(chat.tokenizer, chat.tools or ())
+    if form is None and calls:
+        _refuse_unwritten_tools(chat, [*messages, example.extra["reply"]])
+        raise DataError(
+            f"{chat.place}: the last message calls tools, but this model's chat template writes calls in another form than "
+            "JSON with a name and arguments, and such answers are not read back. Take a model whose template does."
+        )
+    return form
+
+
+def _called(prediction: Prediction, form: ToolForm | None, example: Example) -> tuple[Call, ...]:
+    if form is None:
+        return ()
+    tools = [each["function"]["name"] for each in example.extra.get("tools", ())]
+    return tuple(read_calls(str(prediction.answer), form, names=tools or None)[1])
 
 
 def _fitted(

@@ -7,16 +7,25 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 from transformers import AutoTokenizer
 
-from lushan.backbones.tokenizer import Tokenizer
+from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.load import load_backbone
+from lushan.data.batching import pack
+from lushan.inference.generation_settings import GenerationSettings
+from lushan.inference.predict import Predictor
+from lushan.model_store.resident import Resident
+from lushan.records import Row, Scores, TaskState, ToolForm
 from lushan.serving.errors import RequestError
-from lushan.serving.hosted import HostedModel
+from lushan.serving.hosted import HostedModel, host
 from lushan.serving.prompts import ask_chat
 from lushan.serving.schemas import ChatRequest, Tool
-from lushan.serving.tool_calls import ToolForm, Tools, call_constraint, offered_tools, tool_form
-from tests.served import Served, serving
+from lushan.serving.tool_calls import Tools, call_constraint, offered_tools
+from lushan.tasks.dialogue import Task as DialogueTask
+from tests.conftest import MakeTiny
+from tests.served import CONTEXT_TOKENS, TOOL_TEMPLATE, Served, serving, write_chat_model
 
 WEATHER = {
     "type": "object",
@@ -85,12 +94,6 @@ def body(**fields: object) -> ChatRequest:
     return ChatRequest.model_validate({**known, **fields})
 
 
-def tokenizer_with(template: str, source: Path, folder: Path) -> Tokenizer:
-    Tokenizer.load(source).save(folder)
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    return Tokenizer.load(folder)
-
-
 def test_prompt_has_the_tokens_of_transformers_with_tools_calls_and_results(
     caller: HostedModel, caller_folder: Path
 ) -> None:
@@ -103,6 +106,17 @@ def test_prompt_has_the_tokens_of_transformers_with_tools_calls_and_results(
     tools: list[Any] = list(TOOLS)
     expected = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)
     assert list(prompted.prompt_ids) == expected["input_ids"]
+
+
+def test_fields_of_a_tool_stay_in_the_order_in_which_they_were_learned(
+    caller: HostedModel,
+) -> None:
+    tool = {"function": {"parameters": WEATHER, "name": "weather"}, "type": "function"}
+    row = Row({"messages": ASKED, "tools": [tool]}, "a.jsonl", 1)
+    predictor = caller.predictor
+    (learned,) = predictor.encode([predictor.task.read(row, needs_target=False)])
+    (prompted,) = ask_chat(caller, body(tools=[tool])).prompted
+    assert prompted.prompt_ids == learned.token_ids
 
 
 def test_answer_that_must_be_a_call_is_begun_as_the_template_begins_one(
@@ -226,45 +240,6 @@ def test_what_cannot_be_done_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    ("call", "form"),
-    [
-        (
-            "<tool_call>\n{{ c | tojson }}\n</tool_call>",
-            ToolForm("<tool_call>\n", "\n</tool_call>", "name", "arguments"),
-        ),
-        (
-            '{"name": "{{ c.name }}", "parameters": {{ c.arguments | tojson }}}',
-            ToolForm("", "", "name", "parameters"),
-        ),
-        (
-            '[TOOL_CALLS] [{{ {"id": "a", "name": c.name, "arguments": c.arguments} | tojson }}]',
-            ToolForm("[TOOL_CALLS] [", "]", "name", "arguments"),
-        ),
-        (
-            '{"function": {{ {"tool": c.name, "with": c.arguments} | tojson }}}',
-            ToolForm('{"function": ', "}", "tool", "with"),
-        ),
-        (
-            "{{ eos_token }}{{ c | tojson }}",
-            ToolForm("<eos>", "", "name", "arguments", num_hidden=5),
-        ),
-        ("{{ c.name }}()", None),
-        ("", None),
-    ],
-)
-def test_form_of_a_call_is_that_of_the_template(
-    call: str, form: ToolForm | None, caller_folder: Path, tmp_path: Path
-) -> None:
-    template = (
-        "{{ tools }}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
-        "{% for t in m.tool_calls or [] %}{% set c = t.function %}" + call + "{% endfor %}"
-        "{{ eos_token if m.role == 'assistant' }}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
-    assert tool_form(tokenizer_with(template, caller_folder, tmp_path), [{}]) == form
-
-
-@pytest.mark.parametrize(
     ("text", "said", "called"),
     [
         ("It is cold.", "It is cold.", []),
@@ -350,3 +325,47 @@ def test_schemas_that_define_one_name_differently_are_refused() -> None:
     with pytest.raises(RequestError, match="two schemas define `City` in different ways"):
         call_constraint(FORM, {"weather": WEATHER, "other": other})
     call_constraint(FORM, {"weather": WEATHER, "same": WEATHER})
+
+
+def learn(folder: Path, messages: list[Any], tools: list[Any]) -> Scores:
+    """Train the model of a folder on one conversation until it knows it by heart; tells how it then answers."""
+    backbone = load_backbone(folder, purpose="language")
+    task, state, limit = DialogueTask(), TaskState(), LengthLimit(CONTEXT_TOKENS)
+    example = task.read(Row({"messages": messages, "tools": tools}, "a.jsonl", 1))
+    features = task.encode(
+        [example], state, backbone.tokenizer, answer="generate", limit=limit, with_target=True
+    )
+    optimizer = torch.optim.AdamW(backbone.model.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = task.loss(backbone, pack(features), state, dropout=0.0)
+        (loss.total / loss.count).backward()
+        optimizer.step()
+    backbone.plain_model.save_pretrained(folder)
+    settings = GenerationSettings(max_new_tokens=100)
+    predictor = Predictor(backbone, task, state, "generate", limit, generation=settings)
+    return task.score(predictor.examine([example]), [example], state)
+
+
+def test_call_that_was_learned_comes_back_to_the_client(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = write_chat_model(tiny_folder("llama"), tmp_path / "learner", TOOL_TEMPLATE)
+    call = {"name": "light", "arguments": '{"on": true}'}
+    calling = {"role": "assistant", "content": None, "tool_calls": [{"function": call}]}
+    # The order of fields is the client's own: a template writes them so.
+    light = {"function": {"parameters": LIGHT, "name": "light"}, "type": "function"}
+    scores = learn(folder, [*ASKED, calling], [light])
+    assert scores.metrics["call_accuracy"].value == 1
+    options: Any = {"model": "learner", "messages": ASKED, "tools": [light], "max_tokens": 100}
+    with (
+        serving([host(str(folder), Resident(weights="fp32"))]) as found,
+        openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        (choice,) = client.chat.completions.create(**options).choices
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+        (made,) = choice.message.tool_calls or []
+        assert (made.function.name, made.function.arguments) == tuple(call.values())
+        result = {"role": "tool", "tool_call_id": made.id, "content": "done"}
+        options["messages"] = [*ASKED, choice.message, result]
+        assert client.chat.completions.create(**options).choices[0].message

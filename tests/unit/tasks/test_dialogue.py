@@ -1,6 +1,5 @@
 """Dialogue: forms of conversations, what is learned of them, and what happens to long ones."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lushan.backbones.adapters import attach
+from lushan.backbones.chat import PLAIN_CHAT
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.tokenizer import Tokenizer
@@ -18,10 +18,11 @@ from lushan.data.batching import pack
 from lushan.errors import DataError, ModelError
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
-from lushan.records import Example, Features, Row, TaskState
+from lushan.records import Example, Features, Row, TaskState, Written
 from lushan.tasks.dialogue import Task
 from tests.conftest import MakeTiny
 from tests.generation import plain_model
+from tests.served import TOOL_TEMPLATE
 
 TASK = Task()
 STATE = TaskState()
@@ -36,6 +37,9 @@ TURNS = [
 
 
 CALLS = [{"type": "function", "function": {"name": "find_fox", "arguments": {}}}]
+TOOLS = [{"type": "function", "function": {"name": "find_fox", "parameters": {}}}]
+CALLING = [TURNS[1], {"role": "assistant", "content": None, "tool_calls": CALLS}]
+LIKELY: Any = {"truth_log_likelihood": -1.0, "num_truth_tokens": 1}
 MARKED = (
     "{% if messages and messages[0].role != 'system' %}system: Be kind.|{% endif %}"
     "{% for m in messages %}{{ m.role }}: {{ m.content }}|{% endfor %}"
@@ -45,6 +49,7 @@ MARKED = (
 
 
 def with_template(tokenizer: Tokenizer, folder: Path, template: str) -> Tokenizer:
+    folder.mkdir(exist_ok=True)
     tokenizer.save(folder)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return Tokenizer.load(folder)
@@ -135,7 +140,6 @@ def test_instruction_and_input_are_one_question() -> None:
         ([*TURNS[:-1], {**TURNS[-1], "weight": 0}], "the last message has `weight` 0"),
         ([*TURNS[:-1], {**TURNS[-1], "weight": "0"}], "message 5 has `weight` '0'"),
         ([{**TURNS[1], "weight": 0.5}, TURNS[-1]], "message 1 has `weight` 0.5"),
-        ([TURNS[1], {**TURNS[-1], "tool_calls": CALLS}], "the last message calls tools"),
     ],
 )
 def test_conversation_that_cannot_be_learned_is_refused(messages: Any, message: str) -> None:  # noqa: ANN401
@@ -231,40 +235,69 @@ def test_tools_that_the_template_does_not_write_are_refused(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     calling = [TURNS[1], {"role": "assistant", "content": None, "tool_calls": CALLS}, *TURNS[3:]]
+    silent = with_template(tokenizer, tmp_path / "silent", MARKED)
     for values, name in (
-        ({"tools": CALLS}, "column `tools`"),
+        ({"tools": TOOLS}, "column `tools`"),
         ({"messages": calling}, "`tool_calls`"),
+        ({"messages": CALLING}, "`tool_calls`"),
+        ({"messages": CALLING, "tools": TOOLS}, "column `tools`"),
     ):
         with pytest.raises(DataError, match=rf"a\.jsonl, row 7: .*{name}.*chat template"):
-            encode(tokenizer, read(**values))
+            encode(silent, read(**values))
     knowing = MARKED.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}{{ tools }}")
-    other = with_template(tokenizer, tmp_path, knowing)
-    told = encode(other, read(calling, tools=CALLS), limit=LengthLimit(4096))
+    other = with_template(tokenizer, tmp_path / "knowing", knowing)
+    told = encode(other, read(calling, tools=TOOLS), limit=LengthLimit(4096))
     assert "find_fox" in other._raw.decode(list(told.token_ids))
 
 
-def test_arguments_of_openais_form_are_objects_to_the_template() -> None:
-    written = '{"where": "forest", "much": [1, null]}'
-    forms = [
-        {"id": "1", "type": "function", "function": {"name": "find", "arguments": written}},
-        {"type": "function", "function": {"name": "find", "arguments": json.loads(written)}},
-        {"name": "find", "arguments": written},
-    ]
-    result = {"role": "tool", "tool_call_id": "1", "content": "Near the river."}
-    calling = {"role": "assistant", "content": None, "tool_calls": forms}
-    messages = read([TURNS[1], calling, result, TURNS[-1]]).extra["messages"]
-    calls = messages[1]["tool_calls"]
-    assert [each.get("function", each)["arguments"] for each in calls] == [json.loads(written)] * 3
-    assert calls[0]["id"] == messages[2]["tool_call_id"] == "1"
+def test_call_is_learned_as_the_template_writes_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for folder, template in (("own", TOOL_TEMPLATE), ("plain", PLAIN_CHAT)):
+        knowing = with_template(tokenizer, tmp_path / folder, template)
+        features = encode(knowing, read(CALLING, tools=TOOLS), limit=LengthLimit(4096))
+        theirs = AutoTokenizer.from_pretrained(tmp_path / folder)
+        options: Any = {"tools": TOOLS, "tokenize": False}
+        asked = theirs.apply_chat_template(CALLING[:1], add_generation_prompt=True, **options)
+        whole = theirs.apply_chat_template([CALLING[0], {**CALLING[1], "content": ""}], **options)
+        stop = knowing._token(knowing.stop_id)
+        assert learned(knowing, features) == whole.removeprefix(asked).rstrip()
+        assert learned(knowing, features).endswith(stop)
+        assert "find_fox" in learned(knowing, features)
 
 
-@pytest.mark.parametrize(
-    "call", ["find", {"function": "find"}, {"function": {"name": "a", "arguments": "{"}}, {"id": 1}]
-)
-def test_call_that_is_none_is_refused(call: object) -> None:
-    calling = {"role": "assistant", "content": None, "tool_calls": [call]}
-    with pytest.raises(DataError, match=r"row 7: message 2 has a call in `tool_calls` without"):
-        read([TURNS[1], calling, TURNS[1], TURNS[-1]])
+def test_call_that_could_not_be_read_back_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    template = TOOL_TEMPLATE.replace('{"name":', '{"name":: ')
+    pythonic = with_template(tokenizer, tmp_path, template)
+    with pytest.raises(DataError, match=r"row 7: the last message calls tools, but .* not read"):
+        encode(pythonic, read(CALLING, tools=TOOLS), limit=LengthLimit(4096))
+    earlier = [*CALLING, {"role": "tool", "content": "Here."}, TURNS[-1]]
+    told = encode(pythonic, read(earlier, tools=TOOLS), limit=LengthLimit(4096))
+    assert "find_fox" in learned(pythonic, told)
+
+
+@pytest.mark.parametrize("with_tools", [True, False])
+def test_calls_in_an_answer_are_found_and_scored(with_tools: bool, tokenizer: Tokenizer) -> None:
+    tools = {"tools": TOOLS} if with_tools else {}
+    example = read(CALLING, **tools)
+    features = encode(tokenizer, example, with_target=False, limit=LengthLimit(4096))
+    shown = '<tool_call>\n{"name": "find_fox", "arguments": {}}\n</tool_call>'
+    for text, right in ((shown, 1.0), ("In the forest.", 0.0), (shown.replace("fox", "x"), 0.0)):
+        (found,) = TASK.decode(
+            [Written(text, -1.0)], [features], [example], STATE, answer="generate"
+        )
+        assert found.answer == text
+        scores = TASK.score([replace(found, **LIKELY)], [example], STATE)
+        assert scores.metrics["call_accuracy"].value == right
+    without = read([TURNS[1], TURNS[2]])
+    assert encode(tokenizer, without, with_target=False).tool_form is None
+
+
+def test_worked_example_that_calls_is_shown_with_its_call(tokenizer: Tokenizer) -> None:
+    shot = read(CALLING, tools=TOOLS)
+    told = encode(tokenizer, read(tools=TOOLS), shots=[shot], limit=LengthLimit(4096))
+    written = tokenizer._raw.decode(list(told.token_ids), skip_special_tokens=False)
+    stop = tokenizer._token(tokenizer.stop_id)
+    assert f'{{"name": "find_fox", "arguments": {{}}}}\n</tool_call>{stop}' in written
+    assert "find_fox" not in learned(tokenizer, told)
 
 
 def test_message_that_speaks_for_somebody_else_is_refused(tokenizer: Tokenizer) -> None:

@@ -1,0 +1,98 @@
+"""Calls of tools: how a chat template writes one, and how calls are read back from what a model wrote.
+
+No template is known by name. It is asked to write a call of a made-up tool; what stands around the JSON there, and the
+names of its two fields, are the form of a call.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.errors import ModelError
+from lushan.records import Call, ToolForm
+
+_NAME = "made_up_tool"
+_ARGUMENTS = {"made_up_argument": "made_up_value"}
+_ASKED = {"role": "user", "content": "Hello"}
+
+
+def tool_form(tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]]) -> ToolForm | None:
+    """Ask a chat template how it writes a call; None where it leaves tools or calls out, or writes no JSON.
+
+    Without tools it is asked how it writes a call all the same, as of tools that are known without a word.
+    """
+    function = {"name": _NAME, "arguments": _ARGUMENTS}
+    call = {"id": "made_up_1", "type": "function", "function": function}
+    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    try:
+        without = tokenizer.render_chat([_ASKED], add_generation_prompt=True)
+        asked = tokenizer.render_chat([_ASKED], tools=tools, add_generation_prompt=True)
+        told = tokenizer.render_chat([_ASKED, calling], tools=tools, add_generation_prompt=False)
+    except ModelError:
+        return None
+    if (tools and asked == without) or not told.startswith(asked.rstrip()):
+        return None
+    written = told[len(asked) :] if told.startswith(asked) else told[len(asked.rstrip()) :]
+    return _form_in(written, tokenizer)
+
+
+def _form_in(written: str, tokenizer: Tokenizer) -> ToolForm | None:
+    """Find the JSON of the made-up call."""
+    for start in (place for place, each in enumerate(written) if each == "{"):
+        try:
+            value, length = json.JSONDecoder().raw_decode(written[start:])
+        except ValueError:
+            continue
+        fields = {name: key for key, name in value.items() if isinstance(name, str)}
+        arguments = [key for key, each in value.items() if each == _ARGUMENTS]
+        if _NAME in fields and arguments:
+            after = tokenizer.special_names.sub("", written[start + length :])
+            before = written[:start]
+            hidden = [each.end() for each in tokenizer.special_names.finditer(before)]
+            return ToolForm(before, after, fields[_NAME], arguments[0], max(hidden, default=0))
+    return None
+
+
+def read_calls(
+    text: str, form: ToolForm, *, names: Collection[str] | None, has_mark: bool = True
+) -> tuple[str, list[Call]]:
+    """Part what a model wrote into what it says and what it calls; what is no whole call of a known tool is said.
+
+    Args:
+        text: What was written, without special tokens.
+        form: How calls are written.
+        names: The tools that may be called; None takes any.
+        has_mark: Whether a call begins with its mark; else the text is the JSON of calls and nothing else.
+    """
+    mark = form.mark if has_mark else ""
+    start = text.find(mark)
+    calls = list(_calls(text[start + len(mark) :], form, names)) if start >= 0 else []
+    return (text[:start].strip(), calls) if calls else (text, [])
+
+
+def _calls(written: str, form: ToolForm, names: Collection[str] | None) -> Iterator[Call]:
+    """Give the calls that stand one after another, up to the first that is none."""
+    marks = [each for each in (form.mark, form.after.strip()) if each]
+    while True:
+        written = written.lstrip(" \n,;")
+        try:
+            value, end = json.JSONDecoder().raw_decode(written)
+        except (ValueError, RecursionError):
+            return
+        called = _call(value, form, names)
+        if called is None:
+            return
+        yield called
+        written = written[end:].lstrip()
+        for each in reversed(marks):
+            written = written.removeprefix(each).lstrip()
+
+
+def _call(value: Any, form: ToolForm, names: Collection[str] | None) -> Call | None:  # noqa: ANN401 - any JSON value
+    if not isinstance(value, dict):
+        return None
+    name, arguments = value.get(form.name), value.get(form.arguments)
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return None
+    return Call(name, arguments) if names is None or name in names else None

@@ -1,0 +1,153 @@
+"""Conversations of any form of data, as messages: OpenAI's, ShareGPT's and Alpaca's; and what is called in them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lushan.data.columns import unpacked
+from lushan.errors import DataError
+from lushan.records import Call, Row
+from lushan.text_answers import read_text
+
+_ROLES = ("system", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+}
+_KEPT = ("role", "content", "weight", "name", "tool_calls", "tool_call_id")
+
+
+def read_messages(row: Row) -> list[dict[str, Any]]:
+    """Give the conversation of any form as messages.
+
+    Raises:
+        DataError: If it is none.
+    """
+    values = row.values
+    system = [{"role": "system", "content": values["system"]}] if values.get("system") else []
+    if values.get("instruction") is not None:
+        asked = read_text(row, "instruction")
+        more = values.get("input")
+        content = f"{asked}\n\n{more}" if isinstance(more, str) and more.strip() else asked
+        found: Any = [*system, {"role": "user", "content": content}]
+        if values.get("output") not in (None, ""):
+            reply = read_text(row, "output")
+            found.append({"role": "assistant", "content": reply})
+    elif values.get("conversations") is not None:
+        turns = _listed(row, "conversations")
+        found = [*system, *(_from_sharegpt(turn) for turn in turns)]
+    else:
+        found = _listed(row, "messages")
+    return [_read_message(row, number, each) for number, each in enumerate(found, start=1)]
+
+
+def _listed(row: Row, name: str) -> Sequence[Any]:
+    found = unpacked(row.values.get(name))
+    if not isinstance(found, list | tuple) or not found:
+        raise DataError(
+            f"{row.place}: column `{name}` must hold a list of messages, got {row.values.get(name)!r}."
+        )
+    return found
+
+
+def _from_sharegpt(turn: object) -> object:
+    if not isinstance(turn, Mapping):
+        return turn
+    speaker, value = turn.get("from"), turn.get("value")
+    role = _SHAREGPT_ROLES.get(str(speaker), speaker)
+    kept = {name: turn[name] for name in ("weight", "tool_calls") if name in turn}
+    if speaker == "function_call":
+        return {"role": role, "content": None, **kept, "tool_calls": unpacked(value) or [value]}
+    return {"role": role, "content": value, **kept}
+
+
+def _read_message(row: Row, number: int, message: object) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
+        raise DataError(
+            f"{row.place}: message {number} must be an object with a `role` ({', '.join(_ROLES)}) and `content`, "
+            f"got {str(message)[:200]}."
+        )
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        content = ""
+    may_be_empty = message.get("tool_calls") or message["role"] == "tool"
+    if not isinstance(content, str) or not (content.strip() or may_be_empty):
+        raise DataError(f"{row.place}: message {number} has no text in `content`, got {content!r}.")
+    kept = {name: message[name] for name in _KEPT if message.get(name) not in (None, [])}
+    if "tool_calls" in kept:
+        kept["tool_calls"] = _read_calls(row, number, kept["tool_calls"])
+    if (weight := kept.get("weight", 1)) not in (0, 1):
+        raise DataError(
+            f"{row.place}: message {number} has `weight` {weight!r}; expected 1, or 0 where it is not learned."
+        )
+    return kept | {"content": content}
+
+
+def _read_calls(row: Row, number: int, calls: object) -> list[dict[str, Any]]:
+    """Give calls with their arguments as objects, as chat templates want them; OpenAI's form has them as a text of JSON."""
+    found: list[dict[str, Any]] = []
+    for call in calls if isinstance(calls, list | tuple) else [calls]:
+        outer: Mapping[str, Any] = call if isinstance(call, Mapping) else {}
+        inner = outer.get("function", outer)
+        arguments = inner.get("arguments", {}) if isinstance(inner, Mapping) else None
+        if isinstance(arguments, str):
+            arguments = unpacked(arguments or "{}")
+        name = inner.get("name") if isinstance(inner, Mapping) else None
+        if not isinstance(name, str) or not name or not isinstance(arguments, Mapping):
+            raise DataError(
+                f"{row.place}: message {number} has a call in `tool_calls` without a `name`, or whose `arguments` are no "
+                f"JSON object: {str(call)[:200]}."
+            )
+        told = {**inner, "arguments": arguments}
+        kind = {"type": "function"}
+        found.append(
+            {**outer, **kind, "function": told}
+            if "function" in outer
+            else kind | {"function": told}
+        )
+    return found
+
+
+def read_tools(row: Row) -> list[dict[str, Any]]:
+    """Give the column `tools`: what may be called, each as `{"type": "function", "function": {...}}`.
+
+    Raises:
+        DataError: If it holds no list, or a tool has no name.
+    """
+    given = row.values.get("tools")
+    tools = unpacked(given) if given else []
+    if not isinstance(tools, list | tuple):
+        raise DataError(f"{row.place}: column `tools` must hold a list, got {given!r}.")
+    return [_read_tool(row, each) for each in tools]
+
+
+def _read_tool(row: Row, tool: object) -> dict[str, Any]:
+    told = dict(tool) if isinstance(tool, Mapping) else {}
+    if "function" not in told:  # ShareGPT's form; the server tells the model OpenAI's
+        told = {"type": "function", "function": told}
+    function = told["function"]
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise DataError(
+            f"{row.place}: column `tools` holds one without a `name`, got {str(tool)[:200]}."
+        )
+    return told
+
+
+def calls_in(message: Mapping[str, Any]) -> list[Call]:
+    """Give the calls of a message that was read."""
+    functions = [each["function"] for each in message.get("tool_calls", ())]
+    return [Call(each["name"], each["arguments"]) for each in functions]
+
+
+def shown(message: Mapping[str, Any]) -> str:
+    """Write what a message says, and a line of JSON for each of its calls."""
+    calls = [
+        json.dumps({"name": each.name, "arguments": each.arguments}, ensure_ascii=False)
+        for each in calls_in(message)
+    ]
+    return "\n".join([message["content"], *calls] if message["content"] else calls)

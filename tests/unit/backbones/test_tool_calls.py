@@ -1,0 +1,75 @@
+"""Calls: their form is the template's own, and they are read back from what was written."""
+
+from pathlib import Path
+
+import pytest
+
+from lushan.backbones.chat import PLAIN_CHAT
+from lushan.backbones.tokenizer import Tokenizer
+from lushan.backbones.tool_calls import read_calls, tool_form
+from lushan.records import Call, ToolForm
+from tests.conftest import MakeTiny
+
+FORM = ToolForm("<call>\n", "\n</call>", "name", "arguments")
+ONE = '{"name": "light", "arguments": {"on": true}}'
+
+
+def tokenizer_with(template: str, source: Path, folder: Path) -> Tokenizer:
+    Tokenizer.load(source).save(folder)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("call", "form"),
+    [
+        (
+            "<tool_call>\n{{ c | tojson }}\n</tool_call>",
+            ToolForm("<tool_call>\n", "\n</tool_call>", "name", "arguments"),
+        ),
+        (
+            '{"name": "{{ c.name }}", "parameters": {{ c.arguments | tojson }}}',
+            ToolForm("", "", "name", "parameters"),
+        ),
+        (
+            '[TOOL_CALLS] [{{ {"id": "a", "name": c.name, "arguments": c.arguments} | tojson }}]',
+            ToolForm("[TOOL_CALLS] [", "]", "name", "arguments"),
+        ),
+        (
+            '{"function": {{ {"tool": c.name, "with": c.arguments} | tojson }}}',
+            ToolForm('{"function": ', "}", "tool", "with"),
+        ),
+        (
+            "{{ eos_token }}{{ c | tojson }}",
+            ToolForm("<eos>", "", "name", "arguments", num_hidden=5),
+        ),
+        ("{{ c.name }}()", None),
+        ("", None),
+    ],
+)
+def test_form_of_a_call_is_that_of_the_template(
+    call: str, form: ToolForm | None, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    template = (
+        "{{ tools }}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+        "{% for t in m.tool_calls or [] %}{% set c = t.function %}" + call + "{% endfor %}"
+        "{{ eos_token if m.role == 'assistant' }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert tool_form(tokenizer_with(template, tiny_folder("llama"), tmp_path), [{}]) == form
+
+
+def test_plain_template_writes_calls_and_without_tools_too(tiny_folder: MakeTiny) -> None:
+    tokenizer = Tokenizer.load(tiny_folder("llama"))
+    form = ToolForm(" <tool_call>\n", "\n</tool_call>\n\n", "name", "arguments")
+    assert tokenizer.chat.text == PLAIN_CHAT
+    assert tool_form(tokenizer, [{}]) == tool_form(tokenizer, []) == form
+
+
+def test_known_names_alone_are_calls_and_without_names_all_are() -> None:
+    text = f"Look. <call>\n{ONE}\n</call>"
+    light = Call("light", {"on": True})
+    assert read_calls(text, FORM, names=["light"]) == ("Look.", [light])
+    assert read_calls(text, FORM, names=None) == ("Look.", [light])
+    assert read_calls(text, FORM, names=["weather"]) == (text, [])
+    assert read_calls(ONE, FORM, names=None, has_mark=False) == ("", [light])
