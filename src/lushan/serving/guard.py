@@ -4,6 +4,7 @@ A page on the internet can have a browser send requests to this machine, under a
 rebinding). Its requests carry that name in `Host`, or its own in `Origin`; both are refused.
 """
 
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,8 +15,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lushan.serving.errors import RequestError, error_response
-from lushan.serving.serve_settings import LOOPBACK, ServeSettings
+from lushan.serving.serve_settings import LOOPBACK, MOST_UPLOAD_BYTES, ServeSettings
 
+UPLOAD = re.compile(r"/ui/[a-z]+/gradio_api/upload/?")
+"""Where the page takes files."""
+BYTES_AROUND_A_FILE = 1_000
+"""Of a request that brings a file."""
 MOST_CLIENTS = 10_000
 """Addresses that are remembered for the rate limit; those not seen for longest are forgotten."""
 
@@ -40,7 +45,7 @@ class Guard:
         except RequestError as error:
             await error_response(error)(scope, receive, send)
         else:
-            await self._app(scope, self._bounded(receive), send)
+            await self._app(scope, self._bounded(receive, self._most_bytes(scope)), send)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -59,13 +64,19 @@ class Guard:
                 code="origin_not_allowed",
             )
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length[:20]) > self._settings.max_body_bytes:
-            raise RequestError(f"{self._too_large}.", status=413, code="body_too_large")
+        most = self._most_bytes(scope)
+        if length.isdecimal() and int(length[:20]) > most:
+            raise RequestError(f"{_too_large(most)}.", status=413, code="body_too_large")
         if self._limit and scope["path"].startswith("/v1/"):
             client = scope.get("client") or ("", 0)
             self._limit.count(client[0])
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _most_bytes(self, scope: Scope) -> int:
+        most = self._settings.max_body_bytes
+        is_upload = UPLOAD.fullmatch(scope["path"]) is not None
+        return max(most, MOST_UPLOAD_BYTES + BYTES_AROUND_A_FILE) if is_upload else most
+
+    def _bounded(self, receive: Receive, most: int) -> Receive:
         """Stop a body that becomes longer than it may, whatever its length was said to be."""
         num_bytes = 0
 
@@ -73,21 +84,19 @@ class Guard:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self._settings.max_body_bytes:
+            if num_bytes > most:
                 # The one error that passes through whatever reads the body.
-                raise HTTPException(413, self._too_large)
+                raise HTTPException(413, _too_large(most))
             return message
 
         return receive_bounded
 
-    @property
-    def _too_large(self) -> str:
-        return (
-            f"The body may have {self._settings.max_body_bytes:,} bytes at most. Send less at once"
-        )
-
     def _is_known(self, origin: str, host: str) -> bool:
         return origin in self._settings.cors_origins or origin.partition("://")[2] == host
+
+
+def _too_large(most: int) -> str:
+    return f"The body may have {most:,} bytes at most. Send less at once"
 
 
 def _name_of(host: str) -> str:

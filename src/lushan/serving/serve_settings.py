@@ -4,6 +4,8 @@ from pydantic import Field
 
 from lushan.settings import Settings
 
+MOST_UPLOAD_BYTES = 200 * 2**20
+"""Largest file that a visitor brings to the page; it goes to disk while it comes, and never into memory."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -33,7 +35,7 @@ class ServeSettings(Settings):
     """Requests that may wait; one more is sent away with 503."""
 
     max_body_bytes: int = Field(default=4_000_000, ge=1_000)
-    """Largest body of a request."""
+    """Largest body of a request; a file that is brought to the page may have 200 MB."""
 
     deadline_seconds: float = Field(default=300.0, gt=0)
     """Longest time from a request to the end of its answer."""

@@ -133,7 +133,19 @@ def arrange(
         parts, data.overlap, are_given="test" in splits, advance=progress.advance
     )
     notes += [*split_notes, *added.notes, *overlap.lines()]
-    findings = check_parts(parts, needs_test=needs_test, weighs_classes=weighs_classes)
+    try:
+        findings = check_parts(parts, needs_test=needs_test, weighs_classes=weighs_classes)
+    except DataError as error:
+        exact, near = (
+            each["train"] for each in (overlap.num_exact_removed, overlap.num_near_removed)
+        )
+        if not exact + near:
+            raise
+        # What was taken out may be why.
+        raise DataError(
+            f"{error} Before that, {exact + near:,} training row(s) were taken out, as validation or test has them too "
+            f"({exact:,} exactly, {near:,} nearly)."
+        ) from None
     notes += findings.warnings
     dropped: dict[SplitName, dict[str, int]] = {
         name: {

@@ -1,9 +1,13 @@
 """Who may ask: hosts, origins, and how often."""
 
+import asyncio
+
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from lushan.serving.errors import RequestError
-from lushan.serving.guard import MOST_CLIENTS, RateLimit
+from lushan.serving.guard import MOST_CLIENTS, Guard, RateLimit
+from lushan.serving.serve_settings import MOST_UPLOAD_BYTES, ServeSettings
 from tests.served import Served, serving
 
 
@@ -37,6 +41,35 @@ def test_named_origin_may_ask_and_the_browser_is_told() -> None:
         other = served.get("/v1/models", headers={"origin": "https://evil.example"})
     assert found.headers["access-control-allow-origin"] == page
     assert (found.status_code, other.status_code) == (200, 403)
+
+
+@pytest.mark.parametrize(
+    ("path", "num_bytes", "is_taken"),
+    [
+        ("/ui/zh/gradio_api/upload", 5_000_000, True),
+        ("/ui/zh/gradio_api/upload", MOST_UPLOAD_BYTES + 2_000, False),
+        ("/ui/zh/gradio_api/upload/x", 5_000_000, False),
+        ("/v1/completions", 5_000_000, False),
+    ],
+)
+def test_only_files_for_the_page_may_be_large(path: str, num_bytes: int, is_taken: bool) -> None:
+    told: list[Message] = []
+    taken: list[Scope] = []
+
+    async def page(scope: Scope, _receive: Receive, _send: Send) -> None:
+        taken.append(scope)
+
+    async def receive() -> Message:
+        return {}
+
+    async def send(message: Message) -> None:
+        told.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-length", str(num_bytes).encode())]
+    scope: Scope = {"type": "http", "path": path, "headers": headers}
+    asyncio.run(Guard(page, settings=ServeSettings())(scope, receive, send))
+    assert bool(taken) is is_taken
+    assert [each["status"] for each in told[:1]] == [413] * (not is_taken)
 
 
 def test_client_that_asks_too_often_is_told_when_to_come_again() -> None:

@@ -95,6 +95,17 @@ def test_a_draw_that_leaves_one_label_is_refused(tmp_path: Path) -> None:
         draw(found, 1, seed=0, why="a test")
 
 
+def test_label_whose_rows_were_all_taken_out_is_told_with_their_number(tmp_path: Path) -> None:
+    rows = good_rows()
+    gone = [{"text": "A text that stands in both.", "label": "Rare"}]
+    data = write_splits(
+        tmp_path, train=rows[:20] + gone, validation=rows[20:30] + gone, test=rows[30:]
+    )
+    message = r"validation split has 1 label\(s\).* Before that, 1 training row\(s\) were .*\(1 exactly, 0 n"
+    with pytest.raises(DataError, match=message):
+        prepared(data)
+
+
 def test_lists_of_labels_are_seen_and_told(tmp_path: Path) -> None:
     rows = [{**row, "label": [row["label"], "all"]} for row in good_rows()]
     found = prepared(write_lines(tmp_path / "data.jsonl", rows))

@@ -1,11 +1,13 @@
 """What the page draws, as HTML: answers, heat maps, curves and tables. Whatever comes from outside is escaped."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from lushan.data.pairs import HEAD_MARKS, TAIL_MARKS, places_of
 from lushan.evaluation import phrases
@@ -39,7 +41,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters["percent"] = phrases.percent
+    found.filters["code"] = _with_code
     return found
+
+
+def _with_code(text: str) -> Markup:
+    """Set apart what stands between backticks, after it was escaped."""
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704
 
 
 def draw(template: str, texts: Texts, **values: object) -> str:
@@ -49,7 +57,7 @@ def draw(template: str, texts: Texts, **values: object) -> str:
 
 def problem(message: object, texts: Texts) -> str:
     """Tell what went wrong."""
-    return draw("problem", texts, message=str(message))
+    return draw("problem", texts, message=texts.message(str(message)))
 
 
 def note(message: str, texts: Texts) -> str:

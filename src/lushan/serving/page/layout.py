@@ -12,6 +12,7 @@ from lushan.serving.page import chat_tab, drawing, file_tab, runs_tab, try_tab, 
 from lushan.serving.page.access import Gate, check_is_guarded
 from lushan.serving.page.studio import Studio
 from lushan.serving.page.texts import LANGUAGES, Texts, texts_of
+from lushan.serving.serve_settings import MOST_UPLOAD_BYTES
 
 TABS = (
     ("try", try_tab),
@@ -24,8 +25,8 @@ MOST_WAITING = 64
 """Requests of the page that may wait; one more is told that the server is busy."""
 MOST_AT_ONCE = 16
 """Requests of one kind that are answered at once; the worker computes them together."""
-BYTES_AROUND_A_FILE = 1_000
-"""Of a request that brings a file."""
+BROWSER_LANGUAGES = ("en", "zh-CN", "zh-TW")
+"""In which gradio would say some words of its own."""
 SECONDS_UPLOADS_ARE_KEPT = 24 * 60 * 60
 
 
@@ -48,7 +49,8 @@ def mount_languages(app: FastAPI, *, place: str) -> None:
             head=_head(texts),
             footer_links=[],
             run_history=False,
-            max_file_size=app.state.settings.max_body_bytes - BYTES_AROUND_A_FILE,
+            i18n=_upload_words(texts),
+            max_file_size=max(app.state.settings.max_body_bytes, MOST_UPLOAD_BYTES),
             show_error=False,
             ssr_mode=False,
             enable_monitoring=False,
@@ -95,6 +97,16 @@ def _theme() -> Base:
         button_primary_background_fill_hover_dark="*primary_800",
         body_text_color_subdued="*neutral_600",
     )
+
+
+def _upload_words(texts: Texts) -> gr.I18n:
+    """Say in the language of the page, whatever the browser's is, what an empty upload asks for."""
+    words = {
+        "upload_text.drop_file": texts("upload.drop", most=MOST_UPLOAD_BYTES // 2**20),
+        "common.or": texts("upload.or"),
+        "upload_text.click_to_upload": texts("upload.click"),
+    }
+    return gr.I18n(**dict.fromkeys(BROWSER_LANGUAGES, words))
 
 
 def _head(texts: Texts) -> str:

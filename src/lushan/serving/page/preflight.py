@@ -24,7 +24,9 @@ def preflight_html(data: Path, task: str, model: str | None, texts: Texts) -> st
     """
     options = {"task": task, "model": {"name": model}} if model else {"task": task}
     found = check(data, make_recipe(None, options, []), tell=lambda _: None)
-    return draw("check", texts, **summary(found))
+    values = summary(found)
+    values["notes"] = [texts.message(each) for each in values["notes"]]
+    return draw("check", texts, **values)
 
 
 def summary(found: Mapping[str, Any]) -> dict[str, Any]:

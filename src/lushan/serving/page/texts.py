@@ -6,6 +6,8 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
+from lushan.serving.page.messages import translated
+
 LANGUAGES = ("en", "zh")
 """The first is taken where a browser asks for none of them."""
 
@@ -19,6 +21,10 @@ class Texts(NamedTuple):
     def __call__(self, key: str, **values: object) -> str:
         """Give a text, with its `{names}` filled in."""
         return self.table[key].format(**values)
+
+    def message(self, message: str) -> str:
+        """Say a finding or an error, which comes in English, in this language."""
+        return translated(message, self.code)
 
     def name_of(self, kind: str, name: str) -> str:
         """Give the text of a `task` or a `column`; its own name where the table does not know it."""

@@ -78,6 +78,13 @@ def test_report_stays_in_a_frame_that_may_do_nothing(english: Texts) -> None:
     assert dict(Seen(page).attributes)["srcdoc"] == f"<html>{ATTACK}</html>"
 
 
+def test_problem_sets_apart_what_stands_in_backticks_and_stays_inert(english: Texts) -> None:
+    page = drawing.problem(f"No column `text`. Found: `{ATTACK}`.", english)
+    assert_is_inert(page)
+    assert "No column <code>text</code>. Found: <code>" in page
+    assert ATTACK in Seen(page).text
+
+
 def test_conversation_with_tags_is_inert_and_shown(english: Texts) -> None:
     page = drawing.chat([{"role": "assistant", "content": ATTACK}], english)
     assert_is_inert(page)

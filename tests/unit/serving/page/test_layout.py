@@ -124,6 +124,38 @@ def test_nothing_is_wider_than_a_phone(browser: Page, address: str) -> None:
     assert browser.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_upload_asks_in_the_language_of_the_page_and_names_its_limit(
+    language: str, browser: Page, address: str
+) -> None:
+    texts = texts_of(language)
+    browser.open(f"{address}/ui/{language}/")
+    click(browser, texts("file.tab"))
+    expected = [texts("upload.drop", most=200), texts("upload.or"), texts("upload.click")]
+    for each in expected:
+        browser.wait_for(f"document.body.innerText.includes({json.dumps(each)})")
+
+
+def test_file_that_is_larger_than_any_other_body_becomes_a_table(
+    browser: Page, address: str, tmp_path: Path
+) -> None:
+    table = tmp_path / "large.csv"
+    row = ",".join(["a" * 1000, "good\n"])
+    table.write_text("text,label\n" + row * 5000, encoding="utf-8")
+    assert table.stat().st_size > 4_000_000
+    browser.open(f"{address}/ui/en/")
+    click(browser, "Tune")
+    upload(browser, table)
+    browser.wait_for("document.body.innerText.includes('Guessed from the columns text, label')")
+
+
+def test_on_a_phone_a_choice_takes_the_whole_width(browser: Page, address: str) -> None:
+    widest = "Math.min(...[...document.querySelectorAll('.form > .block')].filter(x => x.offsetParent).map(x => x.offsetWidth))"
+    browser.open(f"{address}/ui/en/", width=390)
+    browser.wait_for(f"{seen('Ask the model')} && true")
+    assert browser.evaluate(widest) > 300
+
+
 def test_conversation_is_shown_as_it_is_written(browser: Page, address: str) -> None:
     attack = "<img src=x onerror='window.attacked=1'> ${1}"
     browser.open(f"{address}/ui/en/")
