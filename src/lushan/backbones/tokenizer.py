@@ -5,6 +5,7 @@ own rules (huggingface/transformers#45812, #45920, #48219), so the two are compa
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -175,6 +176,18 @@ class Tokenizer:
 
     def _token(self, token_id: int | None) -> str:
         return "" if token_id is None else self._raw.id_to_token(token_id) or ""
+
+    def with_chat_of(self, folder: Path) -> Self:
+        """Give the tokenizer with the chat template that a tuned model was saved with; itself where that is its own.
+
+        An adapter's base has no template where the plain one was used, and that of today may be another.
+        """
+        saved = ChatTemplate(folder)
+        if not (folder / CHAT_TEMPLATE_FILE).is_file() or saved.text == self.chat.text:
+            return self
+        found = copy.copy(self)
+        found.chat = saved
+        return found
 
     def save(self, folder: Path) -> None:
         """Copy the tokenizer's files, byte for byte, into an existing folder."""

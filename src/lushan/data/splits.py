@@ -156,6 +156,11 @@ def _strata(examples: Sequence[Example], groups: _Groups, *, num_needed: int) ->
         label for label, rows in zip(labels, strata, strict=True) if 0 < len(rows) < num_needed
     ]
     if small and not any(isinstance(kinds[code].target, tuple) for code in names):
+        if labels == [""]:  # answers without labels
+            raise DataError(
+                f"Too few rows to split: {len(strata[0])} different text(s), at least {num_needed} are needed. Add rows, or "
+                "give the data as train, validation and test files."
+            )
         raise DataError(
             f"Too few rows to split: {len(small)} label(s) have fewer than {num_needed} different "
             f"texts: {_named(small)}. Add rows, take these labels out, or give the data as "

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from lushan.backbones.inspect import describe
+from lushan.backbones.inspect import ModelFacts, describe
 from lushan.backbones.load import AnswerLayer, WeightForm, check_values
-from lushan.backbones.many_adapters import SharingBackbone, empty_model, share_layers
+from lushan.backbones.many_adapters import Adapter, SharingBackbone, empty_model, share_layers
 from lushan.backbones.packed import (
     WeightsSetting,
     choose_weights,
@@ -287,15 +287,27 @@ def _shared_backbone(folder: Path, layer: AnswerLayer, base: Base) -> SharingBac
 
 def _as_it_is(base: Base) -> SharingBackbone:
     """Give the base itself, as one of the models that share it."""
+    return _on_layers_of(base, base.layers.backbone.model)
+
+
+def _on_layers_of(
+    base: Base,
+    model: Any,  # noqa: ANN401 - any architecture
+    *,
+    tokenizer: Tokenizer | None = None,
+    facts: ModelFacts | None = None,
+    adapter: Adapter | None = None,
+) -> SharingBackbone:
+    """Put a model onto the layers of its base; what it has not of its own is the base's."""
     shared = base.layers.backbone
     return SharingBackbone(
-        shared.model,
-        shared.tokenizer,
-        shared.facts,
+        model,
+        tokenizer or shared.tokenizer,
+        facts or shared.facts,
         "packed",
         weight_form=shared.weight_form,
         many=base.layers.many,
-        adapter=None,
+        adapter=adapter,
     )
 
 
@@ -317,14 +329,8 @@ def _adapted(folder: Path, layer: AnswerLayer, base: Base) -> SharingBackbone:
         model = shared.plain_model
     else:
         share_layers(model, shared)
-    return SharingBackbone(
-        model,
-        shared.tokenizer,
-        shared.facts,
-        "packed",
-        weight_form=shared.weight_form,
-        many=base.layers.many,
-        adapter=adapter,
+    return _on_layers_of(
+        base, model, tokenizer=shared.tokenizer.with_chat_of(folder), adapter=adapter
     )
 
 
@@ -339,15 +345,7 @@ def _headed(folder: Path, layer: AnswerLayer, base: Base) -> SharingBackbone | N
     tokenizer = Tokenizer.load(folder)
     if tokenizer.fingerprint == shared.tokenizer.fingerprint:
         tokenizer = shared.tokenizer
-    return SharingBackbone(
-        model,
-        tokenizer,
-        facts,
-        "packed",
-        weight_form=shared.weight_form,
-        many=base.layers.many,
-        adapter=None,
-    )
+    return _on_layers_of(base, model, tokenizer=tokenizer, facts=facts)
 
 
 def _read_head(folder: Path, model: Any, base: Base) -> bool:  # noqa: ANN401

@@ -182,6 +182,7 @@ def load_predictor(
     backbone = load_backbone(base, **layer._asdict(), precision=precision or meaning.precision)
     if is_adapter(folder):
         backbone.model = load_adapter(backbone.model, folder)
+        backbone.tokenizer = backbone.tokenizer.with_chat_of(folder)
         compute_in_one_piece(backbone.model)
     elif meaning.answer == "head" and backbone.fresh_weights:
         raise RunError(f"`{folder}` lacks weights, such as `{backbone.fresh_weights[0]}`.")

@@ -74,6 +74,19 @@ def test_base_model_gets_a_plain_template_which_is_saved_once_it_was_used(
     assert theirs.endswith("Assistant:")
 
 
+def test_adapter_keeps_the_template_that_it_was_saved_with(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    base = Tokenizer.load(tiny_folder("llama"))
+    assert base.with_chat_of(tmp_path) is base
+    base.render_chat(MESSAGES)
+    base.save(tmp_path)
+    assert base.with_chat_of(tmp_path) is base
+    (tmp_path / "chat_template.jinja").write_text("of an earlier version", encoding="utf-8")
+    assert base.with_chat_of(tmp_path).render_chat(MESSAGES) == "of an earlier version"
+    assert base.render_chat(MESSAGES).startswith("User: Who are you?")
+
+
 def test_chat_template_may_refuse(tiny_folder: MakeTiny, tmp_path: Path) -> None:
     template = "{{ raise_exception('roles must alternate') }}"
     folder = change(tiny_folder("llama"), tmp_path / "model", chat_template=template)

@@ -87,6 +87,12 @@ def test_two_texts_of_a_label_are_too_few_for_three_parts() -> None:
         cut(examples(a=50, b=2))
 
 
+def test_two_texts_without_labels_are_too_few_and_no_label_is_named() -> None:
+    rows = [Example(str(n), f"text {n}", "an answer", labels=()) for n in range(2)]
+    with pytest.raises(DataError, match=r"split: 2 different text\(s\), at least 3 are needed"):
+        cut(rows)
+
+
 def test_two_texts_are_enough_where_only_validation_is_cut_off() -> None:
     parts = split(examples(a=50, b=2), validation_fraction=0.1, test_fraction=0.0, seed=0)
     assert parts.test == []
