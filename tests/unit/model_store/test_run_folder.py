@@ -14,7 +14,7 @@ from lushan.model_store.run_folder import (
     is_being_written,
     read_correct,
 )
-from lushan.records import Prediction
+from lushan.records import Call, Prediction
 
 RECIPE = {"task": "classification", "seed": 3}
 
@@ -57,6 +57,7 @@ def test_seconds_of_a_phase_that_fails_are_counted(tmp_path: Path) -> None:
 def test_predictions_are_read_back(answer: str | tuple[str, ...], tmp_path: Path) -> None:
     run = create(tmp_path / "run")
     predictions = [Prediction(f"id{n}", answer, {"good": 0.75}, -0.25, "v1") for n in range(2)]
+    predictions.append(Prediction("id2", answer, tool_calls=(Call("light", {"on": [True]}),)))
     run.save_predictions("before", predictions)
     assert run.predictions("before") == predictions
     assert run.predictions("after") is None
