@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,8 +117,7 @@ class Call:
     """With what, as JSON has it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolForm:
+class ToolForm(NamedTuple):
     """How a chat template writes a call: `<tool_call>{"name": ..., "arguments": ...}</tool_call>`."""
 
     before: str

@@ -38,7 +38,11 @@ class _AddAndNorm(torch.autograd.Function):
         adds_one: bool,
     ) -> tuple[Tensor, Tensor]:
         sums_TD, outputs_TD, factors_T = native_training.add_and_norm(
-            inputs_TD, added_TD, weight_D, epsilon=epsilon, adds_one=adds_one
+            inputs_TD.contiguous(),
+            None if added_TD is None else added_TD.contiguous(),
+            weight_D,
+            epsilon=epsilon,
+            adds_one=adds_one,
         )
         ctx.save_for_backward(sums_TD, weight_D, factors_T)
         ctx.adds_one = adds_one
@@ -66,6 +70,7 @@ class _AddAndNorm(torch.autograd.Function):
 class _Gates(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, is_gelu: bool) -> Tensor:  # noqa: ANN401
+        gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
         ctx.is_gelu = is_gelu
         return native_training.gates(gate, up, is_gelu=is_gelu)
@@ -81,7 +86,7 @@ class _Turn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_TF: Tensor, cosine_TW: Tensor, sine_TW: Tensor) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(cosine_TW, sine_TW)
-        return native_training.turn(rows_TF, cosine_TW, sine_TW)
+        return native_training.turn(rows_TF.contiguous(), cosine_TW, sine_TW)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
@@ -129,7 +134,7 @@ class TrainedLayer:
     def _run(self, hidden_1TD: Tensor, *, packing: Any, rotary: tuple[Tensor, Tensor]) -> Tensor:  # noqa: ANN401
         attention, network = self._attention, self._network
         before_attention, before_network, after_attention, after_network, *_ = self._norms
-        residual_TD, normed_TD = _add_and_norm(hidden_1TD[0].contiguous(), None, before_attention)
+        residual_TD, normed_TD = _add_and_norm(hidden_1TD[0], None, before_attention)
         rows = [each(normed_TD) for each in (attention.q_proj, attention.k_proj, attention.v_proj)]
         attended_TF = self._attended(rows, packing, rotary)
         made_TD = _normed(attention.o_proj(attended_TF), after_attention)
@@ -177,7 +182,7 @@ def _normed(inputs_TF: Tensor, norm: FusedNorm | None) -> Tensor:
     """Norm rows, or each head of them, where there is a norm."""
     if norm is None:
         return inputs_TF
-    rows = inputs_TF.contiguous().view(-1, len(norm.norm.weight))
+    rows = inputs_TF.reshape(-1, len(norm.norm.weight))
     return _add_and_norm(rows, None, norm)[1].view(inputs_TF.shape)
 
 

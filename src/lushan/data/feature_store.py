@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from lushan.atomic import naming_full_disk, write_json
 from lushan.data.near import Positions
-from lushan.records import Example, Features
+from lushan.records import Example, Features, ToolForm
 
-LAYOUT = 1
+LAYOUT = 2
 """Changes whenever files of before must not be read any more."""
 FEWEST_STORED = 10_000
 """Fewer examples are encoded sooner than files are looked up, and need little memory."""
@@ -222,7 +222,9 @@ def columns_of(features: Sequence[Features]) -> Columns:
 
 
 def _kind(values: Mapping[str, Any]) -> Features:
-    return Features(token_ids=(), place="", example_index=0, **values)
+    form = values["tool_form"]
+    given = {**values, "tool_form": form and ToolForm(*form)}
+    return Features(token_ids=(), place="", example_index=0, **given)
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from lushan.data.feature_store import (
     lengths_of,
 )
 from lushan.errors import RunError
-from lushan.records import Example, Features
+from lushan.records import Example, Features, ToolForm
 
 EXAMPLES = [Example(str(number), f"text {number}", "a", f"row {number}") for number in range(7)]
 
@@ -42,6 +42,7 @@ def encode(examples: Sequence[Example], *, largest: int = 65_535) -> list[Featur
             num_cut_tokens=number,
             weight=1 / (number + 1),
             grammar=f'start: "{number}"' if number % 2 else "",
+            tool_form=ToolForm("<", ">", "name", "arguments", number) if number % 2 else None,
         )
         for index, example in enumerate(examples)
         for number in [int(example.id)]

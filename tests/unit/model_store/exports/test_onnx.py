@@ -129,7 +129,8 @@ def test_labels_tokenizer_and_a_page_stand_beside_the_file(class_onnx: Written) 
     labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
     assert tuple(labels) == class_onnx.merged.predictor.state.labels
     assert {each.name for each in folder.iterdir()} == {
-        *("model.onnx", "labels.json", "tokenizer.json", "tokenizer_config.json", "README.md")
+        *("model.onnx", "labels.json", "tokenizer.json", "tokenizer_config.json", "README.md"),
+        *("config.json", "lushan.json"),
     }
     page = (folder / "README.md").read_text(encoding="utf-8")
     code = page.partition("```python\n")[2].partition("```")[0]
