@@ -27,8 +27,6 @@ std::vector<Piece> pieces_of(const Moved *weights, int64_t num_weights) {
   return pieces;
 }
 
-inline __mmask16 there(int64_t rest) { return rest >= 16 ? 0xffff : (__mmask16)((1u << rest) - 1); }
-
 inline __m512 gradient_at(const Moved &weight, int64_t at, __mmask16 mask) {
   if (weight.is_half) return widen(_mm256_maskz_loadu_epi16(mask, (const uint16_t *)weight.gradient + at));
   return _mm512_maskz_loadu_ps(mask, (const float *)weight.gradient + at);
@@ -43,7 +41,7 @@ void move(const Piece &piece, double scale, double beta1, double beta2, double e
   const __m512 size = _mm512_set1_ps((float)(-weight.rate / correction1));
   const __m512 root = _mm512_set1_ps((float)std::sqrt(correction2)), least = _mm512_set1_ps((float)epsilon);
   for (int64_t at = piece.start; at < piece.end; at += 16) {
-    const __mmask16 mask = there(piece.end - at);
+    const __mmask16 mask = there(0, piece.end, at);
     __m512 gradient = _mm512_mul_ps(gradient_at(weight, at, mask), by);
     __m512 first = _mm512_maskz_loadu_ps(mask, weight.first_moment + at);
     __m512 second = _mm512_maskz_loadu_ps(mask, weight.second_moment + at);
@@ -79,7 +77,7 @@ extern "C" double lushan_gradient_norm(const Moved *weights, int64_t num_weights
     for (int64_t start = piece.start; start < piece.end; start += SUMMED) {
       __m512 sum = _mm512_setzero_ps();
       for (int64_t at = start; at < std::min(start + SUMMED, piece.end); at += 16) {
-        __m512 gradient = gradient_at(*piece.weight, at, there(piece.end - at));
+        __m512 gradient = gradient_at(*piece.weight, at, there(0, piece.end, at));
         sum = _mm512_fmadd_ps(gradient, gradient, sum);
       }
       squares[each] += _mm512_reduce_add_ps(sum);

@@ -62,17 +62,12 @@ void pack_values(const Head &head) {
 // Turn the scores of keys [first, end) into weights in bfloat16, the others into 0; gives what they add up to.
 float weigh(const float *scores, int64_t first, int64_t end, int64_t count, float scaling, uint16_t *weights) {
   const __m512 factor = _mm512_set1_ps(scaling), least = _mm512_set1_ps(-INFINITY);
-  auto there = [&](int64_t at) {
-    __mmask16 not_before = first <= at ? 0xffff : first - at >= 16 ? 0 : (__mmask16)(0xffff << (first - at));
-    __mmask16 not_behind = end - at >= 16 ? 0xffff : end <= at ? 0 : (__mmask16)((1u << (end - at)) - 1);
-    return (__mmask16)(not_before & not_behind);
-  };
   __m512 largest = least, total = _mm512_setzero_ps();
   for (int64_t at = 0; at < count; at += 16)
-    largest = _mm512_mask_max_ps(largest, there(at), largest, _mm512_loadu_ps(scores + at));
+    largest = _mm512_mask_max_ps(largest, there(first, end, at), largest, _mm512_loadu_ps(scores + at));
   largest = _mm512_set1_ps(_mm512_reduce_max_ps(largest) * scaling);
   for (int64_t at = 0; at < count; at += 16) {
-    __mmask16 mask = there(at);
+    __mmask16 mask = there(first, end, at);
     __m256i narrowed = _mm256_setzero_si256();
     if (mask) {
       __m512 weight = exponential(_mm512_fmsub_ps(_mm512_loadu_ps(scores + at), factor, largest));

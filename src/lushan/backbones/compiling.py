@@ -24,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lushan.atomic import write_json
 from lushan.backbones import attention
+from lushan.backbones.frozen import other_forwards
 from lushan.backbones.hardware import Choice, machine
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.load import Backbone
@@ -167,17 +168,8 @@ class CompiledLayers:
     def in_use(self) -> Iterator[None]:
         """Run the layers compiled; what is called around them (hooks) stays as it is."""
         attention.keep_out_of_compilation()
-        before = [vars(layer).get("forward") for layer in self._layers]
-        for layer, forward in zip(self._layers, self._forwards, strict=True):
-            layer.forward = forward
-        try:
+        with other_forwards(self._layers, self._forwards):
             yield
-        finally:
-            for layer, replaced in zip(self._layers, before, strict=True):
-                if replaced is None:
-                    del layer.forward
-                else:
-                    layer.forward = replaced
 
 
 def _plain_forward(layer: nn.Module) -> Callable[..., Any]:

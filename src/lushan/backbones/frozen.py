@@ -6,7 +6,7 @@ in two at any layer, in every architecture of `transformers`, without model code
 Shapes: T tokens, N documents, D width, R kept rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
@@ -92,14 +92,25 @@ def skip_layers(layers: nn.ModuleList, depth: int, hidden_1TD: Tensor) -> Iterat
         return hidden_1TD
 
     handle = layers[depth].register_forward_pre_hook(enter)
-    before = [(layer, vars(layer).get("forward")) for layer in list(layers)[:depth]]
-    for layer, _ in before:
-        layer.forward = skip
+    try:
+        with other_forwards(list(layers)[:depth], [skip] * depth):
+            yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def other_forwards(
+    layers: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]
+) -> Iterator[None]:
+    """While this lasts, layers compute something else; what is called around them (hooks) stays as it is."""
+    before = [vars(layer).get("forward") for layer in layers]
+    for layer, forward in zip(layers, forwards, strict=True):
+        layer.forward = forward
     try:
         yield
     finally:
-        handle.remove()
-        for layer, replaced in before:
+        for layer, replaced in zip(layers, before, strict=True):
             if replaced is None:
                 del layer.forward
             else:

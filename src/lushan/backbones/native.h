@@ -17,6 +17,15 @@ inline __m512 widen(const uint16_t *from) { return widen(_mm256_loadu_si256((con
 
 inline __m256i narrow(__m512 numbers) { return (__m256i)_mm512_cvtneps_pbh(numbers); }
 
+inline __m512 rounded(__m512 numbers) { return widen(narrow(numbers)); }
+
+// Which of the 16 numbers from `at` on are in [first, end).
+inline __mmask16 there(int64_t first, int64_t end, int64_t at) {
+  __mmask16 not_before = first <= at ? 0xffff : first - at >= 16 ? 0 : (__mmask16)(0xffff << (first - at));
+  __mmask16 not_behind = end - at >= 16 ? 0xffff : end <= at ? 0 : (__mmask16)((1u << (end - at)) - 1);
+  return (__mmask16)(not_before & not_behind);
+}
+
 inline void store_narrow(uint16_t *into, __m512 numbers) { _mm256_storeu_si256((__m256i *)into, narrow(numbers)); }
 
 // 2 to the whole part, times a polynomial of the rest: right to 2e-7, which float32 rounds to anyway. Of -inf it is 0, although

@@ -1,4 +1,4 @@
-"""What torch has no fast code for: products with packed weights, decoder layers, the attention of a decoding step.
+"""What torch has no fast code for: products with packed weights, decoder layers, attention; for training `native_training.py`.
 
 All are in C++, compiled on this machine at first use.
 
@@ -38,7 +38,7 @@ NEEDED_FEATURES = ("avx512f", "avx512_bf16", "avx512_vnni")
 FORMS = {"bf16": 0, "int8": 1, "int4": 2}
 """Numbers by which the library knows what weights are."""
 _NAMES = (
-    *("products", "layers", "slot_attention", "attention", "rms_norm", "scores"),
+    *("products", "layers", "slot_attention", "attention", "scores"),
     *("training", "short_attention", "adamw"),
 )
 _SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in _NAMES)
@@ -85,11 +85,12 @@ def matrix(
         num_outputs: O.
         form: One of `FORMS`.
     """
-    addresses = weights.data_ptr(), _address(scales), _address(bias_O)
+    addresses = weights.data_ptr(), address_of(scales), address_of(bias_O)
     return Matrix(*addresses, num_inputs, num_outputs, FORMS[form], num_inputs)
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def address_of(tensor: Tensor | None) -> int | None:
+    """Where the numbers of a tensor are; None of nothing."""
     return None if tensor is None else tensor.data_ptr()
 
 
@@ -109,7 +110,7 @@ def multiply(
     if num_rows:
         library().lushan_multiply(
             packed,
-            _address(bias_O),
+            address_of(bias_O),
             inputs_MI.data_ptr(),
             num_rows,
             outputs_MO.data_ptr(),
@@ -281,17 +282,15 @@ def rms_norm(inputs: Tensor, weight_D: Tensor, *, epsilon: float, adds_one: bool
     """
     inputs = inputs.contiguous()
     outputs = torch.empty_like(inputs, dtype=torch.bfloat16)
-    is_wide = inputs.dtype == torch.float32
-    norm = library().lushan_norm if is_wide else library().lushan_rms_norm
-    norm(
-        inputs.data_ptr(),
-        weight_D.data_ptr(),
-        outputs.data_ptr(),
-        inputs.numel() // len(weight_D),
-        len(weight_D),
-        epsilon,
-        adds_one,
-    )
+    sizes = inputs.numel() // len(weight_D), len(weight_D), epsilon, adds_one
+    given = inputs.data_ptr(), weight_D.data_ptr(), outputs.data_ptr()
+    if inputs.dtype == torch.float32:
+        library().lushan_norm(*given, *sizes)
+    else:
+        rows, weight, made = given
+        library().lushan_add_and_norm(
+            rows, None, weight, None, made, None, *sizes, torch.get_num_threads()
+        )
     return outputs
 
 
@@ -322,7 +321,7 @@ def attend_documents(
         head, token, _ = prefix[0].stride()
         sizes = (prefix[0].shape[1], head, token)
     job = DocumentJob(
-        *map(_address, given),
+        *map(address_of, given),
         len(lengths_N),
         *(query_THD.shape[1], key_TGD.shape[1], query_THD.shape[2]),
         *(*sizes, causal, window or 0),
@@ -379,7 +378,6 @@ def _load() -> ctypes.CDLL | str:
         return f"the products could not be compiled with `{compiler}` ({error})"
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     layer, adapted = ctypes.POINTER(Layer), ctypes.POINTER(Adapted)
-    norm = [*([address] * 3), size, size, ctypes.c_double, number]
     for name, arguments in {
         "multiply": [ctypes.POINTER(Matrix), address, address, size, address, number, number],
         "before_attention": [layer, adapted, address, size, *([address] * 5), number],
@@ -388,8 +386,7 @@ def _load() -> ctypes.CDLL | str:
             *(ctypes.POINTER(StepLayer), size, *([address] * 5)),
             *(size, size, size, number),
         ],
-        "norm": norm,
-        "rms_norm": norm,
+        "norm": [*([address] * 3), size, size, ctypes.c_double, number],
         "attend": [ctypes.POINTER(SlotJob), number],
         "summarise": [address, size, size, *([address] * 3), number],
         "attend_documents": [ctypes.POINTER(DocumentJob), number],

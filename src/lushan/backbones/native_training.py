@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lushan.backbones import native
+from lushan.backbones.native import address_of
 from lushan.backbones.native_structures import Moved, TrainedDocuments
 
-_Norms = tuple[Tensor, Tensor, Tensor]
 _Three = tuple[Tensor, Tensor, Tensor]
 
 
@@ -31,7 +31,7 @@ def add_and_norm(
     *,
     epsilon: float,
     adds_one: bool,
-) -> _Norms:
+) -> _Three:
     """Add two rows, and norm what that is by its root mean square.
 
     Args:
@@ -49,7 +49,7 @@ def add_and_norm(
     outputs_TD, factors_T = torch.empty_like(inputs_TD), torch.empty(num_rows)
     native.library().lushan_add_and_norm(
         inputs_TD.data_ptr(),
-        None if added_TD is None else added_TD.data_ptr(),
+        address_of(added_TD),
         *(each.data_ptr() for each in (weight_D, sums_TD, outputs_TD, factors_T)),
         *(num_rows, width, epsilon, adds_one, torch.get_num_threads()),
     )
@@ -57,7 +57,7 @@ def add_and_norm(
 
 
 def norm_backward(
-    normed: _Norms, gradient_TD: Tensor, beside_TD: Tensor | None, *, adds_one: bool, trains: bool
+    normed: _Three, gradient_TD: Tensor, beside_TD: Tensor | None, *, adds_one: bool, trains: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Give the gradient of what was normed and, in float32, of the weight; (T, D), (D,).
 
@@ -73,9 +73,9 @@ def norm_backward(
     weight_gradient_D = torch.empty(inputs_TD.shape[1]) if trains else None
     native.library().lushan_norm_backward(
         *(each.data_ptr() for each in (inputs_TD, weight_D, factors_T, gradient_TD)),
-        None if beside_TD is None else beside_TD.data_ptr(),
+        address_of(beside_TD),
         made_TD.data_ptr(),
-        None if weight_gradient_D is None else weight_gradient_D.data_ptr(),
+        address_of(weight_gradient_D),
         *(*inputs_TD.shape, adds_one, torch.get_num_threads()),
     )
     return made_TD, weight_gradient_D
@@ -153,7 +153,7 @@ def _job(rows: _Three, looks: Looks, others: Sequence[Tensor | None]) -> Trained
     given = (*rows, *others, looks.lengths_N)
     heads, key_heads = (each.shape[1] // looks.width for each in rows[:2])
     return TrainedDocuments(
-        *(None if each is None else each.data_ptr() for each in given),
+        *map(address_of, given),
         *(len(looks.lengths_N), heads, key_heads, looks.width),
         *(looks.causal, looks.window or 0, looks.scaling),
     )
@@ -223,7 +223,7 @@ def _told(moving: Sequence[Moving]) -> ctypes.Array[Moved]:
     return (Moved * len(moving))(
         *(
             (
-                *(None if part is None else part.data_ptr() for part in _parts(each)),
+                *map(address_of, _parts(each)),
                 *(each.master.numel(), each.gradient.dtype == torch.bfloat16),
                 *(each.rate, each.decay),
             )

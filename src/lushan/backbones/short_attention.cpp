@@ -118,12 +118,6 @@ void average(int64_t count, const float *shares, int64_t next, int64_t step, con
             : average<1, 1>(shares + row * next, next, step, table, sums + row * width, width, from, end);
 }
 
-inline __mmask16 there(int64_t first, int64_t end, int64_t at) {
-  __mmask16 not_before = first <= at ? 0xffff : first - at >= 16 ? 0 : (__mmask16)(0xffff << (first - at));
-  __mmask16 not_behind = end - at >= 16 ? 0xffff : end <= at ? 0 : (__mmask16)((1u << (end - at)) - 1);
-  return (__mmask16)(not_before & not_behind);
-}
-
 // Keys that some of the rows see, to multiples of 16.
 struct Seen {
   int64_t from, end;

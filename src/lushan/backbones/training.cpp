@@ -14,11 +14,9 @@ using namespace lushan;
 constexpr int64_t FEW_ROWS = 8, FEW_NUMBERS = 8192;  // for which a second thread is not worth its start
 enum Place { WEIGHT_GRADIENTS = 20 };                // of `scratch`
 
-inline __m512 rounded(__m512 numbers) { return widen(narrow(numbers)); }
-
 }  // namespace
 
-// `sums` is `inputs` + `added`, rounded, where there is something to add; `outputs` is that, normed by its root mean square. Rounds
+// `sums` is `inputs` + `added`, rounded, where there is something to add; `factors`, for the way back, or none; `outputs` is that, normed by its root mean square. Rounds
 // where `transformers` does. `adds_one`: the factors are 1 + `weights`, and nothing is rounded before them (gemma).
 extern "C" void lushan_add_and_norm(const uint16_t *inputs, const uint16_t *added, const uint16_t *weights, uint16_t *sums,
                                     uint16_t *outputs, float *factors, int64_t num_rows, int64_t width, double epsilon,
@@ -36,8 +34,9 @@ extern "C" void lushan_add_and_norm(const uint16_t *inputs, const uint16_t *adde
       squares = _mm512_fmadd_ps(numbers, numbers, squares);
     }
     if (added) from = sums + row * width;
-    factors[row] = 1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / (float)width + (float)epsilon);
-    const __m512 factor = _mm512_set1_ps(factors[row]), one = _mm512_set1_ps(1.0f);
+    const float scale = 1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / (float)width + (float)epsilon);
+    if (factors) factors[row] = scale;
+    const __m512 factor = _mm512_set1_ps(scale), one = _mm512_set1_ps(1.0f);
     for (int64_t at = 0; at < width; at += 16) {
       __m512 normed = _mm512_mul_ps(widen(from + at), factor), weight = widen(weights + at);
       if (adds_one)
