@@ -33,7 +33,8 @@ class Case:
         return [*words, *self.options, "--json"]
 
 
-def _settings(**values: object) -> tuple[str, ...]:
+def settings(**values: object) -> tuple[str, ...]:
+    """Give settings as words of the command line; `__` stands for a dot."""
     return tuple(
         word
         for name, value in values.items()
@@ -45,7 +46,7 @@ CASES = (
     Case(
         data="translation/multi30k_en_de",
         task="translation",
-        options=_settings(
+        options=settings(
             training__epochs=1, training__learning_rate=1e-4, data__max_train_rows=4000
         ),
         above=("before", 10),
@@ -54,7 +55,7 @@ CASES = (
         data="translation/tatoeba_en_zh",
         task="translation",
         model=CHINESE,
-        options=_settings(
+        options=settings(
             training__epochs=1, training__learning_rate=5e-5, data__max_train_rows=2500
         ),
         above=("before", 10),
@@ -62,7 +63,7 @@ CASES = (
     Case(
         data="summarization/debian_descriptions",
         task="summarization",
-        options=_settings(
+        options=settings(
             training__epochs=1, training__learning_rate=1e-4, data__max_train_rows=2000
         ),
         above=("lead_sentence", 0),
@@ -70,13 +71,13 @@ CASES = (
     Case(
         data="commonsense/openbookqa",
         task="choice",
-        options=_settings(training__epochs=1, training__learning_rate=5e-5),
+        options=settings(training__epochs=1, training__learning_rate=5e-5),
         above=("before", 0.05),
     ),
     Case(
         data="dialogue/sgd",
         task="dialogue",
-        options=_settings(
+        options=settings(
             training__epochs=1, training__learning_rate=1e-4, data__max_train_rows=500
         ),
         above=("before", 0),
@@ -84,7 +85,7 @@ CASES = (
     Case(
         data="ner/wnut17",
         task="tagging",
-        options=_settings(
+        options=settings(
             training__epochs=4,
             training__learning_rate=1e-4,
             task_settings__attention="bidirectional",
@@ -94,34 +95,34 @@ CASES = (
     Case(
         data="ner/bc5cdr",
         task="tagging",
-        options=_settings(training__epochs=3, training__learning_rate=1e-4),
+        options=settings(training__epochs=3, training__learning_rate=1e-4),
         floor=0.80,
     ),
     Case(
         data="relation/semeval2010_task8",
         task="relations",
-        options=_settings(training__epochs=4, training__learning_rate=1e-4),
+        options=settings(training__epochs=4, training__learning_rate=1e-4),
         floor=0.84,
     ),
     Case(
         data="summarization/csl_title",
         task="summarization",
         model=CHINESE,
-        options=_settings(training__epochs=3, training__learning_rate=5e-5),
+        options=settings(training__epochs=3, training__learning_rate=5e-5),
         above=("lead_sentence", 0),
     ),
     Case(
         data="dialogue/alpaca_zh_demo",
         task="dialogue",
         model=CHINESE,
-        options=_settings(training__epochs=1, training__learning_rate=5e-5),
+        options=settings(training__epochs=1, training__learning_rate=5e-5),
         above=("before", 0),
     ),
     Case(
         data="ner/resume_ner",
         task="tagging",
         model=CHINESE,
-        options=_settings(
+        options=settings(
             training__epochs=3,
             training__learning_rate=5e-5,
             task_settings__attention="bidirectional",
@@ -131,14 +132,14 @@ CASES = (
     Case(
         data="qa/squad11_dev_articles",
         task="answering",
-        options=_settings(training__epochs=1, training__learning_rate=1e-4),
+        options=settings(training__epochs=1, training__learning_rate=1e-4),
         floor=0.35,
     ),
     Case(
         data="qa/cmrc2018",
         task="answering",
         model=CHINESE,
-        options=_settings(training__epochs=1, training__learning_rate=5e-5),
+        options=settings(training__epochs=1, training__learning_rate=5e-5),
         above=("before", 0.2),
     ),
 )

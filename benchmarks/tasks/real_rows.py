@@ -23,6 +23,7 @@ sys.path += [str(HERE), str(HERE.parent / "quality")]
 
 import real_sets  # noqa: E402
 import table  # noqa: E402
+from cases import settings  # noqa: E402
 
 from lushan.metrics.control import satisfied_shares  # noqa: E402
 from lushan.metrics.pieces import pieces  # noqa: E402
@@ -59,6 +60,11 @@ class Case:
     task: str
     options: tuple[str, ...]
     """Settings, set beforehand or chosen on validation rows."""
+
+    @property
+    def settings(self) -> str:
+        """The same for a person."""
+        return ", ".join(each for each in self.options if each != "--set")
 
 
 def main() -> None:
@@ -164,15 +170,7 @@ def augmented(case: Case, folder: Path) -> Found:
     return {**kept, "wrong_fraction": wrong}
 
 
-def _settings(**values: object) -> tuple[str, ...]:
-    return tuple(
-        word
-        for name, value in values.items()
-        for word in ("--set", f"{name.replace('__', '.')}={value}")
-    )
-
-
-def _few(name: str, num_rows: int, *, way: str, **settings: object) -> Case:
+def _few(name: str, num_rows: int, *, way: str, **values: object) -> Case:
     """A case of few labelled rows, and of what is made of them."""
     short = name.rpartition("/")[2]
     return Case(
@@ -181,7 +179,7 @@ def _few(name: str, num_rows: int, *, way: str, **settings: object) -> Case:
         make=real_sets.few_labels(name, num_rows, with_others=way == "unlabelled"),
         run=augmented,
         task="classification",
-        options=_settings(**settings),
+        options=settings(**values),
     )
 
 
@@ -204,7 +202,7 @@ CASES = (
         make=real_sets.triples,
         run=tuned,
         task="triples",
-        options=_settings(training__epochs=1, training__learning_rate=1e-4, baselines="false"),
+        options=settings(training__epochs=1, training__learning_rate=1e-4, baselines="false"),
     ),
     Case(
         name="no-answer",
@@ -212,7 +210,7 @@ CASES = (
         make=real_sets.questions,
         run=tuned,
         task="answering",
-        options=_settings(
+        options=settings(
             answer="generate",
             **_SHORT,
             baselines="false",
@@ -224,7 +222,7 @@ CASES = (
         make=real_sets.completions,
         run=tuned,
         task="completion",
-        options=_settings(**_SHORT, baselines="false"),
+        options=settings(**_SHORT, baselines="false"),
     ),
     Case(
         name="length",
@@ -232,7 +230,7 @@ CASES = (
         make=real_sets.summaries,
         run=tuned_to_lengths,
         task="summarization",
-        options=_settings(**_SHORT, task_settings__length_control="true", baselines="false"),
+        options=settings(**_SHORT, task_settings__length_control="true", baselines="false"),
     ),
     _few(_TREC, 16, way="unlabelled", **_TOP),
     _few(_TREC, 64, way="unlabelled", **_HEAD),
@@ -253,11 +251,11 @@ def tuned_table() -> str:
 
 
 def _tuned_lines(case: Case) -> list[str]:
-    found, settings = result_of(case), ", ".join(each for each in case.options if each != "--set")
+    found = result_of(case)
     if found is None:
-        return [f"| {case.rows} | {case.task}, {settings} | | not run | | |"]
+        return [f"| {case.rows} | {case.task}, {case.settings} | | not run | | |"]
     counts = " / ".join(f"{found['num_examples'][name]:,}" for name in SPLIT_NAMES)
-    start = f"| {case.rows} ({counts}) | {case.task}, {settings} "
+    start = f"| {case.rows} ({counts}) | {case.task}, {case.settings} "
     lines: list[str] = []
     for metric in METRICS[case.task]:
         others = {
@@ -313,8 +311,8 @@ def more_rows_table() -> str:
 
 
 def _more_rows_line(case: Case) -> str:
-    found, settings = result_of(case), ", ".join(each for each in case.options if each != "--set")
-    start = f"| {case.rows} | {case.name.split('-')[0]} | {settings} "
+    found = result_of(case)
+    start = f"| {case.rows} | {case.name.split('-')[0]} | {case.settings} "
     if found is None:
         return f"{start}| not run | | | | | |"
     start += f"| {found['num_new_rows']:,} of {found['num_asked']:,} "
