@@ -4,15 +4,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import pytest
 import torch
 
 from lushan.backbones.adapters import Method, attach
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.catalog import load_task
+from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
-from lushan.model_store.tuned_model import TunedModel, model_version, save_model, weights_digest
+from lushan.model_store import certificate
+from lushan.model_store.tuned_model import (
+    TunedModel,
+    load_predictor,
+    model_version,
+    save_model,
+    weights_digest,
+)
 from lushan.records import AnswerMode, Example, TaskState
+from tests.runs import answers_of_this_process
 
 LABELS = tuple(sorted(str(number) for number in range(11)))
 """As text, "10" comes before "2": whoever sorts again as numbers mixes up the classes."""
@@ -59,6 +69,23 @@ def save_tuned(
         LIMIT,
         version=model_version(run / "model"),
     )
+
+
+def save_writer(run: Path, base: Path) -> Path:
+    """Save a certified adapter that writes what follows a text."""
+    backbone = load_backbone(base, purpose="language", precision="fp32")
+    attach(backbone, method="lora", layers=1, rank=4)
+    draw_trained_weights(backbone)
+    run.mkdir(parents=True)
+    meaning = meaning_of(backbone, base, "generate", TaskState())
+    generation = GenerationSettings(max_new_tokens=12)
+    limit = LengthLimit(100, "error")
+    meaning = replace(meaning, task="summarization", limit=limit, generation=generation)
+    save_model(run / "model", backbone, meaning)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certificate, "_answers_of_fresh_process", answers_of_this_process)
+        certificate.certify(run, load_predictor(run), EXAMPLES)
+    return run
 
 
 def meaning_of(

@@ -46,6 +46,8 @@ class Adapter:
 
     layers: Mapping[str, LowRank]
     """By the layer's name in the core."""
+    folder: Path | None = None
+    """Where they are stored."""
 
     @property
     def num_bytes(self) -> int:
@@ -302,8 +304,8 @@ class ManyAdapters:
             self._told = _Told(tuple(rows))
         return _Owned(self._told, torch.tensor(_owners(rows, num_rows), dtype=torch.int32))
 
-    def adapter_of(self, model: Any) -> Adapter:  # noqa: ANN401 - PEFT's models are not typed
-        """Take the adapter out of a PEFT model of the same architecture.
+    def adapter_of(self, model: Any, folder: Path | None = None) -> Adapter:  # noqa: ANN401 - PEFT's models are not typed
+        """Take the adapter out of a PEFT model of the same architecture; `folder` is where it is stored.
 
         Raises:
             ModelError: If it changes more of the core than adding low-rank products to linear layers.
@@ -326,7 +328,7 @@ class ManyAdapters:
                     f"The adapter changes `{name}` in a way that cannot share its base with others. Serve this model alone."
                 )
             layers[short] = _low_rank(layer, self._device, self._dtype)
-        return Adapter(layers)
+        return Adapter(layers, folder)
 
 
 def _low_rank(layer: Any, device: torch.device, dtype: torch.dtype) -> LowRank:  # noqa: ANN401

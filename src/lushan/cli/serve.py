@@ -40,6 +40,13 @@ def command(
         ),
     ] = None,
     weights: WeightsOption = "auto",
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend",
+            help="What writes answers: lushan, or vllm, which holds weights of its own.",
+        ),
+    ] = "lushan",
     max_rows: Annotated[
         int, typer.Option("--max-rows", help="Answers that a model writes at once.")
     ] = 32,
@@ -96,6 +103,7 @@ def command(
 
     with quick_imports():
         from lushan.backbones.packed import WeightsSetting, choose_weights
+        from lushan.serving.backends import choose_backend
         from lushan.serving.hosted import names_of
         from lushan.serving.server import serve
 
@@ -115,6 +123,7 @@ def command(
     }
     with_page = find_spec("gradio") is not None if page is None else page
     choose_weights(weights, "bf16")  # what cannot be is refused before the port is opened
+    chosen = choose_backend(backend)
     targets = targets or []
     names = names_of(targets)
     if not (targets or with_page):
@@ -136,6 +145,7 @@ def command(
             targets,
             settings,
             weights=cast("WeightsSetting", weights),
+            backend=chosen,
             database=database,
             with_page=with_page,
             listening=listening,

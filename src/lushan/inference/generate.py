@@ -21,6 +21,7 @@ from lushan.errors import DataError, ModelError, UserError
 from lushan.inference.beam import BeamSearch
 from lushan.inference.decoder import Decoder, SingleDecoder, SlotDecoder
 from lushan.inference.draft import Advance, Draft, End, Ends, Search, TokenEvent
+from lushan.inference.engine import Engine
 from lushan.inference.generation_settings import GenerationSettings, check_settings
 from lushan.inference.grammar import Constraint, GrammarState
 from lushan.inference.prefix_store import PrefixStore
@@ -159,7 +160,7 @@ def stream(
     return run(engine)
 
 
-def run(engine: "GenerationEngine") -> Iterator[TokenEvent]:
+def run(engine: Engine) -> Iterator[TokenEvent]:
     """Answer all requests of an engine and tell each token as it comes."""
     while engine.is_busy:
         yield from engine.step()
@@ -307,33 +308,24 @@ class GenerationEngine:
                 "This engine writes with one model alone, and takes no other's adapter."
             )
         check_settings(settings)
-        self._check_length(len(prompt_ids), settings.max_new_tokens, index)
-        tokenizer = self._backbone.tokenizer
-        grammar = None
+        check_length(
+            len(prompt_ids),
+            settings.max_new_tokens,
+            index=index,
+            context_tokens=self._backbone.facts.context_tokens,
+        )
+        draft = begin_draft(
+            self._backbone, prompt_ids, settings, index=index, num_alternatives=num_alternatives
+        )
         if constraint:
             num_tokens = self._backbone.plain_model.get_output_embeddings().out_features
-            grammar = GrammarState.start(
-                constraint, tokenizer, vocabulary_size=num_tokens, stop_ids=self._stop_ids
+            draft.grammar = GrammarState.start(
+                constraint,
+                self._backbone.tokenizer,
+                vocabulary_size=num_tokens,
+                stop_ids=self._stop_ids,
             )
-        draft = Draft(
-            prompt_index=index,
-            prompt_ids=tuple(prompt_ids),
-            ends=Ends(self._stop_ids, settings.max_new_tokens),
-            text=TextStream(tokenizer, prompt_ids, settings.stop_strings),
-            grammar=grammar,
-            num_alternatives=num_alternatives,
-        )
         self._waiting.append(_Waiting(draft, settings, adapter))
-
-    def _check_length(self, num_prompt_tokens: int, max_new_tokens: int, index: int) -> None:
-        if num_prompt_tokens == 0:
-            raise DataError(f"Prompt {index + 1} is empty: the model needs at least one token.")
-        context = self._backbone.facts.context_tokens
-        if num_prompt_tokens + max_new_tokens > context:
-            raise DataError(
-                f"Prompt {index + 1} has {num_prompt_tokens} tokens; with `max_new_tokens` {max_new_tokens} that is "
-                f"more than the {context} that this model reads. Shorten the prompt, or lower `max_new_tokens`."
-            )
 
     def cancel(self, index: int) -> None:
         """Forget a request; its rows are free at once. Nothing happens when it is answered already."""
@@ -441,6 +433,41 @@ def _fit(requests: Sequence[_Active | _Waiting], max_rows: int, max_tokens: int 
 def _search(request: _Waiting) -> Search:
     make = BeamSearch if request.settings.num_beams > 1 else Sampling
     return make(request.start, request.settings)
+
+
+def check_length(
+    num_prompt_tokens: int, max_new_tokens: int, *, index: int, context_tokens: int
+) -> None:
+    """Refuse a prompt that the model cannot read and answer.
+
+    Raises:
+        DataError: If it is empty or leaves no room for `max_new_tokens`.
+    """
+    if num_prompt_tokens == 0:
+        raise DataError(f"Prompt {index + 1} is empty: the model needs at least one token.")
+    if num_prompt_tokens + max_new_tokens > context_tokens:
+        raise DataError(
+            f"Prompt {index + 1} has {num_prompt_tokens} tokens; with `max_new_tokens` {max_new_tokens} that is "
+            f"more than the {context_tokens} that this model reads. Shorten the prompt, or lower `max_new_tokens`."
+        )
+
+
+def begin_draft(
+    backbone: Backbone,
+    prompt_ids: Sequence[int],
+    settings: GenerationSettings,
+    *,
+    index: int,
+    num_alternatives: int = 0,
+) -> Draft:
+    """Begin an answer of any form."""
+    return Draft(
+        prompt_index=index,
+        prompt_ids=tuple(prompt_ids),
+        ends=Ends(stop_ids(backbone), settings.max_new_tokens),
+        text=TextStream(backbone.tokenizer, prompt_ids, settings.stop_strings),
+        num_alternatives=num_alternatives,
+    )
 
 
 def stop_ids(backbone: Backbone) -> frozenset[int]:

@@ -47,6 +47,10 @@ class GenerationSettings(Settings):
     seed: int = Field(default=0, ge=0)
     """Seed of the draws. An answer depends on it and its prompt, not on what runs beside it."""
 
+    def seed_of(self, number: int) -> int:
+        """Give the seed of one of the answers to a prompt."""
+        return self.seed * 1_000_003 + number
+
 
 _DRAWING = ("top_k", "top_p", "min_p")
 _BEAMS = ("length_penalty", "early_stopping")

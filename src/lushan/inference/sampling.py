@@ -71,8 +71,7 @@ class Sampling:
         num_answers = settings.num_return_sequences
         self._drafts = {number: start.copy() for number in range(num_answers)}
         self._generators = [
-            torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
-            for number in range(num_answers)
+            torch.Generator().manual_seed(settings.seed_of(number)) for number in range(num_answers)
         ]
 
     def advance(self, scores: Scores) -> Advance:

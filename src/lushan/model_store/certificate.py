@@ -16,6 +16,7 @@ from typing import Any
 from lushan.atomic import write_json
 from lushan.backbones.sources import locate
 from lushan.errors import CertificateError, RunError
+from lushan.inference.generate import Generated
 from lushan.inference.predict import Predictor
 from lushan.model_store.digests import (
     BASE_FILES,
@@ -30,6 +31,8 @@ from lushan.model_store.probes import (
     Tolerance,
     compare,
     describe_answers,
+    describe_generated,
+    describe_renderer,
     ties_of,
 )
 from lushan.model_store.tuned_model import load_predictor, model_version, read_meaning
@@ -83,12 +86,13 @@ def certify(run: Path, predictor: Predictor, examples: Sequence[Example]) -> dic
     return certificate
 
 
-def replay(run: Path, predictor: Predictor) -> float:
+def replay(run: Path, predictor: Predictor, *, written: Sequence[Generated] | None = None) -> float:
     """Ask a loaded model what its certificate was made with, and hold its answers and its files to it.
 
     Args:
         run: The run folder, or its `model` folder.
         predictor: The model as `load_predictor` gave it, in the form that is to be served; that decides what may differ.
+        written: What another program wrote when it was asked `written_questions`; None asks the model.
 
     Returns:
         The largest difference of a probability or log-likelihood.
@@ -102,11 +106,17 @@ def replay(run: Path, predictor: Predictor) -> float:
     _check_files(model, certificate, loaded_version=predictor.version)
     probes = read_probes(model)
     arithmetic = predictor.backbone.weight_form or certificate["precision"]
+    if written is not None and arithmetic in ("int8", "int4"):
+        arithmetic = "bf16"  # another program does not know how weights are packed here
     tolerance = Tolerance(**certificate["tolerances"][arithmetic])
     expected = certificate["answers"]
     if predictor.writes and "written_ids" not in expected:  # version 1 kept whole texts
         expected = {name: expected[name] for name in ("labels", "token_ids")}
-    found = describe_answers(predictor, probes, writes="written_ids" in expected)
+    if written is None:
+        found = describe_answers(predictor, probes, writes="written_ids" in expected)
+    else:
+        rules = describe_renderer(predictor, predictor.encode(probes))
+        found = rules | describe_generated(written)
     is_tie = ties_of(predictor, found["token_ids"], tolerance=tolerance)
     return compare(expected, found, tolerance=tolerance, is_tie=is_tie)
 

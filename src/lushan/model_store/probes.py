@@ -15,7 +15,7 @@ import torch
 from lushan.backbones.heads import vocabulary_logits
 from lushan.data.batching import pack
 from lushan.errors import CertificateError
-from lushan.inference.generate import generate, stop_ids
+from lushan.inference.generate import Generated, generate, stop_ids
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
 from lushan.label_answers import THRESHOLD
@@ -145,18 +145,27 @@ def prompts_of(features: Sequence[Features]) -> list[list[int]]:
     ]
 
 
-def describe_written(predictor: Predictor, features: Sequence[Features]) -> dict[str, Any]:
-    """Tell the first greedy tokens of some probes.
+def written_questions(
+    predictor: Predictor, features: Sequence[Features]
+) -> tuple[list[list[int]], GenerationSettings]:
+    """Give the prompts of which the first greedy tokens are compared, and how they are answered.
 
     The form that a probe asks for is left out: it would hide what the model prefers.
     """
     stop_strings = (*predictor.generation.stop_strings, *predictor.state.stop_strings)
     most = min(NUM_WRITTEN_TOKENS, predictor.generation.max_new_tokens)
-    written = generate(
-        predictor.backbone,
-        prompts_of(features),
-        GenerationSettings(max_new_tokens=most, stop_strings=stop_strings),
-    )
+    settings = GenerationSettings(max_new_tokens=most, stop_strings=stop_strings)
+    return prompts_of(features), settings
+
+
+def describe_written(predictor: Predictor, features: Sequence[Features]) -> dict[str, Any]:
+    """Tell the first greedy tokens of some probes."""
+    prompts, settings = written_questions(predictor, features)
+    return describe_generated(generate(predictor.backbone, prompts, settings))
+
+
+def describe_generated(written: Sequence[Generated]) -> dict[str, Any]:
+    """Tell what was written for them."""
     return {
         "written_ids": [each.token_ids for each in written],
         "log_likelihoods": [each.log_probabilities for each in written],

@@ -323,7 +323,7 @@ def _adapted(folder: Path, layer: AnswerLayer, base: Base) -> SharingBackbone:
     adapted = load_adapter(empty, folder)
     # Adapters are multiplied together: what is not finite in one would reach the others.
     check_values(folder, _stored_weights(folder))
-    adapter = base.layers.many.adapter_of(adapted)
+    adapter = base.layers.many.adapter_of(adapted, folder)
     model = adapted.get_base_model()
     if layer.purpose == "language":
         model = shared.plain_model

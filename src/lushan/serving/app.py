@@ -26,12 +26,14 @@ from lushan.feedback.store import FeedbackStore
 from lushan.model_store.resident import Resident
 from lushan.serving import embeddings_api, explain_api, feedback_api, openai_api, task_api
 from lushan.serving.api_key import Scope
+from lushan.serving.backends import BackendName
 from lushan.serving.errors import ErrorAnswer, RequestError, error_response
 from lushan.serving.guard import Guard
 from lushan.serving.hosted import HostedModel, host
 from lushan.serving.keys import KeyGate, bearer, require_key
 from lushan.serving.metrics import Metrics
 from lushan.serving.observation import Observation
+from lushan.serving.proof import prove
 from lushan.serving.serve_settings import ServeSettings
 from lushan.serving.worker import Worker
 
@@ -57,6 +59,7 @@ def make_app(
     *,
     targets: Sequence[str] = (),
     weights: WeightsSetting = "auto",
+    backend: BackendName = "lushan",
     feedback: FeedbackStore | None = None,
     keys: KeyGate | None = None,
 ) -> FastAPI:
@@ -67,6 +70,7 @@ def make_app(
         settings: Where it listens, and what bounds it.
         targets: Runs and models to load once it listens; it is ready when all answer as their certificates say.
         weights: How those of all these are held.
+        backend: What writes answers.
         feedback: Where feedback is kept; None takes none.
         keys: Asked before every request to a model; None where only this machine can ask.
     """
@@ -91,7 +95,7 @@ def make_app(
     state.stop = lambda: None
     state.keys = keys
     state.feedback = feedback
-    state.worker = Worker(state.models, settings)
+    state.worker = Worker(state.models, settings, backend)
     state.metrics = Metrics(
         num_waiting=lambda: state.worker.num_waiting,
         num_running=lambda: state.worker.num_running,
@@ -139,11 +143,14 @@ async def _load(app: FastAPI) -> None:
         for target in app.state.targets:
             model = await asyncio.to_thread(host, target, app.state.resident)
             app.state.models[model.name] = model
+            if app.state.worker.backend != "lushan":
+                await prove(model, app.state.worker)
             form = model.predictor.backbone.weight_form
             fields = {
                 "model": model.name,
                 "tuned": model.is_tuned,
                 "certified": model.certified,
+                "backend": app.state.worker.backend if model.predictor.writes else "lushan",
                 "weights": form or "fp32",
                 # To ask compiles them, here where requests are answered: in fp32 nobody needs them.
                 "products": (native.why_missing() or "own") if form else "torch",

@@ -10,8 +10,11 @@ from typing import TypeVar
 
 from lushan.backbones.hardware import give_back_freed_memory
 from lushan.backbones.load import Backbone
+from lushan.serving.backends import BACKENDS, BackendName
 from lushan.serving.errors import ServerBusyError
+from lushan.serving.hosted import HostedModel
 from lushan.serving.micro_batches import Asked, MicroBatches
+from lushan.serving.serve_settings import ServeSettings
 from lushan.serving.streams import Streams, Writing
 
 logger = logging.getLogger("lushan.serving")
@@ -24,8 +27,12 @@ Command = Callable[[], None]
 class ComputeThread:
     """One thread; its public methods may be called from any other."""
 
-    def __init__(self, *, max_rows: int, max_tokens: int) -> None:
-        self._streams = Streams(max_rows=max_rows, max_tokens=max_tokens)
+    def __init__(self, settings: ServeSettings, backend: BackendName = "lushan") -> None:
+        self._streams = Streams(
+            max_rows=settings.max_rows,
+            max_tokens=settings.max_tokens,
+            make_engine=BACKENDS[backend],
+        )
         self._batches = MicroBatches()
         self._jobs: deque[Command] = deque()
         self._inbox: deque[Command] = deque()
@@ -49,6 +56,10 @@ class ComputeThread:
     def write(self, request: Writing) -> None:
         """Take a request for written answers."""
         self._send(partial(self._streams.add, request))
+
+    def prepare(self, model: HostedModel, future: "Future[None]") -> None:
+        """Make what writes for a model, if it is not there."""
+        self.call(partial(self._streams.prepare, model), future)
 
     def stop_writing(self, number: int) -> None:
         """Forget a request for written answers, if it is still open."""

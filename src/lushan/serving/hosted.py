@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lushan.backbones.inspect import read_json
+from lushan.backbones.load import Backbone
+from lushan.backbones.many_adapters import ManyAdapters
 from lushan.backbones.sources import locate
 from lushan.errors import LushanError, RunError, SettingError
 from lushan.inference.mixed import SharedLayers
@@ -24,6 +26,8 @@ class HostedModel:
     name: str
     """What requests call it."""
     predictor: Predictor
+    folder: Path
+    """Its weights, or its adapter, and what they mean."""
     run: Path | None
     """The folder that `lushan tune` wrote; None for an untuned model."""
     is_tuned: bool
@@ -33,6 +37,11 @@ class HostedModel:
     """What it computes with together with others of the same base; None where it computes alone."""
     loaded_at: int = field(default_factory=lambda: int(time.time()))
     """Seconds since 1970."""
+
+    @property
+    def writes_with(self) -> tuple[Backbone, ManyAdapters | None]:
+        """The backbone that writes, and what adapts it where others write with it too."""
+        return (self.predictor.backbone, None) if self.layers is None else self.layers
 
     @property
     def reads_conversations(self) -> bool:
@@ -102,7 +111,13 @@ def _host_run(folder: Path, resident: Resident) -> HostedModel:
     name = resident.load(folder, name=_name_of(folder), replaces=True, check=check)
     model = resident.model(name)
     return HostedModel(
-        name, model.predictor, run, is_tuned=True, certified=is_certified, layers=model.layers
+        name,
+        model.predictor,
+        folder,
+        run,
+        is_tuned=True,
+        certified=is_certified,
+        layers=model.layers,
     )
 
 
@@ -110,10 +125,10 @@ def _replay(run: Path, predictor: Predictor) -> None:
     try:
         replay(run, predictor)
     except LushanError as error:
-        raise RunError(f"`{run}` is not what its certificate is about. {error} {_REMEDY}") from None
+        raise RunError(f"`{run}` is not what its certificate is about. {error} {REMEDY}") from None
 
 
-_REMEDY = "It is not served. Restore its `model` folder, or tune again."
+REMEDY = "It is not served. Restore its `model` folder, or tune again."
 
 
 def _host_untuned(folder: Path, resident: Resident) -> HostedModel:
@@ -121,6 +136,7 @@ def _host_untuned(folder: Path, resident: Resident) -> HostedModel:
     return HostedModel(
         model.name,
         model.predictor,
+        folder,
         None,
         is_tuned=False,
         certified=False,

@@ -15,6 +15,7 @@ from lushan.database.connect import Database
 from lushan.errors import SettingError
 from lushan.feedback.store import FeedbackStore
 from lushan.serving.app import make_app
+from lushan.serving.backends import BackendName
 from lushan.serving.key_store import KeyStore
 from lushan.serving.keys import KeyGate
 from lushan.serving.observation import JsonLines
@@ -29,6 +30,7 @@ def serve(
     settings: ServeSettings,
     *,
     weights: WeightsSetting = "auto",
+    backend: BackendName = "lushan",
     database: Database,
     with_page: bool,
     listening: Callable[[str], None],
@@ -39,6 +41,7 @@ def serve(
         targets: Runs and models, as on the command line.
         settings: Where to listen, and what bounds the server.
         weights: How weights are held while models answer.
+        backend: What writes answers.
         database: The store of feedback and API keys; what the page keeps lies beside it.
         with_page: Whether there is a page for people.
         listening: Called once with the address, before the models are loaded.
@@ -50,7 +53,15 @@ def serve(
     """
     keys = None if settings.is_on_loopback else _gate(database, settings)
     feedback = FeedbackStore(database)
-    app = make_app((), settings, targets=targets, weights=weights, feedback=feedback, keys=keys)
+    app = make_app(
+        (),
+        settings,
+        targets=targets,
+        weights=weights,
+        backend=backend,
+        feedback=feedback,
+        keys=keys,
+    )
     if with_page:
         app.state.store = Path(database.name).parent
         mount_page(app)

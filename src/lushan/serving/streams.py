@@ -10,16 +10,13 @@ from lushan.backbones.load import Backbone
 from lushan.backbones.many_adapters import own_adapter
 from lushan.errors import UserError
 from lushan.inference.draft import TokenEvent
-from lushan.inference.generate import GenerationEngine
+from lushan.inference.engine import Engine
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
-from lushan.inference.mixed import SharedLayers
-from lushan.inference.prefix_store import PrefixStore
+from lushan.serving.backends import MakeEngine, own_engine
+from lushan.serving.hosted import HostedModel
 
 logger = logging.getLogger("lushan.serving")
-
-READ_TOKENS = 256
-"""Prompt tokens that are read between two tokens of running answers; more would be read faster, and hold those up longer."""
 
 Told = TokenEvent | Exception | None
 """What a request is told: a token, why it failed, or None behind the last token."""
@@ -48,9 +45,7 @@ class Writing:
 
     number: int
     """By which the engine knows it; unlike that of any other request."""
-    backbone: Backbone
-    layers: SharedLayers | None
-    """What the backbone shares with others."""
+    model: HostedModel
     prompt_ids: Sequence[int]
     settings: GenerationSettings
     constraint: Constraint | None
@@ -61,9 +56,9 @@ class Writing:
 
 @dataclass(slots=True)
 class _Desk:
-    """One backbone's engine, and the requests that it answers."""
+    """The engine of a backbone, and the requests that it answers."""
 
-    engine: GenerationEngine
+    engine: Engine
     requests: dict[int, Writing] = field(default_factory=dict[int, Writing])
     is_needed: bool = True
     """Whether new requests may come."""
@@ -72,7 +67,10 @@ class _Desk:
 class Streams:
     """One engine a backbone, or a base that several share; every step moves each of them on by one token."""
 
-    def __init__(self, *, max_rows: int, max_tokens: int) -> None:
+    def __init__(
+        self, *, max_rows: int, max_tokens: int, make_engine: MakeEngine = own_engine
+    ) -> None:
+        self._make_engine = make_engine
         self._max_rows = max_rows
         self._max_tokens = max_tokens
         self._desks: dict[int, _Desk] = {}
@@ -85,26 +83,13 @@ class Streams:
     def add(self, request: Writing) -> None:
         """Take a request; one that cannot be answered is told so."""
         try:
-            shared = request.layers
-            backbone, many = (request.backbone, None) if shared is None else shared
-            key = id(backbone)
-            if key not in self._desks:
-                engine = GenerationEngine(
-                    backbone,
-                    max_rows=self._max_rows,
-                    max_tokens=self._max_tokens,
-                    max_read_tokens=READ_TOKENS,
-                    prefixes=PrefixStore(self._max_tokens),
-                    many=many,
-                )
-                self._desks[key] = _Desk(engine)
-            desk = self._desks[key]
+            desk = self._desk(request.model)
             desk.engine.add(
                 request.prompt_ids,
                 request.settings,
                 index=request.number,
                 constraint=request.constraint,
-                adapter=own_adapter(request.backbone),
+                adapter=own_adapter(request.model.predictor.backbone),
                 num_alternatives=request.num_alternatives,
             )
         except UserError as error:
@@ -114,6 +99,21 @@ class Streams:
             request.mailbox.put(error)
         else:
             desk.requests[request.number] = request
+
+    def prepare(self, model: HostedModel) -> None:
+        """Make what writes for a model, if it is not there.
+
+        Raises:
+            ModelError: If the model cannot write.
+        """
+        self._desk(model)
+
+    def _desk(self, model: HostedModel) -> _Desk:
+        key = id(model.writes_with[0])
+        if key not in self._desks:
+            engine = self._make_engine(model, max_rows=self._max_rows, max_tokens=self._max_tokens)
+            self._desks[key] = _Desk(engine)
+        return self._desks[key]
 
     def cancel(self, number: int) -> None:
         """Forget a request; its rows are free at once. Nothing happens when it is answered already."""

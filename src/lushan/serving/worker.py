@@ -18,6 +18,7 @@ from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
 from lushan.inference.predict import Prompted, weighed, written_from
 from lushan.records import Example, Prediction
+from lushan.serving.backends import BackendName
 from lushan.serving.compute_thread import ComputeThread
 from lushan.serving.errors import DeadlineError, ServerBusyError
 from lushan.serving.hosted import HostedModel
@@ -34,16 +35,23 @@ PROMPTS_AT_ONCE = 8
 class Worker:
     """Everything that computes with the models goes through it; for one event loop."""
 
-    def __init__(self, models: Mapping[str, HostedModel], settings: ServeSettings) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, HostedModel],
+        settings: ServeSettings,
+        backend: BackendName = "lushan",
+    ) -> None:
         """Make a worker that does not work yet.
 
         Args:
             models: By name; may be filled later.
             settings: What bounds it.
+            backend: What writes answers.
         """
         self._models = models
         self._settings = settings
-        self._thread = ComputeThread(max_rows=settings.max_rows, max_tokens=settings.max_tokens)
+        self.backend: BackendName = backend
+        self._thread = ComputeThread(settings, backend)
         self._numbers = itertools.count()
         self._open: dict[int, Callable[[], bool]] = {}
         """Every request that is not answered yet, and whether anything of it is computed."""
@@ -59,10 +67,7 @@ class Worker:
     def forget_replaced(self) -> None:
         """Free what is remembered for models that are not there any more."""
         hosted = list(self._models.values())
-        self._thread.keep_only([
-            each.predictor.backbone if each.layers is None else each.layers.backbone
-            for each in hosted
-        ])
+        self._thread.keep_only([each.writes_with[0] for each in hosted])
 
     @property
     def num_waiting(self) -> int:
@@ -105,6 +110,16 @@ class Worker:
         self._thread.call(function, future)
         return await self._result(number, future)
 
+    async def prepare(self, model: HostedModel) -> None:
+        """Make what writes for a model, however long it takes; nobody else is answered meanwhile.
+
+        Raises:
+            ModelError: If the model cannot write.
+        """
+        future: Future[None] = Future()
+        self._thread.prepare(model, future)
+        await asyncio.wrap_future(future)
+
     async def generate(
         self,
         model: HostedModel,
@@ -125,8 +140,7 @@ class Worker:
         """
         request = Writing(
             next(self._numbers),
-            model.predictor.backbone,
-            model.layers,
+            model,
             prompt_ids,
             settings,
             constraint,
@@ -134,10 +148,13 @@ class Worker:
             Mailbox(),
         )
         self._admit(request.number, lambda: request.has_started)
-        deadline = time.monotonic() + self._settings.deadline_seconds
+        seconds = self._settings.deadline_seconds
+        deadline = time.monotonic() + seconds
         self._thread.write(request)
         try:
-            while (told := await self._before(deadline, request.mailbox.get())) is not None:
+            while (
+                told := await _before(deadline, request.mailbox.get(), seconds=seconds)
+            ) is not None:
                 if isinstance(told, Exception):
                     raise told
                 yield told
@@ -190,19 +207,21 @@ class Worker:
         self._open[number] = has_started
 
     async def _result(self, number: int, future: "Future[ResultT]") -> ResultT:
-        deadline = time.monotonic() + self._settings.deadline_seconds
+        seconds = self._settings.deadline_seconds
+        deadline = time.monotonic() + seconds
         try:
-            return await self._before(deadline, asyncio.wrap_future(future))
+            return await _before(deadline, asyncio.wrap_future(future), seconds=seconds)
         finally:
             del self._open[number]
 
-    async def _before(self, deadline: float, awaitable: Awaitable[ResultT]) -> ResultT:
-        # `asyncio.wait_for` of Python 3.11 forgets that it was cancelled where the result has just come.
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await awaitable
-        except TimeoutError:
-            raise DeadlineError(self._settings.deadline_seconds) from None
+
+async def _before(deadline: float, awaitable: Awaitable[ResultT], *, seconds: float) -> ResultT:
+    # `asyncio.wait_for` of Python 3.11 forgets that it was cancelled where the result has just come.
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await awaitable
+    except TimeoutError:
+        raise DeadlineError(seconds) from None
 
 
 async def _predict_by_writing(

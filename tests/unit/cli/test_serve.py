@@ -44,6 +44,8 @@ def test_command_can_be_imported_without_its_packages(monkeypatch: pytest.Monkey
         (["{run}", "--port", "70000"], "setting `port` is wrong"),
         (["{run}", "{run}/model"], "Two models would be called `run`"),
         (["--no-page"], "there is nothing to serve"),
+        (["{run}", "--backend", "other"], "`--backend other` is not known. Known: lushan, vllm."),
+        (["{run}", "--backend", "vllm"], "`--backend vllm` needs `vllm`"),
     ],
 )
 def test_mistake_is_told_before_anything_is_loaded(

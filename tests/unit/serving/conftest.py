@@ -9,6 +9,7 @@ import pytest
 from lushan.model_store.resident import Resident
 from lushan.serving.hosted import HostedModel, host
 from tests.conftest import MakeTiny
+from tests.saved import save_writer
 from tests.served import TOOL_TEMPLATE, Served, serving, write_chat_model
 
 
@@ -55,3 +56,10 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
     """Give OpenAI's own client, pointed at the server."""
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def writer(tiny_folder: MakeTiny, tmp_path_factory: pytest.TempPathFactory) -> HostedModel:
+    """Give a certified adapter that writes, loaded."""
+    run = save_writer(tmp_path_factory.mktemp("writer") / "writer", tiny_folder("llama"))
+    return host(str(run), Resident(weights="fp32"))

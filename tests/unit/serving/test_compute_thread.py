@@ -11,10 +11,11 @@ from lushan.records import Example, Prediction
 from lushan.serving import compute_thread
 from lushan.serving.compute_thread import ComputeThread
 from lushan.serving.micro_batches import Asked, MicroBatches
+from lushan.serving.serve_settings import ServeSettings
 
 
 def test_functions_run_in_the_thread_in_order() -> None:
-    thread = ComputeThread(max_rows=1, max_tokens=1000)
+    thread = ComputeThread(ServeSettings(max_rows=1, max_tokens=1000))
     names: list[str] = []
     futures: list[Future[None]] = [Future() for _ in range(3)]
     for future in futures:
@@ -27,7 +28,7 @@ def test_functions_run_in_the_thread_in_order() -> None:
 
 
 def test_error_reaches_who_asked_and_the_thread_goes_on() -> None:
-    thread = ComputeThread(max_rows=1, max_tokens=1000)
+    thread = ComputeThread(ServeSettings(max_rows=1, max_tokens=1000))
     thread.start()
     failing: Future[float] = Future()
     thread.call(lambda: 1 / 0, failing)
@@ -40,7 +41,7 @@ def test_error_reaches_who_asked_and_the_thread_goes_on() -> None:
 
 
 def test_function_that_nobody_waits_for_is_not_called() -> None:
-    thread = ComputeThread(max_rows=1, max_tokens=1000)
+    thread = ComputeThread(ServeSettings(max_rows=1, max_tokens=1000))
     called: list[int] = []
     futures: list[Future[None]] = [Future(), Future()]
     for number, future in enumerate(futures):
@@ -53,7 +54,7 @@ def test_function_that_nobody_waits_for_is_not_called() -> None:
 
 
 def test_thread_that_was_never_started_can_be_stopped() -> None:
-    ComputeThread(max_rows=1, max_tokens=1000).stop()
+    ComputeThread(ServeSettings(max_rows=1, max_tokens=1000)).stop()
 
 
 def test_failure_in_the_middle_is_told_to_all_who_wait_and_the_thread_goes_on(
@@ -62,7 +63,7 @@ def test_failure_in_the_middle_is_told_to_all_who_wait_and_the_thread_goes_on(
     def fail(_: MicroBatches) -> None:
         raise RuntimeError("a slip")
 
-    thread = ComputeThread(max_rows=1, max_tokens=1000)
+    thread = ComputeThread(ServeSettings(max_rows=1, max_tokens=1000))
     asked: Future[list[Prediction]] = Future()
     with monkeypatch.context() as patch:
         patch.setattr(MicroBatches, "step", fail)
@@ -79,7 +80,7 @@ def test_freed_memory_is_given_back_now_and_then(monkeypatch: pytest.MonkeyPatch
     given_back: list[int] = []
     monkeypatch.setattr(compute_thread, "STEPS_BETWEEN_TRIMS", 2)
     monkeypatch.setattr(compute_thread, "give_back_freed_memory", lambda: given_back.append(1))
-    thread = ComputeThread(max_rows=1, max_tokens=1000)
+    thread = ComputeThread(ServeSettings(max_rows=1, max_tokens=1000))
     futures: list[Future[int]] = [Future() for _ in range(5)]
     for future in futures:
         thread.call(lambda: 7, future)

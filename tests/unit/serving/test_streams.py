@@ -15,7 +15,7 @@ SETTINGS = GenerationSettings(max_new_tokens=3)
 
 
 def writing(number: int, model: HostedModel, mailbox: Mailbox) -> Writing:
-    return Writing(number, model.predictor.backbone, None, (5, 60, 100), SETTINGS, None, 0, mailbox)
+    return Writing(number, model, (5, 60, 100), SETTINGS, None, 0, mailbox)
 
 
 async def all_told(mailbox: Mailbox) -> list[Told]:
@@ -84,7 +84,7 @@ def test_engine_of_a_replaced_model_is_freed_when_its_answers_are_finished(
         streams.step()
         (desk,) = streams._desks.values()
         engine = weakref.ref(desk.engine)
-        streams.keep_only([chatter.predictor.backbone])
+        streams.keep_only([chatter.writes_with[0]])
         assert streams._desks
         streams.keep_only([])
         del desk

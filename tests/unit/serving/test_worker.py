@@ -18,7 +18,7 @@ from lushan.records import Example
 from lushan.serving.errors import DeadlineError, ServerBusyError
 from lushan.serving.hosted import HostedModel
 from lushan.serving.serve_settings import ServeSettings
-from lushan.serving.worker import Worker
+from lushan.serving.worker import Worker, _before
 from tests.saved import EXAMPLES
 
 ResultT = TypeVar("ResultT")
@@ -206,9 +206,8 @@ def test_other_work_runs_between_steps_and_its_errors_reach_who_asked(chatter: H
 
 def test_request_that_is_stopped_just_as_a_token_comes_is_stopped() -> None:
     async def stop() -> None:
-        worker = Worker({}, ServeSettings())
         token: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        waiting = asyncio.create_task(worker._before(time.monotonic() + 60, token))
+        waiting = asyncio.create_task(_before(time.monotonic() + 60, token, seconds=60))
         await asyncio.sleep(0)
         token.set_result(7)
         waiting.cancel()

@@ -11,6 +11,7 @@ from lushan.errors import RunError
 from lushan.serving.hosted import HostedModel, find_model, host
 from lushan.serving.page.texts import Texts
 from lushan.serving.page.tuning import Tuner
+from lushan.serving.proof import prove
 from lushan.serving.worker import Worker
 
 
@@ -61,6 +62,8 @@ class Studio:
             RunError: If it does not answer as its certificate says.
         """
         hosted = await self.worker.run(partial(host, str(run), self.app.state.resident))
+        if self.worker.backend != "lushan":
+            await prove(hosted, self.worker)
         self.app.state.models[hosted.name] = hosted
         self.worker.forget_replaced()
         return hosted.name

@@ -84,7 +84,14 @@ def tuned(tiny_run: Path) -> HostedModel:
     """Give a tiny classifier, as a server has it."""
     from lushan.model_store.tuned_model import load_predictor
 
-    return HostedModel("tiny", load_predictor(tiny_run), tiny_run, is_tuned=True, certified=True)
+    return HostedModel(
+        "tiny",
+        load_predictor(tiny_run),
+        tiny_run / "model",
+        tiny_run,
+        is_tuned=True,
+        certified=True,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -104,4 +111,6 @@ def talker(tiny_folder: Callable[[str], Path]) -> HostedModel:
         LengthLimit(128, "error"),
         generation=GenerationSettings(max_new_tokens=8),
     )
-    return HostedModel("talker", predictor, None, is_tuned=False, certified=False)
+    return HostedModel(
+        "talker", predictor, tiny_folder("llama"), None, is_tuned=False, certified=False
+    )
