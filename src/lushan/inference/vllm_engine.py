@@ -219,6 +219,7 @@ class VllmEngine:
             self._forget([output.request_id])
         elif output.finished:
             del self._drafts[output.request_id]
+            self.cancel(draft.prompt_index)  # the other answers to it
             self._failures[draft.prompt_index] = ModelError(
                 f"vLLM ended an answer before its end: {written.finish_reason}."
             )

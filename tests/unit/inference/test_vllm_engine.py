@@ -179,14 +179,18 @@ def test_start_and_adapters_that_fail_say_why(
         started(backbone)
 
 
-def test_answer_that_vllm_ends_too_early_is_a_failure(vllm: StandIn, engine: VllmEngine) -> None:
+def test_answer_that_vllm_ends_too_early_is_a_failure(vllm: StandIn) -> None:
+    vllm.backbone.plain_model.generation_config.eos_token_id = None
     vllm.most_tokens = 2
-    engine.add((5, 60, 100), settings(), index=4)
+    engine = started(vllm.backbone)
+    engine.add((5, 60, 100), settings(temperature=1.0, num_return_sequences=2), index=4)
     events: list[TokenEvent] = []
     while engine.is_busy:
         events += engine.step()
-    assert [each.ended for each in events] == [None, None]
+    assert [(each.answer_index, each.ended) for each in events[:2]] == [(0, None), (1, None)]
+    assert len(events) == 3
     assert [*engine.take_failures()] == [4]
+    assert vllm.aborted == ["4-1"]
     assert engine.take_failures() == {}
 
 
