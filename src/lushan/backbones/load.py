@@ -85,6 +85,8 @@ class Backbone:
     """How weights are packed (`packed.py`); None where they are as they were trained."""
     frozen: FrozenStates | None = None
     """What the frozen layers make of the documents of this run; those are then not computed again."""
+    start: Prefix | None = None
+    """What all documents continue, where nothing else is said; only in `packed` mode."""
 
     @property
     def plain_model(self) -> Any:  # noqa: ANN401 - transformers' classes share no useful type
@@ -121,6 +123,8 @@ class Backbone:
             record: Filled with this pass's keys and values; only in `packed` mode.
         """
         has_own_start = prefix is None and record is None
+        if has_own_start:
+            prefix = self.start
         kept_TD = self.frozen.of(batch) if self.frozen and has_own_start else None
         if self.frozen is None or kept_TD is None:
             calls = self._calls(batch, prefix=prefix, record=record)

@@ -108,7 +108,7 @@ def score_candidates(
     """
     tree = build_tree(candidate_tokens(candidates, backbone.tokenizer))
     logs_FC = np.zeros((len(features), len(candidates)))
-    prefix = _shared_prefix(backbone, features)
+    prefix = shared_prefix(backbone, features)
     level = [_Reached(tree, list(range(len(features))))]
     while level:
         told = advance if level[0].fork is tree else lambda _: None  # a prompt counts once
@@ -211,9 +211,13 @@ def _forks_of_prompts(
         yield from [(prompt, each)] if together else ((prompt, [one]) for one in each)
 
 
-def _shared_prefix(backbone: Backbone, features: Sequence[Features]) -> Prefix | None:
-    """Compute once what all prompts start with; None where that is not worth it."""
+def shared_prefix(
+    backbone: Backbone, features: Sequence[Features], *, most_tokens: int | None = None
+) -> Prefix | None:
+    """Compute once what all documents start with, `most_tokens` of it; None where that is not worth it."""
     num_tokens = num_shared_tokens([each.token_ids for each in features])
+    if most_tokens is not None:
+        num_tokens = min(num_tokens, most_tokens)
     if (
         backbone.packing_mode != "packed"
         or len(features) < 2

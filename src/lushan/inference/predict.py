@@ -17,7 +17,7 @@ from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
 from lushan.data.feature_store import lengths_of
-from lushan.inference.constrained import score_candidates
+from lushan.inference.constrained import score_candidates, shared_prefix
 from lushan.inference.generate import Generated, generate
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
@@ -118,7 +118,7 @@ class Predictor:
             limit = replace(limit, max_tokens=self.backbone.facts.context_tokens)
         told = self._encode(blank, limit, with_target=True, shots=())
         with self._without_training():
-            return [float(total) for total, _ in head_outputs(self.task, self.backbone, told)]
+            return [float(total) for total, _ in truth_outputs(self.task, self.backbone, told)]
 
     def prompted(self, features: Sequence[Features], examples: Sequence[Example]) -> list[Prompted]:
         """Say what is written for each example, and how; only of a model that writes."""
@@ -149,7 +149,7 @@ class Predictor:
             return predictions
         told = self._encode(examples, self.limit, with_target=True, shots=shots)
         with self._without_training():
-            truths = head_outputs(self.task, self.backbone, told)
+            truths = truth_outputs(self.task, self.backbone, told)
         return [
             replace(each, truth_log_likelihood=float(total), num_truth_tokens=int(size))
             for each, (total, size) in zip(predictions, truths, strict=True)
@@ -254,16 +254,61 @@ def weighed(written: Sequence[Written], absences: Sequence[float | None]) -> lis
     ]
 
 
+def truth_outputs(task: Task, backbone: Backbone, features: Sequence[Features]) -> Outputs:
+    """Ask how likely written answers are, as `head_outputs` does; what all documents start with is read once.
+
+    Args:
+        task: A task that writes.
+        backbone: The model.
+        features: Documents with their answers.
+    """
+    # The token in front of the first supervised one is read in any case: it predicts that.
+    firsts = [min(each.positions or (each.targets_from - 1,)) for each in features]
+    prefix = shared_prefix(backbone, features, most_tokens=min(firsts))
+    if prefix is None:
+        return head_outputs(task, backbone, features)
+    rest = [_behind(each, prefix.num_tokens) for each in features]
+    backbone.start = prefix
+    try:
+        return head_outputs(task, backbone, rest, first_position=prefix.num_tokens)
+    finally:
+        backbone.start = None
+
+
+def _behind(document: Features, num_tokens: int) -> Features:
+    """Leave out the start of a document, in front of all that is supervised."""
+    return replace(
+        document,
+        token_ids=tuple(document.token_ids[num_tokens:]),
+        targets_from=max(-1, document.targets_from - num_tokens),
+        positions=document.positions and tuple(x - num_tokens for x in document.positions),
+    )
+
+
 def head_outputs(
-    task: Task, backbone: Backbone, features: Sequence[Features], advance: Advance = _ignore
+    task: Task,
+    backbone: Backbone,
+    features: Sequence[Features],
+    advance: Advance = _ignore,
+    *,
+    first_position: int = 0,
 ) -> Outputs:
-    """Run every document through the model and its head; F arrays, in the order of `features`."""
+    """Run every document through the model and its head; F arrays, in the order of `features`.
+
+    Args:
+        task: The task.
+        backbone: The model.
+        features: The documents.
+        advance: Called with how many more were answered.
+        first_position: Position of their first tokens.
+    """
     lengths = lengths_of(features)
     order = np.argsort(lengths, kind="stable")
     rows: list[np.ndarray] = [np.empty(0)] * len(features)
     for start, end in split_lengths(lengths[order].tolist(), MAX_BATCH_TOKENS):
         places = order[start:end].tolist()
-        batch = pack([features[place] for place in places], device=backbone.device)
+        documents = [features[place] for place in places]
+        batch = pack(documents, first_position=first_position, device=backbone.device)
         for place, found in zip(places, task.outputs(backbone, batch), strict=True):
             rows[place] = found
         advance(len(places))

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from lushan.catalog import load_task
 from lushan.data.batching import pack
 from lushan.errors import DataError
 from lushan.inference import predict
+from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor, head_outputs
-from lushan.records import AnswerMode, Example, Prediction, TaskState
+from lushan.records import AnswerMode, Batch, Example, Features, Prediction, TaskState
 from tests.unit.inference.conftest import MakeSharp
 
 STATE = TaskState(labels=("bad", "fine", "good"))
@@ -228,3 +230,50 @@ def test_outputs_of_the_head_stand_in_the_order_of_the_documents(head_backbone: 
         outputs_FC = head_outputs(asked.task, head_backbone, features)
         alone = [asked.task.outputs(head_backbone, pack([each]))[0] for each in features]
     np.testing.assert_allclose(outputs_FC, alone, atol=1e-5)
+
+
+TALKS = [
+    Example(
+        f"t{number}",
+        text,
+        "soup",
+        extra={
+            "messages": [
+                {"role": "system", "content": "You know the river and the home of the fox."},
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": "soup, and again soup"},
+            ]
+        },
+    )
+    for number, text in enumerate(TEXTS)
+]
+TRANSLATED = [
+    Example(each.id, each.text, "soup and bread", extra={"source": each.text}) for each in EXAMPLES
+]
+
+
+@pytest.mark.parametrize("task", ["translation", "dialogue"])
+def test_truth_is_as_likely_where_what_all_start_with_is_read_once(
+    task: str, writer: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples, shots = (TALKS, []) if task == "dialogue" else (TRANSLATED, TRANSLATED[:1])
+    read: list[int] = []
+
+    def counted(documents: Sequence[Features], **options: Any) -> Batch:  # noqa: ANN401
+        read.extend(len(each.token_ids) for each in documents)
+        return pack(documents, **options)
+
+    monkeypatch.setattr(predict, "pack", counted)
+    generation = GenerationSettings(max_new_tokens=2)
+    limit = LengthLimit(400, "error")
+    asked = Predictor(
+        writer, load_task(task), TaskState(), "generate", limit, generation=generation
+    )
+    together = asked.examine(examples, shots=shots)
+    num_together = sum(read)
+    alone = [asked.examine([each], shots=shots)[0] for each in examples]
+    assert num_together < 0.75 * (sum(read) - num_together)
+    for one, other in zip(together, alone, strict=True):
+        assert one.truth_log_likelihood == pytest.approx(other.truth_log_likelihood, rel=1e-4)
+        assert one.num_truth_tokens == other.num_truth_tokens
+    assert writer.start is None
