@@ -99,16 +99,19 @@ def _line(case: Case, found: Mapping[str, Any]) -> str:
     options = ", ".join(word for word in case.options if word != "--set")
     if case.options != tuple(found["options"]):
         raise SystemExit(f"{case.name} was run with other settings. Remove its result.")
-    reached = "reached" if _is_reached(case, found, metric) else "**missed**"
+    asked = _asked(case)
+    if asked != "-":
+        asked += ": reached" if _is_reached(case, found, metric) else ": **missed**"
     return (
         f"| {case.data} | {case.task}, {case.model} | {options} | {metric} | {_number(after['value'])} "
-        f"[{_number(after['low'])}, {_number(after['high'])}] | {before} | {told} | {_asked(case)}: {reached} |"
+        f"[{_number(after['low'])}, {_number(after['high'])}] | {before} | {told} | {asked} |"
     )
 
 
 def _asked(case: Case) -> str:
     if case.floor is not None:
-        return f"at least {case.floor:g}"
+        what = "exact match " if case.task == "answering" else ""
+        return f"{what}at least {case.floor:g}"
     if case.above is None:
         return "-"
     name, margin = case.above

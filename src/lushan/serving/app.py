@@ -143,8 +143,7 @@ async def _load(app: FastAPI) -> None:
         for target in app.state.targets:
             model = await asyncio.to_thread(host, target, app.state.resident)
             app.state.models[model.name] = model
-            if app.state.worker.backend != "lushan":
-                await prove(model, app.state.worker)
+            await prove(model, app.state.worker)
             form = model.predictor.backbone.weight_form
             fields = {
                 "model": model.name,

@@ -18,14 +18,15 @@ async def prove(model: HostedModel, worker: Worker) -> float | None:
         worker: Through which requests will reach what writes.
 
     Returns:
-        The largest difference of a log-likelihood; None where nothing is written, or there is no certificate.
+        The largest difference of a log-likelihood; None where nothing is written, our own engine writes, which was held to
+        the certificate when the model was loaded, or there is no certificate.
 
     Raises:
         RunError: If it does not answer as the certificate says.
         ModelError: If it cannot be started.
     """
     predictor = model.predictor
-    if not predictor.writes:
+    if worker.backend == "lushan" or not predictor.writes:
         return None
     await worker.prepare(model)
     if model.run is None or not model.certified:

@@ -62,8 +62,7 @@ class Studio:
             RunError: If it does not answer as its certificate says.
         """
         hosted = await self.worker.run(partial(host, str(run), self.app.state.resident))
-        if self.worker.backend != "lushan":
-            await prove(hosted, self.worker)
+        await prove(hosted, self.worker)
         self.app.state.models[hosted.name] = hosted
         self.worker.forget_replaced()
         return hosted.name

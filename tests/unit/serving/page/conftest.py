@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 
 
 class FakeWorker:
+    backend = "lushan"
+
     def __init__(self) -> None:
         self.num_closed = 0
         self.seconds_per_token = 0.0
