@@ -125,7 +125,7 @@ CASES = (
         data="dialogue/alpaca_zh_demo",
         task="dialogue",
         model=CHINESE,
-        options=settings(training__epochs=1, training__learning_rate=5e-5),
+        options=settings(training__epochs=1, training__learning_rate=5e-5, baselines="false"),
         above=("before", 0),
     ),
     Case(
