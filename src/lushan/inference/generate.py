@@ -287,22 +287,7 @@ class GenerationEngine:
         adapter: Adapter | None = None,
         num_alternatives: int = 0,
     ) -> None:
-        """Take a request.
-
-        Args:
-            prompt_ids: What the model reads.
-            settings: How its answers are written.
-            index: Number by which events name it.
-            constraint: A form that its answers must have.
-            adapter: Which of the models that share the backbone answers; None for the base itself. It is held until the
-                request is answered.
-            num_alternatives: How many of the most likely tokens events tell at each place; none in beam search.
-
-        Raises:
-            DataError: If the prompt is empty or leaves no room for `max_new_tokens`.
-            ModelError: If the engine was made for one model alone and an adapter is given.
-            SettingError: If settings do not go together, or the constraint is no valid one.
-        """
+        """Take a request; arguments and errors are those of `Engine.add`."""
         if adapter is not None and not self._takes_adapters:
             raise ModelError(
                 "This engine writes with one model alone, and takes no other's adapter."

@@ -118,20 +118,10 @@ class VllmEngine:
         adapter: Adapter | None = None,
         num_alternatives: int = 0,
     ) -> None:
-        """Take a request.
-
-        Args:
-            prompt_ids: What the model reads.
-            settings: How its answers are written; draws of a seed are others than those of our own engine.
-            index: Number by which events name it.
-            constraint: A form that its answers must have.
-            adapter: Which of the models that share the weights answers; None for the base itself.
-            num_alternatives: How many of the most likely tokens events tell at each place.
+        """Take a request, as `Engine.add` does; draws of a seed are others than those of our own engine.
 
         Raises:
-            DataError: If the prompt is empty or leaves no room for `max_new_tokens`.
-            ModelError: If vLLM cannot load the adapter.
-            SettingError: If settings do not go together, are not known to vLLM, or the constraint is no valid one.
+            SettingError: Also if beam search is asked for, which vLLM does not have.
         """
         check_settings(settings)
         if settings.num_beams > 1:
