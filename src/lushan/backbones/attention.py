@@ -33,6 +33,7 @@ from lushan.backbones.attention_products import (
     scatter,
 )
 from lushan.backbones.native_training import Looks
+from lushan.backbones.short_attention import SHORT_TOKENS
 from lushan.backbones.slot_cache import SlotCache
 
 ATTENTION_NAME = "lushan_packed"
@@ -111,6 +112,20 @@ class Packing:
     groups: list[Group]
     record: Prefix | None = None
     """Filled with the keys and values of this pass, to be the prefix of later ones."""
+    joined: list[Group] = field(init=False)
+    """The same, with neighbours in one that attend alike whatever their lengths: short ones that continue nothing."""
+
+    def __post_init__(self) -> None:
+        self.joined = []
+        for group in self.groups:
+            if self.joined and _is_short(group) and _is_short(self.joined[-1]):
+                before = self.joined.pop()
+                group = Group(before.start, group.end, before.lengths + group.lengths)
+            self.joined.append(group)
+
+
+def _is_short(group: Group) -> bool:
+    return group.longest <= SHORT_TOKENS and group.prefix is None and not group.branches
 
 
 def plan_packing(
@@ -190,8 +205,11 @@ def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' 
         packing.record.keys[layer] = key[0].detach()  # pyright: ignore[reportArgumentType]
         packing.record.values[layer] = value[0].detach()  # pyright: ignore[reportArgumentType]
 
-    flat = [each[0].transpose(0, 1).reshape(tokens, -1) for each in (query, key, value)]
-    sizes = [group.end - group.start for group in packing.groups]
+    flat = [each.squeeze(0).transpose(0, 1).reshape(tokens, -1) for each in (query, key, value)]
+    dropout = options.get("dropout") or 0.0
+    joins = not dropout and short_attention.can_attend(flat[0], width, longest=0)
+    groups = packing.joined if joins else packing.groups
+    sizes = [group.end - group.start for group in groups]
     outputs = [
         _attend_in(
             group,
@@ -200,14 +218,19 @@ def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' 
             causal=causal,
             window=window,
             scaling=scaling,
-            dropout=options.get("dropout") or 0.0,
+            dropout=dropout,
         )
         for group, query_TF, key_TF, value_TF in zip(
-            packing.groups, *(each.split(sizes) for each in flat), strict=True
+            groups, *(_split(each, sizes) for each in flat), strict=True
         )
     ]
     attended_TF = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return attended_TF.reshape(1, tokens, heads, width), None
+
+
+def _split(flat_TF: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    """Cut rows; those of one piece are not copied on the way back."""
+    return [flat_TF] if len(sizes) == 1 else flat_TF.split(sizes)
 
 
 def is_causal_layer(module: nn.Module) -> bool:

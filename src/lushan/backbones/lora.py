@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from lushan.backbones.native_training import adapt, adapt_backward, can_adapt
+
 _USUAL_TOKENS = 384
 """For how many rows at once oneDNN lays out a weight; others are right too."""
 
@@ -76,28 +78,38 @@ class _Adapted(torch.autograd.Function):
         bias_O: Tensor | None,
         scaling: float,
     ) -> Tensor:
-        kept_TI = inputs_TI if entering_TI is None else entering_TI
-        narrow_TR = kept_TI @ down_RI.T
+        kept_TI = (inputs_TI if entering_TI is None else entering_TI).contiguous()
+        ctx.is_native = can_adapt(kept_TI, down_RI, up_OR)
         outputs_TO = product.forward(inputs_TI, bias_O)
-        outputs_TO.addmm_(narrow_TR, up_OR.T, alpha=scaling)
-        ctx.save_for_backward(kept_TI, narrow_TR, down_RI, up_OR)
+        if ctx.is_native:
+            narrow_TR = adapt(kept_TI, (down_RI, up_OR), outputs_TO, scaling=scaling)
+        else:
+            narrow_TR = kept_TI @ down_RI.T
+            outputs_TO.addmm_(narrow_TR, up_OR.T, alpha=scaling)
+        ctx.save_for_backward(kept_TI, down_RI, up_OR, narrow_TR)
         ctx.product, ctx.scaling, ctx.drops = product, scaling, entering_TI is not None
         return outputs_TO
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        kept_TI, narrow_TR, down_RI, up_OR = ctx.saved_tensors
-        gradient_TO = gradients[0]
-        back_TR = (gradient_TO @ up_OR) * ctx.scaling
-        down = back_TR.T @ kept_TI
-        up = (gradient_TO.T @ narrow_TR) * ctx.scaling
+        kept_TI, down_RI, up_OR, narrow_TR = ctx.saved_tensors
+        gradient_TO = gradients[0].contiguous()
         inputs_TI = entering_TI = None
         if ctx.needs_input_grad[0]:
             inputs_TI = ctx.product.backward(gradient_TO)
         if ctx.drops and ctx.needs_input_grad[1]:
-            entering_TI = back_TR @ down_RI
-        elif inputs_TI is not None:
-            inputs_TI.addmm_(back_TR, down_RI)
+            entering_TI = torch.zeros_like(kept_TI)
+        into_TI = entering_TI if ctx.drops else inputs_TI
+        if ctx.is_native:
+            down, up = adapt_backward(
+                (kept_TI, down_RI, up_OR, narrow_TR), gradient_TO, into_TI, scaling=ctx.scaling
+            )
+        else:
+            back_TR = (gradient_TO @ up_OR) * ctx.scaling
+            down = back_TR.T @ kept_TI
+            up = (gradient_TO.T @ narrow_TR) * ctx.scaling
+            if into_TI is not None:
+                into_TI.addmm_(back_TR, down_RI)
         return inputs_TI, entering_TI, down, up, None, None, None
 
 

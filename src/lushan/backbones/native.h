@@ -157,6 +157,19 @@ struct TrainedDocuments {
   double scaling;
 };
 
+// A linear layer with a low-rank adapter that is trained; rows and matrices are bfloat16, behind each other.
+struct LowRankJob {
+  const uint16_t *rows;       // [rows][inputs], which enter the adapter
+  const uint16_t *down, *up;  // [rank][inputs], [outputs][rank]
+  uint16_t *narrow;           // [rows][rank, padded to a multiple of 16], written forward and read backward
+  uint16_t *outputs;          // [rows][outputs], added to forward
+  const uint16_t *gradients;  // of the outputs
+  uint16_t *row_gradients;    // like the rows, added to backward; or none
+  uint16_t *down_gradients, *up_gradients;  // like the matrices
+  int64_t num_rows, num_inputs, num_outputs, rank;
+  double scaling;
+};
+
 // A weight on its way.
 struct Moved {
   const void *gradient;  // bfloat16 or float32

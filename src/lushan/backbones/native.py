@@ -25,6 +25,7 @@ from lushan.backbones.native_structures import (
     Adapted,
     DocumentJob,
     Layer,
+    LowRankJob,
     Matrix,
     Moved,
     SlotJob,
@@ -39,7 +40,7 @@ FORMS = {"bf16": 0, "int8": 1, "int4": 2}
 """Numbers by which the library knows what weights are."""
 _NAMES = (
     *("products", "layers", "slot_attention", "attention", "scores"),
-    *("training", "short_attention", "adamw"),
+    *("training", "short_attention", "low_rank", "adamw"),
 )
 _SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in _NAMES)
 _HEADER = Path(__file__).with_name("native.h")
@@ -397,6 +398,8 @@ def _load() -> ctypes.CDLL | str:
         "turn": [*([address] * 4), size, size, size, number, number],
         "attend_trained": [ctypes.POINTER(TrainedDocuments), number],
         "attend_trained_backward": [ctypes.POINTER(TrainedDocuments), number],
+        "adapt": [ctypes.POINTER(LowRankJob), number],
+        "adapt_backward": [ctypes.POINTER(LowRankJob), number],
         "adamw": [ctypes.POINTER(Moved), size, *([ctypes.c_double] * 4), size, number],
         "gradient_norm": [ctypes.POINTER(Moved), size, number],
     }.items():

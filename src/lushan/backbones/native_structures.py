@@ -131,6 +131,22 @@ class TrainedDocuments(ctypes.Structure):
     )
 
 
+class LowRankJob(ctypes.Structure):
+    """What `low_rank.cpp` is told; tensors have to outlive it."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("rows", "down", "up", "narrow", "outputs", "gradients"),
+                *("row_gradients", "down_gradients", "up_gradients"),
+            )
+        ),
+        *((name, ctypes.c_int64) for name in ("num_rows", "num_inputs", "num_outputs", "rank")),
+        ("scaling", ctypes.c_double),
+    )
+
+
 class Moved(ctypes.Structure):
     """What `adamw.cpp` is told of a weight; tensors have to outlive it."""
 

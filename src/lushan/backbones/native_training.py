@@ -12,9 +12,11 @@ from torch import Tensor
 
 from lushan.backbones import native
 from lushan.backbones.native import address_of
-from lushan.backbones.native_structures import Moved, TrainedDocuments
+from lushan.backbones.native_structures import LowRankJob, Moved, TrainedDocuments
 
 _Three = tuple[Tensor, Tensor, Tensor]
+_ADAPTED_UNIT, _RANK_UNIT = 32, 16
+"""Inputs and outputs of a layer with an adapter are a multiple of the first; its rank is padded to one of the second."""
 
 
 def can_train(weight: Tensor) -> bool:
@@ -157,6 +159,68 @@ def _job(rows: _Three, looks: Looks, others: Sequence[Tensor | None]) -> Trained
         *(len(looks.lengths_N), heads, key_heads, looks.width),
         *(looks.causal, looks.window or 0, looks.scaling),
     )
+
+
+def can_adapt(inputs_TI: Tensor, down_RI: Tensor, up_OR: Tensor) -> bool:
+    """Whether the library computes an adapter of such sizes in such a precision."""
+    sizes = down_RI.shape[1], up_OR.shape[0]
+    kinds = inputs_TI.dtype, down_RI.dtype, up_OR.dtype
+    return (
+        kinds == (torch.bfloat16,) * 3
+        and not any(size % _ADAPTED_UNIT for size in sizes)
+        and can_train(inputs_TI)
+    )
+
+
+def adapt(
+    inputs_TI: Tensor, factors: tuple[Tensor, Tensor], outputs_TO: Tensor, *, scaling: float
+) -> Tensor:
+    """Add to a layer's outputs what its adapter makes of the inputs; everything is contiguous.
+
+    Args:
+        inputs_TI: Rows that enter the adapter.
+        factors: Its matrices, (R, I) and (O, R).
+        outputs_TO: What the layer gave; changed in place.
+        scaling: Of what is added.
+
+    Returns:
+        What is between the matrices, for the way back; (T, R), with R padded.
+    """
+    rank = len(factors[0])
+    narrow_TR = inputs_TI.new_empty(len(inputs_TI), rank + -rank % _RANK_UNIT)
+    job = _low_rank_job((inputs_TI, *factors, narrow_TR, outputs_TO), scaling=scaling)
+    native.library().lushan_adapt(job, torch.get_num_threads())
+    return narrow_TR
+
+
+def adapt_backward(
+    adapted: tuple[Tensor, Tensor, Tensor, Tensor],
+    gradient_TO: Tensor,
+    row_gradient_TI: Tensor | None,
+    *,
+    scaling: float,
+) -> tuple[Tensor, Tensor]:
+    """Give the gradients of an adapter's matrices; (R, I), (O, R).
+
+    Args:
+        adapted: The rows that entered, the matrices and what `adapt` gave.
+        gradient_TO: Of the outputs, contiguous.
+        row_gradient_TI: The gradient of the rows is added to it; None if nobody asks.
+        scaling: As forward.
+    """
+    made = torch.empty_like(adapted[1]), torch.empty_like(adapted[2])
+    parts = *adapted, None, gradient_TO, row_gradient_TI, *made
+    job = _low_rank_job(parts, scaling=scaling)
+    native.library().lushan_adapt_backward(job, torch.get_num_threads())
+    return made
+
+
+def _low_rank_job(parts: Sequence[Tensor | None], *, scaling: float) -> LowRankJob:
+    rows_TI, down_RI, up_OR = parts[:3]
+    assert rows_TI is not None and down_RI is not None and up_OR is not None  # noqa: PT018, S101 - ours
+    addresses = [*map(address_of, parts), *(None,) * (9 - len(parts))]
+    sizes = *rows_TI.shape, len(up_OR), len(down_RI)
+    return LowRankJob(*addresses, *sizes, scaling)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ constexpr int blocks_at_once(Form form) { return form == BF16 ? 3 : 2; }
 constexpr int GROUP_PAIRS = 16;  // of inputs that have a scale together
 constexpr int GROUP_INPUTS = 2 * GROUP_PAIRS;
 constexpr float LARGEST = 32767;
-constexpr int NUM_PLACES = 24;
+constexpr int NUM_PLACES = 32;
 
 struct Job {
   const Matrix &matrix;

@@ -131,7 +131,7 @@ class TrainedLayer:
     def _run(self, hidden_1TD: Tensor, *, packing: Any, rotary: tuple[Tensor, Tensor]) -> Tensor:  # noqa: ANN401
         attention, network = self._attention, self._network
         before_attention, before_network, after_attention, after_network, *_ = self._norms
-        residual_TD, normed_TD = _add_and_norm(hidden_1TD[0], None, before_attention)
+        residual_TD, normed_TD = _add_and_norm(hidden_1TD.squeeze(0), None, before_attention)
         rows = [each(normed_TD) for each in (attention.q_proj, attention.k_proj, attention.v_proj)]
         attended_TF = self._attended(rows, packing, rotary)
         made_TD = _normed(attention.o_proj(attended_TF), after_attention)
@@ -165,7 +165,7 @@ class TrainedLayer:
             if self._attention.training
             else 0.0,
         )
-        return attended_1THW.flatten(2)[0]
+        return attended_1THW.flatten(2).squeeze(0)
 
 
 def _add_and_norm(

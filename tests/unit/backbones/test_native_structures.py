@@ -12,6 +12,7 @@ from lushan.backbones.native_structures import (
     DocumentJob,
     Layer,
     LowRank,
+    LowRankJob,
     Matrix,
     Moved,
     SlotJob,
@@ -21,7 +22,7 @@ from lushan.backbones.native_structures import (
 
 STRUCTURES = (
     *(Matrix, LowRank, Adapted, Layer, StepLayer, SlotJob, DocumentJob),
-    *(TrainedDocuments, Moved),
+    *(TrainedDocuments, LowRankJob, Moved),
 )
 
 

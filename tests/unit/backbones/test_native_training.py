@@ -13,9 +13,12 @@ from lushan.backbones.native_training import (
     Looks,
     Moving,
     adamw,
+    adapt,
+    adapt_backward,
     add_and_norm,
     attend,
     attend_backward,
+    can_adapt,
     can_move,
     gates,
     gates_backward,
@@ -220,3 +223,49 @@ def test_the_norm_is_that_of_all_gradients_whatever_the_threads() -> None:
 def test_what_does_not_lie_side_by_side_is_not_moved_at_once() -> None:
     each = moving([nn.Parameter(torch.zeros(4, 6))], [torch.zeros(6, 4).T])[0]
     assert not can_move(each)
+
+
+def with_adapter(
+    parts: tuple[Tensor, ...], back: Tensor, *, scaling: float
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What a layer and its adapter give, and the gradients of rows, matrices and what the layer gave; float64."""
+    rows, down, up, outputs = (exact(each) for each in parts)
+    made = outputs + scaling * (rows @ down.T) @ up.T
+    return made.detach(), torch.autograd.grad(made, [rows, down, up], back.double())
+
+
+@pytest.mark.parametrize("rank", [3, 16, 24])
+@pytest.mark.parametrize("num_rows", [1, 8, 37])
+def test_adapters_give_what_float64_gives(rank: int, num_rows: int) -> None:
+    rows, down, up = (
+        random(num_rows, 64, seed=0),
+        random(rank, 64, seed=1),
+        random(96, rank, seed=2),
+    )
+    outputs, back, beside = (random(num_rows, size, seed=size) for size in (96, 96, 64))
+    expected, (of_rows, *of_factors) = with_adapter((rows, down, up, outputs), back, scaling=0.25)
+    made, of_rows_made = outputs.clone(), beside.clone()
+    assert can_adapt(rows, down, up)
+    narrow = adapt(rows, (down, up), made, scaling=0.25)
+    adapted = rows, down, up, narrow
+    of_factors_made = adapt_backward(adapted, back, of_rows_made, scaling=0.25)
+    assert error_of(made, expected) < ROUNDING
+    assert error_of(of_rows_made, of_rows + beside.double()) < ROUNDING
+    for ours, theirs in zip(of_factors_made, of_factors, strict=True):
+        assert error_of(ours, theirs) < ROUNDING
+    without = adapt_backward(adapted, back, None, scaling=0.25)
+    assert all(map(torch.equal, without, of_factors_made))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype"),
+    [((48, 96), torch.bfloat16), ((64, 80), torch.bfloat16), ((64, 96), torch.float32)],
+)
+def test_adapters_of_other_sizes_and_precisions_are_left_to_torch(
+    sizes: tuple[int, int], dtype: torch.dtype
+) -> None:
+    inputs, outputs = sizes
+    rows, down, up = (
+        torch.zeros(size, dtype=dtype) for size in ((2, inputs), (4, inputs), (outputs, 4))
+    )
+    assert not can_adapt(rows, down, up)
