@@ -29,7 +29,6 @@ import table  # noqa: E402
 CASE = cases.case_named("sst2")
 TRAINER = HERE.parent / "quality" / "rival_trainer.py"
 SFT_SCRIPTS: dict[System, str] = {
-    "lushan": "ours_sft.py",
     "trl": "rival_trl.py",
     "litgpt": "rival_litgpt.py",
     "llamafactory": "rival_llamafactory.py",
@@ -145,10 +144,16 @@ def tune_on_conversations(
     work: Work, system: System, *, options: argparse.Namespace, folder: Path, out: Path
 ) -> None:
     """Run one system on the same conversations."""
-    sizes = {"train": work.num_train_rows, "validation": work.num_validation_rows}
+    sizes = {"train": work.num_train_rows, "validation": work.num_validation_rows, "test": 2}
     rows = write_conversations(
         Path(options.data), folder / "conversations", model=options.model, sizes=sizes
     )
+    if system == "lushan":
+        tune(work, rows, options=options, folder=folder, out=out)
+        found = json.loads(out.read_text(encoding="utf-8"))
+        loss = found["validation"][-1]["loss"]
+        out.write_text(json.dumps(found | {"validation_loss": loss}), encoding="utf-8")
+        return
     words: list[Any] = ["--data", rows, "--model", options.model, "--out", out]
     words += ["--rows-per-step", work.rows_per_step, "--threads", options.threads]
     words += ["--precision", options.precision]
@@ -191,6 +196,9 @@ def tune_words(work: Work, rows: Path, *, options: argparse.Namespace, run: Path
         "data.overlap": "keep",
         "model.precision": options.precision,
     }
+    if work.kind == "sft":
+        words += ["--task", "dialogue"]
+        settings["training.learning_rate"] = 1e-4
     return words + [f"--set={name}={value}" for name, value in settings.items()]
 
 

@@ -298,6 +298,7 @@ class WritingTask(ABC):
 
     answers: tuple[AnswerMode, ...] = ("generate",)
     writes = True
+    is_judged_by_likelihood = False
     untuned: Mapping[Family, Untuned] = {
         "decoder": "prompt",
         "encoder": "nothing",

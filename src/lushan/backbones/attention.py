@@ -118,10 +118,11 @@ class Packing:
     def __post_init__(self) -> None:
         self.joined = []
         for group in self.groups:
-            if self.joined and _is_short(group) and _is_short(self.joined[-1]):
-                before = self.joined.pop()
-                group = Group(before.start, group.end, before.lengths + group.lengths)
-            self.joined.append(group)
+            if not (self.joined and _is_short(group) and _is_short(self.joined[-1])):
+                self.joined.append(group)
+                continue
+            before = self.joined[-1]
+            self.joined[-1] = Group(before.start, group.end, before.lengths + group.lengths)
 
 
 def _is_short(group: Group) -> bool:

@@ -147,6 +147,23 @@ class Predictor:
         predictions = self.predict(examples, shots=shots, features=features, advance=advance)
         if not self.writes or not examples:
             return predictions
+        return self._with_truths(predictions, examples, shots)
+
+    def judge(
+        self, examples: Sequence[Example], *, features: Sequence[Features]
+    ) -> list[Prediction]:
+        """Answer examples as `examine` does, as far as the task's main metric asks: an answer may be left unwritten."""
+        if not (self.writes and self.task.is_judged_by_likelihood):
+            return self.examine(examples, features=features)
+        unwritten = self.decode([Written("", 0.0)] * len(examples), features, examples)
+        return self._with_truths(unwritten, examples, ())
+
+    def _with_truths(
+        self,
+        predictions: Sequence[Prediction],
+        examples: Sequence[Example],
+        shots: Sequence[Example],
+    ) -> list[Prediction]:
         told = self._encode(examples, self.limit, with_target=True, shots=shots)
         with self._without_training():
             truths = truth_outputs(self.task, self.backbone, told)

@@ -81,6 +81,8 @@ class Task(Protocol):
     """Names of `task_settings` that this task reads; others are refused."""
     writes: bool
     """Whether `generate` writes any text; else it chooses among answers that are known."""
+    is_judged_by_likelihood: bool
+    """Whether the main metric of what is written is how likely the truth was, which nothing has to be written for."""
     untuned: Mapping[Family, Untuned]
     """How an untouched model of a family is asked, with the same state, for `before` and few-shot."""
     baselines: tuple[str, ...]

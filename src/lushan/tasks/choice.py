@@ -77,6 +77,7 @@ class Task:
     answers: tuple[AnswerMode, ...] = ("generate",)
     settings = frozenset({"num_shots", "instruction"})
     writes = False
+    is_judged_by_likelihood = False
     untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
     baselines: tuple[str, ...] = ("frequent_position", "longest_choice", "alike_choice")
     wording = Wording(

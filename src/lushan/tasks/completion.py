@@ -49,6 +49,7 @@ class Task(text_answers.WritingTask):
     )
     settings = frozenset({"num_shots", "instruction"})
     baselines: tuple[str, ...] = ()
+    is_judged_by_likelihood = True
     wording = Wording(
         pipeline_tag="text-generation",
         use="Writing texts like those it was trained on, by the same control fields.",

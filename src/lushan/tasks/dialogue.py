@@ -74,6 +74,7 @@ class Task(text_answers.WritingTask):
     )
     settings = frozenset({"num_shots", "instruction"})
     baselines: tuple[str, ...] = ()
+    is_judged_by_likelihood = True
     wording = Wording(
         pipeline_tag="text-generation",
         use="Answering in conversations like those it was trained on.",

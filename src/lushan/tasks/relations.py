@@ -58,6 +58,7 @@ class Task:
     answers: tuple[AnswerMode, ...] = ("head", "generate")
     settings = frozenset({"class_weights", "num_shots", "instruction"})
     writes = False
+    is_judged_by_likelihood = False
     untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "similarity"}
     baselines: tuple[str, ...] = ("majority", "tf_idf")
     wording = Wording(

@@ -76,6 +76,7 @@ class Task:
     answers: tuple[AnswerMode, ...] = ("head", "generate")
     settings = frozenset({"num_shots", "instruction", "attention"})
     writes = True
+    is_judged_by_likelihood = False
     untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "nothing"}
     baselines: tuple[str, ...] = ("dictionary",)
     wording = Wording(

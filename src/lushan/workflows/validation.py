@@ -27,10 +27,10 @@ def asked_features(setup: Setup, predictor: Predictor, *, tell: Tell) -> Sequenc
 def validated(
     setup: Setup, predictor: Predictor, features: Sequence[Features], clock: Clock
 ) -> Evaluated:
-    """Ask about the validation rows and score the answers; `clock` measures how long that takes."""
+    """Ask about the validation rows and score what decides between weights; `clock` measures how long that takes."""
     with clock():
         examples = setup.parts.validation
-        predictions = predictor.examine(examples, features=features)
+        predictions = predictor.judge(examples, features=features)
         scores = setup.task.score(predictions, examples, setup.state)
         loss = scores.details.get("log_loss")
         if loss is None:
