@@ -1,5 +1,5 @@
 // One pass over all trained weights: AdamW with decoupled decay as torch computes it, from gradients in bfloat16 or float32 to
-// masters in float32 and the weights in bfloat16 that the model computes with.
+// masters in float32. Of a model in bfloat16 the weight is the upper half of its master, rounded; the rest stands beside it.
 
 #include "native.h"
 
@@ -32,6 +32,21 @@ inline __m512 gradient_at(const Moved &weight, int64_t at, __mmask16 mask) {
   return _mm512_maskz_loadu_ps(mask, (const float *)weight.gradient + at);
 }
 
+__m512 master_at(const Moved &weight, int64_t at, __mmask16 mask) {
+  if (!weight.shown) return _mm512_maskz_loadu_ps(mask, (const float *)weight.master + at);
+  __m512i upper = (__m512i)widen(_mm256_maskz_loadu_epi16(mask, weight.shown + at));
+  __m512i rest = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, (const int16_t *)weight.master + at));
+  return (__m512)_mm512_add_epi32(upper, rest);
+}
+
+void keep_master(const Moved &weight, int64_t at, __mmask16 mask, __m512 master) {
+  if (!weight.shown) return _mm512_mask_storeu_ps((float *)weight.master + at, mask, master);
+  __m512i bits = (__m512i)master, upper = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x8000)), 16);
+  __m512i rest = _mm512_sub_epi32(bits, _mm512_slli_epi32(upper, 16));
+  _mm256_mask_storeu_epi16(weight.shown + at, mask, _mm512_cvtepi32_epi16(upper));
+  _mm256_mask_storeu_epi16((int16_t *)weight.master + at, mask, _mm512_cvtepi32_epi16(rest));
+}
+
 void move(const Piece &piece, double scale, double beta1, double beta2, double epsilon, int64_t step) {
   const Moved &weight = *piece.weight;
   const double correction1 = 1 - std::pow(beta1, (double)step), correction2 = 1 - std::pow(beta2, (double)step);
@@ -45,15 +60,14 @@ void move(const Piece &piece, double scale, double beta1, double beta2, double e
     __m512 gradient = _mm512_mul_ps(gradient_at(weight, at, mask), by);
     __m512 first = _mm512_maskz_loadu_ps(mask, weight.first_moment + at);
     __m512 second = _mm512_maskz_loadu_ps(mask, weight.second_moment + at);
-    __m512 master = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, weight.master + at), kept);
+    __m512 master = _mm512_mul_ps(master_at(weight, at, mask), kept);
     first = _mm512_fmadd_ps(_mm512_sub_ps(gradient, first), first_share, first);
     second = _mm512_fmadd_ps(_mm512_mul_ps(gradient, gradient), second_share, _mm512_mul_ps(second, second_kept));
     __m512 below = _mm512_add_ps(_mm512_div_ps(_mm512_sqrt_ps(second), root), least);
     master = _mm512_fmadd_ps(_mm512_div_ps(first, below), size, master);
     _mm512_mask_storeu_ps(weight.first_moment + at, mask, first);
     _mm512_mask_storeu_ps(weight.second_moment + at, mask, second);
-    _mm512_mask_storeu_ps(weight.master + at, mask, master);
-    if (weight.shown) _mm256_mask_storeu_epi16(weight.shown + at, mask, narrow(master));
+    keep_master(weight, at, mask, master);
   }
 }
 

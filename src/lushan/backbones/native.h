@@ -173,7 +173,8 @@ struct LowRankJob {
 // A weight on its way.
 struct Moved {
   const void *gradient;  // bfloat16 or float32
-  float *master, *first_moment, *second_moment;
+  void *master;          // float32; or, beside `shown`, 16 bits: the bits of the float32 less those that are shown
+  float *first_moment, *second_moment;
   uint16_t *shown;  // the weight in bfloat16; or none
   int64_t count, is_half;  // whether the gradient is bfloat16
   double rate, decay;

@@ -17,6 +17,8 @@ from lushan.backbones.native_structures import LowRankJob, Moved, TrainedDocumen
 _Three = tuple[Tensor, Tensor, Tensor]
 _ADAPTED_UNIT, _RANK_UNIT = 32, 16
 """Inputs and outputs of a layer with an adapter are a multiple of the first; its rank is padded to one of the second."""
+_HALF_BITS, _HALF = 16, 1 << 15
+"""Of a float32 that bfloat16 leaves out, and half of the last one that it keeps."""
 
 
 def can_train(weight: Tensor) -> bool:
@@ -230,10 +232,11 @@ class Moving:
     gradient: Tensor
     """In bfloat16 or float32."""
     master: Tensor
+    """Float32; or, beside `shown`, what `split` gives."""
     first_moment: Tensor
     second_moment: Tensor
     shown: Tensor | None
-    """The weight in bfloat16; None where the master is the weight, or is put into it elsewhere."""
+    """The weight in bfloat16, which is a part of its master; None where the master is whole."""
     rate: float
     decay: float
 
@@ -242,12 +245,30 @@ def can_move(each: Moving) -> bool:
     """Whether `adamw` moves such a weight."""
     return (
         each.master.device.type == "cpu"
-        and each.master.dtype == torch.float32
+        and each.master.dtype == (torch.float32 if each.shown is None else torch.int16)
         and each.gradient.dtype in (torch.bfloat16, torch.float32)
         and (each.shown is None or each.shown.dtype == torch.bfloat16)
         and all(part is None or part.is_contiguous() for part in _parts(each))
         and not native.why_missing()
     )
+
+
+def split(master: Tensor) -> tuple[Tensor, Tensor]:
+    """Part numbers in float32 into bfloat16, to which they are rounded, and what that lacks of their bits, in int16.
+
+    Both together take the room of the float32, and `joined` gives it back bit for bit.
+    """
+    bits = master.view(torch.int32)
+    upper = bits + _HALF >> _HALF_BITS
+    return upper.to(torch.int16).view(torch.bfloat16), (bits - (upper << _HALF_BITS)).to(
+        torch.int16
+    )
+
+
+def joined(shown: Tensor, rest: Tensor) -> Tensor:
+    """Give the float32 that `split` parted."""
+    upper = shown.contiguous().view(torch.int16).to(torch.int32) << _HALF_BITS
+    return (upper + rest.to(torch.int32)).view(torch.float32)
 
 
 def gradient_norm(moving: Sequence[Moving]) -> float:
@@ -268,7 +289,7 @@ def adamw(
     """Move weights, as `torch.optim.AdamW` does, and show them in bfloat16.
 
     Args:
-        moving: The weights.
+        moving: The weights; of those that are shown the nearest bfloat16, or of two the one farther from 0.
         scale: Of the gradients.
         betas: Of the moments.
         epsilon: Below the fraction.

@@ -2,10 +2,11 @@
 
 Shapes: U rows of an embedding that training reads, D width, T tokens.
 
-A model in bf16 is trained through a float32 copy of each weight: steps smaller than bf16 can show still add up.
+A model in bf16 is trained through a float32 master of each weight: steps smaller than bf16 can show still add up.
 Gradients of several micro-batches are added in float32; that of one alone stays in bf16 and is widened while the step is
 made, so no float32 gradient of the whole model exists. Weights in float32 are their own masters. AdamW on a processor moves
-all weights in one call (`adamw.cpp`); where that is missing, torch moves them piece by piece.
+all weights in one call (`adamw.cpp`), for which a weight in bf16 is the upper half of its master, and only the lower half stands
+beside it; where that is missing, torch moves copies in float32 piece by piece.
 """
 
 import math
@@ -19,7 +20,14 @@ from torch.optim._adafactor import adafactor  # the public class makes its state
 from torch.optim.adamw import adamw
 
 from lushan.backbones.load import is_head
-from lushan.backbones.native_training import Moving, can_move, gradient_norm
+from lushan.backbones.native_training import (
+    Moving,
+    can_move,
+    can_train,
+    gradient_norm,
+    joined,
+    split,
+)
 from lushan.backbones.native_training import adamw as adamw_at_once
 from lushan.training.sharding import is_part, own_part, part_of, put_together
 
@@ -69,7 +77,7 @@ class _Trained:
     weight: Tensor
     """What this process holds of it: all, or a part."""
     master: Tensor
-    """Float32; the weight itself if that is float32 and trained as a whole."""
+    """Float32; the weight itself if that is float32 and trained as a whole. Int16 where it is what the weight lacks of it."""
     rows_U: Tensor | None
     """The rows that are trained; None trains all."""
     state: dict[str, Tensor]
@@ -79,6 +87,11 @@ class _Trained:
     decay: float
     gradient: Tensor | None = field(default=None)
     """Sum over the micro-batches of the step to come."""
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the weight is a part of its master."""
+        return self.master.dtype == torch.int16
 
 
 class Optimizer:
@@ -109,10 +122,11 @@ class Optimizer:
         self._num_steps = num_steps
         self.num_steps_done = 0
         rows = read_rows or {}
+        weights = [named for named in model.named_parameters() if named[1].requires_grad]
+        is_spread = any(is_part(weight) for _, weight in weights)
         self._trained = [
-            _begin(name, weight, settings, rows_U=rows.get(name))
-            for name, weight in model.named_parameters()
-            if weight.requires_grad
+            _begin(name, weight, settings, rows_U=rows.get(name), may_split=not is_spread)
+            for name, weight in weights
         ]
 
     @property
@@ -141,6 +155,7 @@ class Optimizer:
             found = own_part(found)
             if each.rows_U is not None:
                 found = _read_rows(found, each.rows_U)
+            found = found.contiguous() if each.is_split else found
             each.gradient = found if each.gradient is None else each.gradient.float().add_(found)
 
     def sum_gradients(self, reduce: Callable[[Tensor], Tensor]) -> None:
@@ -151,8 +166,10 @@ class Optimizer:
         for each in self._trained:
             if is_part(each.parameter):
                 continue
-            own = torch.zeros_like(each.master) if each.gradient is None else each.gradient.float()
-            each.gradient = reduce(own)
+            own = each.gradient
+            if own is None:
+                own = torch.zeros_like(each.master, dtype=torch.float32)
+            each.gradient = reduce(own.float())
 
     def names_without_gradient(self) -> list[str]:
         """Weights that should be trained but that the loss did not reach.
@@ -173,20 +190,23 @@ class Optimizer:
         reached = [(each, each.gradient) for each in self._trained if each.gradient is not None]
         factor = schedule_factor(self.num_steps_done, self._num_steps, self._settings)
         reduce = reduce if self.is_spread else None
-        moving = [] if self.is_spread else _moving(reached, self._settings, factor)
-        norm = gradient_norm(moving) if moving else _norm(reached, reduce)
+        moving = {} if self.is_spread else _moving(reached, self._settings, factor)
+        others = [(each, gradient) for each, gradient in reached if each.name not in moving]
+        at_once = list(moving.values())
+        norm = math.hypot(gradient_norm(at_once) if at_once else 0.0, _norm(others, reduce))
         if not math.isfinite(norm):
             return norm
         # As in `torch.nn.utils.clip_grad_norm_`.
         scale = min(1.0, self._settings.max_gradient_norm / (norm + 1e-6))
-        if moving:
+        if at_once:
             step = self.num_steps_done + 1
-            adamw_at_once(moving, scale=scale, betas=_BETAS, epsilon=_EPSILON, step=step)
+            adamw_at_once(at_once, scale=scale, betas=_BETAS, epsilon=_EPSILON, step=step)
         for each, gradient in reached:
             each.gradient = None
-            if moving and each.rows_U is not None:
+            if each.name in moving and not each.is_split and each.master is not each.weight:
                 _show(_Piece(each.weight, each.master, gradient, each.rows_U, each.state))
-            for piece in () if moving else _pieces(each, gradient, self._settings):
+        for each, gradient in others:
+            for piece in _pieces(each, gradient, self._settings):
                 _move(
                     piece,
                     self._settings,
@@ -220,25 +240,47 @@ class Optimizer:
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Take up a state of the same model and settings."""
         self.num_steps_done = int(tensors["num_steps_done"])
-        for key, value, parameter in self._state():
-            value.copy_(part_of(tensors[key], parameter))
         for each in self._trained:
+            for moment, value in each.state.items():
+                value.copy_(part_of(tensors[f"{moment}/{each.name}"], each.parameter))
+            master = tensors[f"weight/{each.name}"]
+            if (rest := tensors.get(f"rest/{each.name}")) is not None:
+                master = joined(master, rest)
+            if each.is_split:
+                for into, part in zip((each.weight, each.master), split(master), strict=True):
+                    into.copy_(part)
+                continue
+            each.master.copy_(part_of(master, each.parameter))
             _show(_Piece(each.weight, each.master, each.master, each.rows_U, {}))
 
     def _state(self) -> Iterator[tuple[str, Tensor, nn.Parameter]]:
         for each in self._trained:
-            yield f"weight/{each.name}", each.master, each.parameter
+            yield (
+                f"weight/{each.name}",
+                each.weight if each.is_split else each.master,
+                each.parameter,
+            )
+            if each.is_split:
+                yield f"rest/{each.name}", each.master, each.parameter
             for moment, value in each.state.items():
                 yield f"{moment}/{each.name}", value, each.parameter
 
 
 def _begin(
-    name: str, parameter: nn.Parameter, settings: OptimizerSettings, *, rows_U: Tensor | None
+    name: str,
+    parameter: nn.Parameter,
+    settings: OptimizerSettings,
+    *,
+    rows_U: Tensor | None,
+    may_split: bool,
 ) -> _Trained:
     master = weight = own_part(parameter.detach())
+    may_split = may_split and settings.optimizer == "adamw" and weight.is_contiguous()
     if rows_U is not None:
         master = master[rows_U]
-    if weight.dtype != torch.float32:
+    if rows_U is None and may_split and can_train(weight):
+        master = torch.zeros_like(weight, dtype=torch.int16)
+    elif weight.dtype != torch.float32:
         master = master.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     return _Trained(
         name,
@@ -269,29 +311,31 @@ def _state_shapes(shape: torch.Size, settings: OptimizerSettings) -> list[tuple[
 
 def _moving(
     reached: Sequence[tuple[_Trained, Tensor]], settings: OptimizerSettings, factor: float
-) -> list[Moving]:
-    """Say what one call moves; nothing where weights move piece by piece."""
+) -> dict[str, Moving]:
+    """Say what one call moves, by name; the others move piece by piece."""
     if settings.optimizer != "adamw":
-        return []
-    moving = [
-        Moving(
+        return {}
+    moving = {
+        each.name: Moving(
             gradient,
             each.master,
             each.state["exp_avg"],
             each.state["exp_avg_sq"],
-            None if each.master is each.weight or each.rows_U is not None else each.weight,
+            each.weight if each.is_split else None,
             each.peak * factor,
             each.decay,
         )
         for each, gradient in reached
-    ]
-    return moving if all(map(can_move, moving)) else []
+    }
+    return {name: each for name, each in moving.items() if can_move(each)}
 
 
 def _norm(
     reached: Sequence[tuple[_Trained, Tensor]], reduce: Callable[[Tensor], Tensor] | None
 ) -> float:
     """The norm of all gradients together; `reduce` adds up parts that are spread over processes."""
+    if not reached:
+        return 0.0
     norms = {
         each.name: torch.linalg.vector_norm(gradient, dtype=torch.float32)
         for each, gradient in reached

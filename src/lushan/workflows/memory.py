@@ -11,6 +11,7 @@ import numpy as np
 
 from lushan.backbones.attention import FLASH_FROM_TOKENS
 from lushan.backbones.inspect import ModelFacts
+from lushan.backbones.native import why_missing
 from lushan.data.batching import MAX_BATCH_TOKENS
 from lushan.data.feature_store import distinct_tokens, lengths_of
 from lushan.errors import SettingError
@@ -26,6 +27,8 @@ _LEAST_BATCH_TOKENS = 256
 _ADAPTER_SHARE = 1.3
 """What a layer with adapters keeps, to what it keeps without: outputs that are added up are of their size."""
 _HEAD_WIDTH = 64
+_HALF_BYTES = 2
+"""Of a number in bf16."""
 
 
 class Load(NamedTuple):
@@ -134,7 +137,7 @@ def needed_bytes(
     num_processes: int = 1,
 ) -> float:
     """Predict what training adds to the memory of this process, which begins with whole weights."""
-    number = 2 if recipe.model.precision == "bf16" else 4
+    number = _HALF_BYTES if recipe.model.precision == "bf16" else 4
     embedding = facts.vocabulary_size * facts.width
     laid_out = 0  # frozen weights, once more for either direction
     inner = facts.num_parameters - embedding * (1 if facts.tied else 2)
@@ -151,10 +154,14 @@ def needed_bytes(
     elif adapter.method == "lora":
         # Seven layers of a block, each with two narrow matrices.
         trained = 7 * 3 * adapter.rank * facts.width * facts.num_layers
-        laid_out = 2 * inner * number if number == 2 else 0
+        laid_out = 2 * inner * number if number == _HALF_BYTES else 0
     else:
         trained = inner // facts.num_layers * trained_layers
-    master = 4 if number == 2 else 0
+    master = 0
+    if number == _HALF_BYTES:
+        # Where one call moves all weights, a weight in bf16 is a half of its master.
+        at_once = recipe.training.optimizer == "adamw" and not why_missing()
+        master = 2 if at_once and not recipe.engine.spread_layers else 4
     per_trained = number + master + _OPTIMIZER_BYTES[recipe.training.optimizer]
     tokens = min(batch_tokens, max(load.most_tokens_a_step, load.longest))
     if tokens < load.most_tokens_a_step:

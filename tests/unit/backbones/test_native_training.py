@@ -23,7 +23,9 @@ from lushan.backbones.native_training import (
     gates,
     gates_backward,
     gradient_norm,
+    joined,
     norm_backward,
+    split,
     turn,
 )
 from tests.unit.backbones.packed_numbers import error_of
@@ -196,18 +198,31 @@ def test_adamw_moves_as_that_of_torch() -> None:
         assert torch.allclose(weight.detach(), each.master, rtol=1e-6, atol=1e-7)
 
 
-def test_gradients_in_bfloat16_are_widened_and_weights_shown() -> None:
-    gradient, master = random(37, seed=0), random(37, seed=1).float()
-    shown = torch.zeros(37).bfloat16()
-    half, whole = (
-        Moving(each, master.clone(), torch.zeros(37), torch.zeros(37), into, 0.1, 0.0)
-        for each, into in ((gradient, shown), (gradient.float(), None))
-    )
-    for each in (half, whole):
-        assert can_move(each)
-        adamw([each], scale=1.0, betas=(0.9, 0.999), epsilon=1e-8, step=1)
-    assert torch.equal(half.master, whole.master)
-    assert torch.equal(shown, half.master.bfloat16())
+def test_gradients_in_bfloat16_are_widened_and_weights_are_a_part_of_their_masters() -> None:
+    gradient, master = random(37, seed=0), torch.randn(37)
+    shown, rest = split(master)
+    half = Moving(gradient, rest, torch.zeros(37), torch.zeros(37), shown, 0.1, 0.0)
+    whole = Moving(gradient.float(), master, torch.zeros(37), torch.zeros(37), None, 0.1, 0.0)
+    for step in (1, 2):
+        for each in (half, whole):
+            assert can_move(each)
+            adamw([each], scale=1.0, betas=(0.9, 0.999), epsilon=1e-8, step=step)
+    assert torch.equal(joined(shown, rest), master)
+    assert torch.equal(shown, master.bfloat16())
+
+
+def test_parts_of_a_number_give_it_back_bit_for_bit() -> None:
+    exact = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).float()
+    small = (
+        exact.view(torch.int32).bitwise_and(0x007F_FFFF).view(torch.float32)
+    )  # below the normal ones
+    halves = (torch.arange(60_000, dtype=torch.int32) << 15).view(torch.float32)
+    for each in (exact, small, halves, torch.tensor([0.0, -0.0, 3.0e38])):
+        shown, rest = split(each)
+        assert torch.equal(joined(shown, rest).view(torch.int32), each.view(torch.int32))
+        differs = shown != each.bfloat16()
+        between = each.view(torch.int32).bitwise_and(0xFFFF) == 0x8000
+        assert not (differs & ~between).any()
 
 
 def test_the_norm_is_that_of_all_gradients_whatever_the_threads() -> None:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from lushan.backbones import native
+from lushan.backbones.native_training import joined
+from lushan.training import optimizer as optimizers
 from lushan.training.optimizer import Optimizer, OptimizerSettings, schedule_factor
 
 SETTINGS = OptimizerSettings(
@@ -240,6 +243,37 @@ def test_going_on_from_a_saved_state_is_equal_bit_for_bit(
     train(second, taken_up, range(3, 6))
     for one, other in zip(whole.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def in_one_piece(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state as an optimizer that keeps whole masters has it."""
+    rests = {name.removeprefix("rest/"): state[name] for name in state if name.startswith("rest/")}
+    found = {name: value for name, value in state.items() if not name.startswith("rest/")}
+    return found | {
+        f"weight/{name}": joined(state[f"weight/{name}"], rest) for name, rest in rests.items()
+    }
+
+
+@pytest.mark.skipif(bool(native.why_missing()), reason="no library of our own on this machine")
+def test_weight_that_is_half_of_its_master_moves_as_beside_a_whole_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = [Model().bfloat16() for _ in range(3)]
+    halves = Optimizer(models[0], SETTINGS, num_steps=6)
+    train(models[0], halves, range(3))
+    monkeypatch.setattr(optimizers, "can_train", lambda _: False)
+    monkeypatch.setattr(optimizers, "can_move", lambda _: False)
+    whole = Optimizer(models[1], SETTINGS, num_steps=6)
+    train(models[1], whole, range(3))
+    states = [in_one_piece(each.state_dict()) for each in (halves, whole)]
+    assert any(name.startswith("rest/") for name in halves.state_dict())
+    assert states[0].keys() == whole.state_dict().keys()
+    for name, value in states[1].items():
+        torch.testing.assert_close(states[0][name], value, rtol=1e-4, atol=1e-5)
+    elsewhere = Optimizer(models[2], SETTINGS, num_steps=6)
+    elsewhere.load_state_dict(halves.state_dict())
+    for name, value in elsewhere.state_dict().items():
+        assert torch.equal(value, states[0][name]), name
 
 
 def test_frozen_weights_are_not_trained() -> None:
