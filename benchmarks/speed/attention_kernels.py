@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lushan.backbones import short_attention
-from lushan.backbones.attention import packed_attention, plan_packing
+from lushan.backbones.attention import packed_attention
+from lushan.backbones.packing import plan_packing
 
 NUM_HEADS, NUM_KEY_HEADS, WIDTH = 9, 3, 64
 NUM_TOKENS = 2_048

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from lushan.backbones.adapters import Method, attach
 from lushan.backbones.heads import class_logits
-from lushan.backbones.load import Backbone, compute_layers_twice, load_backbone
+from lushan.backbones.load import Backbone, load_backbone
+from lushan.backbones.trained_layers import compute_layers_twice
 from lushan.data.batching import pack
 from lushan.records import Batch, Features
 from tests.conftest import MakeTiny

@@ -12,9 +12,9 @@ import pytest
 import tokenizers
 from torch import Tensor
 
-from lushan.backbones.attention import Prefix
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone
+from lushan.backbones.packing import Prefix
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.cli.main import run
 from lushan.model_store import certificate

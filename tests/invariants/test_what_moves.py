@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
-from lushan.backbones.attention import Prefix
 from lushan.backbones.hardware import Choice
 from lushan.backbones.load import Backbone
+from lushan.backbones.packing import Prefix
 from lushan.inference.predict import Predictor
 from lushan.records import Batch
 from tests.bad_inputs import good_rows, write_lines

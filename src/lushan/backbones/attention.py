@@ -13,7 +13,6 @@ prefix, K = P + L keys, H query heads, G key heads, R = H / G, D width of a head
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,21 +24,17 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from lushan.backbones import short_attention
 from lushan.backbones.attention_products import (
     Block,
-    HeadRows,
     Plan,
     attend,
     gather,
-    head_rows,
     scatter,
 )
 from lushan.backbones.native_training import Looks
-from lushan.backbones.short_attention import SHORT_TOKENS
+from lushan.backbones.packing import Group, Packing, Prefix
 from lushan.backbones.slot_cache import SlotCache
 
 ATTENTION_NAME = "lushan_packed"
 
-_GROUP_GROWTH = 1.5
-_GROUP_SLACK_TOKENS = 16
 FLASH_FROM_TOKENS = 512
 """Shorter documents are attended to by plain products, which keep a table of scores. On CPUs the flash kernel is slower
 there; in bf16 it is at any length where the keys that a query does not see can be left out, so that longer causal
@@ -51,118 +46,6 @@ _FEW_BLOCKS = 3
 """Documents of fewer blocks are attended to in one."""
 _UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias")
 """What some architectures add to their attention and this one does not."""
-
-
-@dataclass(slots=True)
-class Prefix:
-    """Keys and values of what documents continue, computed once; by layer."""
-
-    num_tokens: int
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    """Layer to (G, P, D)."""
-    values: dict[int, Tensor] = field(default_factory=dict)
-    """Layer to (G, P, D)."""
-
-
-@dataclass(slots=True)
-class Group:
-    """Documents of similar length that continue the same: tokens [start, end) of the flat row."""
-
-    start: int
-    end: int
-    lengths: list[int]
-    branches: list[tuple[int, ...]] = field(default_factory=list)
-    """First token of each branch of each document; empty where no document has any."""
-    prefix: Prefix | None = None
-    """What all of them continue."""
-    masks: dict[tuple[bool, int | None], Tensor | None] = field(default_factory=dict)
-    """Masks by causality and window, made once and used by every layer."""
-    blocks: dict[tuple[bool, int | None], tuple[Block, ...]] = field(default_factory=dict)
-    """How queries are taken, likewise."""
-    rows: dict[tuple[int, int], HeadRows] = field(default_factory=dict)
-    """How heads are gathered, by their number and how many stand together; made once and used by every layer."""
-    lengths_N: Tensor = field(init=False)
-    """The same as `lengths`."""
-
-    def __post_init__(self) -> None:
-        self.lengths_N = torch.tensor(self.lengths)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest document."""
-        return self.lengths[-1]
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Tokens of what they continue."""
-        return self.prefix.num_tokens if self.prefix else 0
-
-    def rows_of(self, num_heads: int, device: torch.device, *, num_together: int = 1) -> HeadRows:
-        """How so many heads are gathered."""
-        place = num_heads, num_together
-        if place not in self.rows:
-            self.rows[place] = head_rows(self.lengths, num_heads, device, num_together=num_together)
-        return self.rows[place]
-
-
-@dataclass(slots=True)
-class Packing:
-    """Where the documents of a batch are, and what they continue."""
-
-    groups: list[Group]
-    record: Prefix | None = None
-    """Filled with the keys and values of this pass, to be the prefix of later ones."""
-    joined: list[Group] = field(init=False)
-    """The same, with neighbours in one that attend alike whatever their lengths: short ones that continue nothing."""
-
-    def __post_init__(self) -> None:
-        self.joined = []
-        for group in self.groups:
-            if not (self.joined and _is_short(group) and _is_short(self.joined[-1])):
-                self.joined.append(group)
-                continue
-            before = self.joined[-1]
-            self.joined[-1] = Group(before.start, group.end, before.lengths + group.lengths)
-
-
-def _is_short(group: Group) -> bool:
-    return group.longest <= SHORT_TOKENS and group.prefix is None and not group.branches
-
-
-def plan_packing(
-    lengths: Sequence[int],
-    *,
-    branches: Sequence[tuple[int, ...]] = (),
-    prefixes: Sequence[Prefix | None] = (),
-) -> Packing:
-    """Group documents of similar length that continue the same.
-
-    Args:
-        lengths: Tokens of each document, in the order of the flat row; ascending where neighbours continue the same.
-        branches: First token of each branch of each document: branches see the document's start and themselves.
-        prefixes: What each document continues; nothing says that none continues anything.
-    """
-    continued = prefixes or [None] * len(lengths)
-    groups: list[Group] = []
-    start = 0
-    position = 0
-    while position < len(lengths):
-        limit = lengths[position] * _GROUP_GROWTH + _GROUP_SLACK_TOKENS
-        stop = position
-        while (
-            stop < len(lengths)
-            and lengths[stop] <= limit
-            and continued[stop] is continued[position]
-        ):
-            stop += 1
-        members = list(lengths[position:stop])
-        end = start + sum(members)
-        parts = list(branches[position:stop])
-        if not any(parts):
-            parts = []
-        groups.append(Group(start, end, members, parts, continued[position]))
-        start, position = end, stop
-    return Packing(groups)
 
 
 def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' interface

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lushan.backbones import native, native_structures
-from lushan.backbones.attention import Packing, Prefix, is_causal_layer, packed_attention
+from lushan.backbones.attention import is_causal_layer, packed_attention
 from lushan.backbones.load import Backbone
 from lushan.backbones.packed_linear import NativePacked, PackedLinear
+from lushan.backbones.packing import Packing, Prefix
 from lushan.backbones.slot_cache import SlotCache
 
 _NORM_ROWS = 8

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -20,10 +21,11 @@ from transformers import (
 )
 
 from lushan.backbones import attention
-from lushan.backbones.attention import Prefix, block_mask, plan_packing
+from lushan.backbones.attention import block_mask
 from lushan.backbones.frozen import FrozenStates, run_until, skip_layers
 from lushan.backbones.hardware import keep_freed_memory
 from lushan.backbones.inspect import ModelFacts, describe
+from lushan.backbones.packing import Prefix, plan_packing
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.slot_cache import SlotCache
 from lushan.backbones.token_models import know_token_model
@@ -50,6 +52,9 @@ _HEAD_NAMES = ("score", "classifier", "pooler", "head")
 _PROBE_LENGTHS = (7, 12, 19)
 _MASKED_TOKENS = 512
 """Tokens under one explicit mask, which costs the square of them."""
+_TILE_TOKENS = 8
+"""Steps in bf16 are filled up to a multiple of it: oneDNN makes code for every number of rows, some 7 MB for a model of 135M
+weights, and is slower where that is odd."""
 
 
 class AnswerLayer(NamedTuple):
@@ -128,16 +133,18 @@ class Backbone:
         kept_TD = self.frozen.of(batch) if self.frozen and has_own_start else None
         if self.frozen is None or kept_TD is None:
             calls = self._calls(batch, prefix=prefix, record=record)
-            return _joined([self._run(call) for call in calls])
+            return _joined([self._run(call) for call in calls])[: batch.num_tokens]
         if self.frozen.depth == self.facts.num_layers:
             return kept_TD
         calls = self._calls(batch)
-        parts = kept_TD[None].split([call.token_ids_1T.shape[1] for call in calls], dim=1)
+        sizes = [call.token_ids_1T.shape[1] for call in calls]
+        kept_TD = functional.pad(kept_TD, (0, 0, 0, sum(sizes) - batch.num_tokens))
+        parts = kept_TD[None].split(sizes, dim=1)
         outputs: list[Tensor] = []
         for call, part_1TD in zip(calls, parts, strict=True):
             with skip_layers(self.layers, self.frozen.depth, part_1TD):
                 outputs.append(self._run(call))
-        return _joined(outputs)
+        return _joined(outputs)[: batch.num_tokens]
 
     def next_states(self, token_ids_1N: Tensor, cache: SlotCache) -> Tensor:
         """Run the next token of every text in a cache, which keeps them; (N, D). Only in `packed` mode."""
@@ -179,9 +186,14 @@ class Backbone:
         if self.packing_mode == "packed":
             if prefix is None or isinstance(prefix, Prefix):
                 prefix = [prefix] * len(lengths)
-            packing = plan_packing(lengths, branches=branches, prefixes=prefix)
+            spare = _num_spare(self, batch)
+            packing = plan_packing(lengths, branches=branches, prefixes=prefix, num_spare=spare)
             packing.record = record
-            return [Call(batch.token_ids_1T, batch.position_ids_1T, {"packing": packing})]
+            ids_1T, positions_1T = (
+                functional.pad(each, (0, spare))
+                for each in (batch.token_ids_1T, batch.position_ids_1T)
+            )
+            return [Call(ids_1T, positions_1T, {"packing": packing})]
         most_tokens = self._most_masked_tokens()
         _refuse_long_branches(self.core.config, branches, lengths, most_tokens)
         parts = _consecutive(lengths, most_tokens)
@@ -226,28 +238,17 @@ class Backbone:
         return outputs.last_hidden_state[0]
 
 
+def _num_spare(backbone: Backbone, batch: Batch) -> int:
+    """How many tokens fill a batch up."""
+    is_half = backbone.core.dtype == torch.bfloat16 and backbone.device.type == "cpu"
+    trains = backbone.model.training and torch.is_grad_enabled()
+    return -batch.num_tokens % _TILE_TOKENS if is_half and trains else 0
+
+
 def is_causal(backbone: Backbone) -> bool:
     """Whether a token sees those before it alone."""
     is_decoder = backbone.facts.family == "decoder"
     return is_decoder and getattr(backbone.core.config, "is_causal", True)
-
-
-def compute_layers_twice(backbone: Backbone) -> None:
-    """Keep only what enters each layer that is trained, and compute the rest again for the backward pass.
-
-    Raises:
-        ModelError: If `transformers` cannot do that in this architecture.
-    """
-    model = backbone.plain_model
-    if not model.supports_gradient_checkpointing:
-        raise ModelError(
-            f"`{backbone.facts.model_type}` models have no gradient checkpointing. "
-            "Set `engine.gradient_checkpointing=false`."
-        )
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    # It also has embeddings give gradients, for a kind of checkpointing that is not used here: they would make the
-    # backward pass go through frozen layers.
-    model.disable_input_require_grads()
 
 
 def _refuse_long_branches(

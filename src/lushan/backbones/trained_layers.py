@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lushan.backbones import native_training
-from lushan.backbones.attention import packed_attention, plan_packing
+from lushan.backbones.attention import packed_attention
 from lushan.backbones.fused_layers import FusedNorm, fused_norm, known_parts
 from lushan.backbones.load import Backbone
+from lushan.backbones.packing import plan_packing
 from lushan.backbones.slot_cache import SlotCache
+from lushan.errors import ModelError
 
 _PROBE_LENGTHS = (5, 12)
 _LARGEST_DIFFERENCE = 0.03
@@ -192,6 +194,24 @@ def checkpointed(layer: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward(*arguments, **options)
 
     return run
+
+
+def compute_layers_twice(backbone: Backbone) -> None:
+    """Keep only what enters each layer that is trained, and compute the rest again for the backward pass.
+
+    Raises:
+        ModelError: If `transformers` cannot do that in this architecture.
+    """
+    model = backbone.plain_model
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(
+            f"`{backbone.facts.model_type}` models have no gradient checkpointing. "
+            "Set `engine.gradient_checkpointing=false`."
+        )
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    # It also has embeddings give gradients, for a kind of checkpointing that is not used here: they would make the
+    # backward pass go through frozen layers.
+    model.disable_input_require_grads()
 
 
 def has_trained_layers(backbone: Backbone) -> bool:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lushan.backbones.attention import Prefix
 from lushan.backbones.heads import vocabulary_logits
 from lushan.backbones.load import Backbone
+from lushan.backbones.packing import Prefix
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_by_tokens
 from lushan.errors import ModelError

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lushan.backbones.attention import Prefix
 from lushan.backbones.load import Backbone
 from lushan.backbones.many_adapters import Adapter, ManyAdapters
+from lushan.backbones.packing import Prefix
 from lushan.backbones.slot_cache import SlotCache, place
 from lushan.inference.prefix_store import PrefixStore, TokenIds
 from lushan.inference.reading import PromptReader, Read, Reading, next_parts

@@ -141,29 +141,20 @@ class Predictor:
         *,
         shots: Sequence[Example] = (),
         features: Sequence[Features] | None = None,
+        main_metric_only: bool = False,
         advance: Advance = _ignore,
     ) -> list[Prediction]:
-        """Answer examples whose truth is known, as `predict` does; where answers are written, tell how likely the truth was."""
-        predictions = self.predict(examples, shots=shots, features=features, advance=advance)
+        """Answer examples whose truth is known, as `predict` does; where answers are written, tell how likely the truth was.
+
+        With `main_metric_only`, nothing is written where that likelihood is what the task is judged by.
+        """
+        if not (main_metric_only and self.writes and self.task.is_judged_by_likelihood):
+            predictions = self.predict(examples, shots=shots, features=features, advance=advance)
+        else:
+            features = self.encode(examples, shots=shots) if features is None else features
+            predictions = self.decode([Written("", 0.0)] * len(examples), features, examples)
         if not self.writes or not examples:
             return predictions
-        return self._with_truths(predictions, examples, shots)
-
-    def judge(
-        self, examples: Sequence[Example], *, features: Sequence[Features]
-    ) -> list[Prediction]:
-        """Answer examples as `examine` does, as far as the task's main metric asks: an answer may be left unwritten."""
-        if not (self.writes and self.task.is_judged_by_likelihood):
-            return self.examine(examples, features=features)
-        unwritten = self.decode([Written("", 0.0)] * len(examples), features, examples)
-        return self._with_truths(unwritten, examples, ())
-
-    def _with_truths(
-        self,
-        predictions: Sequence[Prediction],
-        examples: Sequence[Example],
-        shots: Sequence[Example],
-    ) -> list[Prediction]:
         told = self._encode(examples, self.limit, with_target=True, shots=shots)
         with self._without_training():
             truths = truth_outputs(self.task, self.backbone, told)

@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from lushan.backbones.attention import Prefix
 from lushan.backbones.many_adapters import Adapter
+from lushan.backbones.packing import Prefix
 
 TokenIds = tuple[int, ...]
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lushan.backbones.attention import Prefix
 from lushan.backbones.load import Backbone
 from lushan.backbones.many_adapters import Adapter, ManyAdapters
+from lushan.backbones.packing import Prefix
 from lushan.data.batching import pack
 from lushan.inference.prefix_store import (
     SHORTEST_PREFIX_TOKENS,

@@ -23,10 +23,11 @@ from lushan.backbones.adapters import attach, trained_parts
 from lushan.backbones.compiling import CompiledLayers
 from lushan.backbones.hardware import choose_num_threads
 from lushan.backbones.inspect import describe
-from lushan.backbones.load import compute_layers_twice, load_backbone
+from lushan.backbones.load import load_backbone
 from lushan.backbones.sources import locate
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.backbones.trained_layers import (
+    compute_layers_twice,
     fuse_trained_layers,
     has_trained_layers,
     leave_trained_layers,

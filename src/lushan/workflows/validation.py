@@ -30,7 +30,7 @@ def validated(
     """Ask about the validation rows and score what decides between weights; `clock` measures how long that takes."""
     with clock():
         examples = setup.parts.validation
-        predictions = predictor.judge(examples, features=features)
+        predictions = predictor.examine(examples, features=features, main_metric_only=True)
         scores = setup.task.score(predictions, examples, setup.state)
         loss = scores.details.get("log_loss")
         if loss is None:

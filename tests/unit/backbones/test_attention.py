@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from lushan.backbones import attention
-from lushan.backbones.attention import Packing, Prefix, block_mask, packed_attention, plan_packing
+from lushan.backbones.attention import block_mask, packed_attention
 from lushan.backbones.load import load_backbone
+from lushan.backbones.packing import Packing, Prefix, plan_packing
 from lushan.data.batching import pack
 from lushan.errors import ModelError
 from lushan.records import Batch, Features
@@ -272,23 +273,6 @@ def test_packed_documents_in_bf16_are_as_alone_in_bf16(
     expected = run_alone(eager(folder).to(torch.bfloat16), documents)
     hidden_TD = backbone.hidden_states(packed(documents))
     torch.testing.assert_close(hidden_TD, expected, rtol=0.05, atol=0.05)
-
-
-def test_short_groups_that_continue_nothing_are_also_one() -> None:
-    packing = plan_packing([1, 30, 100, 128, 200, 400])
-    assert [group.lengths for group in packing.groups] == [[1], [30], [100, 128], [200], [400]]
-    assert [group.lengths for group in packing.joined] == [[1, 30, 100, 128], [200], [400]]
-    assert [(group.start, group.end) for group in packing.joined][:2] == [(0, 259), (259, 459)]
-    continued = plan_packing([3, 100, 3, 100], prefixes=[Prefix(2)] * 2 + [None] * 2)
-    assert [group.lengths for group in continued.joined] == [[3], [100], [3, 100]]
-    branched = plan_packing([10, 100], branches=[(4, 7), ()])
-    assert [group.lengths for group in branched.joined] == [[10], [100]]
-
-
-def test_documents_are_grouped_until_one_is_half_as_long_again_and_16_tokens_longer() -> None:
-    groups = plan_packing([4, 22, 23, 50, 51]).groups
-    assert [each.lengths for each in groups] == [[4, 22], [23, 50], [51]]
-    assert [(each.start, each.end) for each in groups] == [(0, 26), (26, 99), (99, 150)]
 
 
 @pytest.mark.parametrize("flash_from_tokens", [1, 512])

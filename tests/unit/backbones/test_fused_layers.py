@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 from lushan.backbones import native
-from lushan.backbones.attention import Prefix
 from lushan.backbones.fused_layers import FusedLayer, fused_norm, has_fused_layers
 from lushan.backbones.load import Backbone, WeightForm, load_backbone
 from lushan.backbones.many_adapters import Adapter, LowRank, ManyAdapters
 from lushan.backbones.packed import describe_weights, pack_weights
 from lushan.backbones.packed_linear import PackedEmbedding, PackedLinear
+from lushan.backbones.packing import Prefix
 from lushan.backbones.slot_cache import SlotCache
 from lushan.data.batching import pack
 from lushan.inference.prefix_store import part_of

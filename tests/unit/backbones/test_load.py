@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from lushan.backbones import load
 from lushan.backbones.load import (
     Backbone,
     PackingMode,
@@ -281,3 +282,30 @@ def test_backbone_is_where_its_weights_are(tiny_folder: MakeTiny) -> None:
     assert backbone.device == torch.device("cpu")
     assert plain is backbone.model
     assert backbone.core is plain.base_model
+
+
+def test_steps_in_bf16_are_filled_up_and_give_what_unfilled_ones_do(
+    tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_backbone(
+        tiny_folder("llama"), purpose="classify", labels=("a", "b"), precision="bf16"
+    )
+    documents = pack([Features((5, 6, 7, 8, 9), "", 0), Features(tuple(range(3, 19)), "", 1)])
+    seen: list[int] = []
+    backbone.layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    backbone.model.train()
+    found: list[list[Tensor]] = []
+    for tile in (8, 1):
+        monkeypatch.setattr(load, "_TILE_TOKENS", tile)
+        backbone.model.zero_grad()
+        states_TD = backbone.hidden_states(documents)
+        states_TD.float().square().mean().backward()
+        gradients = [each.grad for each in backbone.core.parameters() if each.grad is not None]
+        found.append([states_TD.detach(), *gradients])
+    backbone.model.eval()
+    with torch.inference_mode():
+        backbone.hidden_states(documents)
+    assert seen == [24, 21, 21]
+    for filled, unfilled in zip(*found, strict=True):
+        difference = (filled.float() - unfilled.float()).norm()
+        assert difference <= 0.01 * unfilled.float().norm()

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lushan.backbones import short_attention
-from lushan.backbones.attention import packed_attention, plan_packing
+from lushan.backbones.attention import packed_attention
+from lushan.backbones.packing import plan_packing
 from tests.unit.backbones.fusable import needs_library
 from tests.unit.backbones.packed_numbers import error_of
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lushan.backbones.adapters import Method, attach
-from lushan.backbones.load import Backbone, compute_layers_twice, load_backbone
+from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.trained_layers import (
+    compute_layers_twice,
     fuse_trained_layers,
     has_trained_layers,
     leave_trained_layers,

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lushan.backbones.attention import Prefix
 from lushan.backbones.many_adapters import Adapter
+from lushan.backbones.packing import Prefix
 from lushan.inference.prefix_store import PrefixStore, TokenIds, join, num_equal, part_of
 
 SHAPES = {0: (2, 4), 3: (1, 6)}

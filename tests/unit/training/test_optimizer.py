@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from lushan.backbones import native
-from lushan.backbones.native_training import joined
 from lushan.training import optimizer as optimizers
 from lushan.training.optimizer import Optimizer, OptimizerSettings, schedule_factor
+from tests.unit.training.whole_masters import in_one_piece
 
 SETTINGS = OptimizerSettings(
     optimizer="adamw",
@@ -243,15 +243,6 @@ def test_going_on_from_a_saved_state_is_equal_bit_for_bit(
     train(second, taken_up, range(3, 6))
     for one, other in zip(whole.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
-
-
-def in_one_piece(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state as an optimizer that keeps whole masters has it."""
-    rests = {name.removeprefix("rest/"): state[name] for name in state if name.startswith("rest/")}
-    found = {name: value for name, value in state.items() if not name.startswith("rest/")}
-    return found | {
-        f"weight/{name}": joined(state[f"weight/{name}"], rest) for name, rest in rests.items()
-    }
 
 
 @pytest.mark.skipif(bool(native.why_missing()), reason="no library of our own on this machine")
