@@ -42,10 +42,12 @@ _PER_UNIT: dict[Measure, float] = {"peak_rss_bytes": 1e6, "gemm_fraction": 0.01}
 
 
 def make_table(folder: Path) -> str:
-    """Write the section of `docs/benchmarks.md` in Markdown."""
+    """Write what was measured on a machine in Markdown; the folder has its name."""
     machine = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
     here, speed = machine["machine"], machine["speed"]
     lines = [
+        f"### {folder.name}",
+        "",
         f"{here['processor']}, {here['num_cores']} cores ({', '.join(here['features'])}), one core's linear layers: "
         f"bf16 {speed['bf16_gflops']:,.0f} GFLOP/s, fp32 {speed['fp32_gflops']:,.0f}; torch {speed['torch_version']}, "
         f"transformers {machine['versions']['transformers']}.",

@@ -38,7 +38,8 @@ SFT_SCRIPTS: dict[System, str] = {
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of results")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="results by machine")
+    parser.add_argument("--machine", default="here", help="name of this one: its folder in --out")
     parser.add_argument("--data", type=Path, default=os.environ.get("LUSHAN_DATA"))
     parser.add_argument("--work", nargs="+", default=[work.name for work in WORKS])
     parser.add_argument("--repeats", type=int, default=5)
@@ -53,6 +54,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if not options.data:
         parser.error("set LUSHAN_DATA or give --data")
+    options.results = options.out / options.machine
     return options
 
 
@@ -60,16 +62,17 @@ def main() -> None:
     """Run what is missing, then make the table."""
     options = parse()
     if not options.table_only:
-        options.out.mkdir(parents=True, exist_ok=True)
-        if not (options.out / "machine.json").is_file():
+        options.results.mkdir(parents=True, exist_ok=True)
+        if not (options.results / "machine.json").is_file():
             told = json.loads(call(options, [sys.executable, "-m", "lushan", "doctor", "--json"]))
             kept = {name: told[name] for name in ("machine", "speed", "versions")}
-            (options.out / "machine.json").write_text(
+            (options.results / "machine.json").write_text(
                 json.dumps(kept, indent=1) + "\n", encoding="utf-8"
             )
         with tempfile.TemporaryDirectory() as folder:
             run_missing(options, Path(folder))
-    section = ratios.make_table(options.out)
+    machines = sorted(each.parent for each in options.out.glob("*/machine.json"))
+    section = "\n\n".join(map(ratios.make_table, machines))
     print(section)
     if options.document:
         table.put_between_markers(options.document, section, name="speed")
@@ -84,7 +87,7 @@ def run_missing(options: argparse.Namespace, folder: Path) -> None:
             if work.kind == "sft" and python_of(system, options) is None:
                 print(f"{work.name}: no --{system}-python, left out.", file=sys.stderr)
                 continue
-            result = options.out / f"{work.name}-{system}-{repeat}.json"
+            result = options.results / f"{work.name}-{system}-{repeat}.json"
             if result.exists():
                 continue
             unfinished = folder / "result.json"
@@ -106,7 +109,7 @@ def run_one(
     if work.kind == "scoring":
         score(system, rows, options=options, folder=folder, out=out)
     elif work.kind == "gemm":
-        machine = json.loads((options.out / "machine.json").read_text(encoding="utf-8"))
+        machine = json.loads((options.results / "machine.json").read_text(encoding="utf-8"))
         words: list[Any] = ["--data", rows, "--model", options.model, "--threads", options.threads]
         words += ["--core-gflops", machine["speed"]["bf16_gflops"]]
         call(options, [sys.executable, HERE / "ours_gemm_share.py", *words, "--out", out])
