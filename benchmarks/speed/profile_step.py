@@ -7,13 +7,12 @@ time to small operations, so that those look a little larger than they are.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from works import LAYER_WEIGHTS
 
 from lushan.backbones.adapters import Method, attach, num_frozen_layers
-from lushan.backbones.frozen import skip_layers
+from lushan.backbones.frozen import FrozenStates
 from lushan.backbones.hardware import measure
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.trained_layers import fuse_trained_layers
@@ -51,13 +50,14 @@ def make_batches(file: Path, backbone: Backbone) -> list[Batch]:
     return [pack(features[start : start + ROWS_PER_STEP]) for start in starts]
 
 
-@contextmanager
-def from_depth(backbone: Backbone, depth: int, batch: Batch) -> Iterator[None]:
-    """Leave out the layers that are frozen and computed before training."""
+def frozen_states(backbone: Backbone, depth: int, batches: list[Batch]) -> FrozenStates:
+    """Stand in for what frozen layers made of the texts before training."""
+    documents = [each for batch in batches for each in batch.features]
+    ends = list(itertools.accumulate(len(each.token_ids) for each in documents))
+    first_rows = dict(zip((each.content for each in documents), [0, *ends[:-1]], strict=True))
     width = backbone.core.config.hidden_size
-    states_1TD = torch.randn(1, batch.num_tokens, width, dtype=backbone.core.dtype)
-    with skip_layers(backbone.layers, depth, states_1TD) if depth else nullcontext():
-        yield
+    states_RD = torch.randn(ends[-1], width, dtype=backbone.core.dtype)
+    return FrozenStates(depth, "all", first_rows, states_RD)
 
 
 def profile_method(method: Method, model: Path, file: Path, limit: float) -> str:
@@ -74,11 +74,11 @@ def profile_method(method: Method, model: Path, file: Path, limit: float) -> str
         read_rows=backbone.read_rows(list(tokens_read)),
     )
     backbone.model.train()
-    depth = num_frozen_layers(backbone, method=method, layers=4)
+    if depth := num_frozen_layers(backbone, method=method, layers=4):
+        backbone.frozen = frozen_states(backbone, depth, batches)
 
     def step(batch: Batch) -> None:
-        with from_depth(backbone, depth, batch):
-            task.loss(backbone, batch, STATE, dropout=0.0).total.backward()
+        task.loss(backbone, batch, STATE, dropout=0.0).total.backward()
         optimizer.collect()
         with record_function("optimizer"):
             optimizer.step()

@@ -114,7 +114,7 @@ def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' 
 
 def _split(flat_TF: Tensor, sizes: list[int]) -> Sequence[Tensor]:
     """Cut rows; those of one piece are not copied on the way back."""
-    return [flat_TF] if len(sizes) == 1 else flat_TF.split(sizes)
+    return [flat_TF] if sizes == [len(flat_TF)] else flat_TF.split(sizes)
 
 
 def is_causal_layer(module: nn.Module) -> bool:

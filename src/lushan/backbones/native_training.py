@@ -108,9 +108,15 @@ def gates_backward(
 
 
 def turn(rows_TF: Tensor, cosine_TW: Tensor, sine_TW: Tensor, *, goes_back: bool = False) -> Tensor:
-    """Turn each head by its place, as rotary positions do, or turn a gradient back; W is a multiple of 32."""
-    made_TF = torch.empty_like(rows_TF)
+    """Turn each head by its place, as rotary positions do, or turn a gradient back; W is a multiple of 32.
+
+    Raises:
+        ValueError: If there are not as many places as rows.
+    """
     num_rows, width = cosine_TW.shape
+    if len(rows_TF) != num_rows:
+        raise ValueError(f"There are {len(rows_TF)} rows and {num_rows} places.")
+    made_TF = torch.empty_like(rows_TF)
     native.library().lushan_turn(
         *(each.data_ptr() for each in (rows_TF, cosine_TW, sine_TW, made_TF)),
         *(num_rows, rows_TF.shape[1] // width, width, goes_back, torch.get_num_threads()),

@@ -296,6 +296,12 @@ def test_attention_that_does_more_is_refused(name: str) -> None:
         packed_attention(nn.Module(), states, states, states, None, **options)
 
 
+def test_other_rows_than_those_of_the_documents_are_refused() -> None:
+    rows = torch.randn(1, 2, 5, 16).bfloat16()
+    with pytest.raises(RuntimeError, match="split"):
+        packed_attention(nn.Module(), rows, rows, rows, None, packing=plan_packing([8]))
+
+
 def test_explicit_mask_keeps_documents_apart() -> None:
     x = torch.finfo(torch.float32).min
     both = [[0.0, x, x], [x, 0.0, 0.0], [x, 0.0, 0.0]]

@@ -284,3 +284,9 @@ def test_adapters_of_other_sizes_and_precisions_are_left_to_torch(
         torch.zeros(size, dtype=dtype) for size in ((2, inputs), (4, inputs), (outputs, 4))
     )
     assert not can_adapt(rows, down, up)
+
+
+def test_rows_without_a_place_are_refused() -> None:
+    rows, places = random(5, 64, seed=0), random(8, 32, seed=1)
+    with pytest.raises(ValueError, match="5 rows and 8 places"):
+        turn(rows, places, places)
