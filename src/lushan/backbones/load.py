@@ -53,8 +53,8 @@ _PROBE_LENGTHS = (7, 12, 19)
 _MASKED_TOKENS = 512
 """Tokens under one explicit mask, which costs the square of them."""
 _TILE_TOKENS = 8
-"""Steps in bf16 are filled up to a multiple of it: oneDNN makes code for every number of rows, some 7 MB for a model of 135M
-weights, and is slower where that is odd."""
+"""Steps in bf16 are filled up to a multiple of it: oneDNN makes code for every number of rows and keeps it, which takes
+megabytes, and is slower where that is odd."""
 
 
 class AnswerLayer(NamedTuple):

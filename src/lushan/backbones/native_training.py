@@ -170,12 +170,14 @@ def _job(rows: _Three, looks: Looks, others: Sequence[Tensor | None]) -> Trained
 
 
 def can_adapt(inputs_TI: Tensor, down_RI: Tensor, up_OR: Tensor) -> bool:
-    """Whether the library computes an adapter of such sizes in such a precision."""
+    """Whether the library computes an adapter of such sizes in such a precision, laid out so."""
     sizes = down_RI.shape[1], up_OR.shape[0]
     kinds = inputs_TI.dtype, down_RI.dtype, up_OR.dtype
     return (
         kinds == (torch.bfloat16,) * 3
         and not any(size % _ADAPTED_UNIT for size in sizes)
+        and down_RI.is_contiguous()
+        and up_OR.is_contiguous()
         and can_train(inputs_TI)
     )
 

@@ -199,7 +199,8 @@ def test_adamw_moves_as_that_of_torch() -> None:
 
 
 def test_gradients_in_bfloat16_are_widened_and_weights_are_a_part_of_their_masters() -> None:
-    gradient, master = random(37, seed=0), torch.randn(37)
+    gradient = random(37, seed=0)
+    master = torch.randn(37, generator=torch.Generator().manual_seed(1))
     shown, rest = split(master)
     half = Moving(gradient, rest, torch.zeros(37), torch.zeros(37), shown, 0.1, 0.0)
     whole = Moving(gradient.float(), master, torch.zeros(37), torch.zeros(37), None, 0.1, 0.0)
@@ -284,6 +285,12 @@ def test_adapters_of_other_sizes_and_precisions_are_left_to_torch(
         torch.zeros(size, dtype=dtype) for size in ((2, inputs), (4, inputs), (outputs, 4))
     )
     assert not can_adapt(rows, down, up)
+
+
+def test_adapters_that_do_not_lie_side_by_side_are_left_to_torch() -> None:
+    rows, down, up = (torch.zeros(size).bfloat16() for size in ((2, 64), (64, 4), (96, 4)))
+    assert not can_adapt(rows, down.T, up)
+    assert can_adapt(rows, down.T.contiguous(), up)
 
 
 def test_rows_without_a_place_are_refused() -> None:
