@@ -12,6 +12,7 @@ namespace {
 using namespace lushan;
 
 constexpr int64_t ROWS_AT_ONCE = 256;  // what is between two products stays in the cache
+constexpr int64_t MANY_ROWS = 32;      // of a thread, which then takes them from product to product, and waits for no other
 enum Place { NORMED = 2, PREPARED, MADE, GATES, UPS, HEADS, ATTENDED };  // of `scratch`; others use 0 and 1
 
 // By the root mean square. `adds_one`: the factors are 1 + `weights` (gemma).
@@ -163,6 +164,15 @@ void after_attention(const Layer &layer, const Adapted *adapted, int64_t first, 
   add(layer, made, layer.norm_after_network, outputs, outputs, rows, threads);
 }
 
+// Calls `work(row, rows, threads)` for all rows: many are shared out among threads, few are worked on by all of them together.
+template <typename Work> void in_pieces(int64_t num_rows, int threads, Work work) {
+  const bool shares = threads > 1 && num_rows >= threads * MANY_ROWS;
+  const int64_t workers = shares ? threads : 1, rounds = (num_rows + workers * ROWS_AT_ONCE - 1) / (workers * ROWS_AT_ONCE);
+  const int64_t pieces = std::max<int64_t>(1, rounds * workers), rows = ((num_rows + pieces - 1) / pieces + 7) / 8 * 8;
+#pragma omp parallel for num_threads(threads) if (shares) schedule(static)
+  for (int64_t row = 0; row < num_rows; row += rows) work(row, std::min(rows, num_rows - row), shares ? 1 : threads);
+}
+
 }  // namespace
 
 // `residual` is [rows][width]; `cosines` and `sines` [rows][head_width]; the others [rows][heads][head_width].
@@ -170,18 +180,20 @@ extern "C" void lushan_before_attention(const Layer *layer, const Adapted *adapt
                                         int64_t num_rows, const float *cosines, const float *sines, uint16_t *queries,
                                         uint16_t *keys, uint16_t *values, int num_threads) {
   const int64_t own = layer->num_heads * layer->head_width, shared = layer->num_key_heads * layer->head_width;
-  for (int64_t row = 0; row < num_rows; row += ROWS_AT_ONCE)
-    before_attention(*layer, adapted, row, residual + row * layer->width, std::min(ROWS_AT_ONCE, num_rows - row),
-                     cosines + row * layer->head_width, sines + row * layer->head_width, queries + row * own,
-                     keys + row * shared, values + row * shared, num_threads);
+  in_pieces(num_rows, num_threads, [=](int64_t row, int64_t rows, int threads) {
+    before_attention(*layer, adapted, row, residual + row * layer->width, rows, cosines + row * layer->head_width,
+                     sines + row * layer->head_width, queries + row * own, keys + row * shared, values + row * shared,
+                     threads);
+  });
 }
 
 extern "C" void lushan_after_attention(const Layer *layer, const Adapted *adapted, const uint16_t *attended,
                                        const float *residual, float *outputs, int64_t num_rows, int num_threads) {
   const int64_t own = layer->num_heads * layer->head_width;
-  for (int64_t row = 0; row < num_rows; row += ROWS_AT_ONCE)
+  in_pieces(num_rows, num_threads, [=](int64_t row, int64_t rows, int threads) {
     after_attention(*layer, adapted, row, attended + row * own, residual + row * layer->width, outputs + row * layer->width,
-                    std::min(ROWS_AT_ONCE, num_rows - row), num_threads);
+                    rows, threads);
+  });
 }
 
 // One decoding step through layers that follow each other: a row is the new token of a text.

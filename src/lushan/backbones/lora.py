@@ -9,7 +9,7 @@ Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685. Shapes: T tokens, I in
 
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +134,22 @@ def forget_products(model: nn.Module) -> None:
             forward.forget_product()
 
 
+class InOnePiece(NamedTuple):
+    """What a layer with a plain adapter is computed from."""
+
+    product: FrozenProduct
+    bias_O: Tensor | None
+    down_RI: Tensor
+    up_OR: Tensor
+    scaling: float
+
+
+def in_one_piece(layer: nn.Module) -> InOnePiece | None:
+    """Say what a layer of `compute_in_one_piece` is computed from; None where it is another, or drops inputs or its adapter."""
+    forward = getattr(vars(layer).get("forward"), "__func__", None)
+    return forward.parts_of(layer) if isinstance(forward, _Forward) else None
+
+
 def frozen_product(layer: nn.Linear | Conv1D) -> FrozenProduct:
     """Lay out the weight of a layer."""
     weight = layer.weight.detach()
@@ -152,23 +168,29 @@ class _Forward:
         """Lay the weight out anew at the next call."""
         self._product = None
 
+    def parts_of(self, layer: Any) -> InOnePiece | None:  # noqa: ANN401
+        """See `in_one_piece`."""
+        if layer.disable_adapters or layer.merged or self._drops(layer):
+            return None
+        return self._parts(layer)
+
     def __call__(self, layer: Any, inputs: Tensor) -> Tensor:  # noqa: ANN401
         # A compiler joins what PEFT does step by step, and cannot look into a product that is laid out.
         if layer.disable_adapters or layer.merged or torch.compiler.is_compiling():
             return self._peft(inputs)
-        down, up = layer.lora_A[self._name], layer.lora_B[self._name]
-        base, dropout = layer.base_layer, layer.lora_dropout[self._name]
-        if self._product is None:  # a packed layer (`packed.py`) brings its own
-            self._product = getattr(base, "product", None) or frozen_product(base)
-        drops = layer.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
+        product, bias_O, down_RI, up_OR, scaling = self._parts(layer)
         flat_TI = inputs.reshape(-1, inputs.shape[-1])
-        outputs_TO = _Adapted.apply(
-            flat_TI,
-            dropout(flat_TI) if drops else None,
-            down.weight,
-            up.weight,
-            self._product,
-            base.bias,
-            layer.scaling[self._name],
-        )
+        entering_TI = layer.lora_dropout[self._name](flat_TI) if self._drops(layer) else None
+        outputs_TO = _Adapted.apply(flat_TI, entering_TI, down_RI, up_OR, product, bias_O, scaling)
         return outputs_TO.view(*inputs.shape[:-1], -1)
+
+    def _drops(self, layer: Any) -> bool:  # noqa: ANN401
+        dropout = layer.lora_dropout[self._name]
+        return layer.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
+
+    def _parts(self, layer: Any) -> InOnePiece:  # noqa: ANN401
+        base, down, up = layer.base_layer, layer.lora_A[self._name], layer.lora_B[self._name]
+        # A packed layer (`packed.py`) brings its own product.
+        product = self._product or getattr(base, "product", None) or frozen_product(base)
+        self._product, scaling = product, layer.scaling[self._name]
+        return InOnePiece(product, base.bias, down.weight, up.weight, scaling)

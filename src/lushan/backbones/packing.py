@@ -85,6 +85,12 @@ class Packing:
             before = self.joined[-1]
             self.joined[-1] = Group(before.start, group.end, before.lengths + group.lengths)
 
+    @property
+    def all_short(self) -> Group | None:
+        """All documents in one group, if they are short, continue nothing, and nothing is noted of them."""
+        is_one = len(self.joined) == 1 and _is_short(self.joined[0]) and self.record is None
+        return self.joined[0] if is_one else None
+
 
 def _is_short(group: Group) -> bool:
     return group.longest <= SHORT_TOKENS and group.prefix is None and not group.branches

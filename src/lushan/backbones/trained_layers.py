@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lushan.backbones import native_training
-from lushan.backbones.attention import packed_attention
+from lushan.backbones import layer_pass, native_training
+from lushan.backbones.attention import is_causal_layer, packed_attention
 from lushan.backbones.fused_layers import FusedNorm, fused_norm, known_parts
 from lushan.backbones.load import Backbone
-from lushan.backbones.packing import plan_packing
+from lushan.backbones.lora import in_one_piece
+from lushan.backbones.native_training import Looks
+from lushan.backbones.packing import Packing, plan_packing
 from lushan.backbones.slot_cache import SlotCache
 from lushan.errors import ModelError
 
@@ -107,6 +109,10 @@ class TrainedLayer:
         self.window: int | None = None
         self._layer, self._attention, self._network = layer, layer.self_attn, layer.mlp
         self._norms, self._is_gelu = norms, is_gelu
+        parts = known_parts(layer)
+        self._linears: list[Any] = [] if parts is None else parts.linears
+        kinds = {(each.epsilon, each.adds_one) for each in norms if each is not None}
+        self._kind = kinds.pop() if len(kinds) == 1 else None
 
     @property
     def number(self) -> int:
@@ -130,29 +136,55 @@ class TrainedLayer:
             and not torch.compiler.is_compiling()
         )
 
-    def _run(self, hidden_1TD: Tensor, *, packing: Any, rotary: tuple[Tensor, Tensor]) -> Tensor:  # noqa: ANN401
+    def _run(
+        self, hidden_1TD: Tensor, *, packing: Packing, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        cosine_TW, sine_TW = (each[0].to(torch.bfloat16).contiguous() for each in rotary)
+        hidden_TD = hidden_1TD.squeeze(0)
+        if (made := self._run_whole(hidden_TD, packing, (cosine_TW, sine_TW))) is not None:
+            return made[None]
         attention, network = self._attention, self._network
         before_attention, before_network, after_attention, after_network, *_ = self._norms
-        residual_TD, normed_TD = _add_and_norm(hidden_1TD.squeeze(0), None, before_attention)
+        residual_TD, normed_TD = _add_and_norm(hidden_TD, None, before_attention)
         rows = [each(normed_TD) for each in (attention.q_proj, attention.k_proj, attention.v_proj)]
-        attended_TF = self._attended(rows, packing, rotary)
+        attended_TF = self._attended(rows, packing, (cosine_TW, sine_TW))
         made_TD = _normed(attention.o_proj(attended_TF), after_attention)
         residual_TD, normed_TD = _add_and_norm(residual_TD, made_TD, before_network)
         gate, up = network.gate_proj(normed_TD), network.up_proj(normed_TD)
         made_TD = network.down_proj(_Gates.apply(gate, up, self._is_gelu))
         return (residual_TD + _normed(made_TD, after_network))[None]
 
+    def _run_whole(
+        self, hidden_TD: Tensor, packing: Packing, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor | None:
+        """Run the layer in one function; None where a document is long, or a linear layer does more than is known there."""
+        group = packing.all_short if isinstance(packing, Packing) else None
+        if group is None or self._kind is None or self._dropout:
+            return None
+        pairs = [_linear_of(each) for each in self._linears]
+        known = [each for each in pairs if each is not None]
+        if len(known) < len(pairs):
+            return None
+        width, causal = self._attention.head_dim, is_causal_layer(self._attention)
+        looks = Looks(group.lengths_N, width, causal, self.window, self.scaling)
+        adapters = tuple(adapter for _, adapter in known)
+        how = layer_pass.How(looks, *self._kind, self._is_gelu, adapters)
+        norms = [None if each is None else each.norm.weight for each in self._norms]
+        weights = layer_pass.Weights([linear for linear, _ in known], norms)
+        return layer_pass.run(how, rotary, hidden_TD, weights)
+
+    @property
+    def _dropout(self) -> float:
+        """Of what attention looks at."""
+        return getattr(self._attention, "attention_dropout", 0.0) if self._attention.training else 0
+
     def _attended(
-        self,
-        rows: Sequence[Tensor],
-        packing: Any,  # noqa: ANN401
-        rotary: tuple[Tensor, Tensor],
+        self, rows: Sequence[Tensor], packing: Packing, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
         """Let every document look at itself; (T, F)."""
         width = self._attention.head_dim
-        cosine_TW, sine_TW = (each[0].to(torch.bfloat16).contiguous() for each in rotary)
         turned = [
-            _Turn.apply(_normed(each_TF, norm), cosine_TW, sine_TW)
+            _Turn.apply(_normed(each_TF, norm), *rotary)
             for each_TF, norm in zip(rows[:2], self._norms[4:], strict=True)
         ]
         heads = (each.view(1, len(each), -1, width).transpose(1, 2) for each in (*turned, rows[2]))
@@ -163,11 +195,22 @@ class TrainedLayer:
             packing=packing,
             scaling=self.scaling,
             sliding_window=self.window,
-            dropout=getattr(self._attention, "attention_dropout", 0.0)
-            if self._attention.training
-            else 0.0,
+            dropout=self._dropout,
         )
         return attended_1THW.flatten(2).squeeze(0)
+
+
+def _linear_of(linear: Any) -> tuple[layer_pass.Linear, layer_pass.Adapter | None] | None:  # noqa: ANN401
+    """Give the tensors of a linear layer with at most an adapter; None where it does something else."""
+    if linear._forward_hooks or linear._forward_pre_hooks:
+        return None
+    if type(linear) is nn.Linear and "forward" not in vars(linear):
+        return layer_pass.Linear(linear.weight, linear.bias), None
+    parts = in_one_piece(linear)
+    if parts is None or not native_training.can_adapt(parts.down_RI, parts.down_RI, parts.up_OR):
+        return None
+    adapted = layer_pass.Linear(None, parts.bias_O, parts.down_RI, parts.up_OR)
+    return adapted, layer_pass.Adapter(parts.product, parts.scaling)
 
 
 def _add_and_norm(

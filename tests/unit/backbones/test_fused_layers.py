@@ -107,6 +107,22 @@ def test_rounded_weights_lose_nothing_more(form: WeightForm, tmp_path: Path) -> 
 
 
 @needs_library
+@pytest.mark.parametrize("num_tokens", [8, 63, 97, 620])
+@pytest.mark.parametrize("form", ["bf16", "int8"])
+def test_rows_are_shared_out_among_threads_and_stay_as_they_are(
+    form: WeightForm, num_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = packed_backbone(sharp("llama", tmp_path), form)
+    text = tuple(3 + place % 250 for place in range(num_tokens))
+    found: list[Tensor] = []
+    for num_threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=num_threads: count)
+        with torch.inference_mode():
+            found.append(backbone.hidden_states(pack([Features(text, "", 0)])))
+    assert all(torch.equal(each, found[0]) for each in found[1:])
+
+
+@needs_library
 @pytest.mark.parametrize("model_type", ["granite", "gpt2", "gpt_neox", "phi3"])
 def test_other_layers_are_left(model_type: str, tmp_path: Path) -> None:
     sizes = {**SIZES, "residual_multiplier": 0.5} if model_type == "granite" else {}

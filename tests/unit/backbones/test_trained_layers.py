@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from lushan.backbones import layer_pass, native_training
 from lushan.backbones.adapters import Method, attach
 from lushan.backbones.load import Backbone, load_backbone
+from lushan.backbones.short_attention import SHORT_TOKENS
 from lushan.backbones.trained_layers import (
     compute_layers_twice,
     fuse_trained_layers,
@@ -26,6 +28,10 @@ from tests.unit.backbones.packed_numbers import error_of
 NOISE = 1.25
 """Errors of either are roundings that add up by chance: their ratio was between 0.75 and 1.17 with other texts, 0.97 on the mean."""
 TEXTS = ((5, 9, 200, 31, 7, 8, 90), (17, 4, 4), tuple(range(40, 60)))
+LONG_TEXTS = (*TEXTS, tuple(range(60, 60 + SHORT_TOKENS + 1)))
+
+
+Texts = tuple[tuple[int, ...], ...]
 
 
 def trained_backbone(
@@ -49,13 +55,13 @@ def weighed(hidden_TD: Tensor) -> Tensor:
     return (hidden_TD * factors.to(hidden_TD.dtype)).sum()
 
 
-def pass_through(backbone: Backbone) -> tuple[Tensor, dict[str, Tensor]]:
+def pass_through(backbone: Backbone, texts: Texts = TEXTS) -> tuple[Tensor, dict[str, Tensor]]:
     """Hidden states of the texts in their order, and the gradients of what is trained."""
     backbone.model.train()
-    batch = pack([Features(text, "", place) for place, text in enumerate(TEXTS)])
+    batch = pack([Features(text, "", place) for place, text in enumerate(texts)])
     parts = backbone.hidden_states(batch).split([len(each.token_ids) for each in batch.features])
     order = [each.example_index for each in batch.features]
-    hidden_TD = torch.cat([parts[order.index(place)] for place in range(len(TEXTS))])
+    hidden_TD = torch.cat([parts[order.index(place)] for place in range(len(texts))])
     backbone.model.zero_grad()
     weighed(hidden_TD).backward()
     named = backbone.model.named_parameters()
@@ -63,11 +69,11 @@ def pass_through(backbone: Backbone) -> tuple[Tensor, dict[str, Tensor]]:
     return hidden_TD.detach(), gradients
 
 
-def exact(folder: Path) -> tuple[Tensor, dict[str, Tensor]]:
+def exact(folder: Path, texts: Texts = TEXTS) -> tuple[Tensor, dict[str, Tensor]]:
     """The same by `transformers`, in float32, text by text."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     core = model.base_model
-    hidden_TD = torch.cat([core(torch.tensor([each])).last_hidden_state[0] for each in TEXTS])
+    hidden_TD = torch.cat([core(torch.tensor([each])).last_hidden_state[0] for each in texts])
     weighed(hidden_TD).backward()
     named = model.named_parameters()
     return hidden_TD.detach(), {name: each.grad for name, each in named if each.grad is not None}
@@ -82,12 +88,15 @@ def errors_of(
 
 
 @needs_library
+@pytest.mark.parametrize("texts", [TEXTS, LONG_TEXTS], ids=["short", "long"])
 @pytest.mark.parametrize("model_type", FUSED)
-def test_states_and_gradients_are_as_near_as_before(model_type: str, tmp_path: Path) -> None:
+def test_states_and_gradients_are_as_near_as_before(
+    model_type: str, texts: Texts, tmp_path: Path
+) -> None:
     folder = sharp(model_type, tmp_path)
-    expected = exact(folder)
-    mine = errors_of(pass_through(trained_backbone(folder)), expected)
-    own = errors_of(pass_through(trained_backbone(folder, fuses=False)), expected)
+    expected = exact(folder, texts)
+    mine = errors_of(pass_through(trained_backbone(folder), texts), expected)
+    own = errors_of(pass_through(trained_backbone(folder, fuses=False), texts), expected)
     assert set(mine) == set(own) == {"hidden", *expected[1]}
     assert sum(mine.values()) <= NOISE * sum(own.values())
 
@@ -114,17 +123,55 @@ def test_adapters_are_trained_inside(model_type: str, tmp_path: Path) -> None:
 
 
 @needs_library
-def test_layers_that_are_computed_twice_give_the_same(tmp_path: Path) -> None:
+def test_layers_that_are_computed_twice_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = sharp("llama", tmp_path)
     once, twice = (trained_backbone(folder) for _ in range(2))
     compute_layers_twice(twice)
-    calls: list[int] = []
-    first: Any = twice.layers[0]
-    first.self_attn.q_proj.register_forward_hook(lambda *_: calls.append(1))
-    (hidden, gradients), (again, others) = pass_through(once), pass_through(twice)
-    assert len(calls) == 2
+    norms: list[int] = []
+    norm = native_training.add_and_norm
+    monkeypatch.setattr(
+        native_training,
+        "add_and_norm",
+        lambda *given, **how: norms.append(1) or norm(*given, **how),
+    )
+    hidden, gradients = pass_through(once)
+    num_once = len(norms)
+    again, others = pass_through(twice)
+    assert len(norms) == 3 * num_once
     assert torch.equal(hidden, again)
     assert all(torch.equal(each, others[name]) for name, each in gradients.items())
+
+
+@pytest.fixture(name="whole")
+def fixture_whole(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one for every layer that runs as one function."""
+    calls: list[int] = []
+    run = layer_pass.run
+    monkeypatch.setattr(layer_pass, "run", lambda *given: calls.append(1) or run(*given))
+    return calls
+
+
+@needs_library
+@pytest.mark.parametrize(("texts", "num_whole"), [(TEXTS, 3), (LONG_TEXTS, 0)])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_short_texts_go_through_layers_as_one_function(
+    method: Method, texts: Texts, num_whole: int, *, whole: list[int], tmp_path: Path
+) -> None:
+    backbone = trained_backbone(sharp("llama", tmp_path), method=method)
+    whole.clear()
+    pass_through(backbone, texts)
+    assert len(whole) == num_whole
+
+
+@needs_library
+def test_a_layer_with_a_hook_runs_by_its_parts(whole: list[int], tmp_path: Path) -> None:
+    backbone = trained_backbone(sharp("llama", tmp_path))
+    backbone.layers[1].get_submodule("mlp.up_proj").register_forward_hook(lambda *_: None)
+    whole.clear()
+    pass_through(backbone)
+    assert len(whole) == 2
 
 
 @needs_library
