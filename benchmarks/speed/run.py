@@ -28,6 +28,8 @@ import table  # noqa: E402
 
 CASE = cases.case_named("sst2")
 TRAINER = HERE.parent / "quality" / "rival_trainer.py"
+LEARNING_RATE = 1e-4
+"""Of every system, of all weights and of the new layer too, where losses are compared."""
 SFT_SCRIPTS: dict[System, str] = {
     "trl": "rival_trl.py",
     "litgpt": "rival_litgpt.py",
@@ -122,7 +124,14 @@ def run_one(
         words = ["--data", rows, "--model", options.model, "--out", out]
         words += ["--rows-per-step", work.rows_per_step, "--threads", options.threads]
         if system == "trainer":
-            words += ["--method", work.adapter, "--epochs", work.epochs, "--learning-rate", 1e-4]
+            words += [
+                "--method",
+                work.adapter,
+                "--epochs",
+                work.epochs,
+                "--learning-rate",
+                LEARNING_RATE,
+            ]
             words += ["--precision", options.precision, "--predict"]
             words += ["--each-epoch"] if work.epochs > 1 else []
         call(options, [options.rival_python, script, *words])
@@ -201,7 +210,10 @@ def tune_words(work: Work, rows: Path, *, options: argparse.Namespace, run: Path
     }
     if work.kind == "sft":
         words += ["--task", "dialogue"]
-        settings["training.learning_rate"] = 1e-4
+    if work.kind == "sft" or work.epochs > 1:  # losses are compared
+        settings["training.learning_rate"] = LEARNING_RATE
+    if work.epochs > 1:
+        settings["training.head_learning_rate"] = LEARNING_RATE
     return words + [f"--set={name}={value}" for name, value in settings.items()]
 
 
