@@ -211,9 +211,9 @@ def tune_words(work: Work, rows: Path, *, options: argparse.Namespace, run: Path
     if work.kind == "sft":
         words += ["--task", "dialogue"]
     if work.kind == "sft" or work.epochs > 1:  # losses are compared
-        settings["training.learning_rate"] = LEARNING_RATE
-    if work.epochs > 1:
-        settings["training.head_learning_rate"] = LEARNING_RATE
+        rates = ["learning_rate"] if work.adapter != "head" else []
+        rates += ["head_learning_rate"] if work.kind == "tune" else []
+        settings |= {f"training.{name}": LEARNING_RATE for name in rates}
     return words + [f"--set={name}={value}" for name, value in settings.items()]
 
 
