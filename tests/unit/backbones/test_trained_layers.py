@@ -175,6 +175,20 @@ def test_a_layer_with_a_hook_runs_by_its_parts(whole: list[int], tmp_path: Path)
 
 
 @needs_library
+def test_layers_whose_adapters_drop_inputs_run_by_their_parts(
+    whole: list[int], tmp_path: Path
+) -> None:
+    backbone = load_backbone(sharp("llama", tmp_path), purpose="language", precision="bf16")
+    attach(backbone, method="lora", rank=4, dropout=0.5)
+    backbone.model.eval()  # layers that drop inputs while they are tried are not taken over at all
+    fuse_trained_layers(backbone)
+    assert has_trained_layers(backbone)
+    whole.clear()
+    pass_through(backbone)
+    assert not whole
+
+
+@needs_library
 def test_in_float32_layers_run_as_they_are(tmp_path: Path) -> None:
     backbone = trained_backbone(sharp("llama", tmp_path))
     backbone.model.float()
