@@ -124,14 +124,8 @@ def run_one(
         words = ["--data", rows, "--model", options.model, "--out", out]
         words += ["--rows-per-step", work.rows_per_step, "--threads", options.threads]
         if system == "trainer":
-            words += [
-                "--method",
-                work.adapter,
-                "--epochs",
-                work.epochs,
-                "--learning-rate",
-                LEARNING_RATE,
-            ]
+            words += ["--method", work.adapter, "--epochs", work.epochs]
+            words += ["--learning-rate", LEARNING_RATE]
             words += ["--precision", options.precision, "--predict"]
             words += ["--each-epoch"] if work.epochs > 1 else []
         call(options, [options.rival_python, script, *words])
