@@ -85,6 +85,7 @@ def run_missing(options: argparse.Namespace, folder: Path) -> None:
     cases.write_rows(CASE, Path(options.data), folder / "all")
     works = [work_named(name) for name in options.work]
     for repeat, work in itertools.product(range(options.repeats), works):
+        options.seed = repeat
         for system in work.systems:
             if work.kind == "sft" and python_of(system, options) is None:
                 print(f"{work.name}: no --{system}-python, left out.", file=sys.stderr)
@@ -127,7 +128,7 @@ def run_one(
             words += ["--method", work.adapter, "--epochs", work.epochs]
             words += ["--learning-rate", LEARNING_RATE]
             words += ["--precision", options.precision, "--predict"]
-            words += ["--each-epoch"] if work.epochs > 1 else []
+            words += ["--each-epoch", "--seed", options.seed] if work.epochs > 1 else []
         call(options, [options.rival_python, script, *words])
         if work.epochs > 1:
             found = json.loads(out.read_text(encoding="utf-8"))
@@ -204,6 +205,8 @@ def tune_words(work: Work, rows: Path, *, options: argparse.Namespace, run: Path
     }
     if work.kind == "sft":
         words += ["--task", "dialogue"]
+    if work.epochs > 1:
+        words += ["--seed", options.seed]
     if work.kind == "sft" or work.epochs > 1:  # losses are compared
         rates = ["learning_rate"] if work.adapter != "head" else []
         rates += ["head_learning_rate"] if work.kind == "tune" else []
