@@ -1,8 +1,9 @@
-"""Files that are either the old or the new, never half: written beside, flushed, then renamed."""
+"""Files and folders that are either the old or the new, never half: written beside, flushed, then renamed."""
 
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,33 @@ def write_parts(path: Path, parts: Iterable[str]) -> None:
 def write_json(path: Path, value: object) -> None:
     """Put `value` into `path` at once, as indented JSON; refuses NaN, which JSON does not have."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a place to fill with files; it takes the place of `folder` once they are on the disk, and is gone if that fails."""
+    beside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        for each in (*beside.iterdir(), beside):
+            _flush(each)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+    _flush(folder.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk keep a file, or the entries of a folder, before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

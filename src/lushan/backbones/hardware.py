@@ -132,9 +132,16 @@ def free_memory_bytes() -> int:
     """Main memory that this process could still take: its share, if `torchrun` started several on this machine."""
     inside = _container_memory_bytes()
     if used := _read("/sys/fs/cgroup/memory.current"):
-        inside -= int(used)
+        inside -= int(used) - _droppable_bytes()
     num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(0, min(psutil.virtual_memory().available, inside)) // num_processes
+
+
+def _droppable_bytes() -> int:
+    """Give what a container holds of files that were read, which the system forgets when memory is asked for."""
+    words = _read("/sys/fs/cgroup/memory.stat").split()
+    found = dict(zip(words[::2], words[1::2], strict=True))
+    return sum(int(found.get(name, "0")) for name in ("inactive_file", "active_file"))
 
 
 def _read(path: str) -> str:

@@ -7,6 +7,7 @@ Shapes: T tokens, D width, F = heads * width of a head, W that width, I inputs o
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +19,10 @@ from lushan.backbones.lora import FrozenProduct
 from lushan.backbones.native_training import Looks
 
 _Rows = Tensor | None
-QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = range(7)
+LINEARS, NORMS = range(7), range(6)
+QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN = LINEARS
 """Linear layers, in the order of `fused_layers.LINEAR_NAMES`."""
-BEFORE_ATTENTION, BEFORE_NETWORK, AFTER_ATTENTION, AFTER_NETWORK, OF_QUERY, OF_KEY = range(6)
+BEFORE_ATTENTION, BEFORE_NETWORK, AFTER_ATTENTION, AFTER_NETWORK, OF_QUERY, OF_KEY = NORMS
 """Norms, in the order of `fused_layers.KnownParts`."""
 
 
@@ -100,12 +102,13 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        saved, start = ctx.saved_tensors, ctx.num_weights
-        end = start + len(_Kept._fields)
-        way = _WayBack(ctx.how, saved[:start], ctx.needs_input_grad[2:])
-        way.normed_rows, way.factors = list(saved[end : end + 6]), list(saved[end + 6 : end + 12])
-        way.narrow = list(saved[end + 12 :])
-        hidden_TD = way.backward(gradients[0].contiguous(), _Kept(*saved[start:end]))
+        saved = iter(ctx.saved_tensors)
+        weights = tuple(islice(saved, ctx.num_weights))
+        kept = _Kept(*islice(saved, len(_Kept._fields)))
+        way = _WayBack(ctx.how, weights, ctx.needs_input_grad[2:])
+        way.normed_rows, way.factors = (list(islice(saved, len(NORMS))) for _ in range(2))
+        way.narrow = list(saved)
+        hidden_TD = way.backward(gradients[0].contiguous(), kept)
         return None, None, hidden_TD, *way.gradients
 
 
@@ -126,13 +129,13 @@ class _Way:
     """The way through a layer."""
 
     def __init__(self, how: How, weights: Sequence[Tensor | None]) -> None:
-        self.normed_rows: list[_Rows] = [None] * 6
-        self.factors: list[_Rows] = [None] * 6
-        self.narrow: list[_Rows] = [None] * 7
+        self.normed_rows: list[_Rows] = [None] * len(NORMS)
+        self.factors: list[_Rows] = [None] * len(NORMS)
+        self.narrow: list[_Rows] = [None] * len(LINEARS)
         self._how = how
-        size = len(Linear._fields)
-        self._linears = [Linear(*weights[size * each : size * each + size]) for each in range(7)]
-        self._norms = weights[size * 7 :]
+        flat = iter(weights)
+        self._linears = [Linear(*islice(flat, len(Linear._fields))) for _ in LINEARS]
+        self._norms = list(flat)
 
     def forward(self, hidden_TD: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, _Kept]:
         """Give what the layer makes, (T, D), and what the way back reads."""
@@ -281,7 +284,7 @@ class _WayBack(_Way):
         return made.view(gradient.shape)
 
     def _place_of_norm(self, place: int) -> int:
-        return len(self._linears) * len(Linear._fields) + place
+        return len(LINEARS) * len(Linear._fields) + place
 
     def _trains(self, number: int) -> bool:
         return self._wants[1 + number]

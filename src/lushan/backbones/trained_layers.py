@@ -6,7 +6,8 @@ backward. What is computed, and where it is rounded, stays that of `transformers
 Shapes: T tokens, D width, F = heads * width of a head, W that width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -132,6 +133,7 @@ class TrainedLayer:
         # An explanation computes in float32, and a compiler joins what stands between products itself.
         return (
             hidden_1TD.dtype == torch.bfloat16
+            and hidden_1TD.device.type == "cpu"  # layers may have moved since they were tried
             and self._layer.input_layernorm.weight.dtype == torch.bfloat16
             and not torch.compiler.is_compiling()
         )
@@ -278,13 +280,24 @@ def fuse_trained_layers(backbone: Backbone) -> None:
         return
     options = _observed(backbone, layers, trained)
     kinds = {
-        (type(layer), each.scaling, each.window): (layer, each)
+        (_told(layer), each.scaling, each.window): (layer, each)
         for layer, each in zip(layers, trained, strict=True)
     }
     if options is None or not all(_gives_the_same(*pair, options) for pair in kinds.values()):
         return
     for layer, each in zip(layers, trained, strict=True):
         layer.forward = each
+
+
+def _told(layer: Any) -> tuple[object, ...]:  # noqa: ANN401 - a layer of any architecture
+    """Say what a layer is told of itself: those of which all is equal compute the same, and one is tried for them."""
+    parts = layer, layer.self_attn, layer.mlp
+    return tuple(
+        (type(part), name, value)
+        for part in parts
+        for name, value in sorted(vars(part).items())
+        if name != "layer_idx" and isinstance(value, bool | int | float | str)
+    )
 
 
 def leave_trained_layers(backbone: Backbone) -> None:
@@ -360,6 +373,18 @@ def _observed(
     return found[0]
 
 
+@contextmanager
+def _without_dropout(layer: nn.Module) -> Iterator[None]:
+    """While this lasts, a layer runs as it does when it answers."""
+    trained = [each for each in layer.modules() if each.training]
+    layer.eval()
+    try:
+        yield
+    finally:
+        for each in trained:
+            each.training = True
+
+
 def _gives_the_same(layer: Any, trained: TrainedLayer, options: dict[str, Any]) -> bool:  # noqa: ANN401
     options = options | {"packing": plan_packing(list(_PROBE_LENGTHS))}
     width = layer.self_attn.q_proj.in_features
@@ -370,10 +395,11 @@ def _gives_the_same(layer: Any, trained: TrainedLayer, options: dict[str, Any]) 
     rows_1TD.requires_grad_()
     weights = [each for each in layer.parameters() if each.requires_grad]
     tried: list[list[Tensor]] = []
-    for forward in (trained.own_forward, trained):
-        made_1TD = forward(rows_1TD, **options)
-        gradients = torch.autograd.grad(made_1TD, [rows_1TD, *weights], back_1TD)
-        tried.append([made_1TD.detach() - rows_1TD.detach(), *gradients])
+    with _without_dropout(layer):
+        for forward in (trained.own_forward, trained):
+            made_1TD = forward(rows_1TD, **options)
+            gradients = torch.autograd.grad(made_1TD, [rows_1TD, *weights], back_1TD)
+            tried.append([made_1TD.detach() - rows_1TD.detach(), *gradients])
     return all(
         bool((one.float() - two.float()).norm() <= _LARGEST_DIFFERENCE * one.float().norm())
         for one, two in zip(*tried, strict=True)

@@ -83,6 +83,8 @@ class Step(NamedTuple):
     """What is supervised in the whole step, over all processes; the loss is divided by it once."""
     num_tokens: int
     """Tokens of the whole step, over all processes."""
+    seed: int
+    """Of what is drawn in it, such as dropout; another for every step and process."""
 
 
 class PackedSource:
@@ -145,12 +147,15 @@ class PackedSource:
             start = self.step_in_epoch * self._rows_per_step
             self.step_in_epoch += 1
             rows = order[start : start + self._rows_per_step]
-            yield self._step([
+            documents = [
                 [self._features[document] for document in self._rows.documents(row)] for row in rows
-            ])
+            ]
+            place = [self._seed, self.epoch, self.step_in_epoch, self._rank]
+            (seed,) = np.random.SeedSequence(place).generate_state(1, np.uint64).tolist()
+            yield self._step(documents, seed=seed)
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
-    def _step(self, rows: list[list[Features]]) -> Step:
+    def _step(self, rows: list[list[Features]], *, seed: int) -> Step:
         everything = [each for row in rows for each in row]
         shares = [
             split_by_tokens(
@@ -165,6 +170,7 @@ class PackedSource:
             [pack(part, device=self._device) for part in own],
             num_supervised=sum(each.weight * each.num_supervised for each in everything),
             num_tokens=sum(len(each.token_ids) for each in everything),
+            seed=seed,
         )
 
 

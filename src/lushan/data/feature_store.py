@@ -4,6 +4,7 @@ What many documents have in common (target, weight) is kept once, as a *kind*. T
 features, so that nobody needs to know how it is stored.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -249,7 +250,8 @@ class EncodedCache:
         """
         path = self.folder / name
         if _is_whole(path):
-            os.utime(path)
+            with contextlib.suppress(OSError):  # of somebody else, who lets it be read
+                os.utime(path)
             return FeatureStore(path, examples)
         beside = self._beside()
         remedy = "name another folder by the environment variable `LUSHAN_CACHE`"

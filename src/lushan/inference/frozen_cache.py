@@ -5,6 +5,7 @@ An entry is made for one list of documents, so that equal runs read equal bits, 
 Shapes: T tokens, D width, R kept rows.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -79,7 +80,8 @@ class FrozenCache:
         path = self.folder / f"{_name(backbone, part, documents)}.bin"
         what = f"{len(documents):,} documents behind {part.depth} frozen layers"
         if path.is_file() and path.stat().st_size == num_bytes:
-            os.utime(path)
+            with contextlib.suppress(OSError):  # of somebody else, who lets it be read
+                os.utime(path)
             tell(f"Reading {what} from `{path}`.")
         else:
             why = self._lack_of_room(num_bytes, path)

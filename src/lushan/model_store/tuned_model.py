@@ -8,13 +8,13 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
+from lushan.atomic import new_folder
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.lora import compute_in_one_piece
@@ -55,18 +55,23 @@ class TunedModel:
 
 
 def save_model(folder: Path, backbone: Backbone, meaning: TunedModel) -> None:
-    """Write a model folder; beside, then renamed, so that a folder of this name is always whole."""
-    beside = folder.parent / f".{folder.name}"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    with quiet_transformers(), plain_attention(backbone):
-        backbone.model.save_pretrained(beside)
-    backbone.tokenizer.save(beside)
-    write_meaning(beside, meaning)
-    for file in beside.iterdir():
-        file.chmod(0o644)  # transformers leaves weights unreadable for other users
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    """Write a model folder; beside, then renamed, so that a folder of this name is always whole.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    with new_folder(folder) as beside:
+        try:
+            with quiet_transformers(), plain_attention(backbone):
+                backbone.model.save_pretrained(beside)
+        except SafetensorError as error:  # a full disk is no OSError there
+            raise RunError(
+                f"`{folder}` cannot be written: {error}. Make room, then do it again; a run goes on with `--resume`."
+            ) from None
+        backbone.tokenizer.save(beside)
+        write_meaning(beside, meaning)
+        for file in beside.iterdir():
+            file.chmod(0o644)  # transformers leaves weights unreadable for other users
 
 
 def write_meaning(folder: Path, meaning: TunedModel) -> None:

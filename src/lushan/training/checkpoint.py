@@ -1,22 +1,21 @@
 """Checkpoints that survive `kill -9`: written beside, then renamed; the last one is always whole.
 
 Tensors are safetensors, everything else is JSON. A checkpoint holds the masters and moments of what is trained, the
-position in the data, every random generator in use, and the best weights so far.
+position in the data, from which follows what is drawn, and the best weights so far.
 """
 
 import json
-import os
 import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lushan.atomic import new_folder
 from lushan.errors import RunError
 
 LEAST_INTERVAL_SECONDS = 10.0
@@ -70,8 +69,7 @@ class Checkpoints:
             "num_tokens": progress.num_tokens,
             "seconds": progress.seconds,
         }
-        everything = {**tensors, "random/torch": torch.get_rng_state()}
-        self._write(f"step-{step:08d}", everything, state)
+        self._write(f"step-{step:08d}", tensors, state)
         self._remove_all_but("step-", f"step-{step:08d}")
         self._remove_all_but("best-", f"best-{progress.best_step:08d}")
         self._last_write_seconds = time.monotonic() - started
@@ -91,7 +89,7 @@ class Checkpoints:
         return int(found[-1].name.removeprefix("step-")) if found else 0
 
     def load_last(self) -> tuple[dict[str, Tensor], Progress] | None:
-        """Read the newest whole checkpoint; None if there is none. Sets the random generators.
+        """Read the newest whole checkpoint; None if there is none.
 
         Raises:
             RunError: If the newest checkpoint cannot be read.
@@ -106,7 +104,7 @@ class Checkpoints:
             raise RunError(
                 f"Checkpoint `{folder}` is broken: {error}. Remove it, or start again with `--overwrite`."
             ) from None
-        torch.set_rng_state(tensors.pop("random/torch"))
+        tensors.pop("random/torch", None)  # of earlier versions
         return tensors, Progress(**state)
 
     def remove(self) -> None:
@@ -115,34 +113,20 @@ class Checkpoints:
 
     def _write(self, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         folder = self._folder / name
-        beside = self._folder / f".{name}"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+        for found in self._folder.glob(".*-*"):  # what a kill has left
+            shutil.rmtree(found, ignore_errors=True)
         plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
-        try:
-            save_file(plain, beside / "tensors.safetensors")
-        except SafetensorError as error:  # a full disk is no OSError there
-            raise RunError(
-                f"Checkpoint `{folder}` cannot be written: {error}. Make room, then go on with `--resume`: "
-                "the checkpoint before it is whole."
-            ) from None
-        (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        for file in beside.iterdir():
-            _flush(file)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-        _flush(self._folder)
+        with new_folder(folder) as beside:
+            try:
+                save_file(plain, beside / "tensors.safetensors")
+            except SafetensorError as error:  # a full disk is no OSError there
+                raise RunError(
+                    f"Checkpoint `{folder}` cannot be written: {error}. Make room, then go on with `--resume`: "
+                    "the checkpoint before it is whole."
+                ) from None
+            (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     def _remove_all_but(self, prefix: str, name: str) -> None:
         for found in self._folder.glob(f"{prefix}*"):
             if found.name != name:
                 shutil.rmtree(found, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Have the disk keep a file or a folder's entries before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

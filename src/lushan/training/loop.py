@@ -152,6 +152,7 @@ def _train_step(
     num_steps: int,
     started: float,
 ) -> StepDone:
+    torch.manual_seed(step.seed)  # so that a resumed run draws what one without a stop would
     total = torch.zeros((), device=team.device)
     for batch in step.micro_batches:
         # Every part is divided by the count of the whole step, so that cutting it up changes nothing.

@@ -55,9 +55,10 @@ class OptimizerSettings:
 def schedule_factor(step: int, num_steps: int, settings: OptimizerSettings) -> float:
     """Give the share of the peak learning rate at a step, counted from 0.
 
-    Rises linearly over `ceil(warmup_fraction * num_steps)` steps, then falls to zero (linear, cosine) or stays.
+    Rises linearly over `ceil(warmup_fraction * num_steps)` steps, but never over all of them, for the first has a share of
+    0; then falls to zero (linear, cosine) or stays.
     """
-    num_warmup_steps = math.ceil(settings.warmup_fraction * num_steps)
+    num_warmup_steps = min(math.ceil(settings.warmup_fraction * num_steps), num_steps - 1)
     if step < num_warmup_steps:
         return step / max(1, num_warmup_steps)
     done_fraction = (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps)

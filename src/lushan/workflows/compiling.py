@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import torch
 
+from lushan.backbones import native
 from lushan.backbones.compiling import CompiledLayers, Work, compile_layers
+from lushan.backbones.hardware import choose_device
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.load import Backbone
 from lushan.backbones.sources import cache_folder
@@ -73,6 +75,32 @@ def compiled_layers(
             "and the versions that it began with, or start again with `--overwrite`."
         )
     return layers
+
+
+def uses_library(recipe: TuneRecipe, *, found: bool | None) -> bool:
+    """Whether a run computes with functions that we compiled (`native.py`), as in bfloat16 on a processor.
+
+    Args:
+        recipe: Resolved.
+        found: Whether this run, which is resumed, did so far; None if it is new.
+
+    Raises:
+        RunError: If that has changed: it would round otherwise than a run that was not stopped.
+    """
+    can_use = recipe.model.precision == "bf16" and choose_device().value == "cpu"
+    why = native.why_missing() if can_use else "it computes in another way"
+    uses = not why
+    if found and not uses:
+        raise RunError(
+            f"This run computes with compiled functions, which it cannot now: {why}. Give back what is missing, or start "
+            "again with `--overwrite`."
+        )
+    if found is False and uses:
+        raise RunError(
+            "This run computes without compiled functions, which were missing when it began; they would round otherwise. "
+            "Leave them out with the environment variable `CXX=none`, or start again with `--overwrite`."
+        )
+    return uses
 
 
 def _probe(backbone: Backbone) -> Batch:

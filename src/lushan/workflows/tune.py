@@ -53,7 +53,7 @@ from lushan.training.optimizer import Optimizer, OptimizerSettings
 from lushan.training.processes import Team
 from lushan.training.sharding import shard
 from lushan.workflows.comparison import answer_untuned, run_baselines, what_is_asked
-from lushan.workflows.compiling import compiled_layers
+from lushan.workflows.compiling import compiled_layers, uses_library
 from lushan.workflows.frozen_rows import frozen_states
 from lushan.workflows.label_curve import run_label_curve
 from lushan.workflows.meaning import meaning_of
@@ -266,6 +266,7 @@ def _trained(
         "checkpoints": str(run.checkpoints.resolve()),
         **{name: run.get(name) for name in ("fingerprint", "base_digest", "num_threads")},
     })
+    has_library = uses_library(setup.recipe, found=run.get("has_library"))
     predictor = untrained(setup, tell=tell)
     backbone = predictor.backbone
     num_weights = trained_parts(backbone.model)
@@ -277,7 +278,7 @@ def _trained(
             gain_decides="engine.compile" in {each["name"] for each in run.get("choices")},
             tell=tell,
         )
-    run.note(compiled=layers is not None)
+    run.note(compiled=layers is not None, has_library=has_library)
     steps_file = StepsFile(run.path / "steps.jsonl", first_step=checkpoints.last_step() + 1)
     with closing(steps_file) as steps:
         fitted = train(
@@ -433,7 +434,6 @@ def train(
     with team.leader_first():
         backbone.frozen = frozen_states(setup, backbone, tell=tell)
     frozen_seconds = time.perf_counter() - started
-    torch.manual_seed(recipe.seed + team.place[0])  # dropout
     asked = asked_features(setup, predictor, tell=tell)
     evaluate = partial(validated, setup, predictor, asked, clock)
 

@@ -45,6 +45,18 @@ def test_machine_in_a_container_tells_the_limits_of_the_container(
     assert (found.num_cores, found.num_threads, found.memory_bytes) == (1, 1, 1_000_000)
 
 
+def test_files_that_a_container_has_read_leave_its_memory_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = {
+        "/sys/fs/cgroup/memory.max": "1000000",
+        "/sys/fs/cgroup/memory.current": "700000",
+        "/sys/fs/cgroup/memory.stat": "anon 200000\nactive_file 100000\ninactive_file 400000",
+    }
+    monkeypatch.setattr(hardware, "_read", lambda path: files.get(path, ""))
+    assert hardware.free_memory_bytes() == 800_000
+
+
 def test_features_are_those_that_the_system_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "model name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 amx_tile amx_bf16 sse\n"
     monkeypatch.setattr(hardware, "_read", lambda path: text if "cpuinfo" in path else "")

@@ -180,9 +180,10 @@ def test_layers_whose_adapters_drop_inputs_run_by_their_parts(
 ) -> None:
     backbone = load_backbone(sharp("llama", tmp_path), purpose="language", precision="bf16")
     attach(backbone, method="lora", rank=4, dropout=0.5)
-    backbone.model.eval()  # layers that drop inputs while they are tried are not taken over at all
+    backbone.model.train()
     fuse_trained_layers(backbone)
     assert has_trained_layers(backbone)
+    assert all(each.training for each in backbone.model.modules())
     whole.clear()
     pass_through(backbone)
     assert not whole
@@ -222,6 +223,14 @@ def test_layers_that_do_something_else_stay(
     backbone = load_backbone(sharp("llama", tmp_path), purpose="language", precision="bf16")
     for layer in backbone.layers:
         spoil(layer)
+    fuse_trained_layers(backbone)
+    assert not has_trained_layers(backbone)
+
+
+@needs_library
+def test_layers_that_do_not_turn_are_found_behind_the_others(tmp_path: Path) -> None:
+    write_tiny("smollm3", tmp_path, **SIZES, no_rope_layers=[0, 1, 1])
+    backbone = load_backbone(tmp_path, purpose="language", precision="bf16")
     fuse_trained_layers(backbone)
     assert not has_trained_layers(backbone)
 

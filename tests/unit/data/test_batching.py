@@ -25,6 +25,10 @@ def rows_of(step: Step) -> list[int]:
     return sorted(each.example_index for batch in step.micro_batches for each in batch.features)
 
 
+def counts(step: Step) -> tuple[float, int]:
+    return step.num_supervised, step.num_tokens
+
+
 def test_packed_documents_keep_their_tokens_and_count_their_own_positions() -> None:
     batch = pack([document(1, 3), document(2, 2)])
     assert batch.token_ids_1T.tolist() == [[200, 201, 100, 101, 102]]
@@ -87,11 +91,23 @@ def test_source_goes_on_where_it_was_left(num_steps: int) -> None:
     assert done + rest == expected
 
 
+def test_what_is_drawn_depends_on_the_place_of_the_step() -> None:
+    documents = [document(n, 2) for n in range(8)]
+    sources = [
+        PackedSource(documents, rows_per_step=4, seed=0, process=(rank, 2)) for rank in range(2)
+    ]
+    resumed = source()
+    resumed.load_state_dict({"epoch": 0, "step_in_epoch": 1})
+    seeds = [step.seed for each in sources for _ in range(2) for step in each.rest_of_epoch()]
+    assert len(set(seeds)) == 8
+    assert next(resumed.rest_of_epoch()).seed == seeds[1]
+
+
 def test_smaller_micro_batches_change_neither_rows_nor_count() -> None:
     large = list(source().rest_of_epoch())
     small = list(source(max_batch_tokens=5).rest_of_epoch())
     assert [rows_of(step) for step in large] == [rows_of(step) for step in small]
-    assert [step[1:] for step in large] == [step[1:] for step in small]
+    assert [counts(step) for step in large] == [counts(step) for step in small]
     assert max(len(step.micro_batches) for step in small) > 1
 
 
@@ -104,7 +120,7 @@ def test_processes_share_the_rows_of_a_step_and_count_all_of_them() -> None:
     whole = list(PackedSource(documents, rows_per_step=4, seed=0).rest_of_epoch())
     for step, one, two in zip(whole, *shares, strict=True):
         assert sorted(rows_of(one) + rows_of(two)) == rows_of(step)
-        assert one[1:] == two[1:] == step[1:]
+        assert counts(one) == counts(two) == counts(step)
 
 
 def test_processes_compute_equally_often_where_they_must() -> None:
@@ -134,7 +150,7 @@ def test_documents_of_one_row_stay_together() -> None:
 def test_count_is_the_sum_of_weights_and_supervised_tokens() -> None:
     documents = [document(0, 3, weight=0.5), Features((1, 2, 3, 4), "b", 1, targets_from=2)]
     (step,) = PackedSource(documents, rows_per_step=2, seed=0).rest_of_epoch()
-    assert step[1:] == (0.5 + 2, 7)
+    assert counts(step) == (0.5 + 2, 7)
 
 
 def test_packing_leaves_types_that_torch_indexes_with() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lushan.backbones.adapters import Method
@@ -143,6 +144,20 @@ def test_model_folder_of_the_old_name_stays_whole_until_the_new_one_is(
     assert {file.name: file.read_bytes() for file in saved.model.iterdir()} == before
     save_model(saved.model, backbone, meaning)
     assert read_meaning(saved.model).limit.max_tokens == 7
+    assert sorted(each.name for each in saved.run.iterdir()) == ["model"]
+
+
+def test_full_disk_is_told_and_leaves_nothing(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = saved.predictor.backbone
+
+    def fail(_: Path) -> None:
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr(backbone.model, "save_pretrained", fail)
+    with pytest.raises(RunError, match=r"No space left on device.*`--resume`"):
+        save_model(saved.model, backbone, meaning_of(backbone, saved.base))
     assert sorted(each.name for each in saved.run.iterdir()) == ["model"]
 
 

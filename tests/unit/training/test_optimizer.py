@@ -174,6 +174,12 @@ def test_rows_that_are_read_move_as_if_all_did_and_the_others_stay(
     assert torch.equal(some.embedding.weight[others], untouched.embedding.weight[others])
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 1.0])
+def test_run_of_one_step_moves_its_weights(fraction: float) -> None:
+    settings = dataclasses.replace(SETTINGS, warmup_fraction=fraction)
+    assert schedule_factor(0, 1, settings) == 1.0
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize("num_warmup", [0, 3])
 def test_schedule_is_that_of_transformers(

@@ -1,5 +1,6 @@
 """A run uses compiled layers from its first step to its last, or never, whoever asks and however often it is resumed."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,28 @@ def recipe_of(base: Path, *, compile_layers: bool) -> TuneRecipe:
     model = {"name": str(base), "precision": "fp32"}
     values = {"model": model, "training": training, "engine": {"compile": compile_layers}}
     return make_recipe(None, {**values, "baselines": False}, [])
+
+
+@pytest.mark.parametrize(
+    ("missing", "found", "told"),
+    [
+        ("", None, None),
+        ("", True, None),
+        ("no compiler", False, None),
+        ("no compiler", True, "which it cannot now: no compiler"),
+        ("", False, "`CXX=none`"),
+    ],
+)
+def test_run_goes_on_only_with_the_functions_that_it_began_with(
+    missing: str, found: bool | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflow.native, "why_missing", lambda: missing)
+    recipe = make_recipe(None, {"model": {"precision": "bf16"}}, [])
+    if told is None:
+        assert workflow.uses_library(recipe, found=found) == (not missing)
+    else:
+        with pytest.raises(RunError, match=re.escape(told)):
+            workflow.uses_library(recipe, found=found)
 
 
 def load(folder: Path) -> Backbone:
