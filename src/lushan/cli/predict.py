@@ -13,8 +13,8 @@ import typer
 from lushan.cli.console import (
     AnswerBar,
     JsonOption,
+    RecipeSeedOption,
     RunArgument,
-    SeedOption,
     SetOption,
     WeightsOption,
     emit_json,
@@ -48,7 +48,7 @@ def command(
     ] = False,
     settings: SetOption = None,
     weights: WeightsOption = "auto",
-    seed: SeedOption = 0,
+    seed: RecipeSeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer every row of a file, in its order: one JSON object a line."""
@@ -65,7 +65,6 @@ def command(
             start_anew,
         )
 
-    del seed  # every command takes it; `generation.seed` is that of written answers
     out = None if out == STREAM else out
     if out is None and resume:
         raise SettingError("`--resume` has no effect without `--out FILE`. Name the file.")
@@ -74,7 +73,8 @@ def command(
     with _readable(data) as source, AnswerBar() as bar:
         check_input_stays(out, run=run, data=source)
         try:
-            opened = open_run(run, parse_assignments(settings or []), weights=weights, tell=tell)
+            given = parse_assignments(settings or [])
+            opened = open_run(run, given, weights=weights, seed=seed, tell=tell)
             done = predict(
                 opened,
                 source,

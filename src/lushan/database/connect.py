@@ -69,8 +69,13 @@ class Database:
         Raises:
             StoreError: If the store cannot be written.
         """
-        with self._turn, self._explained(), Session(self._writer) as session, session.begin():
-            yield session
+        if not self._turn.acquire(timeout=BUSY_SECONDS):
+            raise StoreError(f"The store `{self.name}`: {REASONS[sqlite3.SQLITE_BUSY]}.")
+        try:
+            with self._explained(), Session(self._writer) as session, session.begin():
+                yield session
+        finally:
+            self._turn.release()
 
     def migrate(self) -> None:
         """Upgrade to the newest schema.

@@ -45,12 +45,13 @@ class FeedbackStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, given: GivenFeedback, *, task: str) -> Added:
+    def add(self, given: GivenFeedback, *, task: str, version: str = "") -> Added:
         """Store feedback; when this returns, it survives whatever happens to the process.
 
         Args:
             given: What came in. With an `id`, sending it again changes nothing.
             task: What the model does.
+            version: Of the model that answers now: kept where `given` names none.
 
         Raises:
             ConflictError: If its `id` stands for other feedback.
@@ -63,9 +64,9 @@ class FeedbackStore:
                 _check_equal(known, content)
                 return Added(_feedback(known), is_new=False)
             row = FeedbackRow(
-                **content,
+                **{**content, "model_version": given.model_version or version},
                 id=given.id or uuid.uuid4().hex,
-                input_digest=content_id(given.input),
+                input_digest=_digest(given.input),
                 created_at=datetime.now(UTC),
             )
             session.add(row)
@@ -163,8 +164,19 @@ def _rows_after(
     return list(session.scalars(wanted.order_by(FeedbackRow.number).limit(limit)))
 
 
+def _digest(asked: str | dict[str, Any]) -> str:
+    """Tell inputs apart; a row with one column is the same as what stands there."""
+    values = [asked] if isinstance(asked, str) else list(asked.values())
+    return content_id(values[0] if len(values) == 1 else asked)
+
+
 def _check_equal(known: FeedbackRow, content: dict[str, Any]) -> None:
-    other = [name for name, value in content.items() if getattr(known, name) != value]
+    other = [
+        name
+        for name, value in content.items()
+        # A version that was not named is that of whoever answered then.
+        if getattr(known, name) != value and (value or name != "model_version")
+    ]
     if other:
         raise ConflictError(
             f"The id `{known.id}` stands for other feedback already: its `{other[0]}` is not the same. Give new feedback "

@@ -49,9 +49,11 @@ class GenerationSettings(Settings):
 
     def seed_of(self, number: int) -> int:
         """Give the seed of one of the answers to a prompt."""
-        return self.seed * 1_000_003 + number
+        return (self.seed * 1_000_003 + number) % _NUM_SEEDS
 
 
+_NUM_SEEDS = 2**63
+"""As many as torch takes."""
 _DRAWING = ("top_k", "top_p", "min_p")
 _BEAMS = ("length_penalty", "early_stopping")
 

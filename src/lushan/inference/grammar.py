@@ -5,7 +5,7 @@ Shapes: V vocabulary.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
@@ -16,7 +16,8 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.errors import SettingError
+from lushan.errors import DataError, SettingError
+from lushan.records import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,32 @@ class Constraint:
         """
         if told := LLMatcher.validate_grammar(self.grammar):
             raise SettingError(f"The {self.source} cannot be used: {told.strip().splitlines()[0]}")
+
+
+def check_forms(examples: Iterable[Example], *, most_tokens: int) -> None:
+    """Find forms of rows that no answer can have, before any is written.
+
+    Args:
+        examples: Rows; what `Constraint.form` takes is in their `extra`.
+        most_tokens: Tokens that an answer may have.
+
+    Raises:
+        DataError: If there is one; names the row.
+    """
+    for each in examples:
+        if form := each.extra.get("form"):
+            try:
+                _check_form(json.dumps(form, sort_keys=True), most_tokens)
+            except SettingError as error:
+                raise DataError(
+                    f"{each.place}: the form of the answer cannot be held. {error}"
+                ) from None
+
+
+@lru_cache(maxsize=1024)
+def _check_form(form: str, most_tokens: int) -> None:
+    """Check a form, written as JSON; many rows have the same."""
+    Constraint.form(json.loads(form), most_tokens=most_tokens).check()
 
 
 def _expression(pattern: str) -> str:

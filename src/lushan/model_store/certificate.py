@@ -242,7 +242,8 @@ def read_probes(run: Path) -> list[Example]:
 
 
 def _answers_of_fresh_process(run: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "lushan.model_store.certificate", str(run)]
+    # `-P`: else files of the folder in which the user is, such as a `random.py`, would be imported.
+    command = [sys.executable, "-P", "-m", "lushan.model_store.certificate", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own module
     if done.returncode:
         raise CertificateError(f"The saved model cannot be loaded again:\n{done.stderr[-2000:]}")

@@ -77,7 +77,7 @@ def ask_program(questions: Questions) -> Answers:
     with TemporaryDirectory(prefix="lushan-export-") as place:
         asked, answered = Path(place, "questions.json"), Path(place, "answers.json")
         asked.write_text(json.dumps(asdict(questions)), encoding="utf-8")
-        command = [sys.executable, "-m", __name__, str(asked), str(answered)]
+        command = [sys.executable, "-P", "-m", __name__, str(asked), str(answered)]
         done = subprocess.run(  # noqa: S603 - our own module
             command, capture_output=True, text=True, errors="replace", check=False
         )

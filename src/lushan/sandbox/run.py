@@ -241,8 +241,16 @@ def _judge_by_exit(exit_code: int, limits: Limits) -> tuple[Outcome, str]:
     if exit_code == -signal.SIGXCPU:
         return "timed_out", f"used {limits.cpu_seconds} s of CPU time"
     if exit_code < 0:
-        return "killed", f"by signal {-exit_code}, {signal.Signals(-exit_code).name}"
+        return "killed", f"by signal {-exit_code}, {signal_name(-exit_code)}"
     return "failed", f"it left with exit code {exit_code} before its end"
+
+
+def signal_name(number: int) -> str:
+    """Name a signal; those for the use of programs have none but their number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
 
 
 def _reported(lines: list[bytes]) -> dict[str, Any]:

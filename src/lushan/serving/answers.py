@@ -81,11 +81,12 @@ class Answers:
         answer = self._by_choice.setdefault(choice, Answer(choice))
         answer.events.append(event)
         answer.written += event.text
-        cleaned = self._asked.clean(answer.written)
         tools = self._asked.tools
-        if tools is not None:  # only the whole answer tells what of it is a call
-            ended = event.ended is not None
-            cleaned, answer.tool_calls = tools.read(cleaned) if ended else ("", [])
+        # Only the whole answer tells what of it is a call, and only a whole list can be told as JSON.
+        waits = event.ended is None and (tools is not None or self._asked.is_list)
+        cleaned = "" if waits else self._asked.clean(answer.written)
+        if tools is not None and not waits:
+            cleaned, answer.tool_calls = tools.read(cleaned)
         # Cleaning takes spaces off the ends; what was told stays told.
         added = cleaned[len(answer.text) :] if cleaned.startswith(answer.text) else ""
         answer.text += added

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -141,7 +142,8 @@ async def _load(app: FastAPI) -> None:
     """Load what was named; a model that cannot be served stops the server."""
     try:
         for target in app.state.targets:
-            model = await asyncio.to_thread(host, target, app.state.resident)
+            loading = partial(host, target, app.state.resident)
+            model = await app.state.worker.run(loading, has_deadline=False)
             app.state.models[model.name] = model
             await prove(model, app.state.worker)
             form = model.predictor.backbone.weight_form

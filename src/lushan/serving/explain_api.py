@@ -1,8 +1,10 @@
 """`POST /v1/explain`: why a model answers as it does."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +12,7 @@ from lushan.explain.explanation import Explanation, explain
 from lushan.explain.settings import BaselineName, ExplainSettings
 from lushan.inference.predict import Predictor
 from lushan.records import Example
+from lushan.serving.connection import while_connected
 from lushan.serving.hosted import find_model
 from lushan.workflows.predict import read_texts
 
@@ -59,14 +62,24 @@ async def explain_texts(asked: ExplainRequest, request: Request) -> ExplainRespo
     """Answer texts and say what each of their words adds to the log-probability of the answer."""
     predictor = find_model(request.app.state.models, asked.model).predictor
     settings = ExplainSettings(baseline=asked.baseline, most_gap=asked.most_gap, seed=asked.seed)
-    examples = read_texts(predictor, asked.texts, caller="explain")
-    predictor.encode(examples)  # a text that is too long is found before any is explained
+    examples = await anyio.to_thread.run_sync(_read, predictor, asked.texts)
     explanations: list[Explanation] = []
-    for example in examples:
-        # One at a time, so that the requests of others are answered between them.
-        work = partial(_explain_one, predictor, example, asked.label, settings)
-        explanations.append(await request.app.state.worker.run(work))
+
+    async def explain_all() -> None:
+        for example in examples:
+            # One at a time, so that the requests of others are answered between them.
+            work = partial(_explain_one, predictor, example, asked.label, settings)
+            explanations.append(await request.app.state.worker.run(work))
+
+    await while_connected(request, explain_all())
     return ExplainResponse(model=asked.model, explanations=explanations)
+
+
+def _read(predictor: Predictor, texts: Sequence[str | dict[str, Any]]) -> list[Example]:
+    """Read texts; one that is too long is found before any is explained."""
+    examples = read_texts(predictor, texts, caller="explain")
+    predictor.encode(examples)
+    return examples
 
 
 def _explain_one(

@@ -74,11 +74,9 @@ def add_feedback(
         raise UnknownModelError(given.model, list(models))
     predictor = hosted.predictor
     check_against_task(given, predictor.task, multi_label=predictor.state.multi_label)
-    if not given.model_version:
-        given = given.model_copy(update={"model_version": predictor.version})
     task_name = type(predictor.task).__module__.rpartition(".")[2]
     with _refusing():
-        added = _store(request).add(given, task=task_name)
+        added = _store(request).add(given, task=task_name, version=predictor.version)
     if not added.is_new:
         response.status_code = 200
     return added.feedback

@@ -1,6 +1,5 @@
 """OpenAI's API for models that write: models, chat and completions, for clients that know nothing of Lushan."""
 
-import json
 from functools import partial
 from typing import Any
 
@@ -8,7 +7,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 
 from lushan.inference.draft import TokenEvent
-from lushan.records import Example, plain_answer
+from lushan.records import Example
 from lushan.serving.answers import (
     Events,
     Piece,
@@ -25,6 +24,7 @@ from lushan.serving.prompts import (
     ask_chat,
     ask_completion,
     ask_label,
+    told_answer,
 )
 from lushan.serving.schemas import (
     ChatCompletion,
@@ -160,6 +160,4 @@ def _written(worker: Worker, model: HostedModel, asked: Asked) -> Events:
 async def _chosen(worker: Worker, model: HostedModel, example: Example) -> Events:
     """Give what a model chose or marked as if it had been written in one go."""
     (found,) = await worker.predict(model, [example])
-    answer = plain_answer(found.answer)
-    text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
-    yield TokenEvent(0, 0, NO_TOKEN, found.log_likelihood, text, "stop")
+    yield TokenEvent(0, 0, NO_TOKEN, found.log_likelihood, told_answer(found.answer), "stop")

@@ -4,6 +4,7 @@ A conversation goes through the task of the model, as it does in training: the t
 model whose task reads columns takes the one message of a user for the first of them.
 """
 
+import json
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from lushan.inference.generate import encode_prompts
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
 from lushan.inference.predict import Predictor, Prompted
-from lushan.records import Example, Features, Row, Written
+from lushan.records import Answer, Example, Features, Row, Written, plain_answer
 from lushan.serving.errors import RequestError
 from lushan.serving.hosted import HostedModel
 from lushan.serving.schemas import (
@@ -55,6 +56,8 @@ class Asked:
     """Makes an answer of a text that was written, finished or not."""
     tools: Tools | None = None
     """What may be called in the answer."""
+    is_list: bool = False
+    """Whether an answer is told as JSON, which only the whole of it can be."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -83,6 +86,7 @@ def ask_chat(model: HostedModel, body: ChatRequest) -> Asked:
     asking = replace(asking, limit=replace(asking.limit, max_tokens=most_read))
     example = read_conversation(model, body.messages, body.tools if tools else None)
     (features,) = asking.encode([example])
+    clean, is_list = _cleaner(predictor, features, example, has_form=constraint is not None)
     if constraint is None and features.grammar:
         constraint = Constraint.lark(features.grammar)
     num_alternatives = body.top_logprobs or 0
@@ -90,8 +94,9 @@ def ask_chat(model: HostedModel, body: ChatRequest) -> Asked:
         [Prompted((*features.token_ids, *begun), settings, constraint)],
         settings.num_return_sequences,
         num_alternatives,
-        _cleaner(predictor, features, example),
+        clean,
         tools,
+        is_list,
     )
 
 
@@ -313,9 +318,22 @@ def _constraint(wanted: ResponseFormat | None) -> Constraint | None:
     return constraint
 
 
-def _cleaner(predictor: Predictor, features: Features, example: Example) -> Callable[[str], str]:
-    def clean(text: str) -> str:
-        (found,) = predictor.decode([Written(text, 0.0)], [features], [example])
-        return str(found.answer)
+def told_answer(answer: Answer | None) -> str:
+    """Give an answer as a message: a text as it is, anything else as JSON."""
+    plain = plain_answer(answer)
+    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
 
-    return clean
+
+def _cleaner(
+    predictor: Predictor, features: Features, example: Example, *, has_form: bool
+) -> tuple[Callable[[str], str], bool]:
+    """Give what makes a message of a text that was written, and whether only a whole text can be made one."""
+
+    def read(text: str) -> Answer | None:
+        (found,) = predictor.decode([Written(text, 0.0)], [features], [example])
+        return found.answer
+
+    is_list = not isinstance(read(""), str)
+    if is_list and has_form:  # in a form of the client's own it is no list that the task could read
+        return str, False
+    return lambda text: told_answer(read(text)), is_list

@@ -121,9 +121,10 @@ def open_port(settings: ServeSettings) -> socket.socket:
         opened = socket.create_server(
             (settings.host, settings.port), family=family, backlog=_BACKLOG
         )
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # of names that no host can have
+        reason = getattr(error, "strerror", None) or error
         raise SettingError(
-            f"Cannot listen on `{settings.host}`, port {settings.port}: {error.strerror or error}. "
+            f"Cannot listen on `{settings.host}`, port {settings.port}: {reason}. "
             "Choose another with `--port`, or 0 for a free one."
         ) from None
     return opened

@@ -5,6 +5,7 @@ All of it is done in one thread, bounded in number and time; who stops listening
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -97,8 +98,14 @@ class Worker:
         self._thread.predict(asked)
         return await self._result(number, future)
 
-    async def run(self, function: Callable[[], ResultT]) -> ResultT:
+    async def run(self, function: Callable[[], ResultT], *, has_deadline: bool = True) -> ResultT:
         """Call a function in the thread that computes, between two steps, and give its result.
+
+        Also what loads a model runs here, for models share layers that only one thread may use.
+
+        Args:
+            function: Nobody else is answered while it runs.
+            has_deadline: Whether it may take no longer than a request.
 
         Raises:
             ServerBusyError: If too many requests wait.
@@ -108,7 +115,7 @@ class Worker:
         number = next(self._numbers)
         self._admit(number, future.running)
         self._thread.call(function, future)
-        return await self._result(number, future)
+        return await self._result(number, future, has_deadline=has_deadline)
 
     async def prepare(self, model: HostedModel) -> None:
         """Make what writes for a model, however long it takes; nobody else is answered meanwhile.
@@ -206,8 +213,10 @@ class Worker:
             raise ServerBusyError
         self._open[number] = has_started
 
-    async def _result(self, number: int, future: "Future[ResultT]") -> ResultT:
-        seconds = self._settings.deadline_seconds
+    async def _result(
+        self, number: int, future: "Future[ResultT]", *, has_deadline: bool = True
+    ) -> ResultT:
+        seconds = self._settings.deadline_seconds if has_deadline else math.inf
         deadline = time.monotonic() + seconds
         try:
             return await _before(deadline, asyncio.wrap_future(future), seconds=seconds)

@@ -179,7 +179,7 @@ class LineAnswers:
         if line.startswith("{"):
             try:
                 return json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"The line is no JSON object: {error}.") from None
         if others:
             raise DataError(

@@ -56,7 +56,7 @@ def _row_or_text(text: str, opened: Opened) -> str | Mapping[str, Any]:
     columns = opened.predictor.task.columns
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if isinstance(found, dict) and found.keys() <= set(columns.all_names):
         return found

@@ -19,6 +19,7 @@ from lushan.errors import DataError, RunError, SettingError
 from lushan.explain.explanation import Explanation, explain
 from lushan.explain.settings import ExplainSettings
 from lushan.inference.generation_settings import check_room, check_settings
+from lushan.inference.grammar import check_forms
 from lushan.inference.predict import Advance, Predictor
 from lushan.model_store.run_folder import check_can_be_folder
 from lushan.model_store.tuned_model import load_predictor, model_folder, read_meaning
@@ -161,6 +162,7 @@ def open_run(
     settings: Mapping[str, Any] | None = None,
     *,
     weights: str = "auto",
+    seed: int | None = None,
     tell: Tell = ignore,
 ) -> Opened:
     """Load a tuned model.
@@ -169,6 +171,7 @@ def open_run(
         run: The folder that `lushan tune --out` wrote, or its `model` folder.
         settings: `data.columns` and `data.over_length`, nested; else those of the run.
         weights: How weights are held, one of `WeightsSetting`.
+        seed: Of written answers that are drawn, where `settings` names none; else that of the run.
         tell: Takes one line for a person.
 
     Raises:
@@ -184,7 +187,10 @@ def open_run(
     if "over_length" in given.model_fields_set:
         limit = LengthLimit(predictor.limit.max_tokens, given.over_length)
         predictor = replace(predictor, limit=limit)
-    if written := recipe.generation.model_dump(exclude_unset=True):
+    written = recipe.generation.model_dump(exclude_unset=True)
+    if seed is not None and predictor.writes:
+        written = {"seed": seed, **written}
+    if written:
         predictor = with_generation(predictor, written, task_name)
     recipe_file = run / "recipe.yaml"
     values = read_yaml(recipe_file) if recipe_file.is_file() else {}
@@ -285,17 +291,18 @@ def predict(
     rows = open_rows(opened, data, needs_target=False)
     for note in rows.notes:
         tell(note)
-    num_examples, digest = 0, hashlib.sha256()
-    chunk_rows = CHUNK_WRITTEN_ROWS if opened.predictor.writes else CHUNK_ROWS
+    predictor, num_examples, digest = opened.predictor, 0, hashlib.sha256()
+    chunk_rows = CHUNK_WRITTEN_ROWS if predictor.writes else CHUNK_ROWS
     for chunk in _chunks(rows, chunk_rows):
-        # A text that is too long must be found before any is answered.
-        opened.predictor.encode([example for _, example in chunk])
+        # A text that is too long, or a form that cannot be held, must be found before any is answered.
+        examples = [example for _, example in chunk]
+        predictor.encode(examples)
+        check_forms(examples, most_tokens=predictor.generation.max_new_tokens)
         num_examples += len(chunk)
         for number, example in chunk:
             digest.update(f"{number} {example.id}\n".encode())
     for note in rows.notes:
         tell(note)
-    predictor = opened.predictor
     num_resumed = num_written({
         "model_version": opened.version,
         "weights": opened.weight_form,

@@ -16,9 +16,9 @@ from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.feature_store import columns_of, lengths_of
 from lushan.data.ledger import Ledger, count_tokens, refuse_without_signal
 from lushan.data.splits import Parts
-from lushan.errors import DataError, SettingError
+from lushan.errors import DataError
 from lushan.inference.generation_settings import check_room
-from lushan.inference.grammar import Constraint
+from lushan.inference.grammar import check_forms
 from lushan.records import SPLIT_NAMES, Features, SplitName, TaskState
 from lushan.tasks import Preparation, Task
 from lushan.training.processes import Team
@@ -145,7 +145,8 @@ def _with_room_for_answers(
     check_room(settings, context_tokens=facts.context_tokens)
     if setup.recipe.answer == "head":
         return setup, decisions
-    _check_forms(setup.parts, most_tokens=settings.max_new_tokens)
+    for name in ("validation", "test"):
+        check_forms(setup.parts.of(name), most_tokens=settings.max_new_tokens)
     if setup.limit.policy == "error":
         most_read = min(setup.limit.max_tokens, facts.context_tokens - settings.max_new_tokens)
         limit = LengthLimit(most_read, "error")
@@ -174,22 +175,6 @@ def _longest_run(positions: Sequence[int]) -> int:
     """Most positions side by side: a conversation holds several answers, and only one is written."""
     breaks_R = np.flatnonzero(np.diff(positions) > 1) + 1
     return int(np.diff([0, *breaks_R.tolist(), len(positions)]).max())
-
-
-def _check_forms(parts: Parts, *, most_tokens: int) -> None:
-    """Find forms that no answer can have before a model is trained.
-
-    Raises:
-        DataError: If there is one; names the row.
-    """
-    for each in (*parts.validation, *parts.test):
-        if form := each.extra.get("form"):
-            try:
-                Constraint.form(form, most_tokens=most_tokens).check()
-            except SettingError as error:
-                raise DataError(
-                    f"{each.place}: the form of the answer cannot be held. {error}"
-                ) from None
 
 
 def _fitted_into_memory(setup: Setup, facts: ModelFacts) -> tuple[Setup, list[Decision]]:

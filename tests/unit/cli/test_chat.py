@@ -24,7 +24,11 @@ def _measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pipe(patch: pytest.MonkeyPatch, *lines: str) -> None:
     """Have a script say this."""
-    patch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    pipe_bytes(patch, "".join(f"{line}\n" for line in lines).encode())
+
+
+def pipe_bytes(patch: pytest.MonkeyPatch, content: bytes) -> None:
+    patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
 
 
 def type_lines(patch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
@@ -84,6 +88,16 @@ def test_mistake_in_a_script_ends_it(
     output = capsys.readouterr()
     assert output.out == ""
     assert "a message holds `<eos>`" in output.err
+
+
+def test_script_begins_with_the_mark_of_utf8_or_is_refused_by_its_line(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe_bytes(monkeypatch, b'\xef\xbb\xbf{"text": "The boat."}\n\xb4\xac\n')
+    assert run(["chat", str(tiny_run), "--json"]) == 2
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 2  # an answer and the error
+    assert "Line 2 of stdin: not UTF-8: byte 0xb4 at byte 1." in output.err
 
 
 def test_mistake_of_a_person_is_told_and_the_talk_goes_on(

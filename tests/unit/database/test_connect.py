@@ -170,6 +170,20 @@ def test_writer_that_does_not_end_is_told(tmp_path: Path, monkeypatch: pytest.Mo
             fill(other, num_rows=1)
 
 
+def test_thread_that_does_not_end_its_turn_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new_database(tmp_path) as mine:
+        monkeypatch.setattr(connect, "BUSY_SECONDS", 0.05)
+        with (
+            mine.writing(),
+            pytest.raises(StoreError, match="has been writing"),
+            mine.writing(),
+        ):
+            pass
+        fill(mine, num_rows=1)
+
+
 def test_file_that_is_no_database_is_refused_and_stays(tmp_path: Path) -> None:
     file = tmp_path / "lushan.sqlite3"
     file.write_text("These are my notes. " * 100, encoding="utf-8")

@@ -51,6 +51,22 @@ def test_same_feedback_with_its_id_is_stored_once(database: Database) -> None:
     assert len(list(FeedbackStore(database).stream())) == 1
 
 
+def test_version_that_was_not_named_is_that_of_the_first_answer(database: Database) -> None:
+    store = FeedbackStore(database)
+    first = store.add(given(id="one"), task="classification", version="a")
+    again = store.add(given(id="one"), task="classification", version="b")
+    assert (first.feedback.model_version, again.is_new) == ("a", False)
+    with pytest.raises(ConflictError, match="`model_version` is not the same"):
+        store.add(given(id="one", model_version="b"), task="classification")
+
+
+def test_text_and_the_row_that_holds_it_are_one_input(database: Database) -> None:
+    add(database, input="It rained.", correction="a")
+    add(database, input={"text": "It rained."}, correction="b")
+    corrected = FeedbackStore(database).corrected(task="classification")
+    assert [each.correction for each in corrected] == ["b"]
+
+
 def test_same_feedback_without_an_id_is_stored_each_time(database: Database) -> None:
     first, again = (add(database) for _ in range(2))
     assert first.is_new

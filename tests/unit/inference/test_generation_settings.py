@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from lushan.errors import SettingError
 from lushan.inference.generation_settings import GenerationSettings, check_settings
@@ -63,6 +64,12 @@ def test_settings_that_go_together_pass(values: dict[str, Any]) -> None:
 def test_value_out_of_range_is_refused(name: str, value: object) -> None:
     with pytest.raises(SettingError, match=rf"`{name}.*{value!r}"):
         build(GenerationSettings, {name: value}, source="--set")
+
+
+def test_any_seed_is_one_that_torch_takes() -> None:
+    seeds = [GenerationSettings(seed=each).seed_of(1) for each in (5, 10**19)]
+    assert seeds[0] == 5_000_016
+    assert torch.Generator().manual_seed(seeds[1]).initial_seed() == seeds[1]
 
 
 def test_stop_strings_may_come_as_a_list() -> None:

@@ -83,6 +83,11 @@ def test_nobody_prints_a_way_to_passing() -> None:
     assert "passed" in found.output
 
 
+def test_signal_without_a_name_is_told_by_its_number() -> None:
+    found = verdict("import os; os.kill(os.getpid(), 40)")
+    assert (found.outcome, found.detail) == ("killed", "by signal 40, SIG40")
+
+
 def test_endless_loop_runs_into_the_limit_of_cpu_time() -> None:
     found = verdict("while True: pass", cpu_seconds=1, wall_seconds=30)
     assert (found.outcome, found.detail) == ("timed_out", "used 1 s of CPU time")

@@ -39,6 +39,12 @@ def test_pieces_are_those_of_the_cleaned_text() -> None:
     assert answers.in_order[0].text == "a b"
 
 
+def test_list_is_told_once_it_is_whole() -> None:
+    asked = Asked([PROMPTED], 1, 0, lambda text: f"[{text}]", is_list=True)
+    last = replace(event("b"), ended="stop")
+    assert collected(asked, [event("a"), last])[1] == ["", "[ab]"]
+
+
 def test_choices_count_the_answers_to_all_prompts() -> None:
     asked = Asked([PROMPTED, PROMPTED], 2, 0, str)
     events = [event(f"{p}{a}", prompt=p, answer=a) for p in (1, 0) for a in (1, 0)]

@@ -20,9 +20,10 @@ LONG = {"model": "chatter", "prompt": "the fox", "max_tokens": 4000, "stream": T
 def test_server_is_not_ready_until_its_models_are(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_load = threading.Event()
+    may_load, threads = threading.Event(), list[str]()
 
     def load(target: str, resident: Resident) -> HostedModel:
+        threads.append(threading.current_thread().name)
         may_load.wait()
         return host(target, resident)
 
@@ -38,6 +39,7 @@ def test_server_is_not_ready_until_its_models_are(
     assert early[2].headers["retry-after"] == "2"
     assert [each.status_code for each in late] == [200, 200, 200]
     assert late[1].json() == {"status": "ready", "models": ["run"]}
+    assert threads == ["lushan-compute"]  # models share layers, which one thread alone may use
 
 
 def test_model_that_cannot_be_served_stops_the_server(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a model is asked: the tokens of `transformers`' chat template, and the settings of the run."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,11 +109,17 @@ def test_list_of_names_is_held_to_its_text_unless_another_form_is_asked_for(
     predictor = replace(chatter.predictor, task=load_task("triples"), state=state)
     model = replace(chatter, predictor=predictor)
     message = [{"role": "user", "content": "Ada has a fox."}]
-    (held,) = ask_chat(model, chat(messages=message)).prompted
+    asked = ask_chat(model, chat(messages=message))
+    (held,) = asked.prompted
+    (triple,) = json.loads(asked.clean("Ada | has | fox"))
+    assert asked.is_list
+    assert (triple["head"]["text"], triple["tail"]["start"]) == ("Ada", 10)
     (features,) = predictor.encode([Example("", "Ada has a fox.", None)])
     assert held.constraint == Constraint.lark(features.grammar)
     form = {"type": "json_object"}
-    (other,) = ask_chat(model, chat(messages=message, response_format=form)).prompted
+    as_told = ask_chat(model, chat(messages=message, response_format=form))
+    (other,) = as_told.prompted
+    assert (as_told.is_list, as_told.clean('{"a": 1}')) == (False, '{"a": 1}')
     assert other.constraint == Constraint.json_schema({"type": "object"})
 
 

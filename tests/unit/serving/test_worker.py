@@ -184,6 +184,16 @@ def test_long_request_gives_way_to_a_short_one(classifier: HostedModel) -> None:
     assert finished == ["short", "long"]
 
 
+def test_what_must_end_has_no_deadline(chatter: HostedModel) -> None:
+    async def use(worker: Worker) -> str:
+        with pytest.raises(DeadlineError):
+            await worker.run(lambda: time.sleep(0.2))
+        return await worker.run(lambda: time.sleep(0.2) or "done", has_deadline=False)
+
+    with working(chatter, deadline_seconds=0.05) as worker:
+        assert asyncio.run(use(worker)) == "done"
+
+
 def test_other_work_runs_between_steps_and_its_errors_reach_who_asked(chatter: HostedModel) -> None:
     def fail() -> None:
         raise SettingError("no such thing")

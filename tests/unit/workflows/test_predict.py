@@ -150,18 +150,35 @@ def test_a_setting_without_effect_is_refused(
         open_run(tiny_run, settings)
 
 
-def test_answers_as_long_as_the_context_are_refused(
-    tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def writing_run(tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Something that is taken for the folder of a run that writes its answers."""
     task = load_task("translation")
     backbone = load_backbone(tiny_folder("llama"), purpose="language")
     writer = Predictor(backbone, task, TaskState(), "generate", LengthLimit(128))
     monkeypatch.setattr(module, "read_meaning", lambda _: SimpleNamespace(task="translation"))
     monkeypatch.setattr(module, "load_predictor", lambda _, **__: writer)
-    found = open_run(Path("run"), {"generation": {"max_new_tokens": 127}}).predictor
+    return Path("run")
+
+
+@pytest.mark.parametrize(("given", "seed"), [({}, 7), ({"seed": 3}, 3)])
+def test_seed_is_that_of_written_answers(
+    given: dict[str, int], seed: int, writing_run: Path
+) -> None:
+    settings = {"generation": {"max_new_tokens": 5, **given}}
+    opened = open_run(writing_run, settings, seed=7)
+    assert opened.predictor.generation.seed == seed
+
+
+def test_seed_changes_nothing_where_nothing_is_written(tiny_run: Path) -> None:
+    assert open_run(tiny_run, seed=7).predictor.generation.seed == 0
+
+
+def test_answers_as_long_as_the_context_are_refused(writing_run: Path) -> None:
+    found = open_run(writing_run, {"generation": {"max_new_tokens": 127}}).predictor
     assert found.generation.max_new_tokens == 127
     with pytest.raises(SettingError, match=r"is 128, but the model's context is 128 tokens"):
-        open_run(Path("run"), {"generation": {"max_new_tokens": 128}})
+        open_run(writing_run, {"generation": {"max_new_tokens": 128}})
 
 
 @pytest.mark.parametrize(("lengths", "wanted"), [((), None), ((2, 4, 8), "long")])

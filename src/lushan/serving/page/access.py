@@ -3,6 +3,7 @@
 import base64
 from contextlib import suppress
 
+import anyio.to_thread
 from fastapi import FastAPI
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
@@ -49,7 +50,10 @@ class Gate:
         keys: KeyGate | None = self._server.state.keys
         if scope["type"] == "http" and keys is not None:
             try:
-                keys.admit(_key_in(Headers(scope=scope)), NEEDED)
+                key = _key_in(Headers(scope=scope))
+                await anyio.to_thread.run_sync(
+                    keys.admit, key, NEEDED
+                )  # the store may keep it waiting
             except RequestError as error:
                 message, status = str(error), error.status
                 await PlainTextResponse(message, status, headers=ASK)(scope, receive, send)

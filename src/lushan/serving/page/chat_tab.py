@@ -4,11 +4,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple, Self, cast
 
+import anyio.to_thread
 import gradio as gr
 
 from lushan.errors import LushanError
-from lushan.inference.draft import TokenEvent
+from lushan.inference.generation_settings import GenerationSettings
 from lushan.records import Row
+from lushan.serving.hosted import HostedModel
 from lushan.serving.page import drawing
 from lushan.serving.page.choosing import Triggers, among
 from lushan.serving.page.studio import Studio
@@ -138,18 +140,20 @@ class _Talk(NamedTuple):
 async def reply(studio: Studio, name: str, chat: Chat) -> AsyncGenerator[str]:
     """Write an answer piece by piece; what goes wrong is told as its last piece."""
     try:
-        async with aclosing(_events(studio, name, chat)) as events:
+        asked = await anyio.to_thread.run_sync(_asked, studio.model(name), chat)
+        async with aclosing(studio.worker.generate(*asked)) as events:
             async for event in events:
                 yield event.text
     except LushanError as error:
         yield f"\n[{error}]"
 
 
-def _events(studio: Studio, name: str, chat: Chat) -> AsyncGenerator[TokenEvent]:
-    hosted = studio.model(name)
+def _asked(
+    hosted: HostedModel, chat: Chat
+) -> tuple[HostedModel, Sequence[int], GenerationSettings]:
     predictor = hosted.predictor
     told = [{"role": "system", "content": chat.system.strip()}] if chat.system.strip() else []
     row = Row({"messages": [*told, *chat.turns]}, "chat", 1)
     prompt = predictor.encode([predictor.task.read(row, needs_target=False)])[0]
     settings = predictor.generation.model_copy(update={"temperature": float(chat.temperature)})
-    return studio.worker.generate(hosted, prompt.token_ids, settings)
+    return hosted, prompt.token_ids, settings

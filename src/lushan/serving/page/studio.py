@@ -61,7 +61,8 @@ class Studio:
         Raises:
             RunError: If it does not answer as its certificate says.
         """
-        hosted = await self.worker.run(partial(host, str(run), self.app.state.resident))
+        loading = partial(host, str(run), self.app.state.resident)
+        hosted = await self.worker.run(loading, has_deadline=False)
         await prove(hosted, self.worker)
         self.app.state.models[hosted.name] = hosted
         self.worker.forget_replaced()

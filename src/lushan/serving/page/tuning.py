@@ -73,7 +73,7 @@ class Plan:
         """Give the command line, with which anybody can repeat the run."""
         options = ("--task", self.task, "--model", self.model, "--effort", self.effort)
         return [
-            *(sys.executable, "-m", "lushan", "tune", str(self.data)),
+            *(sys.executable, "-P", "-m", "lushan", "tune", str(self.data)),
             *(*options, "--out", str(self.out)),
         ]
 

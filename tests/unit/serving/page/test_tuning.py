@@ -78,7 +78,7 @@ def test_table_without_rows_is_refused(tmp_path: Path) -> None:
 def test_command_is_the_one_that_people_type() -> None:
     plan = Plan(Path("a.csv"), "classification", "tiny", "quick", Path("runs/a"))
     words = "tune a.csv --task classification --model tiny --effort quick --out runs/a"
-    assert plan.command() == [sys.executable, "-m", "lushan", *words.split()]
+    assert plan.command() == [sys.executable, "-P", "-m", "lushan", *words.split()]
 
 
 def test_run_that_ends_well_is_finished(tuner: Tuner, make_plan: Callable[[str], Plan]) -> None:
