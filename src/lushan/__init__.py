@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lushan.errors import LushanError, UserError
     from lushan.records import Prediction
+    from lushan.workflows.estimator import GPTClassifier
     from lushan.workflows.notebook import augment, check, compare, evaluate, export, load, tune
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "GPTClassifier",
     "LushanError",
     "Prediction",
     "UserError",
@@ -26,6 +28,7 @@ __all__ = [
 _PLACES = {
     "LushanError": "lushan.errors",
     "UserError": "lushan.errors",
+    "GPTClassifier": "lushan.workflows.estimator",
     "Prediction": "lushan.records",
     "augment": "lushan.workflows.notebook",
     "check": "lushan.workflows.notebook",

@@ -1,5 +1,6 @@
 """The docs say what the code does: trees, settings, commands and links are checked against it."""
 
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
@@ -61,6 +62,14 @@ def test_every_option_of_a_command_stands_in_its_section(command: str, options: 
     section = sections[f"lushan {command.partition(' ')[0]}"]
     told = set(re.findall(r"--[a-z-]+", section)) | EVERYWHERE
     assert {option for option in options if option.startswith("--")} - told == set()
+
+
+def test_python_names_in_the_docs_are_public() -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    names = set(re.findall(r"(?<![\w./-])lushan\.(\w+)", pages)) - {"json", "sqlite3"}  # files
+    modules = {each.name for each in pkgutil.iter_modules(lushan.__path__)}
+    assert names - modules <= set(lushan.__all__)
+    assert all(hasattr(lushan, name) for name in lushan.__all__)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

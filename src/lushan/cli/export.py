@@ -22,14 +22,14 @@ def command(
     to: Annotated[str, typer.Option("--to", metavar="FORM", help="hf, gguf, onnx or openvino.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Write here, not to RUN/exports/FORM."),
+        typer.Option("--out", metavar="DIR", help="Write here, not into RUN/exports."),
     ] = None,
     quantise: Annotated[
         str | None,
         typer.Option(
             "--quantise",
             metavar="HOW",
-            help="f16, q8_0 or q4_0 (gguf); none or int8 (onnx, openvino).",
+            help="f16, q8_0 or q4_0 (gguf); none or int8 (onnx, openvino); none (hf).",
         ),
     ] = None,
     data: Annotated[
