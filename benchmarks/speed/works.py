@@ -16,11 +16,16 @@ Measure = Literal[
     "first_step_seconds",
 ]
 LAYER_WEIGHTS = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
-"""Of SmolLM2-135M: the products of its layers; its vocabulary, norms and attention come on top."""
+"""Of SmolLM2-135M: the products of its layers; its norms and attention come on top."""
+VOCABULARY_WEIGHTS = 49_152 * 576
+ADAPTER_WEIGHTS = 30 * 16 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+"""Of rank 16, at every product of the layers."""
 TOKENS_PER_TEXT = 23.5
 """The first 2,000 rows of SST-2 under its tokenizer."""
 VALIDATION_SHARE = 0.44
 """Tokens of the 872 validation rows to those of 2,000 training rows."""
+ANSWERED_SHARE = 0.863
+"""Tokens in answers of the 64 conversations, each of which needs the whole vocabulary."""
 FROZEN_SHARE = 26 / 30
 """Of the layers, in the work `top4`."""
 
@@ -58,7 +63,8 @@ class Work:
     """Few where training alone is timed; whole runs ask all after every epoch."""
     operations_per_weight: float | None = None
     """What any program must compute for a real token and weight of the layers: 2 forward, 2 back to the inputs, 2 for the
-    weight's gradient; what is frozen once, whatever the epochs. None where no speeds are compared."""
+    weight's gradient; what is frozen once, whatever the epochs; adapters and the vocabulary of answers on top. None where no
+    speeds are compared."""
     targets: tuple[Target, ...]
 
     @property
@@ -93,7 +99,7 @@ WORKS = (
         name="lora-16",
         title="LoRA of rank 16, 16 rows a step",
         adapter="lora",
-        operations_per_weight=4,
+        operations_per_weight=4 + 6 * ADAPTER_WEIGHTS / LAYER_WEIGHTS,
         targets=(Target(rival="trainer", measure="tokens_per_second", ratio=6),),
     ),
     Work(
@@ -141,7 +147,7 @@ WORKS = (
         kind="sft",
         num_train_rows=64,
         num_validation_rows=16,
-        operations_per_weight=6,
+        operations_per_weight=6 * (1 + ANSWERED_SHARE * VOCABULARY_WEIGHTS / LAYER_WEIGHTS),
         targets=(
             Target(rival="trl", measure="tokens_per_second", ratio=3),
             Target(rival="trl", measure="validation_loss", ratio=1),
