@@ -159,6 +159,9 @@ class Example:
     `FORM_FIELDS`) what an answer that is written must keep to."""
     labels: tuple[str, ...] | None = None
     """The class names in the truth; None takes those of the target. Empty where a target is free text."""
+    group: str = ""
+    """Rows with the same are never cut into two splits, where that is less than the text: what a conversation begins with, the
+    text around two spans; empty where it is the text."""
 
     @property
     def shown(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -86,15 +87,19 @@ def _vectorizer(texts: Sequence[str]) -> tuple[TfidfVectorizer, str]:
 class _Classifier:
     """A fitted scikit-learn classifier that speaks labels."""
 
-    model: LogisticRegression | OneVsRestClassifier
+    model: LogisticRegression | OneVsRestClassifier | DummyClassifier
     state: TaskState
 
     @classmethod
     def fit(
         cls, train_NF: object, targets: NDArray[np.int64], inverse_penalty: float, state: TaskState
     ) -> "_Classifier":
-        model = LogisticRegression(C=inverse_penalty, max_iter=200, tol=1e-3)
-        chosen = OneVsRestClassifier(model) if state.multi_label else model
+        chosen = model = LogisticRegression(C=inverse_penalty, max_iter=200, tol=1e-3)
+        if state.multi_label:
+            chosen = OneVsRestClassifier(model)
+        elif len(np.unique(targets)) == 1:
+            # The label curve may draw so few rows that all have the same label, which a regression refuses.
+            chosen = DummyClassifier()
         with warnings.catch_warnings():
             # A last digit of the optimum is no matter: validation decides between the penalties.
             warnings.simplefilter("ignore", ConvergenceWarning)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lushan.atomic import naming_full_disk
-from lushan.data.near import Positions, bare_of, plain
+from lushan.data.near import Positions, bare_of, comparable, plain
 from lushan.records import Example
 
 _MOST_SHARED_KINDS = 2**16
@@ -42,6 +42,8 @@ class ContentHashes:
     """Of the plain form: equal but for case and space."""
     comparable: Hashes
     """Of the comparable form: equal but for punctuation, too."""
+    group: Hashes
+    """Of the comparable form of what keeps rows together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +51,16 @@ class _Table:
     """All examples that were collected together."""
 
     file: "_NamelessFile"
-    """The id, place and text of each example; then the hashes, each kind of hash of all examples together."""
+    """The id, place, group and text of each example; then the hashes, each kind of hash of all examples together."""
     ends: Positions
     """Where each example ends in the file; the first begins at 0."""
     codes: NDArray[np.int32]
     """The kind of each example."""
     kinds: list[Example]
-    """Examples without id, text and place."""
+    """Examples without id, place, group and text."""
 
     def hashes(self, number: int) -> Hashes:
-        """Read one of the three hashes of every example."""
+        """Read one of the hashes of every example."""
         num_bytes = len(self.ends) * _HASH.itemsize
         start = int(self.ends[-1]) + number * num_bytes if num_bytes else 0
         return np.frombuffer(self.file.read(start, num_bytes), dtype=_HASH)
@@ -166,7 +168,7 @@ class _NamelessFile:
 
 
 class _Kinds:
-    """What examples have beside id, text and place."""
+    """What examples have beside id, place, group and text."""
 
     def __init__(self) -> None:
         self.kinds: list[Example] = []
@@ -183,7 +185,7 @@ class _Kinds:
 
 
 class _Kind(NamedTuple):
-    """An example without id, text and place."""
+    """An example without id, place, group and text."""
 
     example: Example
     written: str
@@ -191,14 +193,14 @@ class _Kind(NamedTuple):
 
 
 def _kind(example: Example) -> _Kind:
-    kind = replace(example, id="", text="", place="")
+    kind = replace(example, id="", text="", place="", group="")
     return _Kind(kind, repr(kind))
 
 
 def kinds_of(examples: Sequence[Example]) -> tuple[NDArray[np.int32], list[Example]]:
     """Give the kind of each example, and one example of each kind; not every kind needs to occur.
 
-    Examples of one kind are equal but for id, text and place; those of two kinds may be.
+    Examples of one kind are equal but for id, place, group and text; those of two kinds may be.
     """
     if isinstance(examples, ExampleStore):
         return examples.kinds()
@@ -220,7 +222,9 @@ def hashes_of(examples: Sequence[Example]) -> ContentHashes:
     if isinstance(examples, ExampleStore):
         return examples.hashes()
     hashes = [_hashes(each, _kind(each)) for each in examples]
-    return ContentHashes(*np.array(hashes, dtype=np.uint64).reshape(-1, 3).T)
+    return ContentHashes(
+        *np.array(hashes, dtype=np.uint64).reshape(-1, len(fields(ContentHashes))).T
+    )
 
 
 def take(examples: Sequence[Example], places: Positions) -> Sequence[Example]:
@@ -236,20 +240,23 @@ def hash_text(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
-def _hashes(example: Example, kind: _Kind) -> tuple[int, int, int]:
+def _hashes(example: Example, kind: _Kind) -> tuple[int, int, int, int]:
     plain_text = plain(example.text)
+    comparable_text = bare_of(plain_text) or plain_text
+    group = comparable(example.group) if example.group else comparable_text
     return (
         hash_text("\0".join((example.id, kind.written, example.text))),
         hash_text(plain_text),
-        hash_text(bare_of(plain_text) or plain_text),
+        hash_text(comparable_text),
+        hash_text(group),
     )
 
 
 def _to_bytes(example: Example) -> bytes:
-    parts = (example.id, example.place, example.text)
+    parts = (example.id, example.place, example.group.replace("\0", " "), example.text)
     return "\0".join(parts).encode("utf-8", "surrogatepass")
 
 
 def _from_bytes(content: bytes, kind: Example) -> Example:
-    id_, place, text = content.decode("utf-8", "surrogatepass").split("\0", 2)
-    return replace(kind, id=id_, text=text, place=place)
+    id_, place, group, text = content.decode("utf-8", "surrogatepass").split("\0", 3)
+    return replace(kind, id=id_, text=text, place=place, group=group)

@@ -32,7 +32,7 @@ class Record:
 
     values: Mapping[str, Any]
     number: int
-    """Line on which it begins (text formats), or its row number (parquet), from 1."""
+    """Line on which it begins (csv, tsv, jsonl), or its place among the rows (json, parquet), from 1."""
 
 
 def format_of(path: Path) -> str | None:
@@ -136,7 +136,8 @@ def _read_separated(path: Path, notes: Notes) -> Iterator[Record]:
 
 
 def _checked_header(fields: Sequence[str], path: Path) -> list[str]:
-    twice = next((name for name in fields if name and fields.count(name) > 1), None)
+    names = [name.strip() for name in fields]
+    twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path.name}: two columns are called `{twice}`. Rename one.")
     if len(fields) == 1 and any(mark in fields[0] for mark in ";\t"):
@@ -144,7 +145,7 @@ def _checked_header(fields: Sequence[str], path: Path) -> list[str]:
             f"{path.name}: the columns are not separated by commas: `{fields[0][:80]}`. "
             "Separate them by commas, or by tabs in a file called `.tsv`."
         )
-    return [name.strip() for name in fields]
+    return names
 
 
 def _check_width(fields: Sequence[str], header: Sequence[str], *, place: str) -> None:
@@ -167,10 +168,15 @@ def _read_json_lines(path: Path, notes: Notes) -> Iterator[Record]:
         yield _as_record(value, path=path, number=number)
 
 
-def _not_json(error: Exception, path: Path, number: int) -> str:
+def _not_json(error: Exception, path: Path, number: int, *, line_number: int | None = None) -> str:
     reason = str(error)
     if isinstance(error, json.JSONDecodeError):
-        reason = f"{error.msg} at column {error.colno}"
+        where = f"column {error.colno}"
+        if line_number is not None:
+            # What was being read ends with this line, and may have begun on an earlier one.
+            line_number -= error.doc.count("\n", error.pos, len(error.doc) - 1)
+            where = f"line {line_number}, {where}"
+        reason = f"{error.msg} at {where}"
     elif isinstance(error, RecursionError):
         reason = "nested too deeply"
     return (
@@ -192,7 +198,8 @@ def _as_record(value: object, *, path: Path, number: int) -> Record:
 def _read_json(path: Path, notes: Notes) -> Iterator[Record]:
     first = next((line.lstrip() for _, line in _lines(path) if not line.isspace()), "")
     if first.startswith("["):
-        yield from _read_json_list(path)
+        for number, value in enumerate(_values_of_list(path), start=1):
+            yield _as_record(value, path=path, number=number)
         return
     if (content := _squad_content(path, first)) is not None:
         notes.say("it has the nested form of SQuAD; its rows are its questions, counted from 1.")
@@ -216,16 +223,19 @@ def _squad_content(path: Path, first: str) -> dict[str, Any] | None:
     return content if is_squad(content) else None
 
 
-def _read_json_list(path: Path) -> Iterator[Record]:
-    reader, number = ListReader(), 0
-    for number, line in _lines(path):
+def _values_of_list(path: Path) -> Iterator[object]:
+    reader, num_values = ListReader(), 0
+    for line_number, line in _lines(path):
         try:
             for value in reader.feed(line):
-                yield _as_record(value, path=path, number=number)
+                num_values += 1
+                yield value
         except ValueError as error:
-            raise DataError(_not_json(error, path, number)) from None
+            message = _not_json(error, path, num_values + 1, line_number=line_number)
+            raise DataError(message) from None
     if not reader.is_complete:
-        raise DataError(f"{path.name}: the list is cut off at row {number}: `]` is missing.")
+        row = max(num_values + reader.is_inside_value, 1)
+        raise DataError(f"{path.name}: the list is cut off at row {row}: `]` is missing.")
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:

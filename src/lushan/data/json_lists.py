@@ -13,7 +13,10 @@ class ListReader:
     def __init__(self) -> None:
         self._text = ""
         self._at = 0
+        self._put_off: list[str] = []
         self._expected = "["
+        self.is_inside_value = False
+        """Whether a value has begun whose end is not read yet."""
 
     @property
     def is_complete(self) -> bool:
@@ -23,10 +26,17 @@ class ListReader:
     def feed(self, text: str) -> Iterator[object]:
         """Give the values that are complete with this piece of text.
 
+        What cannot end a value that has begun is put off, so that a value of many lines is not decoded at each of them.
+
         Raises:
             ValueError: If the text is no list; says why.
         """
-        self._text, self._at = self._text[self._at :] + text, 0
+        self._put_off.append(text)
+        if self.is_inside_value and not _may_end_value(text):
+            return
+        self._text, self._at = self._text[self._at :] + "".join(self._put_off), 0
+        self._put_off.clear()
+        self.is_inside_value = False
         while (value := self._next()) is not NOTHING:
             yield value
 
@@ -48,6 +58,7 @@ class ListReader:
         except json.JSONDecodeError as error:
             # An error at the very end of the text means that the value goes on in the next piece.
             if len(self._text[error.pos :].strip()) <= 1:
+                self.is_inside_value = True
                 return NOTHING
             raise
         except RecursionError:
@@ -66,3 +77,9 @@ class ListReader:
             raise ValueError(f"found `{mark}` where the list needs {self._expected or 'its end'}")
         self._expected = after
         self._at += 1
+
+
+def _may_end_value(text: str) -> bool:
+    """Whether a closing bracket stands before the first or behind the last quote, where no text can hold it."""
+    before, _, rest = text.partition('"')
+    return any(mark in before or mark in rest.rpartition('"')[2] for mark in "}]")

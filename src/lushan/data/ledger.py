@@ -179,7 +179,7 @@ def _count_examples(features: Sequence[Features], num_examples: int) -> list[NDA
     num_tokens = per_example(columns.lengths)
     num_supervised = per_example(columns.num_supervised())
     num_cut_tokens = per_example(columns.of_kinds(lambda kind: kind.num_cut_tokens))
-    is_text = per_example(columns.of_kinds(lambda kind: kind.targets_from >= 0)) > 0
+    is_text = per_example(columns.of_kinds(_is_written)) > 0
     return [
         (num_cut_tokens > 0).astype(np.float64),
         per_example(np.ones(len(features))),
@@ -188,6 +188,12 @@ def _count_examples(features: Sequence[Features], num_examples: int) -> list[NDA
         np.where(is_text, num_tokens - num_supervised, 0.0),
         num_cut_tokens,
     ]
+
+
+def _is_written(kind: Features) -> bool:
+    """Whether tokens of a document are learned, all from one on or here and there, and not what a head says of them."""
+    here_and_there = kind.positions is not None and kind.target == -1 and not kind.branches
+    return kind.targets_from >= 0 or here_and_there
 
 
 def _sum(one: Counts, other: Counts) -> Counts:

@@ -58,6 +58,13 @@ def places_of(text: str) -> tuple[Place, Place] | None:
     return head, tail
 
 
+def without_marks(text: str) -> str:
+    """Give a text as it is without marks."""
+    for mark in _MARKS:
+        text = text.replace(mark, "")
+    return text
+
+
 def _marked(text: str, head: Place, tail: Place) -> str:
     for (start, end), (opening, closing) in sorted(
         ((head, HEAD_MARKS), (tail, TAIL_MARKS)), reverse=True

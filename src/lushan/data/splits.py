@@ -44,8 +44,8 @@ def split(
 ) -> Parts:
     """Cut one list into parts with the same shares of labels; each part keeps the order of the list.
 
-    Texts that are equal but for case, space and punctuation stay together. The same rows and seed give
-    the same parts, whatever the order of the rows. A fraction of 0 leaves that part empty.
+    Texts (or groups, where rows have one) that are equal but for case, space and punctuation stay together. The same rows
+    and seed give the same parts, whatever the order of the rows. A fraction of 0 leaves that part empty.
 
     Raises:
         DataError: If a label has too few different texts to be in every part.
@@ -55,7 +55,8 @@ def split(
         name: fraction for name, fraction in fractions.items() if fraction > 0
     }
     groups = _Groups(examples)
-    ranks = _ranks(seed, (comparable(each.text) for each in take(examples, groups.firsts)))
+    firsts = take(examples, groups.firsts)
+    ranks = _ranks(seed, (comparable(each.group or each.text) for each in firsts))
     homes = np.empty(len(groups.firsts), dtype=np.int8)
     for members in _strata(examples, groups, num_needed=len(wanted) + 1):
         ordered = members[np.argsort(ranks[members], kind="stable")]
@@ -82,12 +83,43 @@ def subsample(examples: Sequence[Example], num_rows: int, *, seed: int) -> Seque
         stratum: np.flatnonzero(np.isin(codes, members)) for stratum, members in strata.items()
     }
     ranks = _ranks(seed, (each.id for each in examples))
+    drawn = _drawn(places, ranks, num_rows)
+    held = {label for code in np.unique(codes[drawn]).tolist() for label in labels_of(kinds[code])}
+    if held < count_labels(examples).keys():  # rows have several labels, and few the same ones
+        first = _one_of_each(places, ranks)
+        if len(first) <= num_rows:
+            left = {stratum: np.setdiff1d(rows, first) for stratum, rows in places.items()}
+            rest = {stratum: rows for stratum, rows in left.items() if len(rows)}
+            drawn = np.concatenate([first, _drawn(rest, ranks, num_rows - len(first))])
+    return take(examples, np.sort(drawn))
+
+
+def _drawn(
+    places: Mapping[object, Positions], ranks: NDArray[np.uint64], num_rows: int
+) -> Positions:
+    """Draw rows of each stratum in proportion."""
     quotas = _quotas({stratum: len(rows) for stratum, rows in places.items()}, num_rows)
     drawn = [
         rows[np.argsort(ranks[rows], kind="stable")][: quotas[stratum]]
         for stratum, rows in places.items()
     ]
-    return take(examples, np.sort(np.concatenate(drawn)))
+    return np.concatenate(drawn)
+
+
+def _one_of_each(places: Mapping[object, Positions], ranks: NDArray[np.uint64]) -> Positions:
+    """Draw rows until every label has one, those of the rarest first."""
+    labels = {stratum: stratum if isinstance(stratum, tuple) else (stratum,) for stratum in places}
+    times: Counter[str] = Counter()
+    for stratum, rows in places.items():
+        times.update(dict.fromkeys(map(str, labels[stratum]), len(rows)))
+    chosen, held = list[int](), set[object]()
+    for label in sorted(times, key=lambda label: (times[label], label)):
+        if label not in held:
+            having = [stratum for stratum in places if label in labels[stratum]]
+            first = {int(rows[ranks[rows].argmin()]): s for s in having for rows in [places[s]]}
+            chosen.append(min(first, key=lambda place: ranks[place]))
+            held.update(labels[first[chosen[-1]]])
+    return np.array(chosen, dtype=np.int64)
 
 
 def _stratum_key(example: Example) -> object:
@@ -116,11 +148,11 @@ def count_labels(examples: Sequence[Example]) -> Counter[str]:
 
 
 class _Groups:
-    """Which examples must not be separated, since their texts are the same; numbered as they first come."""
+    """Which examples must not be separated; numbered as they first come."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         _, firsts, inverse, sizes = np.unique(
-            hashes_of(examples).comparable,
+            hashes_of(examples).group,
             return_index=True,
             return_inverse=True,
             return_counts=True,

@@ -3,6 +3,7 @@
 Shapes: N rows, K counts of a row, R resamples.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,10 +19,15 @@ from lushan.records import Interval
 Languages = Sequence[str | None]
 """Target language of each row, as its code or English name; None where it is not known."""
 
-_CHINESE = frozenset({"zh", "zho", "chi", "cmn", "yue", "lzh", "wuu", "chinese", "mandarin", "cantonese"})  # fmt: skip
-_BY_CHARACTER = frozenset({
-    "ja", "jpn", "japanese", "th", "tha", "thai", "lo", "lao", "km", "khm", "khmer", "my", "mya", "bur", "burmese",
+_CHINESE = frozenset({
+    "zh", "zho", "chi", "cmn", "cn", "yue", "lzh", "wuu", "chinese", "mandarin", "cantonese",
 })  # fmt: skip
+_BY_CHARACTER = frozenset({
+    "ja", "jp", "jpn", "japanese", "th", "tha", "thai", "lo", "lao",
+    "km", "khm", "khmer", "my", "mya", "bur", "burmese",
+})  # fmt: skip
+_LONGEST_CODE = 3
+"""Letters of a language code of ISO 639."""
 
 
 def score(
@@ -92,11 +98,12 @@ def tokenizers(truth: Sequence[str], languages: Languages) -> list[str]:
 
 
 def _tokenizer_of(language: str) -> str:
-    # `zh-CN`, `zho_Hans` and `Chinese (Simplified)` begin with their language.
-    name = language.strip().casefold().replace("_", "-").replace(" ", "-").partition("-")[0]
-    if name in _CHINESE:
+    first, *others = re.findall(r"[^\W_]+", language.casefold()) or [""]
+    # A code stands first; behind it `MY` in `ms-MY` is Malaysia, and not Burmese. A name stands anywhere.
+    words = {first, *(each for each in others if len(each) > _LONGEST_CODE)}
+    if words & _CHINESE:
         return "zh"
-    return "char" if name in _BY_CHARACTER else "13a"
+    return "char" if words & _BY_CHARACTER else "13a"
 
 
 def _tokenizer_of_script(texts: Sequence[str]) -> str:

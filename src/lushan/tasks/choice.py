@@ -99,9 +99,8 @@ class Task:
             raise DataError(f"{row.place}: column `question` must hold a text, got {question!r}.")
         choices, names = _read_choices(row, values["choices"])
         extra: dict[str, Any] = {"question": question.strip(), "choices": choices}
-        relation = values["relation"]
-        if relation is not None:
-            if relation not in _CONNECTORS:
+        if (relation := values["relation"]) is not None:
+            if str(relation) not in _CONNECTORS:
                 raise DataError(
                     f"{row.place}: column `relation` must be `cause` or `effect`, got {relation!r}."
                 )
@@ -318,6 +317,10 @@ def _in_one_form(row: Row) -> dict[str, Any]:
         for name in choices:
             if values.get(name) is None:
                 raise DataError(f"{row.place}: column `{name}` must hold a text, got nothing.")
+        if relation and not isinstance(values.get(relation), str | None):
+            raise DataError(
+                f"{row.place}: column `{relation}` must hold a text, got {values[relation]!r}."
+            )
         return {
             "question": values[question],
             "choices": [values[name] for name in choices],
@@ -332,7 +335,8 @@ def _read_choices(row: Row, value: object) -> tuple[list[str], list[str]]:
     names: list[Any] = []
     value = unpacked(value)
     if isinstance(value, Mapping) and "text" in value:
-        value, names = value["text"], list(value.get("label") or ())
+        value, given = value["text"], value.get("label") or ()
+        names = list(given) if isinstance(given, list | tuple) else [given]
     found: list[Any] = list(value) if isinstance(value, list | tuple) else []
     if found and all(isinstance(each, Mapping) and "text" in each for each in found):
         names = [each["label"] for each in found if "label" in each]

@@ -227,9 +227,12 @@ def _with_what_runs_them(row: Row, tests: str) -> str:
     """
     try:
         statements = ast.parse(tests).body
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:
+        # A NUL character is a ValueError, or a SyntaxError without a line, by the version of Python.
+        line = getattr(error, "lineno", None) or tests[: tests.find("\0")].count("\n") + 1
+        reason = getattr(error, "msg", error)
         raise DataError(
-            f"{row.place}: column `tests` is no Python: {error.msg} in line {error.lineno}."
+            f"{row.place}: column `tests` is no Python: {reason} in line {line}."
         ) from None
     if any(map(_can_fail, statements)):
         return tests

@@ -181,9 +181,10 @@ def _read_control(row: Row) -> dict[str, Any]:
 def _check_expression(row: Row, pattern: str) -> None:
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise DataError(
-            f"{row.place}: column `regex` holds no regular expression: {error}, got {pattern!r}."
+            f"{row.place}: column `regex` holds no regular expression: {reason}, got {pattern[:200]!r}."
         ) from None
 
 
@@ -210,8 +211,9 @@ def _read_words(row: Row, name: str, value: object) -> list[str]:
 def _read_schema(row: Row, value: object) -> dict[str, Any]:
     try:
         schema = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError as error:
-        raise DataError(f"{row.place}: column `json_schema` is no JSON: {error.msg}.") from None
+    except ValueError as error:
+        reason = getattr(error, "msg", error)
+        raise DataError(f"{row.place}: column `json_schema` is no JSON: {reason}.") from None
     except RecursionError:
         raise DataError(f"{row.place}: column `json_schema` is nested too deeply.") from None
     if not isinstance(schema, Mapping):

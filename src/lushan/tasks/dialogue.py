@@ -106,13 +106,18 @@ class Task(text_answers.WritingTask):
         extra: dict[str, Any] = {"messages": messages}
         if tools := read_tools(row):
             extra["tools"] = tools
-        text = "\n".join(f"{each['role']}: {shown(each)}" for each in messages)
+        # A system message is often that of many conversations, and would make them look alike.
+        said = [each for each in messages if each["role"] != "system"]
+        text = "\n".join(f"{each['role']}: {shown(each)}" for each in said)
+        asks = [each["role"] in ("user", "tool") for each in said]
+        # A conversation that is cut behind each turn gives rows of which one holds the answers of another.
+        group = "\n".join(shown(each) for each in said[: asks.index(True) + 1])
         if reply is None or not needs_target:
-            return Example(content_id(text, extra), text, None, row.place, extra, ())
+            return Example(content_id(text, extra), text, None, row.place, extra, (), group)
         if "tool_calls" in reply:
             extra["reply"] = reply
         target = shown(reply)
-        return Example(content_id(text, extra, target), text, target, row.place, extra, ())
+        return Example(content_id(text, extra, target), text, target, row.place, extra, (), group)
 
     def prepare(
         self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
@@ -348,7 +353,8 @@ def _fitted(
         contents = _content_ranges(text, kept)
         rendered = Rendered(
             text,
-            cuttable=contents[num_system],
+            # What an assistant says is learned, and begins where it begins.
+            cuttable=contents[num_system] if kept[num_system]["role"] == "user" else (0, 0),
             given=tuple(contents[:-1] if with_target else contents),
             cuts_start=True,
             uncut="The last turn",

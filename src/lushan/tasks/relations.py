@@ -16,7 +16,7 @@ from lushan.backbones.inspect import Family
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.columns import Columns
-from lushan.data.pairs import HEAD_MARKS, TAIL_MARKS, places_of, read_pair
+from lushan.data.pairs import HEAD_MARKS, TAIL_MARKS, places_of, read_pair, without_marks
 from lushan.errors import DataError
 from lushan.metrics import classification, relations
 from lushan.records import (
@@ -79,14 +79,16 @@ class Task:
         if label in (None, ""):
             if needs_target:
                 raise DataError(f"{row.place}: column `label` is empty. Give every row a label.")
-            return Example(content_id(text), text, None, row.place)
+            return Example(content_id(text), text, None, row.place, group=without_marks(text))
         if isinstance(label, list | tuple):
             raise DataError(
                 f"{row.place}: column `label` holds a list, {label!r}, but one relation per row is expected. "
                 "Write a row for each."
             )
         target = str(label).strip()
-        return Example(content_id(text, target), text, target, row.place)
+        # Pairs of one text are never cut into two splits.
+        id_, group = content_id(text, target), without_marks(text)
+        return Example(id_, text, target, row.place, group=group)
 
     def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
         """A layer with one output per label, or the vocabulary."""

@@ -55,6 +55,7 @@ def prepare(path: Path, *, task: Task, recipe: TuneRecipe, tell: Tell = say_noth
 
     Raises:
         DataError: If the data does not fit; says where and what to do.
+        SettingError: If a share of rows leaves none, or was given for a split that is there.
     """
     columns = recipe.data.columns
     multi_label = recipe.task_settings.multi_label
@@ -118,6 +119,7 @@ def arrange(
 
     Raises:
         DataError: If the data does not fit; says where and what to do.
+        SettingError: If a share of rows leaves none, or was given for a split that is there.
     """
     data, seed = recipe.data, recipe.seed
     notes = list(dataset.notes)
@@ -237,7 +239,7 @@ def _complete(
 
     Raises:
         DataError: If there are no training rows, or too few.
-        SettingError: If the shares leave none.
+        SettingError: If the shares leave none, or one was given for a split that is there.
     """
     if "train" not in splits:
         raise DataError(
@@ -249,6 +251,13 @@ def _complete(
         "test": data.test_fraction,
     }
     missing: list[SplitName] = [name for name in fractions if name not in splits]
+    for name, fraction in fractions.items():
+        # The usual value is no mistake: the recipe of a run says every setting, and may be given again.
+        usual = DataSettings.model_fields[f"{name}_fraction"].default
+        if name in splits and fraction != usual:
+            raise SettingError(
+                f"Setting `data.{name}_fraction` has no effect here: the data has a {name} file. Remove one of the two."
+            )
     if not missing:
         return Parts(splits["train"], splits["validation"], splits["test"]), []
     if sum(fractions[name] for name in missing) >= 1:

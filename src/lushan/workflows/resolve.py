@@ -345,6 +345,7 @@ def refuse_what_does_not_fit(recipe: TuneRecipe, facts: ModelFacts) -> None:
             "tokens. Choose at most that, or leave it out."
         )
     if recipe.answer == "head":
+        _refuse_what_prompts_say(recipe, facts)
         return
     if facts.family == "encoder":
         raise SettingError(
@@ -356,3 +357,16 @@ def refuse_what_does_not_fit(recipe: TuneRecipe, facts: ModelFacts) -> None:
             "`--adapter head` has nothing to train with `--answer generate`: the vocabulary layer is the "
             "pretrained one. Choose `--answer head`, or `--adapter lora`, `top:N` or `full`."
         )
+
+
+def _refuse_what_prompts_say(recipe: TuneRecipe, facts: ModelFacts) -> None:
+    """Stop on what only a prompt says where none is written: an encoder's head reads the text alone."""
+    if facts.family != "encoder":
+        return
+    settings = recipe.task_settings
+    for name in ("num_shots", "instruction"):
+        if getattr(settings, name) != type(settings).model_fields[name].default:
+            raise SettingError(
+                f"Setting `task_settings.{name}` has no effect here: the model is an encoder, which cannot be prompted. "
+                "Remove it, or choose another model."
+            )

@@ -129,7 +129,7 @@ def _with_room_for_answers(
     """
     settings, decisions = setup.recipe.generation, []
     if "max_new_tokens" not in given.generation.model_fields_set:
-        longest = _longest_answer(setup, tokenizer)
+        longest = _longest_answer(setup, facts, tokenizer)
         most = max(1, min(longest + longest // 4 + 1, facts.context_tokens // 2))
         why = f"the longest training answer has {longest} tokens"
         if most < longest:
@@ -159,11 +159,11 @@ def _with_room_for_answers(
     return setup, decisions
 
 
-def _longest_answer(setup: Setup, tokenizer: Tokenizer) -> int:
+def _longest_answer(setup: Setup, facts: ModelFacts, tokenizer: Tokenizer) -> int:
     """Tokens of the longest training answer; where a head answers, of the first rows."""
     features = setup.features["train"]
     if setup.recipe.answer == "head":
-        limit = LengthLimit(setup.limit.max_tokens, "truncate")
+        limit = LengthLimit(facts.context_tokens, "truncate")
         encoder = Encoder(setup.task, setup.state, tokenizer, "generate", limit)
         features = encoder.encode(setup.parts.train[:_FIRST_ROWS], with_target=True)
     columns = columns_of(features)

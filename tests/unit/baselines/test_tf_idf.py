@@ -58,6 +58,14 @@ def test_tf_idf_bears_labels_that_training_lacks() -> None:
     assert _right(test, [each.answer for each in baseline.predictions]) == 1.0
 
 
+def test_tf_idf_of_rows_that_all_have_one_label_answers_it() -> None:
+    train = [each for each in examples(TOPICS, 60) if each.target == "food"][:8]
+    rows = examples(TOPICS, 20, seed=2)
+    baseline = tf_idf(train, rows, rows, state=TaskState(labels=tuple(TOPICS)))
+    assert {each.answer for each in baseline.predictions} == {"food"}
+    assert baseline.predictions[0].probabilities == {"food": 1.0, "sport": 0.0, "work": 0.0}
+
+
 def test_tf_idf_of_multi_label_bears_labels_that_all_or_no_rows_have() -> None:
     rows = [Example(str(n), text, ("always", *kind)) for n, (text, kind) in
                 enumerate([("red", ("warm",)), ("blue", ()), ("pink", ("warm",)), ("teal", ())] * 5)]  # fmt: skip

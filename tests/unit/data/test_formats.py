@@ -65,6 +65,43 @@ def test_numbers_are_lines_in_text_and_rows_in_parquet(tmp_path: Path) -> None:
     assert numbers(write(tmp_path / "data.parquet", ROWS)) == [1, 2, 3, 4]
 
 
+def test_numbers_are_places_in_a_list_however_it_is_printed(tmp_path: Path) -> None:
+    assert numbers(write(tmp_path / "printed.json", ROWS)) == [1, 2, 3, 4]
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps(ROWS), encoding="utf-8")
+    assert numbers(file) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"a": 1}, {"a": 2}, "x"]', "data.json, row 3: expected an object .* found str"),
+        ('[\n"x",\n"y"\n]', "data.json, row 1: expected an object .* found str"),
+        ('[{"a": 1}, {"a": oops}]', "data.json, row 2: not JSON: .* at line 1, column 18"),
+        (
+            '[\n {"a": 1},\n {\n  "a": oops\n }\n]',
+            "data.json, row 2: not JSON: Expecting value at line 4, column 8",
+        ),
+        ('[{"a": 1}\n{"a": 2}]', "data.json, row 2: not JSON: found `{` where the list needs ,]"),
+        ('[{"a": 1},\n{"a": 2', "data.json: the list is cut off at row 2: `]` is missing"),
+        ("[\n", "data.json: the list is cut off at row 1: `]` is missing"),
+    ],
+)
+def test_place_in_a_broken_list_is_told(content: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "data.json"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=f"^{message}"):
+        read(file)
+
+
+@pytest.mark.parametrize("header", ["text,label, label", "text , text,label"])
+def test_columns_with_one_name_but_for_spaces_are_refused(header: str, tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    file.write_text(f"{header}\nfine,good,bad\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"data\.csv: two columns are called `(text|label)`"):
+        read(file)
+
+
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_byte_order_mark_and_line_ends_do_not_matter(

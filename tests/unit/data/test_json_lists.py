@@ -1,9 +1,11 @@
 """Reading a JSON list piece by piece, against the json module."""
 
 import json
+from typing import Any
 
 import pytest
 
+from lushan.data import json_lists
 from lushan.data.json_lists import ListReader
 
 VALUES = [{"a": "x, ]} [", "b": [1, {"c": None}]}, {}, {"text": '日本\n"quoted"\\'}, {"n": -1.5e3}]
@@ -44,6 +46,28 @@ def test_an_empty_list_is_complete() -> None:
 def test_what_is_no_list_is_refused_at_once(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason.replace("[", r"\[")):
         list(ListReader().feed(text))
+
+
+def test_values_come_before_the_list_ends_where_brackets_share_a_line() -> None:
+    reader = ListReader()
+    found = [list(reader.feed(line)) for line in ("[{\n", '"a": 1\n', "}, {\n", '"a": 2}\n')]
+    assert found == [[], [], [{"a": 1}], [{"a": 2}]]
+
+
+def test_value_of_many_lines_is_not_decoded_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[int] = []
+
+    class Counting(json.JSONDecoder):
+        def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+            starts.append(idx)
+            return super().raw_decode(s, idx)
+
+    monkeypatch.setattr(json_lists, "DECODER", Counting())
+    values = [{"lines": [f"[{number}] {{}}" for number in range(500)]}]
+    reader = ListReader()
+    lines = json.dumps(values, indent=1).splitlines(keepends=True)
+    assert [value for line in lines for value in reader.feed(line)] == values
+    assert len(starts) <= 3
 
 
 def test_memory_does_not_keep_what_was_read() -> None:

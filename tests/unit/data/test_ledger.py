@@ -61,6 +61,13 @@ def test_tokens_of_answers_are_supervised_or_masked() -> None:
     assert train.trains_stop_token is True
 
 
+def test_what_is_learned_here_and_there_masks_the_rest() -> None:
+    turns = Features(tuple(range(9)), "0", 0, positions=(3, 4, 7))
+    words = Features(tuple(range(9)), "1", 1, positions=(3, 4, 7), target=(0, 1, 0))
+    total = tokens([turns, words]).splits["train"].total
+    assert (total.num_supervised, total.num_masked_tokens) == (6, 6)
+
+
 def test_a_layer_that_answers_supervises_each_document_once_and_masks_nothing() -> None:
     train = tokens([classed(0, 5), classed(1, 7), classed(1, 3), classed(2, 2)]).splits["train"]
     assert (train.total.num_documents, train.total.num_supervised) == (4, 4)

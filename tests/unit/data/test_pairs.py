@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lushan.data.pairs import places_of, read_pair
+from lushan.data.pairs import places_of, read_pair, without_marks
 from lushan.errors import DataError
 from lushan.records import Row
 
@@ -20,6 +20,10 @@ def row(**change: Any) -> Row:  # noqa: ANN401
 @pytest.mark.parametrize("head", [HEAD, (4, 5), {"start": 4, "end": 5}, "[4, 5]", '{"start": 4, "end": 5}'])  # fmt: skip
 def test_spans_are_marked_in_every_form(head: object) -> None:
     assert read_pair(row(head=head)) == "The <e1>\u706b</e1> burnt a <e2>tree</e2>."
+
+
+def test_text_without_its_marks_is_as_it_was() -> None:
+    assert without_marks(read_pair(row())) == TEXT
 
 
 def test_tail_may_come_first_and_spans_may_touch() -> None:

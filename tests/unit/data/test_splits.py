@@ -70,6 +70,17 @@ def test_equal_texts_stay_together_whatever_their_label() -> None:
     assert sum(map(len, homes)) == len(set().union(*homes)) == 80
 
 
+def test_rows_of_a_group_stay_together() -> None:
+    rows = [
+        Example(f"{group}-{n}", f"turn {n} of {group}", "", group=f"talk {group}", labels=())
+        for group in range(40)
+        for n in range(3)
+    ]
+    homes = [{each.group for each in part} for part in cut(rows).as_dict().values()]
+    assert sum(map(len, homes)) == 40
+    assert all(homes)
+
+
 def test_repeated_texts_can_be_tested() -> None:
     rows = [each for each in examples(a=50, b=50) for _ in range(3)]
     assert len(cut(rows).test) == pytest.approx(60, abs=6)
@@ -120,6 +131,14 @@ def test_a_draw_keeps_shares_and_every_label_and_the_order() -> None:
 def test_a_draw_keeps_one_of_each_label_where_there_is_room() -> None:
     rows = examples(a=990, b=4, c=3, d=3)
     assert count_labels(subsample(rows, 10, seed=0)) == {"a": 7, "b": 1, "c": 1, "d": 1}
+
+
+def test_a_draw_of_sets_of_labels_keeps_every_label() -> None:
+    rows = [example(f"text {n}", ("often", f"{n % 7}", f"{n % 11}")) for n in range(200)]
+    rows.append(example("alone", ("often", "rare")))
+    drawn = subsample(rows, 12, seed=0)
+    assert len(drawn) == 12
+    assert count_labels(drawn).keys() == count_labels(rows).keys()
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 17, 99])

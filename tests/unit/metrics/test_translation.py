@@ -74,8 +74,9 @@ def test_scores_of_500_random_sets_are_those_of_sacrebleu(
     ("language", "tokenizer"),
     [
         ("zh", "zh"), ("zh-CN", "zh"), ("zho_Hans", "zh"), ("Chinese (Simplified)", "zh"), ("cmn", "zh"),
-        ("ja", "char"), ("Japanese", "char"), ("th", "char"),
-        ("en", "13a"), ("de_DE", "13a"), ("Czech", "13a"), ("ko", "13a"),
+        ("Simplified Chinese", "zh"), ("Traditional Chinese", "zh"), ("Chinese(Taiwan)", "zh"), ("cn", "zh"),
+        ("ja", "char"), ("Japanese", "char"), ("th", "char"), ("jp", "char"), ("Central Khmer", "char"),
+        ("en", "13a"), ("de_DE", "13a"), ("Czech", "13a"), ("ko", "13a"), ("ms-MY", "13a"), ("??", "13a"),
     ],
 )  # fmt: skip
 def test_language_decides_how_words_are_cut(language: str, tokenizer: str) -> None:

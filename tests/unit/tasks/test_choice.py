@@ -161,6 +161,25 @@ def test_number_that_is_also_the_text_of_another_choice_is_refused() -> None:
         read(relation="why")
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"relation": ["cause"]}, r"column `relation` must be .*, got \['cause'\]"),
+        ({"relation": {"a": 1}}, r"column `relation` must be .*, got \{'a': 1\}"),
+        (
+            {"premise": "It rained.", "choice1": "a", "choice2": "b", "question": ["cause"], "label": 0},
+            r"column `question` must hold a text, got \['cause'\]",
+        ),
+        ({"choices": {"text": ["a", "b"], "label": 3}}, "`choices` has 2 texts, but 1 different labels"),
+    ],
+)  # fmt: skip
+def test_value_of_another_kind_is_refused_by_row_and_column(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=rf"a\.csv, row 7: .*{message}"):
+        read(**values)
+
+
 def test_long_question_is_cut_alike_before_every_choice(backbone: Backbone) -> None:
     (whole,) = encode(backbone, EXAMPLES[0])
     size = len(whole.token_ids)

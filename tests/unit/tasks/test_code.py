@@ -112,6 +112,7 @@ def test_program_ends_where_something_else_begins_unless_training_has_that() -> 
     ("values", "message"),
     [
         ({"tests": "assert ("}, "column `tests` is no Python: .* in line 1"),
+        ({"tests": "assert 1\n\0"}, "column `tests` is no Python: .* null bytes in line 2"),
         ({"tests": ""}, "column `tests` must hold a text"),
         ({"tests": "# nothing"}, "column `tests` tests nothing"),
         (

@@ -120,6 +120,22 @@ def test_forms_of_a_conversation_are_read_alike(values: dict[str, Any]) -> None:
     )
 
 
+def test_rows_that_are_compared_leave_the_system_out_and_begin_alike() -> None:
+    told = [{"role": "system", "content": "Be brave. " * 50}, *TURNS[1:]]
+    short, long = read(told[:3]), read(told)
+    assert short.group == long.group == TURNS[1]["content"]
+    assert "Be brave" not in long.text
+    assert read(TURNS).id != long.id
+
+
+def test_answer_at_the_start_is_left_out_and_never_cut(tokenizer: Tokenizer) -> None:
+    greeting = {"role": "assistant", "content": "soup " * 30}
+    expected = encode(tokenizer, read(TURNS[1:]))
+    limit = LengthLimit(len(expected.token_ids) + 12, "truncate")
+    found = encode(tokenizer, read([greeting, *TURNS[1:]]), limit=limit)
+    assert found.token_ids == expected.token_ids
+
+
 def test_instruction_and_input_are_one_question() -> None:
     row = Row({"instruction": "Say it in German.", "input": "a fox", "output": "ein Fuchs"}, "a", 1)
     assert TASK.read(row).extra["messages"] == [

@@ -56,6 +56,11 @@ def test_spans_are_marked_and_tell_rows_of_one_text_apart() -> None:
     assert marked(one.text).id == one.id != read(label="Cause(e1,e2)").id
 
 
+def test_pairs_of_one_text_stay_together() -> None:
+    groups = {read(head=[4, 8]).group, read(head=[0, 3]).group, marked(read().text).group}
+    assert groups == {"The fire met rain."}
+
+
 def test_labels_keep_their_direction() -> None:
     examples = [read(label=label) for label in (" Cause(e2,e1)", "Cause(e1,e2)", "Other")]
     assert TASK.prepare(examples, Preparation(num_shots=0), multi_label=False) == STATE

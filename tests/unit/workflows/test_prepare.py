@@ -7,9 +7,10 @@ import pytest
 
 from lushan.catalog import load_task
 from lushan.data.splits import count_labels
-from lushan.errors import DataError
+from lushan.errors import DataError, SettingError
+from lushan.records import SplitName
 from lushan.workflows.prepare import Prepared, columns_for, draw, holds_lists, prepare
-from lushan.workflows.recipe import make_recipe
+from lushan.workflows.recipe import TuneRecipe, make_recipe
 from tests.bad_inputs import good_rows, write_lines, write_splits
 
 TASK = load_task("classification")
@@ -57,6 +58,22 @@ def test_a_given_validation_split_stays_where_the_test_split_is_missing(tmp_path
     found = prepared(data)
     assert len(found.parts.validation) == 16
     assert len(found.parts.train) + len(found.parts.test) == 16
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_share_of_a_split_that_has_a_file_is_refused(name: SplitName, tmp_path: Path) -> None:
+    data = splits(tmp_path)
+    message = rf"`data\.{name}_fraction` has no effect here: the data has a {name} file"
+    with pytest.raises(SettingError, match=message):
+        prepared(data, f"data.{name}_fraction=0.3")
+    (data / f"{name}.jsonl").unlink()
+    assert len(prepared(data, f"data.{name}_fraction=0.5").parts.as_dict()[name]) == 8
+
+
+def test_usual_shares_are_no_mistake_where_each_split_has_a_file(tmp_path: Path) -> None:
+    recipe = TuneRecipe.model_validate(TuneRecipe().model_dump())
+    assert "test_fraction" in recipe.data.model_fields_set
+    assert len(prepare(splits(tmp_path), task=TASK, recipe=recipe).parts.test) == 16
 
 
 def test_the_seed_and_the_fractions_decide_the_cut(tmp_path: Path) -> None:

@@ -281,6 +281,16 @@ def test_same_settings_are_taken_where_they_have_an_effect(values: dict[str, Any
         (FACTS, {"model": {"max_length": 513}}, "`model.max_length` is 513, .* 512 tokens"),
         (ENCODER, {"answer": "generate"}, "an encoder: it fills gaps and cannot write"),
         (
+            ENCODER,
+            {"task_settings": {"num_shots": 4}},
+            "`task_settings.num_shots` has no effect here: the model is an encoder",
+        ),
+        (
+            ENCODER,
+            {"task_settings": {"instruction": "Say it."}},
+            "`task_settings.instruction` has no effect here: the model is an encoder",
+        ),
+        (
             FACTS,
             {"answer": "generate", "adapter": {"method": "head"}},
             "`--adapter head` has nothing to train",
@@ -309,6 +319,11 @@ def test_recipe_of_a_run_can_be_given_again(answer: str, method: str, *, baselin
     again = decide(**first.recipe.model_dump())
     assert again.recipe == first.recipe
     assert again.decisions == []
+
+
+def test_recipe_of_a_run_of_an_encoder_can_be_given_again() -> None:
+    first = decide(facts=ENCODER)
+    assert decide(facts=ENCODER, **first.recipe.model_dump()).recipe == first.recipe
 
 
 @pytest.mark.parametrize(
