@@ -22,6 +22,7 @@ CORPUS = (
 )
 TINY_VOCABULARY = 320
 ENCODER_TYPES = ("bert", "modernbert")
+OTHER_ENCODER_TYPES = ("albert", "mpnet", "roberta", "xlm-roberta")
 
 
 def write_tiny(model_type: str, folder: Path, **sizes: object) -> None:
@@ -33,7 +34,7 @@ def write_tiny(model_type: str, folder: Path, **sizes: object) -> None:
 def _write_tiny_model(model_type: str, folder: Path, sizes: Mapping[str, object]) -> None:
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **(_tiny_settings(model_type) | dict(sizes)))
-    is_encoder = model_type in ENCODER_TYPES
+    is_encoder = model_type in ENCODER_TYPES + OTHER_ENCODER_TYPES
     model = (AutoModel if is_encoder else AutoModelForCausalLM).from_config(config)
     model.save_pretrained(folder)
 
@@ -69,11 +70,13 @@ def _tiny_settings(model_type: str) -> dict[str, Any]:
         size |= {"sliding_window": 8, "query_pre_attn_scalar": 8}
     if model_type == "modernbert":
         size |= {"cls_token_id": 1, "sep_token_id": 2, "local_attention": 8}
+    if model_type == "mpnet":  # which takes no other number for padding
+        size |= {"pad_token_id": 1}
     return size
 
 
 def _write_tiny_tokenizer(model_type: str, folder: Path) -> None:
-    is_encoder = model_type in ENCODER_TYPES
+    is_encoder = model_type in ENCODER_TYPES + OTHER_ENCODER_TYPES
     first, last = ("[CLS]", "[SEP]") if is_encoder else ("<bos>", "<eos>")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

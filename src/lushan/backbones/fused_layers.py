@@ -212,6 +212,9 @@ def known_parts(layer: Any) -> KnownParts | None:  # noqa: ANN401 - a layer of a
     names = _NORM_NAMES.get(frozenset(norms))
     if names is None or attention is None or network is None:
         return None
+    rotary = getattr(getattr(attention, "config", None), "rope_parameters", None) or {}
+    if rotary.get("llama_4_scaling_beta"):  # of queries, far behind the places that are tried
+        return None
     heads, gated = dict(attention.named_children()), dict(network.named_children())
     is_gelu = _IS_GELU.get(type(gated.pop("act_fn", None)).__name__)
     head_norms = [heads.pop(name, None) for name in ("q_norm", "k_norm")]

@@ -82,6 +82,8 @@ def _linear(layer: nn.Module, pooled_ND: Tensor) -> Tensor:
 
 def _encoder_pooled(model: Any, hidden_TD: Tensor, batch: Batch) -> Tensor:  # noqa: ANN401
     core = model.base_model
+    if isinstance(getattr(core, "pooler", None), nn.Linear):  # albert
+        return model.dropout(core.pooler_activation(core.pooler(hidden_TD[batch.first_N])))
     if getattr(core, "pooler", None) is not None:  # bert
         return model.dropout(core.pooler(hidden_TD[batch.first_N][:, None]))
     if hasattr(model, "head") and hasattr(model, "drop"):  # modernbert

@@ -57,6 +57,10 @@ _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _OUTPUTS = ("lm_head.weight", "embed_out.weight")
+_COUNTING_BEHIND_PADDING = frozenset({
+    *("camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+})
 _CONSTANTS = (".attn.bias", ".attention.bias", ".masked_bias", ".inv_freq", ".position_ids")
 """Ends of names of stored tensors that are no weights, such as the causal mask of GPT-2."""
 
@@ -80,6 +84,8 @@ class ModelFacts:
     model_type: str
     weights_bytes: int
     """Size of the weights on disk."""
+    first_position: int = 0
+    """Of a document's first token."""
 
 
 def describe(folder: Path) -> ModelFacts:
@@ -105,14 +111,32 @@ def describe(folder: Path) -> ModelFacts:
         num_layers=_number(folder, config, _LAYERS),
         width=_number(folder, config, _WIDTHS),
         vocabulary_size=_number(folder, config, ("vocab_size",)),
-        context_tokens=_number(folder, config, _CONTEXTS),
+        context_tokens=_context_tokens(folder, config),
         num_parameters=num_parameters,
         tied=tied,
         has_chat_template=(folder / "chat_template.jinja").is_file()
         or bool(read_json(folder / "tokenizer_config.json").get("chat_template")),
         model_type=model_type,
         weights_bytes=weights_bytes,
+        first_position=_first_position(config),
     )
+
+
+def _first_position(config: dict[str, Any]) -> int:
+    """Some encoders count from behind the number of their padding token."""
+    if config["model_type"] not in _COUNTING_BEHIND_PADDING:
+        return 0
+    return config.get("pad_token_id", 1) + 1
+
+
+def _context_tokens(folder: Path, config: dict[str, Any]) -> int:
+    most = _number(folder, config, _CONTEXTS) - _first_position(config)
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if scaling.get("rope_type", scaling.get("type")) not in {"longrope", "su"}:
+        return most
+    # Beyond it all positions turn by other angles, those of texts beside and of what was read before too.
+    own = config.get("original_max_position_embeddings")
+    return min(most, own or scaling.get("original_max_position_embeddings", most))
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from lushan.backbones.inspect import ModelFacts, describe
 from lushan.backbones.packing import Prefix, plan_packing
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.slot_cache import SlotCache
-from lushan.backbones.token_models import know_token_model
+from lushan.backbones.token_models import class_options, know_token_model
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import ModelError
 from lushan.records import Batch
@@ -232,9 +232,8 @@ class Backbone:
         options = dict(call.options)
         if self.facts.family == "decoder":
             options["use_cache"] = False
-        outputs = self.core(
-            input_ids=call.token_ids_1T, position_ids=call.position_ids_1T, **options
-        )
+        positions_1T = call.position_ids_1T + self.facts.first_position
+        outputs = self.core(input_ids=call.token_ids_1T, position_ids=positions_1T, **options)
         return outputs.last_hidden_state[0]
 
 
@@ -347,21 +346,6 @@ def _look_both_ways(backbone: Backbone) -> None:
         )
 
 
-def class_options(purpose: Purpose, labels: Sequence[str], *, multi_label: bool) -> dict[str, Any]:
-    """What the configuration of a class model says beyond that of its backbone."""
-    if purpose not in ("classify", "tag"):
-        return {}
-    options: dict[str, Any] = {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
-    }
-    if purpose == "classify":
-        problem_type = "multi_label" if multi_label else "single_label"
-        options["problem_type"] = f"{problem_type}_classification"
-    return options
-
-
 def _from_pretrained(
     folder: Path,
     model_class: Any,  # noqa: ANN401
@@ -456,15 +440,23 @@ def _find_packing_mode(backbone: Backbone) -> PackingMode:
     """Take the fastest way of keeping documents apart that agrees with running them alone."""
     generator = torch.Generator().manual_seed(0)
     top = min(backbone.facts.vocabulary_size, backbone.tokenizer.vocabulary_size)
-    ids = [torch.randint(top, (length,), generator=generator) for length in _PROBE_LENGTHS]
     config = backbone.core.config
+    ids = [torch.randint(top, (length,), generator=generator) for length in _PROBE_LENGTHS]
+    if backbone.facts.first_position:  # padding has no place of its own
+        ids = [each.where(each != config.pad_token_id, top - 1) for each in ids]
     with torch.inference_mode():
         alone = torch.cat([_probe_alone(backbone, each) for each in ids])
         if config._attn_implementation == attention.ATTENTION_NAME:
             if _is_exact(backbone, "packed", ids, alone):
                 return "packed"
             config._attn_implementation = "eager"
-        return "masked" if _is_exact(backbone, "masked", ids, alone) else "alone"
+        if _is_exact(backbone, "masked", ids, alone):
+            return "masked"
+        if _is_exact(backbone, "alone", ids, alone):
+            return "alone"
+    raise ModelError(
+        f"`{backbone.facts.model_type}` models count positions in a way that is not known here. Use another model."
+    )
 
 
 def _is_exact(backbone: Backbone, mode: PackingMode, ids: list[Tensor], alone: Tensor) -> bool:
@@ -488,6 +480,9 @@ def _probe_alone(backbone: Backbone, ids: Tensor) -> Tensor:
 
 def _probe_packed(backbone: Backbone, ids: list[Tensor]) -> Tensor:
     lengths = [len(each) for each in ids]
+    if backbone.packing_mode == "alone":
+        calls = [Call(each[None], torch.arange(len(each))[None], {}) for each in ids]
+        return torch.cat([backbone._run(call) for call in calls])
     token_ids_1T = torch.cat(ids)[None]
     position_ids_1T = torch.cat([torch.arange(length) for length in lengths])[None]
     if backbone.packing_mode == "packed":

@@ -22,11 +22,11 @@ from transformers.pytorch_utils import Conv1D
 
 from lushan.backbones import native_structures
 from lushan.backbones.fused_layers import LINEAR_NAMES, FusedLayer
-from lushan.backbones.load import MODEL_CLASSES, AnswerLayer, Backbone, Call, class_options
+from lushan.backbones.load import MODEL_CLASSES, AnswerLayer, Backbone, Call
 from lushan.backbones.lora import frozen_product
 from lushan.backbones.packed_linear import PackedLinear
 from lushan.backbones.quiet import quiet_transformers
-from lushan.backbones.token_models import know_token_model
+from lushan.backbones.token_models import class_options, know_token_model
 from lushan.errors import ModelError
 
 _SPARED = {torch.bfloat16: 4096, torch.float32: 256}

@@ -1,5 +1,6 @@
-"""Token-classification models of architectures for which `transformers` has none, made of its own parts."""
+"""What class models say of their classes, and token models of architectures for which `transformers` has none, of its parts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,21 @@ from transformers.models.auto.modeling_auto import (
 from lushan.errors import ModelError
 
 _SUFFIX = "ForTokenClassification"
+
+
+def class_options(purpose: str, labels: Sequence[str], *, multi_label: bool) -> dict[str, Any]:
+    """What the configuration of a class model says beyond that of its backbone."""
+    if purpose not in ("classify", "tag"):
+        return {}
+    options: dict[str, Any] = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    if purpose == "classify":
+        problem_type = "multi_label" if multi_label else "single_label"
+        options["problem_type"] = f"{problem_type}_classification"
+    return options
 
 
 def know_token_model(folder: Path) -> None:

@@ -42,7 +42,7 @@ assert_close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 Saved = tuple[Path, Any]
 
 
-@pytest.fixture(params=[*TINY_TYPES, "modernbert mean"])
+@pytest.fixture(params=[*TINY_TYPES, "albert", "modernbert mean"])
 def saved(request: pytest.FixtureRequest, tiny_folder: MakeTiny, tmp_path: Path) -> Saved:
     """Give a folder with a class layer, and transformers' own model of it."""
     model_type, _, pooling = request.param.partition(" ")

@@ -39,6 +39,20 @@ def test_describe_agrees_with_the_loaded_model(model_type: str, tiny_folder: Mak
     assert facts.num_parameters == sum(each.numel() for each in model.parameters())
 
 
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "longrope", "original_max_position_embeddings": 64},
+        {"type": "su", "original_max_position_embeddings": 64},
+    ],
+)
+def test_context_ends_where_all_positions_would_turn_otherwise(
+    rope: dict[str, object], tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = changed_copy(tiny_folder("llama"), tmp_path, rope_parameters=rope)
+    assert describe(folder).context_tokens == 64
+
+
 def test_describe_counts_a_shared_matrix_once(tiny_folder: MakeTiny) -> None:
     assert describe(tiny_folder("gpt2")).tied
     assert not describe(tiny_folder("gpt_neox")).tied

@@ -27,7 +27,7 @@ from lushan.data.batching import pack
 from lushan.errors import ModelError
 from lushan.records import Features
 from tests.conftest import MakeTiny
-from tests.tiny import ENCODER_TYPES, TINY_TYPES, TINY_VOCABULARY
+from tests.tiny import ENCODER_TYPES, OTHER_ENCODER_TYPES, TINY_TYPES, TINY_VOCABULARY
 
 LENGTHS = (1, 2, 9, 13, 30, 60, 70)
 """Together more than the 128 tokens that the tiny models have positions for."""
@@ -105,6 +105,25 @@ def test_documents_are_packed_where_the_attention_can_be_replaced(
     backbone = load_backbone(tiny_folder(model_type), purpose="embed")
     assert backbone.packing_mode == modes.get(model_type, "packed")
     assert not backbone.model.training
+
+
+@pytest.mark.parametrize("model_type", OTHER_ENCODER_TYPES)
+def test_positions_begin_where_those_of_the_architecture_do(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    backbone = load_backbone(tiny_folder(model_type), purpose="embed")
+    assert backbone.packing_mode == ("masked" if model_type == "mpnet" else "packed")
+    num_lost = {"albert": 0, "mpnet": 2}.get(model_type, 1)
+    assert backbone.facts.context_tokens == 128 - num_lost
+    assert_same_as_alone(backbone, tiny_folder(model_type))
+
+
+def test_positions_that_are_not_known_are_refused(
+    tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lushan.backbones.inspect._COUNTING_BEHIND_PADDING", frozenset())
+    with pytest.raises(ModelError, match="`roberta` models count positions in a way"):
+        load_backbone(tiny_folder("roberta"), purpose="embed")
 
 
 @pytest.mark.parametrize(("sliding_window", "mode"), [(4096, "masked"), (8, "alone")])
