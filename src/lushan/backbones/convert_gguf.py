@@ -8,13 +8,13 @@ import contextlib
 import copy
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, Keys
 from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
@@ -24,8 +24,15 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.integrations.gguf.utils import is_gguf_arch_supported
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+)
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from lushan.backbones.gguf_tokenizer import GgufVocabulary, build_tokenizer
+from lushan.backbones.gguf_tokenizer import GgufVocabulary, build_tokenizer, find_stop_ids
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.tokenizer import PROBES
 from lushan.errors import ModelError
@@ -33,6 +40,22 @@ from lushan.errors import ModelError
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 _TIED_ERROR_FRACTION = 0.05
 """Two quantisations of one matrix differ by less than this (relative Frobenius norm)."""
+_LLAMA3_ROTATION = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8_192,
+}
+"""Of Llama 3.1 to 3.3, whose files hold only what follows from it: a factor for each frequency."""
+_FREQUENCY_FACTORS = "rope_freqs.weight"
+_UNSCALED = {
+    "scaling.type": ("none", "linear"),
+    "scaling.factor": (0, 1),
+    "scaling.attn_factor": (1,),
+    "scaling.alpha": (0, 1),
+    "scale_linear": (0, 1),
+}
+"""Metadata that transformers leaves unread, with the values that scale nothing."""
 
 
 def convert_gguf(
@@ -89,22 +112,25 @@ def read_vocabulary(gguf_file: Path) -> GgufVocabulary:
     tokens = value("ggml.tokens")
     if not tokens:
         raise ModelError(f"`{gguf_file}` holds no vocabulary; expected `tokenizer.ggml.tokens`.")
-    kind = value("ggml.model")
+
+    def ids_of(roles: Iterable[str]) -> dict[str, int]:
+        found = {role: value(f"ggml.{role}_token_id", len(tokens)) for role in roles}
+        return {role: number for role, number in found.items() if number < len(tokens)}
+
+    kind, pre = value("ggml.model"), value("ggml.pre", "default")
+    token_types = value("ggml.token_type", [1] * len(tokens))
     return GgufVocabulary(
         kind=kind,
-        pre=value("ggml.pre", "default"),
+        pre=pre,
         tokens=tokens,
-        token_types=value("ggml.token_type", [1] * len(tokens)),
+        token_types=token_types,
         scores=value("ggml.scores", []),
         merges=value("ggml.merges", []),
-        special_ids={
-            role: number
-            for name, role in _ROLES.items()
-            if (number := value(f"ggml.{name}_token_id")) is not None and number < len(tokens)
-        },
-        add_bos=value("ggml.add_bos_token", kind == "llama"),
+        special_ids={_ROLES[name]: number for name, number in ids_of(_ROLES).items()},
+        add_bos=value("ggml.add_bos_token", kind == "llama" or pre == "llama-bpe"),
         add_space_prefix=value("ggml.add_space_prefix", kind == "llama"),
         chat_template=value("chat_template"),
+        stop_ids=find_stop_ids(ids_of(("eos", "eot", "eom")).values(), tokens, token_types),
     )
 
 
@@ -162,9 +188,13 @@ def _load(gguf_file: Path, vocabulary: GgufVocabulary) -> tuple[PretrainedConfig
         "pretrained_model_name_or_path": gguf_file.parent,
         "gguf_file": gguf_file.name,
     }
+    reader = open_gguf(gguf_file)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its bar knows no switch
             config = _clean_config(AutoConfig.from_pretrained(**place), vocabulary)
+            _check_scaling(gguf_file, reader)
+            restored = _restore_rotation(reader, config)
+            _refuse_unused(gguf_file, _unused_tensors(reader, config) - restored)
             # Loading writes into the configuration that it is given.
             both: Any = AutoModelForCausalLM.from_pretrained(
                 **place,
@@ -172,13 +202,91 @@ def _load(gguf_file: Path, vocabulary: GgufVocabulary) -> tuple[PretrainedConfig
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except (KeyError, OSError, ValueError) as error:
+    except (KeyError, OSError, ValueError, NotImplementedError) as error:
         raise ModelError(f"`{gguf_file.name}` cannot be converted: {error}") from None
     loaded, info = both  # the library's types know only the model
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(f"`{gguf_file.name}` lacks weights: {', '.join(missing[:5])}.")
+    _refuse_unused(gguf_file, info["unexpected_keys"])
     return config, loaded
+
+
+def _check_scaling(gguf_file: Path, reader: GGUFReader) -> None:
+    """Refuse positions that are scaled by metadata, which transformers leaves unread.
+
+    Raises:
+        ModelError: If there are some; names them.
+    """
+    start = f"{reader.fields[Keys.General.ARCHITECTURE].contents()}.rope"
+    fields = {name: reader.fields.get(f"{start}.{name}") for name in _UNSCALED}
+    told = {name: field.contents() for name, field in fields.items() if field is not None}
+    scaled = [
+        f"`{start}.{name}` {value}" for name, value in told.items() if value not in _UNSCALED[name]
+    ]
+    if scaled:
+        raise ModelError(
+            f"`{gguf_file.name}` scales its positions, which the converted model would not do: {', '.join(scaled)}. "
+            "Expected a file without that; use the model's original folder instead."
+        )
+
+
+def _restore_rotation(reader: GGUFReader, config: PretrainedConfig) -> frozenset[str]:
+    """Write into `config` the rotation of Llama 3.1 where the file's factors are those that follow from it.
+
+    Returns:
+        The tensors that `config` now stands for.
+    """
+    stored = [each.data for each in reader.tensors if each.name == _FREQUENCY_FACTORS]
+    plain = getattr(config, "rope_parameters", None) or {}
+    if not stored or plain.get("rope_type") != "default":
+        return frozenset()
+    factors = torch.from_numpy(np.array(stored[0], dtype=np.float32))
+
+    def scaled(factor: float) -> tuple[dict[str, Any], torch.Tensor]:
+        rotation = {**plain, **_LLAMA3_ROTATION, "factor": factor}
+        candidate: Any = copy.deepcopy(config)
+        candidate.rope_parameters = rotation
+        frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](candidate)
+        return rotation, frequencies
+
+    (_, own), (rotation, lowered) = scaled(1.0), scaled(float(factors.max()))
+    if factors.shape != own.shape or not torch.allclose(own / lowered, factors, rtol=1e-4):
+        return frozenset()
+    if rotation["factor"] != 1:
+        config.rope_parameters = rotation
+    return frozenset({_FREQUENCY_FACTORS})
+
+
+def _unused_tensors(reader: GGUFReader, config: PretrainedConfig) -> frozenset[str]:
+    """List the tensors that transformers would skip, silently."""
+    architecture = reader.fields[Keys.General.ARCHITECTURE].contents()
+    if is_gguf_arch_supported(architecture):
+        return frozenset()  # transformers loads these otherwise, and tells what it skipped
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)()
+    used = get_gguf_hf_weights_map(model, processor).keys()
+    # Experts are known by a name without its end.
+    return frozenset(
+        each.name
+        for each in reader.tensors
+        if used.isdisjoint({each.name, each.name.removesuffix(".weight")})
+    )
+
+
+def _refuse_unused(gguf_file: Path, names: Collection[str]) -> None:
+    """Refuse a file that holds more than the converted model would.
+
+    Raises:
+        ModelError: If there is something; names it.
+    """
+    if names:
+        raise ModelError(
+            f"`{gguf_file.name}` holds {len(names)} tensor(s) that the converted model would not use: "
+            f"{', '.join(sorted(names)[:5])}. Expected none, as it would compute something else without them; "
+            "use the model's original folder instead."
+        )
 
 
 def _clean_config(config: PretrainedConfig, vocabulary: GgufVocabulary) -> PretrainedConfig:
@@ -224,9 +332,11 @@ def _settle_output_matrix(
 
 
 def _generation_config(vocabulary: GgufVocabulary) -> GenerationConfig:
-    ids = vocabulary.special_ids
+    ids, ends = vocabulary.special_ids, list(vocabulary.stop_ids)
     return GenerationConfig(
-        bos_token_id=ids.get("bos"), eos_token_id=ids.get("eos"), pad_token_id=ids.get("pad")
+        bos_token_id=ids.get("bos"),
+        eos_token_id=ends if len(ends) > 1 else next(iter(ends), None),
+        pad_token_id=ids.get("pad"),
     )
 
 

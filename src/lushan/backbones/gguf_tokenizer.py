@@ -5,7 +5,7 @@ and `llama` (SentencePiece BPE, whose merges follow from the scores). Rules are 
 `src/llama-vocab.cpp`; anything else is refused, because a nearly right tokenizer is a wrong one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,10 @@ _DIGITS_ALONE = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 _BY_PATTERN = {"llama-bpe": _LLAMA3_PATTERN, "qwen2": _QWEN2_PATTERN}
 PRE_TOKENIZERS = ("gpt-2", _DIGITS_ALONE[0], *_BY_PATTERN)
 """One name for each rule that cuts text before byte-level merges."""
+_END_TOKENS = frozenset({
+    *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|end|>", "<|endoftext|>"),
+    *("<end_of_turn>", "<eos>", "<EOT>", "_<EOT>"),
+})
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,20 @@ class GgufVocabulary:
     """Whether text gets a space in front (`llama` only)."""
     chat_template: str | None
     """Jinja text."""
+    stop_ids: Sequence[int] = ()
+    """Tokens that end an answer; `eos` is the first."""
+
+
+def find_stop_ids(
+    named: Iterable[int], tokens: Sequence[str], token_types: Sequence[int]
+) -> list[int]:
+    """List the tokens that end an answer: those that the file names, then those that are known by their text."""
+    known = [
+        number
+        for number, (token, kind) in enumerate(zip(tokens, token_types, strict=True))
+        if kind in (_CONTROL, _USER_DEFINED) and token in _END_TOKENS
+    ]
+    return list(dict.fromkeys([*named, *known]))
 
 
 def build_tokenizer(vocabulary: GgufVocabulary) -> Tokenizer:
@@ -89,7 +107,9 @@ def build_tokenizer(vocabulary: GgufVocabulary) -> Tokenizer:
 
 def _byte_level(vocabulary: GgufVocabulary) -> Tokenizer:
     merges = [_split_merge(merge) for merge in vocabulary.merges]
-    tokenizer = Tokenizer(models.BPE(vocab=_ids(vocabulary), merges=merges))
+    whole_words_first = vocabulary.pre == "llama-bpe"
+    model = models.BPE(vocab=_ids(vocabulary), merges=merges, ignore_merges=whole_words_first)
+    tokenizer = Tokenizer(model)
     steps: list[Any]
     if vocabulary.pre in _BY_PATTERN:
         split = pre_tokenizers.Split(Regex(_BY_PATTERN[vocabulary.pre]), "isolated")

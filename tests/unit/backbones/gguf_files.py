@@ -1,5 +1,6 @@
 """Writes tiny GGUF files as llama.cpp's converter does, to be converted back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,21 @@ def write_gguf(
     vocabulary: Vocabulary,
     *,
     output: np.ndarray | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    rope: Mapping[str, str | float] | None = None,
     **overrides: Any,  # noqa: ANN401
 ) -> Path:
-    """Write a Llama model; `overrides` replace or add `tokenizer.ggml.*` values, None leaves one out."""
+    """Write a Llama model.
+
+    Args:
+        file: Where to.
+        model: Its weights and sizes.
+        vocabulary: Its tokens.
+        output: An output matrix beside the embedding.
+        tensors: Further tensors.
+        rope: Further `llama.rope.*` values.
+        overrides: `tokenizer.ggml.*` values to replace or add, and the `kind` of tokenizer; None leaves one out.
+    """
     writer = gguf.GGUFWriter(file, "llama")
     config = model.config
     writer.add_context_length(config.max_position_embeddings)
@@ -83,8 +96,13 @@ def write_gguf(
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    for name, value in (rope or {}).items():
+        if isinstance(value, str):
+            writer.add_string(f"llama.rope.{name}", value)
+        else:
+            writer.add_float32(f"llama.rope.{name}", value)
     _add_vocabulary(writer, vocabulary, overrides)
-    for name, tensor in _tensors(model).items():
+    for name, tensor in {**_tensors(model), **(tensors or {})}.items():
         writer.add_tensor(name, tensor)
     if output is not None:
         writer.add_tensor("output.weight", output)
@@ -98,7 +116,7 @@ def write_gguf(
 def _add_vocabulary(
     writer: gguf.GGUFWriter, vocabulary: Vocabulary, overrides: dict[str, Any]
 ) -> None:
-    writer.add_tokenizer_model(overrides.pop("model", "llama"))
+    writer.add_tokenizer_model(overrides.pop("kind", "llama"))
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
     writer.add_token_scores(vocabulary.scores)

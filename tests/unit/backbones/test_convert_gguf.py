@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, normalizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from lushan.backbones.convert_gguf import check_same_ids, convert_gguf
+from lushan.backbones.convert_gguf import check_same_ids, convert_gguf, read_vocabulary
+from lushan.backbones.load import load_backbone
 from lushan.errors import ModelError
-from tests.unit.backbones.gguf_files import sentencepiece_vocabulary, tiny_llama, write_gguf
+from lushan.inference.generate import stop_ids
+from tests.unit.backbones.gguf_files import (
+    CONTROL,
+    NORMAL,
+    sentencepiece_vocabulary,
+    tiny_llama,
+    write_gguf,
+)
 
 NOWHERE = 2**32 - 1
 
@@ -128,6 +136,117 @@ def test_output_matrix_of_its_own_stays_even_on_request(tmp_path: Path, folder: 
 def test_weights_are_stored_in_bfloat16(tmp_path: Path, folder: Path) -> None:
     convert_gguf(make_gguf(tmp_path), folder)
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
+
+
+def make_llama3(tmp_path: Path, factors: np.ndarray) -> Path:
+    """Write a file as Llama 3.1 has it: a large base, a long context, and a factor for each frequency."""
+    vocabulary = sentencepiece_vocabulary()
+    model = tiny_llama(len(vocabulary.tokens))
+    model.config.max_position_embeddings = 131_072
+    return write_gguf(
+        tmp_path / "llama3.gguf",
+        model,
+        vocabulary,
+        tensors={"rope_freqs.weight": factors.astype(np.float32)},
+        rope={"freq_base": 500_000.0},
+    )
+
+
+def llama3_factors(factor: float) -> np.ndarray:
+    """By how much each frequency is lowered (llama.cpp, `convert_hf_to_gguf.py`, `generate_extra_tensors`)."""
+    wavelengths = 2 * np.pi / llama3_frequencies()
+    smooth = np.clip((8192 / wavelengths - 1) / (4 - 1), 0, 1)
+    return 1 / ((1 - smooth) / factor + smooth)
+
+
+def llama3_frequencies() -> np.ndarray:
+    return 500_000.0 ** -(np.arange(0, 8, 2) / 8)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_positions_scaled_as_by_llama_3_are_scaled_by_the_configuration(
+    factor: float, tmp_path: Path, folder: Path
+) -> None:
+    factors = llama3_factors(factor)
+    convert_gguf(make_llama3(tmp_path, factors), folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    expected = torch.tensor(llama3_frequencies() / factors, dtype=torch.float32)
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, expected)
+    assert model.config.rope_parameters["rope_type"] == "llama3"
+    assert model.config.rope_parameters["factor"] == factor
+
+
+def test_factors_of_one_scale_nothing(tmp_path: Path, folder: Path) -> None:
+    convert_gguf(make_llama3(tmp_path, np.ones(4)), folder)
+    assert AutoConfig.from_pretrained(folder).rope_parameters["rope_type"] == "default"
+
+
+@pytest.mark.parametrize("factors", [[1.0, 1.0, 2.0, 8.0], [1.0, 8.0]], ids=["other", "fewer"])
+def test_factors_that_no_known_rotation_explains_are_refused(
+    factors: list[float], tmp_path: Path, folder: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"llama3.gguf` holds 1 tensor.* rope_freqs.weight\. Exp"):
+        convert_gguf(make_llama3(tmp_path, np.array(factors)), folder)
+
+
+@pytest.mark.parametrize("name", ["rope_factors_long.weight", "blk.0.attn_q.bias"])
+def test_tensor_that_would_be_skipped_is_refused(name: str, tmp_path: Path, folder: Path) -> None:
+    file = make_gguf(tmp_path, tensors={name: np.ones(32, dtype=np.float32)})
+    with pytest.raises(ModelError, match=rf"not use: {name}\. Expected none.*original folder"):
+        convert_gguf(file, folder)
+    assert not (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("rope", "told"),
+    [
+        ({"scaling.type": "yarn", "scaling.factor": 4.0}, "scaling.type` yarn, .*factor` 4.0"),
+        ({"scaling.factor": 2.0}, "scaling.factor` 2.0"),
+        ({"scale_linear": 4.0}, "scale_linear` 4.0"),
+        ({"scaling.attn_factor": 1.19}, "scaling.attn_factor` 1.19"),
+    ],
+)
+def test_metadata_that_scale_positions_are_refused(
+    rope: dict[str, str | float], told: str, tmp_path: Path, folder: Path
+) -> None:
+    with pytest.raises(ModelError, match=rf"tiny.gguf` scales its positions.*`llama.rope.{told}"):
+        convert_gguf(make_gguf(tmp_path, rope=rope), folder)
+
+
+def test_metadata_that_scale_nothing_are_read_over(tmp_path: Path, folder: Path) -> None:
+    rope = {"scaling.type": "linear", "scaling.factor": 1.0, "scaling.original_context_length": 64}
+    convert_gguf(make_gguf(tmp_path, rope=rope), folder)
+    assert AutoConfig.from_pretrained(folder).rope_parameters["rope_type"] == "default"
+
+
+def test_only_stop_token_stands_alone(tmp_path: Path, folder: Path) -> None:
+    convert_gguf(make_gguf(tmp_path), folder)
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == 2
+
+
+def test_every_named_end_of_an_answer_stops_it(tmp_path: Path, folder: Path) -> None:
+    convert_gguf(make_gguf(tmp_path, eot_token_id=7, eom_token_id=NOWHERE), folder)
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == [2, 7]
+    assert AutoConfig.from_pretrained(folder).eos_token_id == 2
+    assert AutoTokenizer.from_pretrained(folder).eos_token_id == 2
+
+
+def test_end_of_a_turn_is_known_by_its_text(tmp_path: Path, folder: Path) -> None:
+    vocabulary = sentencepiece_vocabulary()
+    vocabulary.add("<end_of_turn>", CONTROL)
+    vocabulary.add("<|im_end|>", NORMAL)
+    model = tiny_llama(len(vocabulary.tokens))
+    convert_gguf(write_gguf(tmp_path / "it.gguf", model, vocabulary), folder)
+    found = stop_ids(load_backbone(folder, purpose="language"))
+    assert found == {2, vocabulary.tokens.index("<end_of_turn>")}
+
+
+@pytest.mark.parametrize(("pre", "adds"), [("llama-bpe", True), ("smollm", False)])
+def test_file_that_says_nothing_of_bos_is_read_as_llama_cpp_reads_it(
+    pre: str, *, adds: bool, tmp_path: Path
+) -> None:
+    file = make_gguf(tmp_path, kind="gpt2", pre=pre, merges=["t h"])
+    assert read_vocabulary(file).add_bos is adds
 
 
 def test_chat_template_is_kept(tmp_path: Path, folder: Path) -> None:

@@ -5,16 +5,23 @@ import os
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tokenizers import pre_tokenizers
 
 from lushan.backbones.convert_gguf import read_vocabulary
-from lushan.backbones.gguf_tokenizer import GgufVocabulary, build_tokenizer
+from lushan.backbones.gguf_tokenizer import GgufVocabulary, build_tokenizer, find_stop_ids
 from lushan.backbones.tokenizer import PROBES
 from lushan.errors import ModelError
-from tests.unit.backbones.gguf_files import CONTROL, SPACE, USER, sentencepiece_vocabulary
+from tests.unit.backbones.gguf_files import (
+    CONTROL,
+    NORMAL,
+    SPACE,
+    USER,
+    sentencepiece_vocabulary,
+)
 
 RIVALS = ["tho", "ine", "ran home", "hethe", "ineho", "thoran"]
 """Neighbours that compete for a letter: only the scores tell which pair merges."""
@@ -191,6 +198,23 @@ def test_digit_rule_keeps_merges_of_digits_from_happening() -> None:
 def test_qwen2_composes_letters() -> None:
     tokenizer = build_tokenizer(byte_level("qwen2"))
     assert tokenizer.encode("cafe\u0301").ids == tokenizer.encode("caf\u00e9").ids
+
+
+@pytest.mark.parametrize(("pre", "found"), [("llama-bpe", ["fhe"]), ("qwen2", ["f", "h", "e"])])
+def test_word_that_no_merge_makes_is_one_token_where_llama_cpp_ignores_merges(
+    pre: str, found: list[str]
+) -> None:
+    plain = byte_level(pre)
+    with_word = replace(
+        plain, tokens=[*plain.tokens, "fhe"], token_types=[*plain.token_types, NORMAL]
+    )
+    assert build_tokenizer(with_word).encode("fhe").tokens == found
+
+
+def test_stop_tokens_are_the_named_and_those_known_by_their_text() -> None:
+    tokens = ["<eos>", "a", "<end_of_turn>", "<EOT>", "<|im_end|>"]
+    types = [CONTROL, NORMAL, CONTROL, USER, NORMAL]
+    assert find_stop_ids([2], tokens, types) == [2, 0, 3]
 
 
 def test_unknown_pre_tokenizer_is_refused_with_the_known_ones() -> None:
