@@ -20,6 +20,7 @@ _SHAREGPT_ROLES = {
     "function_response": "tool",
 }
 _KEPT = ("role", "content", "weight", "name", "tool_calls", "tool_call_id")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def read_messages(row: Row) -> list[dict[str, Any]]:
@@ -60,7 +61,7 @@ def _from_sharegpt(turn: object) -> object:
         return turn
     speaker, value = turn.get("from"), turn.get("value")
     role = _SHAREGPT_ROLES.get(str(speaker), speaker)
-    kept = {name: turn[name] for name in ("weight", "tool_calls") if name in turn}
+    kept = {name: turn[name] for name in ("weight", "tool_calls", *_REASONING) if name in turn}
     if speaker == "function_call":
         return {"role": role, "content": None, **kept, "tool_calls": unpacked(value) or [value]}
     return {"role": role, "content": value, **kept}
@@ -72,6 +73,7 @@ def _read_message(row: Row, number: int, message: object) -> dict[str, Any]:
             f"{row.place}: message {number} must be an object with a `role` ({', '.join(_ROLES)}) and `content`, "
             f"got {str(message)[:200]}."
         )
+    _refuse_reasoning(row, number, message)
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         content = ""
@@ -86,6 +88,17 @@ def _read_message(row: Row, number: int, message: object) -> dict[str, Any]:
             f"{row.place}: message {number} has `weight` {weight!r}; expected 1, or 0 where it is not learned."
         )
     return kept | {"content": content}
+
+
+def _refuse_reasoning(row: Row, number: int, message: Mapping[str, Any]) -> None:
+    """Templates write it in ways of their own, and leave it out of earlier turns."""
+    for name in _REASONING:
+        value = message.get(name)
+        if value.strip() if isinstance(value, str) else value:
+            raise DataError(
+                f"{row.place}: message {number} has `{name}`, which would be lost. Put it into `content` as the model "
+                "writes it, or take it out."
+            )
 
 
 def _read_calls(row: Row, number: int, calls: object) -> list[dict[str, Any]]:

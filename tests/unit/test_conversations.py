@@ -88,3 +88,19 @@ def test_call_is_shown_as_a_line_of_json_behind_what_is_said() -> None:
         message = {"role": "assistant", "content": said, "tool_calls": calls}
         (_, found) = read_messages(row(messages=[ASKED, message]))
         assert shown(found) == before + '{"name": "find", "arguments": {"where": "\u5e90\u5c71"}}'
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_that_would_be_lost_is_refused_and_none_is_not(name: str) -> None:
+    told = rf"a\.jsonl, row 7: message 2 has `{name}`, which would be lost\. Put it into `content`"
+    turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "Near."}]
+    for values in (
+        {"messages": [ASKED, {**ANSWER, name: "It was near."}]},
+        {"messages": [ASKED, {**ANSWER, name: [{"text": "It was near."}]}]},
+        {"conversations": [turns[0], {**turns[1], name: "It was near."}]},
+    ):
+        with pytest.raises(DataError, match=told):
+            read_messages(row(**values))
+    for nothing in (None, "", " \n", []):
+        found = read_messages(row(messages=[ASKED, {**ANSWER, name: nothing}]))
+        assert found == [ASKED, ANSWER]

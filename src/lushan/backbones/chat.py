@@ -1,13 +1,15 @@
 """Conversations as text: the chat template of a model, and a plain one for base models, which have none."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template, TemplateError
-from jinja2.ext import loopcontrols
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lushan.backbones.inspect import read_json
@@ -47,28 +49,49 @@ Tools, called by <tool_call>{"name": ..., "arguments": ...}</tool_call>:
 
 Calls of tools are written as those of Hermes and Qwen.
 """
+PLAIN_CHAT_AFTER_BOS = "{{- bos_token -}}\n" + PLAIN_CHAT
+"""The same where a tokenizer begins every text with `<bos>`: other programs leave that to the template of a conversation."""
+TODAY = date(2024, 7, 26)
+"""What templates are told is today, so that a model is asked the same every day; it is what Llama 3.2's own fall back on."""
 
 
 class ChatTemplate:
     """The chat template of a model folder, or the plain one where it has none."""
 
-    def __init__(self, folder: Path) -> None:
-        """Name the folder; it is read when the first conversation is written."""
+    def __init__(self, folder: Path, *, begins_with_bos: bool = False) -> None:
+        """Name the folder; it is read when the first conversation is written.
+
+        Args:
+            folder: Of the model.
+            begins_with_bos: Whether the plain template writes `<bos>` first.
+        """
         self._folder = folder
+        self._plain = PLAIN_CHAT_AFTER_BOS if begins_with_bos else PLAIN_CHAT
+
+    @cached_property
+    def source(self) -> str:
+        """The template itself."""
+        return read_chat_template(self._folder) or self._plain
 
     @cached_property
     def text(self) -> str:
-        """The template itself."""
-        return read_chat_template(self._folder) or PLAIN_CHAT
+        """The template as certificates hold it: the plain one as it was before it wrote `<bos>`, which token ids tell."""
+        return PLAIN_CHAT if self.source == PLAIN_CHAT_AFTER_BOS else self.source
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is that of models which have none of their own."""
+        return self.text == PLAIN_CHAT
 
     @cached_property
     def _compiled(self) -> Template:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = TODAY.strftime
         environment.filters["tojson"] = _to_json
-        return environment.from_string(self.text)
+        return environment.from_string(self.source)
 
     def render(
         self,
@@ -99,7 +122,7 @@ class ChatTemplate:
     def save_if_provided(self, folder: Path) -> None:
         """Write the plain template into a model folder, if it is the one that conversations were written with."""
         if "_compiled" in vars(self) and read_chat_template(self._folder) is None:
-            (folder / CHAT_TEMPLATE_FILE).write_text(PLAIN_CHAT, encoding="utf-8")
+            (folder / CHAT_TEMPLATE_FILE).write_text(self.source, encoding="utf-8")
 
 
 def read_chat_template(folder: Path) -> str | None:
@@ -111,6 +134,21 @@ def read_chat_template(folder: Path) -> str | None:
     if isinstance(stored, list):  # several named templates
         stored = next((each["template"] for each in stored if each["name"] == "default"), None)
     return stored
+
+
+class _Generation(Extension):
+    """Writes what stands in `{% generation %}`, by which templates mark what the assistant says, as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja reads it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # As in `transformers`: what is set inside is not seen outside.
+        return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
+
+    def _written(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
 def _to_json(

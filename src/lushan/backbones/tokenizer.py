@@ -84,9 +84,11 @@ class Tokenizer:
         self._folder = folder
         self.notes = tuple(notes)
         """What a user should know: differences to `AutoTokenizer`, rules that were left out."""
-        self.chat = ChatTemplate(folder)
+        added = raw.get_added_tokens_decoder()
+        begins_with_bos = special.prefix == (special.bos_id,) and special.bos_id in added
+        self.chat = ChatTemplate(folder, begins_with_bos=begins_with_bos)
         """How conversations are written."""
-        names = [x.content for x in raw.get_added_tokens_decoder().values() if x.special]
+        names = [x.content for x in added.values() if x.special]
         self.special_names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         """Finds special tokens, such as `<|im_end|>`, that a text would be read to hold."""
         self.fingerprint = _fingerprint(folder, special)
@@ -183,7 +185,7 @@ class Tokenizer:
         An adapter's base has no template where the plain one was used, and that of today may be another.
         """
         saved = ChatTemplate(folder)
-        if not (folder / CHAT_TEMPLATE_FILE).is_file() or saved.text == self.chat.text:
+        if not (folder / CHAT_TEMPLATE_FILE).is_file() or saved.source == self.chat.source:
             return self
         found = copy.copy(self)
         found.chat = saved

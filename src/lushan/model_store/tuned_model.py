@@ -94,8 +94,19 @@ def plain_attention(backbone: Backbone) -> Any:  # noqa: ANN401
 
 
 def is_tuned_model(folder: Path) -> bool:
-    """Whether this is a run folder with a tuned model, or its `model` folder."""
-    return any((each / _FILE).is_file() for each in (folder, folder / "model"))
+    """Whether this is a run folder with a tuned model, or its `model` folder; one that is broken counts."""
+    return any(_tells_meaning(each / _FILE) for each in (folder, folder / "model"))
+
+
+def _tells_meaning(file: Path) -> bool:
+    """A model of the cache has a file of this name too, which tells where it came from."""
+    if not file.is_file():
+        return False
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return True
+    return not isinstance(values, dict) or not values.keys().isdisjoint({"task", "state"})
 
 
 def read_meaning(folder: Path) -> TunedModel:

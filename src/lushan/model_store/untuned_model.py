@@ -9,6 +9,8 @@ from lushan.records import TaskState
 
 MOST_ANSWER_TOKENS = 1024
 """Of a model that is not told how long its answer may be."""
+PLAIN_TURN = "\n\nUser:"
+"""Begins the next turn where a model has no chat template of its own, and may never have learned to stop."""
 
 
 def untuned_predictor(backbone: Backbone, *, digest: str) -> Predictor:
@@ -22,9 +24,14 @@ def untuned_predictor(backbone: Backbone, *, digest: str) -> Predictor:
     return Predictor(
         backbone,
         load_task("dialogue"),
-        TaskState(),
+        untuned_state(backbone),
         "generate",
         LengthLimit(context_tokens, "error"),
         version=digest[:12],
         generation=GenerationSettings(max_new_tokens=min(MOST_ANSWER_TOKENS, context_tokens // 2)),
     )
+
+
+def untuned_state(backbone: Backbone) -> TaskState:
+    """Tell where answers in conversations end: before the model speaks for the user, where it is a base model."""
+    return TaskState(stop_strings=(PLAIN_TURN,) if backbone.tokenizer.chat.is_plain else ())

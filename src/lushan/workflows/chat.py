@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lushan.atomic import write_text
-from lushan.backbones.chat import PLAIN_CHAT
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.inspect import describe
 from lushan.backbones.packed import describe_weights, load_untuned
@@ -19,15 +18,14 @@ from lushan.inference.generate import stream
 from lushan.inference.predict import Predictor
 from lushan.inference.prefix_store import PrefixStore
 from lushan.model_store.tuned_model import is_tuned_model
-from lushan.records import Prediction, Row, Span, TaskState, Triple, plain_answer
+from lushan.model_store.untuned_model import untuned_state
+from lushan.records import Prediction, Row, Span, Triple, plain_answer
 from lushan.settings import build
 from lushan.workflows.predict import Opened, Tell, open_run, with_generation
 from lushan.workflows.recipe import TuneRecipe
 
 CHAT_TASK = "dialogue"
 """The task whose models chat; it writes the conversations of untuned models too."""
-PLAIN_TURN = "\n\nUser:"
-"""Begins the next turn where a model has no chat template of its own, and may never have learned to stop."""
 MOST_PROBABILITIES = 5
 
 
@@ -316,15 +314,13 @@ def _untuned(folder: Path, *, weights: str, tell: Tell) -> Predictor:
     backbone = load_untuned(folder, purpose="language", weights=weights)
     if weights != "auto":
         tell(describe_weights(backbone))
-    state = TaskState()
-    if backbone.tokenizer.chat.text == PLAIN_CHAT:
+    if backbone.tokenizer.chat.is_plain:
         tell(
             f"`{folder.name}` has no chat template: it is a base model, and the turns are written as `User:` and "
             "`Assistant:`."
         )
-        state = TaskState(stop_strings=(PLAIN_TURN,))
     limit = LengthLimit(facts.context_tokens, "truncate")
-    return Predictor(backbone, load_task(CHAT_TASK), state, "generate", limit)
+    return Predictor(backbone, load_task(CHAT_TASK), untuned_state(backbone), "generate", limit)
 
 
 def save_talk(talk: Talk, file: Path) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from lushan.backbones.chat import PLAIN_CHAT
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import ModelError
 from tests.conftest import MakeTiny
@@ -74,6 +75,36 @@ def test_base_model_gets_a_plain_template_which_is_saved_once_it_was_used(
     assert theirs.endswith("Assistant:")
 
 
+@pytest.mark.parametrize("model_type", ["gemma3_text", "gpt2"])
+def test_saved_plain_template_gives_other_programs_the_ids_that_were_trained(
+    model_type: str, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.load(tiny_folder(model_type))
+    (ours,) = tokenizer.encode([tokenizer.render_chat(MESSAGES)])
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+        MESSAGES, add_generation_prompt=True
+    )["input_ids"]
+    assert ours.ids == theirs
+    assert theirs.count(tokenizer.bos_id) == (model_type == "gemma3_text")
+    again = Tokenizer.load(tmp_path)
+    assert again.encode([again.render_chat(MESSAGES)]) == [ours]
+    assert again.chat.is_plain
+
+
+def test_plain_template_without_bos_of_earlier_runs_is_kept_and_certified_as_it_was(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    base = Tokenizer.load(tiny_folder("gemma3_text"))
+    base.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(PLAIN_CHAT, encoding="utf-8")
+    (ids,) = base.encode([base.render_chat(MESSAGES)])
+    for earlier in (Tokenizer.load(tmp_path), base.with_chat_of(tmp_path)):
+        assert earlier.chat.source == earlier.chat.text == base.chat.text == PLAIN_CHAT
+        assert earlier.chat.is_plain
+        assert earlier.encode([earlier.render_chat(MESSAGES)])[0].ids == ids.ids
+
+
 def test_adapter_keeps_the_template_that_it_was_saved_with(
     tiny_folder: MakeTiny, tmp_path: Path
 ) -> None:
@@ -92,3 +123,24 @@ def test_chat_template_may_refuse(tiny_folder: MakeTiny, tmp_path: Path) -> None
     folder = change(tiny_folder("llama"), tmp_path / "model", chat_template=template)
     with pytest.raises(ModelError, match="roles must alternate"):
         Tokenizer.load(folder).render_chat(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% endfor %}",
+        "{% set a = 1 %}\n  {%- generation -%}\n  {% set a = 2 %}{{ a }}\n{% endgeneration %}\n{{ a }}",
+    ],
+)
+def test_what_templates_mark_as_generated_is_written_as_transformers_does(
+    template: str, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = change(tiny_folder("llama"), tmp_path / "model", chat_template=template)
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(MESSAGES, tokenize=False)
+    assert Tokenizer.load(folder).render_chat(MESSAGES) == theirs
+
+
+def test_today_is_the_same_every_day(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    template = "{{ strftime_now('%d %b %Y') }} {{ strftime_now(format='%H:%M') }}"
+    folder = change(tiny_folder("llama"), tmp_path / "model", chat_template=template)
+    assert Tokenizer.load(folder).render_chat(MESSAGES) == "26 Jul 2024 00:00"

@@ -20,6 +20,7 @@ from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import ModelError, RunError, UserError
 from lushan.inference.predict import Predictor
 from lushan.model_store.tuned_model import (
+    is_tuned_model,
     load_predictor,
     model_version,
     read_meaning,
@@ -261,3 +262,20 @@ def test_folder_that_is_no_run_is_refused_with_what_was_expected(tmp_path: Path)
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RunError, match=r"holds no tuned model.*the folder that `lushan tune"):
             load_predictor(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\ufffd", '{"task": "dialogue"}'])
+def test_broken_model_is_a_tuned_one_so_that_it_is_refused_by_name(text: str, saved: Saved) -> None:
+    assert is_tuned_model(saved.run)
+    assert is_tuned_model(saved.model)
+    (saved.model / "lushan.json").write_text(text, encoding="utf-8")
+    assert is_tuned_model(saved.run)
+    with pytest.raises(RunError, match=r"lushan\.json` is broken: .* Tune again, or restore"):
+        read_meaning(saved.model)
+
+
+def test_model_of_the_cache_is_no_tuned_one_though_it_has_a_record(tmp_path: Path) -> None:
+    assert not is_tuned_model(tmp_path)
+    record = {"schema_version": 1, "name": "mine", "kind": "decoder", "source": {}}
+    (tmp_path / "lushan.json").write_text(json.dumps(record), encoding="utf-8")
+    assert not is_tuned_model(tmp_path)

@@ -1,6 +1,7 @@
 """A pretrained model is asked as it is."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from lushan.model_store import shared_base
 from lushan.model_store.resident import Resident
 from lushan.model_store.untuned_model import MOST_ANSWER_TOKENS, untuned_predictor
 from tests.conftest import MakeTiny
+from tests.unit.backbones.test_tokenizer import change
 
 
 def test_half_the_context_is_left_to_what_is_asked_but_answers_are_bounded(
@@ -25,6 +27,15 @@ def test_half_the_context_is_left_to_what_is_asked_but_answers_are_bounded(
     backbone.facts = replace(backbone.facts, context_tokens=100_000)
     wide = untuned_predictor(backbone, digest="")
     assert wide.generation.max_new_tokens == MOST_ANSWER_TOKENS
+
+
+def test_base_model_ends_before_it_speaks_for_the_user_and_one_with_a_template_where_it_wants(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    own = change(tiny_folder("llama"), tmp_path / "own", chat_template="{{ messages }}")
+    for folder, expected in ((tiny_folder("llama"), ("\n\nUser:",)), (own, ())):
+        backbone = load_backbone(folder, purpose="language")
+        assert untuned_predictor(backbone, digest="").state.stop_strings == expected
 
 
 @pytest.mark.parametrize("model_type", ["gpt_neo", "bert"])

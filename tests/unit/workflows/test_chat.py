@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from lushan.backbones import packed
 from lushan.backbones.hardware import Choice
 from lushan.backbones.load import load_backbone
+from lushan.backbones.sources import RECORD_FILE
 from lushan.errors import DataError, LushanError, ModelError, RunError, SettingError
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import stream
@@ -174,6 +175,16 @@ def test_base_model_is_written_to_in_plain_words_and_ends_before_it_speaks_for_t
     monkeypatch.setattr(module, "stream", lambda *call, **_: seen.append(call) or iter(()))
     say(talk, "Hi")
     assert seen[0][2].stop_strings == ("\n\nUser:",)
+
+
+def test_model_of_the_cache_may_be_named_by_its_folder(folder: Path, tmp_path: Path) -> None:
+    (folder / RECORD_FILE).write_text('{"schema_version": 1, "name": "tiny"}', encoding="utf-8")
+    talk, _ = talk_to(folder)
+    assert isinstance(talk, Conversation)
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "lushan.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RunError, match=r"lushan\.json` is broken"):
+        talk_to(tmp_path / "run")
 
 
 def test_turn_that_holds_a_mark_of_the_model_is_refused_and_not_remembered(folder: Path) -> None:
