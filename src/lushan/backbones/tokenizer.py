@@ -88,6 +88,7 @@ class Tokenizer:
         begins_with_bos = special.prefix == (special.bos_id,) and special.bos_id in added
         self.chat = ChatTemplate(folder, begins_with_bos=begins_with_bos)
         """How conversations are written."""
+        self._num_rows = read_json(folder / "config.json").get("vocab_size")
         names = [x.content for x in added.values() if x.special]
         self.special_names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         """Finds special tokens, such as `<|im_end|>`, that a text would be read to hold."""
@@ -126,13 +127,22 @@ class Tokenizer:
         """Turn texts into ids, exactly one leading `<bos>` where the model wants one; nothing is ever cut.
 
         Raises:
-            DataError: If a text holds half a character (a lone surrogate).
+            DataError: If a text holds half a character (a lone surrogate), or a token for which the model has no row.
         """
         try:
             encodings = self._raw.encode_batch(list(texts), add_special_tokens=False)
         except TypeError:
             raise DataError(_explain_unreadable(texts)) from None
+        if self._num_rows is not None and self._num_rows < self.vocabulary_size:
+            self._refuse_rowless([each.ids for each in encodings])
         return [self._surrounded(each.ids, each.offsets) for each in encodings]
+
+    def _refuse_rowless(self, ids: Sequence[Sequence[int]]) -> None:
+        highest = max((max(each) for each in ids if each), default=0)
+        if highest >= self._num_rows:
+            raise DataError(
+                f"A text holds `{self._raw.id_to_token(highest)}`, a mark of which this model knows nothing. Take it out."
+            )
 
     def _surrounded(self, ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
         prefix, suffix = self._special.prefix, self._special.suffix

@@ -238,4 +238,7 @@ def test_special_token_without_a_row_is_told(tiny_folder: MakeTiny, tmp_path: Pa
     folder, raw = edit_raw(tiny_folder("llama"), tmp_path / "model")
     raw.add_special_tokens(["<image>"])
     raw.save(str(folder / "tokenizer.json"))
-    assert any("`<image>`" in note for note in Tokenizer.load(folder).notes)
+    tokenizer = Tokenizer.load(folder)
+    assert any("`<image>`" in note for note in tokenizer.notes)
+    with pytest.raises(DataError, match="holds `<image>`, a mark of which this model knows"):
+        tokenizer.encode(["the fox", "the <image> fox"])
