@@ -133,13 +133,13 @@ class Tokenizer:
             encodings = self._raw.encode_batch(list(texts), add_special_tokens=False)
         except TypeError:
             raise DataError(_explain_unreadable(texts)) from None
-        if self._num_rows is not None and self._num_rows < self.vocabulary_size:
-            self._refuse_rowless([each.ids for each in encodings])
+        if (num_rows := self._num_rows) is not None and num_rows < self.vocabulary_size:
+            self._refuse_rowless([each.ids for each in encodings], num_rows)
         return [self._surrounded(each.ids, each.offsets) for each in encodings]
 
-    def _refuse_rowless(self, ids: Sequence[Sequence[int]]) -> None:
+    def _refuse_rowless(self, ids: Sequence[Sequence[int]], num_rows: int) -> None:
         highest = max((max(each) for each in ids if each), default=0)
-        if highest >= self._num_rows:
+        if highest >= num_rows:
             raise DataError(
                 f"A text holds `{self._raw.id_to_token(highest)}`, a mark of which this model knows nothing. Take it out."
             )
