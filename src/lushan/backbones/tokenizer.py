@@ -134,15 +134,8 @@ class Tokenizer:
         except TypeError:
             raise DataError(_explain_unreadable(texts)) from None
         if (num_rows := self._num_rows) is not None and num_rows < self.vocabulary_size:
-            self._refuse_rowless([each.ids for each in encodings], num_rows)
+            _refuse_rowless(self._raw, [each.ids for each in encodings], num_rows)
         return [self._surrounded(each.ids, each.offsets) for each in encodings]
-
-    def _refuse_rowless(self, ids: Sequence[Sequence[int]], num_rows: int) -> None:
-        highest = max((max(each) for each in ids if each), default=0)
-        if highest >= num_rows:
-            raise DataError(
-                f"A text holds `{self._raw.id_to_token(highest)}`, a mark of which this model knows nothing. Take it out."
-            )
 
     def _surrounded(self, ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
         prefix, suffix = self._special.prefix, self._special.suffix
@@ -265,6 +258,14 @@ def _check_fits(folder: Path, raw: tokenizers.Tokenizer) -> list[str]:
     return [
         f"The model has no row for {len(beyond)} special token(s): {names}. Texts must not hold them."
     ]
+
+
+def _refuse_rowless(raw: tokenizers.Tokenizer, ids: Sequence[Sequence[int]], num_rows: int) -> None:
+    highest = max((max(each) for each in ids if each), default=0)
+    if highest >= num_rows:
+        raise DataError(
+            f"A text holds `{raw.id_to_token(highest)}`, a mark of which this model knows nothing. Take it out."
+        )
 
 
 def _special_id(
