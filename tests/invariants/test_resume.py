@@ -23,6 +23,7 @@ NURSERY = """
 import json, os, signal, sys, traceback
 import peft, sklearn.linear_model
 import lushan.training.loop, lushan.workflows.tune
+from lushan import atomic
 from lushan.cli.main import run
 from lushan.model_store import certificate
 from lushan.training import checkpoint
@@ -36,7 +37,7 @@ certificate._answers_of_fresh_process = answers_of_this_process  # one process l
 def arm(what, number):
     owner, name = {
         "step": (steps_file.StepsFile, "on_step"),
-        "flush": (checkpoint, "_flush"),
+        "flush": (atomic, "_flush"),
         "evaluation": (tune, "validated"),
     }[what]
     original = getattr(owner, name)
@@ -81,7 +82,7 @@ def draw_moments(seed: int) -> list[Moment]:
     generator = random.Random(seed)
     epoch = generator.randrange(NUM_EPOCHS)
     step = epoch * NUM_STEPS_PER_EPOCH + generator.randrange(2, NUM_STEPS_PER_EPOCH)
-    # Three files are flushed for each of 27 checkpoints, and more for the best weights.
+    # Two files and two folders are flushed for each of 27 checkpoints, and more for the best weights.
     return [
         ("step", step),
         ("flush", generator.randrange(4, 80)),
