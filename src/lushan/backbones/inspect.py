@@ -126,7 +126,8 @@ def _first_position(config: dict[str, Any]) -> int:
     """Some encoders count from behind the number of their padding token."""
     if config["model_type"] not in _COUNTING_BEHIND_PADDING:
         return 0
-    return config.get("pad_token_id", 1) + 1
+    padding_id = config.get("pad_token_id")
+    return 2 if padding_id is None else padding_id + 1
 
 
 def _context_tokens(folder: Path, config: dict[str, Any]) -> int:

@@ -53,6 +53,13 @@ def test_context_ends_where_all_positions_would_turn_otherwise(
     assert describe(folder).context_tokens == 64
 
 
+def test_context_of_an_encoder_without_a_padding_token_is_told(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = changed_copy(tiny_folder("roberta"), tmp_path, pad_token_id=None)
+    assert describe(folder).context_tokens == 126
+
+
 def test_describe_counts_a_shared_matrix_once(tiny_folder: MakeTiny) -> None:
     assert describe(tiny_folder("gpt2")).tied
     assert not describe(tiny_folder("gpt_neox")).tied
