@@ -1,4 +1,4 @@
-"""How much of the machine's best bf16 product rate full tuning reaches, on packed steps of 2,048 real tokens.
+"""How much of the machine's best product rate, in bf16 or fp32, full tuning reaches, on packed steps of 2,048 real tokens.
 
 Counted are 6 operations per weight of the layers and token, and, apart from them, those of attention as a causal
 model needs them: 6 per pair of positions, width and layer. Embeddings, norms and the optimizer count as nothing,
@@ -91,6 +91,11 @@ def flops_per_step(backbone: Backbone) -> tuple[int, int]:
     )
 
 
+def core_rate(precision: str) -> float:
+    """GFLOP/s of one core's products now."""
+    return getattr(measure(), f"{precision}_gflops")
+
+
 def main() -> None:
     """Measure products, train, measure products again, and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -102,12 +107,15 @@ def main() -> None:
         "--core-gflops",
         type=float,
         required=True,
-        help="one core's in bf16, as `lushan doctor` says",
+        help="one core's in this precision, as `lushan doctor` says",
     )
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    core_gflops = max(options.core_gflops, measure().bf16_gflops)
-    backbone = load_backbone(options.model, purpose="classify", labels=("a", "b"), precision="bf16")
+    core_gflops = max(options.core_gflops, core_rate(options.precision))
+    backbone = load_backbone(
+        options.model, purpose="classify", labels=("a", "b"), precision=options.precision
+    )
     fuse_trained_layers(backbone)
     documents = make_documents(options.data / "train.jsonl", backbone)
     source = PackedSource(documents, rows_per_step=ROWS_PER_STEP, seed=0)
@@ -131,7 +139,7 @@ def main() -> None:
             listeners=[steps],
         )
     # A busy minute would make the limit low and the share high: the best rate ever seen counts.
-    limit = max(core_gflops, measure().bf16_gflops) * options.threads * 1e9
+    limit = max(core_gflops, core_rate(options.precision)) * options.threads * 1e9
     seconds = statistics.median(steps.seconds[1:])
     of_weights, of_attention = flops_per_step(backbone)
     result = {

@@ -114,7 +114,8 @@ def run_one(
     elif work.kind == "gemm":
         machine = json.loads((options.results / "machine.json").read_text(encoding="utf-8"))
         words: list[Any] = ["--data", rows, "--model", options.model, "--threads", options.threads]
-        words += ["--core-gflops", machine["speed"]["bf16_gflops"]]
+        words += ["--precision", work.precision]
+        words += ["--core-gflops", machine["speed"][f"{work.precision}_gflops"]]
         call(options, [sys.executable, HERE / "ours_gemm_share.py", *words, "--out", out])
     elif work.kind == "first-step":
         time_first_step(work, rows, options=options, folder=folder, out=out)

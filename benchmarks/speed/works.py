@@ -54,6 +54,8 @@ class Work:
     title: str
     kind: Literal["tune", "scoring", "sft", "gemm", "first-step"] = "tune"
     adapter: str = "full"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """In which the share of a product rate is measured."""
     rows_per_step: int = 16
     epochs: int = 1
     num_train_rows: int = 640
@@ -160,6 +162,14 @@ WORKS = (
         name="gemm",
         title="full tuning, steps of 2,048 tokens: share of the best bf16 product rate",
         kind="gemm",
+        num_train_rows=2_000,
+        targets=(Target(measure="gemm_fraction", ratio=0.55),),
+    ),
+    Work(
+        name="gemm-fp32",
+        title="the same of the best fp32 rate, in fp32",
+        kind="gemm",
+        precision="fp32",
         num_train_rows=2_000,
         targets=(Target(measure="gemm_fraction", ratio=0.55),),
     ),

@@ -73,6 +73,16 @@ void move(const Piece &piece, double scale, double beta1, double beta2, double e
 
 }  // namespace
 
+// Adds what a part of a step has found to the total; to `first`, where there is no total yet.
+extern "C" void lushan_add_gradient(float *total, const uint16_t *first, const uint16_t *found, int64_t count, int num_threads) {
+#pragma omp parallel for num_threads(num_threads) if (num_threads > 1 && count > PIECE) schedule(static)
+  for (int64_t at = 0; at < count; at += 16) {
+    const __mmask16 mask = there(0, count, at);
+    __m512 before = first ? widen(_mm256_maskz_loadu_epi16(mask, first + at)) : _mm512_maskz_loadu_ps(mask, total + at);
+    _mm512_mask_storeu_ps(total + at, mask, _mm512_add_ps(before, widen(_mm256_maskz_loadu_epi16(mask, found + at))));
+  }
+}
+
 // `scale` is that of the gradients; `step` counts from 1.
 extern "C" void lushan_adamw(const Moved *weights, int64_t num_weights, double scale, double beta1, double beta2,
                              double epsilon, int64_t step, int num_threads) {

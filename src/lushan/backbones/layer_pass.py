@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from lushan.backbones import native_training
 from lushan.backbones.lora import FrozenProduct
-from lushan.backbones.native_training import Looks
+from lushan.backbones.native_training import Dropout, Looks
 
 _Rows = Tensor | None
 LINEARS, NORMS = range(7), range(6)
@@ -52,6 +52,12 @@ class Adapter(NamedTuple):
 
     product: FrozenProduct
     scaling: float
+    dropout: Dropout | None = None
+    """Of what enters it."""
+
+    def entering(self, inputs_TI: Tensor) -> Tensor:
+        """Give what enters."""
+        return inputs_TI if self.dropout is None else native_training.drop(inputs_TI, self.dropout)
 
 
 class How(NamedTuple):
@@ -164,8 +170,9 @@ class _Way:
             return functional.linear(inputs_TI, weight_OI, bias_O)
         adapter, factors = self._adapter(place)
         outputs_TO = adapter.product.forward(inputs_TI, bias_O)
+        entering_TI = adapter.entering(inputs_TI)
         self.narrow[place] = native_training.adapt(
-            inputs_TI, factors, outputs_TO, scaling=adapter.scaling
+            entering_TI, factors, outputs_TO, scaling=adapter.scaling
         )
         return outputs_TO
 
@@ -261,11 +268,16 @@ class _WayBack(_Way):
         (adapter, factors), narrow_TR = self._adapter(place), self.narrow[place]
         assert narrow_TR is not None  # noqa: S101 - kept on the way forward
         back_TI = adapter.product.backward(gradient_TO) if goes_on else None
+        drops = back_TI is not None and adapter.dropout is not None
+        adapted_TI = torch.zeros_like(inputs_TI) if drops else back_TI
         first = place * len(Linear._fields) + 2
+        kept = (adapter.entering(inputs_TI), *factors, narrow_TR)
         self.gradients[first : first + 2] = native_training.adapt_backward(
-            (inputs_TI, *factors, narrow_TR), gradient_TO, back_TI, scaling=adapter.scaling
+            kept, gradient_TO, adapted_TI, scaling=adapter.scaling
         )
-        return back_TI
+        if back_TI is None or adapted_TI is None or adapter.dropout is None:
+            return back_TI
+        return native_training.drop(adapted_TI, adapter.dropout, added=back_TI)
 
     def _norm_back(self, place: int, gradient: Tensor, *, beside: Tensor | None = None) -> Tensor:
         """Go back through a norm, where there is one, of rows or of their heads."""

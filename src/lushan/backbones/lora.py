@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from lushan.backbones.native_training import adapt, adapt_backward, can_adapt
+from lushan.backbones.native_training import Dropout, adapt, adapt_backward, can_adapt, drop
 
 _USUAL_TOKENS = 384
 """For how many rows at once oneDNN lays out a weight; others are right too."""
@@ -113,6 +113,19 @@ class _Adapted(torch.autograd.Function):
         return inputs_TI, entering_TI, down, up, None, None, None
 
 
+class _Dropped(torch.autograd.Function):
+    """Rows without what is dropped."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_TI: Tensor, dropout: Dropout) -> Tensor:  # noqa: ANN401
+        ctx.dropout = dropout
+        return drop(rows_TI.contiguous(), dropout)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        return drop(gradients[0].contiguous(), ctx.dropout), None
+
+
 def compute_in_one_piece(model: nn.Module) -> None:
     """Have the layers of a PEFT model that carry a plain adapter compute it in one piece; others stay PEFT's.
 
@@ -142,10 +155,12 @@ class InOnePiece(NamedTuple):
     down_RI: Tensor
     up_OR: Tensor
     scaling: float
+    dropout: float
+    """The share of the inputs that does not enter the adapter now."""
 
 
 def in_one_piece(layer: nn.Module) -> InOnePiece | None:
-    """Say what a layer of `compute_in_one_piece` is computed from; None where it is another, or drops inputs or its adapter."""
+    """Say what a layer of `compute_in_one_piece` is computed from; None where it is another, or drops its adapter."""
     forward = getattr(vars(layer).get("forward"), "__func__", None)
     return forward.parts_of(layer) if isinstance(forward, _Forward) else None
 
@@ -170,7 +185,7 @@ class _Forward:
 
     def parts_of(self, layer: Any) -> InOnePiece | None:  # noqa: ANN401
         """See `in_one_piece`."""
-        if layer.disable_adapters or layer.merged or self._drops(layer):
+        if layer.disable_adapters or layer.merged:
             return None
         return self._parts(layer)
 
@@ -178,19 +193,22 @@ class _Forward:
         # A compiler joins what PEFT does step by step, and cannot look into a product that is laid out.
         if layer.disable_adapters or layer.merged or torch.compiler.is_compiling():
             return self._peft(inputs)
-        product, bias_O, down_RI, up_OR, scaling = self._parts(layer)
+        product, bias_O, down_RI, up_OR, scaling, share = self._parts(layer)
         flat_TI = inputs.reshape(-1, inputs.shape[-1])
-        entering_TI = layer.lora_dropout[self._name](flat_TI) if self._drops(layer) else None
+        entering_TI = None
+        if share and can_adapt(flat_TI, down_RI, up_OR):
+            # Torch draws on one core, for longer than the products take.
+            entering_TI = _Dropped.apply(flat_TI, Dropout.drawn(share))
+        elif share:
+            entering_TI = functional.dropout(flat_TI, share)
         outputs_TO = _Adapted.apply(flat_TI, entering_TI, down_RI, up_OR, product, bias_O, scaling)
         return outputs_TO.view(*inputs.shape[:-1], -1)
-
-    def _drops(self, layer: Any) -> bool:  # noqa: ANN401
-        dropout = layer.lora_dropout[self._name]
-        return layer.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
 
     def _parts(self, layer: Any) -> InOnePiece:  # noqa: ANN401
         base, down, up = layer.base_layer, layer.lora_A[self._name], layer.lora_B[self._name]
         # A packed layer (`packed.py`) brings its own product.
         product = self._product or getattr(base, "product", None) or frozen_product(base)
         self._product, scaling = product, layer.scaling[self._name]
-        return InOnePiece(product, base.bias, down.weight, up.weight, scaling)
+        dropout = layer.lora_dropout[self._name]
+        share = dropout.p if layer.training and isinstance(dropout, nn.Dropout) else 0.0
+        return InOnePiece(product, base.bias, down.weight, up.weight, scaling, share)

@@ -40,7 +40,7 @@ FORMS = {"bf16": 0, "int8": 1, "int4": 2}
 """Numbers by which the library knows what weights are."""
 _NAMES = (
     *("products", "layers", "slot_attention", "attention", "scores"),
-    *("training", "short_attention", "low_rank", "adamw"),
+    *("training", "short_attention", "low_rank", "dropout", "adamw"),
 )
 _SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in _NAMES)
 _HEADER = Path(__file__).with_name("native.h")
@@ -400,7 +400,10 @@ def _load() -> ctypes.CDLL | str:
         "attend_trained_backward": [ctypes.POINTER(TrainedDocuments), number],
         "adapt": [ctypes.POINTER(LowRankJob), number],
         "adapt_backward": [ctypes.POINTER(LowRankJob), number],
+        "cross_entropy": [*([address] * 4), size, size, ctypes.c_double, number, number],
+        "drop": [*([address] * 3), size, ctypes.c_uint64, size, number],
         "adamw": [ctypes.POINTER(Moved), size, *([ctypes.c_double] * 4), size, number],
+        "add_gradient": [address, address, address, size, number],
         "gradient_norm": [ctypes.POINTER(Moved), size, number],
     }.items():
         function = getattr(opened, f"lushan_{name}")

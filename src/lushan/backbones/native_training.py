@@ -6,6 +6,7 @@ Everything is bfloat16 but for moments and masters. Shapes: T tokens, D width, F
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from lushan.backbones.native_structures import LowRankJob, Moved, TrainedDocumen
 _Three = tuple[Tensor, Tensor, Tensor]
 _ADAPTED_UNIT, _RANK_UNIT = 32, 16
 """Inputs and outputs of a layer with an adapter are a multiple of the first; its rank is padded to one of the second."""
+_SEEDS, _DROPOUT_STEPS = 1 << 62, 1 << 16
 _HALF_BITS, _HALF = 16, 1 << 15
 """Of a float32 that bfloat16 leaves out, and half of the last one that it keeps."""
 
@@ -169,6 +171,36 @@ def _job(rows: _Three, looks: Looks, others: Sequence[Tensor | None]) -> Trained
     )
 
 
+def cross_entropy(
+    scores_KV: Tensor, targets_K: Tensor, weights_K: Tensor, *, scale: float, trains: bool
+) -> Tensor:
+    """Give the weighted cross-entropy of each row, in float32; (K,).
+
+    Args:
+        scores_KV: In bfloat16, contiguous; its gradients take its place if `trains`.
+        targets_K: The right column of each row, int64.
+        weights_K: What each counts, float32.
+        scale: Of the scores.
+        trains: Whether gradients are wanted.
+
+    Raises:
+        IndexError: If there is no such column.
+    """
+    num_rows, width = scores_KV.shape
+    if num_rows and not 0 <= int(targets_K.min()) <= int(targets_K.max()) < width:
+        raise IndexError(f"A target is outside of the {width:,} columns.")
+    losses_K, targets_K, weights_K = (
+        torch.empty(num_rows),
+        targets_K.contiguous(),
+        weights_K.contiguous(),
+    )
+    native.library().lushan_cross_entropy(
+        *(each.data_ptr() for each in (scores_KV, targets_K, weights_K, losses_K)),
+        *(num_rows, width, scale, trains, torch.get_num_threads()),
+    )
+    return losses_K
+
+
 def can_adapt(inputs_TI: Tensor, down_RI: Tensor, up_OR: Tensor) -> bool:
     """Whether the library computes an adapter of such sizes in such a precision, laid out so."""
     sizes = down_RI.shape[1], up_OR.shape[0]
@@ -234,6 +266,40 @@ def _low_rank_job(parts: Sequence[Tensor | None], *, scaling: float) -> LowRankJ
 
 
 @dataclass(frozen=True, slots=True)
+class Dropout:
+    """What of some rows is dropped: the same whenever it is asked for."""
+
+    share: float
+    """Of the numbers, from 0 up to, but not, 1; in steps of 1/65,536."""
+    seed: int
+    """Which numbers."""
+
+    @classmethod
+    def drawn(cls, share: float) -> Self:
+        """Draw the seed by torch's own generator."""
+        return cls(share, int(torch.randint(_SEEDS, ())))
+
+
+def drop(rows: Tensor, dropout: Dropout, added: Tensor | None = None) -> Tensor:
+    """Give rows without what is dropped, divided by the share that stays, plus `added`.
+
+    The gradient of the rows is that of what is given, dropped the same way.
+
+    Args:
+        rows: In bfloat16, contiguous.
+        dropout: What of them.
+        added: The same shape, contiguous; it takes the sum.
+    """
+    made = torch.empty_like(rows) if added is None else added
+    threshold = min(round(dropout.share * _DROPOUT_STEPS), _DROPOUT_STEPS - 1)
+    native.library().lushan_drop(
+        *(rows.data_ptr(), address_of(added), made.data_ptr(), rows.numel()),
+        *(dropout.seed, threshold, torch.get_num_threads()),
+    )
+    return made
+
+
+@dataclass(frozen=True, slots=True)
 class Moving:
     """A weight that AdamW moves; all are contiguous."""
 
@@ -277,6 +343,34 @@ def joined(shown: Tensor, rest: Tensor) -> Tensor:
     """Give the float32 that `split` parted."""
     upper = shown.contiguous().view(torch.int16).to(torch.int32) << _HALF_BITS
     return (upper + rest.to(torch.int32)).view(torch.float32)
+
+
+def can_add(total: Tensor, found: Tensor) -> bool:
+    """Whether `add_gradient` adds such gradients of a weight."""
+    return (
+        total.dtype in (torch.bfloat16, torch.float32)
+        and total.device.type == "cpu"
+        and total.is_contiguous()
+        and found.is_contiguous()
+        and total.shape == found.shape
+        and can_train(found)
+    )
+
+
+def add_gradient(total: Tensor, found: Tensor) -> Tensor:
+    """Add up gradients of a weight; float32.
+
+    Args:
+        total: What there is, in bfloat16; or in float32, and is changed in place.
+        found: What is added, in bfloat16.
+    """
+    is_first = total.dtype != torch.float32
+    made = torch.empty_like(total, dtype=torch.float32) if is_first else total
+    native.library().lushan_add_gradient(
+        *(made.data_ptr(), address_of(total if is_first else None), found.data_ptr()),
+        *(made.numel(), torch.get_num_threads()),
+    )
+    return made
 
 
 def gradient_norm(moving: Sequence[Moving]) -> float:

@@ -20,7 +20,7 @@ from lushan.backbones.attention import is_causal_layer, packed_attention
 from lushan.backbones.fused_layers import FusedNorm, fused_norm, known_parts
 from lushan.backbones.load import Backbone
 from lushan.backbones.lora import in_one_piece
-from lushan.backbones.native_training import Looks
+from lushan.backbones.native_training import Dropout, Looks
 from lushan.backbones.packing import Packing, plan_packing
 from lushan.backbones.slot_cache import SlotCache
 from lushan.errors import ModelError
@@ -212,7 +212,8 @@ def _linear_of(linear: Any) -> tuple[layer_pass.Linear, layer_pass.Adapter | Non
     if parts is None or not native_training.can_adapt(parts.down_RI, parts.down_RI, parts.up_OR):
         return None
     adapted = layer_pass.Linear(None, parts.bias_O, parts.down_RI, parts.up_OR)
-    return adapted, layer_pass.Adapter(parts.product, parts.scaling)
+    dropout = Dropout.drawn(parts.dropout) if parts.dropout else None
+    return adapted, layer_pass.Adapter(parts.product, parts.scaling, dropout)
 
 
 def _add_and_norm(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lushan.backbones import native_training
 from lushan.backbones.heads import logit_scale, logit_softcap
 
 _MOST_BYTES = 1 << 28
@@ -87,6 +88,11 @@ class _VocabularyLoss(torch.autograd.Function):
 
 def _into_gradients(table_PV: Tensor, form: _Form, *, trains: bool) -> Tensor:
     """Give the loss of some positions, and put the gradients of their logits in the place of these."""
+    if form.softcap is None and native_training.can_train(table_PV):
+        targets_P, weights_P = form.targets_K, form.weights_K
+        return native_training.cross_entropy(
+            table_PV, targets_P, weights_P, scale=form.scale, trains=trains
+        ).sum()
     total = torch.zeros((), device=table_PV.device)
     size = max(1, _NUMBERS_IN_CACHE // table_PV.shape[1])
     for start in range(0, len(table_PV), size):

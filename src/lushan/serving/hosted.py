@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lushan.backbones.inspect import read_json
 from lushan.backbones.load import Backbone
 from lushan.backbones.many_adapters import ManyAdapters
 from lushan.backbones.sources import locate
@@ -14,6 +13,7 @@ from lushan.inference.mixed import SharedLayers
 from lushan.inference.predict import Predictor
 from lushan.model_store.certificate import replay
 from lushan.model_store.resident import Resident
+from lushan.model_store.tuned_model import is_tuned_model
 from lushan.serving.errors import UnknownModelError
 
 CERTIFICATE = "certificate.json"
@@ -74,8 +74,7 @@ def host(target: str, resident: Resident) -> HostedModel:
     """
     path = locate(target)
     folder = path / "model" if (path / "model").is_dir() else path
-    # A model of the cache has a file of this name too, which tells where it came from.
-    if "state" in read_json(folder / "lushan.json") or (path / "recipe.yaml").is_file():
+    if is_tuned_model(folder) or (path / "recipe.yaml").is_file():
         return _host_run(folder, resident)
     return _host_untuned(folder, resident)
 

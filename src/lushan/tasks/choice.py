@@ -101,8 +101,9 @@ class Task:
         extra: dict[str, Any] = {"question": question.strip(), "choices": choices}
         if (relation := values["relation"]) is not None:
             if str(relation) not in _CONNECTORS:
+                name = "relation" if row.values.get("premise") is None else "question"
                 raise DataError(
-                    f"{row.place}: column `relation` must be `cause` or `effect`, got {relation!r}."
+                    f"{row.place}: column `{name}` must be `cause` or `effect`, got {relation!r}."
                 )
             extra["relation"] = relation
         text = "\n".join((extra["question"], *choices))

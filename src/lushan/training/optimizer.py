@@ -22,6 +22,8 @@ from torch.optim.adamw import adamw
 from lushan.backbones.load import is_head
 from lushan.backbones.native_training import (
     Moving,
+    add_gradient,
+    can_add,
     can_move,
     can_train,
     gradient_norm,
@@ -157,7 +159,12 @@ class Optimizer:
             if each.rows_U is not None:
                 found = _read_rows(found, each.rows_U)
             found = found.contiguous() if each.is_split else found
-            each.gradient = found if each.gradient is None else each.gradient.float().add_(found)
+            if each.gradient is None:
+                each.gradient = found
+            elif can_add(each.gradient, found):
+                each.gradient = add_gradient(each.gradient, found)
+            else:
+                each.gradient = each.gradient.float().add_(found)
 
     def sum_gradients(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Add up the gradients of all processes; one that had no rows of a step adds zeros.

@@ -180,14 +180,20 @@ def draw(prepared: Prepared, num_rows: int, *, seed: int, why: str) -> Prepared:
     """Keep at most `num_rows` training rows, drawn per label; told and counted.
 
     Raises:
-        DataError: If the rows that are left have one label only.
+        DataError: If the rows that are left cannot be trained on, as they have one label only, or not all.
     """
     train = subsample(prepared.parts.train, num_rows, seed=seed)
     num_gone = len(prepared.parts.train) - len(train)
     if not num_gone:
         return prepared
     parts = replace(prepared.parts, train=train)
-    check_parts(parts, needs_test=bool(parts.test))
+    try:
+        check_parts(parts, needs_test=bool(parts.test))
+    except DataError as error:
+        raise DataError(
+            f"{len(train):,} of {len(train) + num_gone:,} training rows were to be drawn ({why}): too few. "
+            f"Allow more. With them alone: {error}"
+        ) from None
     dropped: dict[SplitName, dict[str, int]] = {
         name: dict(each.num_dropped) for name, each in prepared.ledger.splits.items()
     }

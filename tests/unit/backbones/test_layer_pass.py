@@ -10,7 +10,7 @@ from torch.nn import functional
 from lushan.backbones import layer_pass
 from lushan.backbones.layer_pass import Adapter, How, Linear, Weights
 from lushan.backbones.lora import FrozenProduct
-from lushan.backbones.native_training import Looks
+from lushan.backbones.native_training import Dropout, Looks, drop
 from tests.unit.backbones.fusable import needs_library
 from tests.unit.backbones.packed_numbers import error_of
 
@@ -40,6 +40,7 @@ class Case(NamedTuple):
     adapted: tuple[int, ...] = ()
     adds_one: bool = False
     is_gelu: bool = False
+    dropout: float = 0.0
 
 
 CASES = {
@@ -49,6 +50,7 @@ CASES = {
     "gemma3": Case(norms=(0, 1, 2, 3, 4, 5), adds_one=True, is_gelu=True),
     "adapters": Case(adapted=tuple(range(7)), biases=True),
     "some adapters": Case(adapted=(0, 2, 4)),
+    "dropout": Case(adapted=tuple(range(7)), dropout=0.5),
 }
 
 
@@ -90,9 +92,11 @@ def in_float32(case: Case, hidden_TD: Tensor, weights: Weights, matrices: list[T
     def linear(place: int, inputs: Tensor) -> Tensor:
         weight, bias, down, up = weights.linears[place]
         outputs = functional.linear(inputs, matrices[place] if weight is None else weight, bias)
-        return (
-            outputs if down is None or up is None else outputs + STRENGTH * inputs @ down.T @ up.T
-        )
+        if down is None or up is None:
+            return outputs
+        dropout = dropout_of(case, place)
+        stays = 1 if dropout is None else drop(torch.ones_like(inputs).bfloat16(), dropout)
+        return outputs + STRENGTH * (inputs * stays) @ down.T @ up.T
 
     def norm(place: int, rows: Tensor) -> Tensor:
         weight = weights.norms[place]
@@ -141,9 +145,16 @@ def widened(weights: Weights) -> Weights:
     )
 
 
+def dropout_of(case: Case, place: int) -> Dropout | None:
+    """Of what enters an adapter."""
+    return Dropout(case.dropout, seed=place) if case.dropout else None
+
+
 def how_of(case: Case, matrices: list[Tensor]) -> How:
     adapters = tuple(
-        Adapter(FrozenProduct(each), STRENGTH) if place in case.adapted else None
+        Adapter(FrozenProduct(each), STRENGTH, dropout_of(case, place))
+        if place in case.adapted
+        else None
         for place, each in enumerate(matrices)
     )
     looks = Looks(torch.tensor(LENGTHS), WIDTH, causal=True, window=None, scaling=SCALING)

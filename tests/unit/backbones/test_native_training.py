@@ -10,16 +10,21 @@ from torch.nn import functional
 
 from lushan.backbones import native
 from lushan.backbones.native_training import (
+    Dropout,
     Looks,
     Moving,
     adamw,
     adapt,
     adapt_backward,
     add_and_norm,
+    add_gradient,
     attend,
     attend_backward,
     can_adapt,
+    can_add,
     can_move,
+    cross_entropy,
+    drop,
     gates,
     gates_backward,
     gradient_norm,
@@ -212,6 +217,19 @@ def test_gradients_in_bfloat16_are_widened_and_weights_are_a_part_of_their_maste
     assert torch.equal(shown, master.bfloat16())
 
 
+@pytest.mark.parametrize("size", [7, 40_000])
+def test_gradients_of_parts_add_up_in_float32(size: int) -> None:
+    first, second, third = (random(size, seed=seed) for seed in range(3))
+    assert can_add(first, second)
+    total = add_gradient(first, second)
+    assert torch.equal(total, first.float() + second.float())
+    assert torch.equal(first, random(size, seed=0))
+    assert add_gradient(total, third) is total
+    assert torch.equal(total, first.float() + second.float() + third.float())
+    assert not can_add(first, second.float())
+    assert not can_add(first, random(2 * size, seed=0)[::2])
+
+
 def test_parts_of_a_number_give_it_back_bit_for_bit() -> None:
     exact = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).float()
     small = (
@@ -291,6 +309,110 @@ def test_adapters_that_do_not_lie_side_by_side_are_left_to_torch() -> None:
     rows, down, up = (torch.zeros(size).bfloat16() for size in ((2, 64), (64, 4), (96, 4)))
     assert not can_adapt(rows, down.T, up)
     assert can_adapt(rows, down.T.contiguous(), up)
+
+
+def philox(seed: int, counter: int, *, rounds: int) -> list[int]:
+    """Philox 4x32 as its authors write it down, for counters below 2**64."""
+    words = [counter & 0xFFFFFFFF, counter >> 32, 0, 0]
+    keys = [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(rounds):
+        one, two = 0xD2511F53 * words[0], 0xCD9E8D57 * words[2]
+        words = [
+            two >> 32 ^ words[1] ^ keys[0],
+            two & 0xFFFFFFFF,
+            one >> 32 ^ words[3] ^ keys[1],
+            one & 0xFFFFFFFF,
+        ]
+        keys = [
+            (key + by) & 0xFFFFFFFF for key, by in zip(keys, (0x9E3779B9, 0xBB67AE85), strict=True)
+        ]
+    return words
+
+
+def test_what_is_dropped_follows_from_philox() -> None:
+    # The first answer that its authors publish: `kat_vectors` of Random123, ten rounds.
+    assert philox(0, 0, rounds=10) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    seed, count = 0x1234567890ABCDEF, 333
+    bits: list[int] = []
+    for block in range(3):
+        sixteen = [philox(seed, block * 16 + lane, rounds=7) for lane in range(16)]
+        for word in range(4):
+            bits += [each[word] >> 16 * half & 0xFFFF for each in sixteen for half in (0, 1)]
+    made = drop(torch.ones(count).bfloat16(), Dropout(0.25, seed))
+    expected = [0.0 if each < 1 << 14 else 4 / 3 for each in bits[:count]]
+    assert torch.equal(made, torch.tensor(expected).bfloat16())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999999])
+def test_the_share_is_dropped_and_the_sum_is_kept(share: float) -> None:
+    rows = torch.ones(1000, 1000).bfloat16()
+    made = drop(rows, Dropout(share, 3))
+    dropped = made == 0
+    spread = (share * (1 - share) / rows.numel()) ** 0.5 + 1 / (1 << 16)
+    assert abs(float(dropped.float().mean()) - share) < 4 * spread
+    if share < 0.9:
+        kept = 1 - float(dropped.float().mean())
+        assert made.double().mean() == pytest.approx(kept / (1 - share), rel=0.004)
+    assert not torch.equal(dropped, drop(rows, Dropout(share, 4)) == 0) or share == 0
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 200])
+def test_the_way_back_drops_the_same_and_adds(num_rows: int) -> None:
+    rows, back, beside = (random(num_rows, 96, seed=seed) for seed in range(3))
+    dropout = Dropout(0.5, 7)
+    stays = drop(torch.ones_like(rows), dropout)
+    assert torch.equal(drop(rows, dropout), rows * stays)
+    expected = (back.double() * stays + beside.double()).bfloat16()
+    made = drop(back, dropout, added=beside)
+    assert made is beside
+    assert torch.equal(made, expected)
+    torch.set_num_threads(1)
+    assert torch.equal(drop(rows, dropout), rows * stays)
+
+
+def test_seeds_of_dropout_are_drawn_by_torch() -> None:
+    torch.manual_seed(5)
+    first, second = Dropout.drawn(0.1), Dropout.drawn(0.1)
+    assert first != second
+    torch.manual_seed(5)
+    assert Dropout.drawn(0.1) == first
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 37, 1000])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_cross_entropy_and_its_gradients_are_those_of_float64(width: int, scale: float) -> None:
+    scores, weights = 20 * random(9, width, seed=0), torch.linspace(0.5, 2, 9)
+    targets = torch.arange(9) * 7 % width
+    wide = exact(scores)
+    losses = functional.cross_entropy(wide * scale, targets, reduction="none") * weights.double()
+    (gradients,) = torch.autograd.grad(losses.sum(), [wide])
+    before = scores.clone()
+    found = cross_entropy(scores, targets, weights, scale=scale, trains=False)
+    assert torch.equal(scores, before)
+    assert torch.equal(found, cross_entropy(scores, targets, weights, scale=scale, trains=True))
+    torch.testing.assert_close(found.double(), losses.detach(), rtol=1e-5, atol=1e-5)
+    assert width == 1 or error_of(scores, gradients) < ROUNDING
+
+
+def test_scores_that_are_no_numbers_or_no_end_give_a_loss_that_is_none() -> None:
+    for wrong in (float("nan"), float("inf")):
+        scores = random(1, 40, seed=0)
+        scores[0, 7] = wrong
+        found = cross_entropy(scores, torch.tensor([3]), torch.ones(1), scale=1.0, trains=True)
+        assert not found.isfinite().any()
+    scores = random(1, 40, seed=0).index_fill_(1, torch.tensor([7]), -torch.inf)
+    expected = functional.cross_entropy(scores.double(), torch.tensor([3]))
+    found = cross_entropy(scores, torch.tensor([3]), torch.ones(1), scale=1.0, trains=True)
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-5, atol=1e-5)
+    assert scores[0, 7] == 0
+
+
+def test_target_outside_of_the_columns_is_refused() -> None:
+    for target in (-1, 40):
+        with pytest.raises(IndexError, match="outside of the 40 columns"):
+            cross_entropy(
+                random(1, 40, seed=0), torch.tensor([target]), torch.ones(1), scale=1, trains=False
+            )
 
 
 def test_rows_without_a_place_are_refused() -> None:

@@ -170,6 +170,10 @@ def test_number_that_is_also_the_text_of_another_choice_is_refused() -> None:
             {"premise": "It rained.", "choice1": "a", "choice2": "b", "question": ["cause"], "label": 0},
             r"column `question` must hold a text, got \['cause'\]",
         ),
+        (
+            {"premise": "It rained.", "choice1": "a", "choice2": "b", "question": "why", "label": 0},
+            "column `question` must be `cause` or `effect`, got 'why'",
+        ),
         ({"choices": {"text": ["a", "b"], "label": 3}}, "`choices` has 2 texts, but 1 different labels"),
     ],
 )  # fmt: skip

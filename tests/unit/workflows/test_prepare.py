@@ -108,7 +108,8 @@ def test_too_many_rows_are_drawn_per_label_told_and_counted(tmp_path: Path) -> N
 
 def test_a_draw_that_leaves_one_label_is_refused(tmp_path: Path) -> None:
     found = prepared(splits(tmp_path))
-    with pytest.raises(DataError, match="same label"):
+    message = r"1 of 16 training rows were to be drawn \(a test\): too few.*same label"
+    with pytest.raises(DataError, match=message):
         draw(found, 1, seed=0, why="a test")
 
 
