@@ -40,10 +40,10 @@ FORMS = {"bf16": 0, "int8": 1, "int4": 2}
 """Numbers by which the library knows what weights are."""
 _NAMES = (
     *("products", "layers", "slot_attention", "attention", "scores"),
-    *("training", "short_attention", "low_rank", "dropout", "adamw"),
+    *("training", "short_attention", "block_attention", "low_rank", "dropout", "adamw"),
 )
 _SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in _NAMES)
-_HEADER = Path(__file__).with_name("native.h")
+_HEADERS = tuple(Path(__file__).with_name(name) for name in ("native.h", "documents.h"))
 _FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-exceptions"),
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mavx512vnni"),
@@ -65,6 +65,11 @@ def why_missing() -> str:
     """Say why there are no products of our own here; empty if there are."""
     found = _load()
     return found if isinstance(found, str) else ""
+
+
+def identity() -> str:
+    """Name the library: it has another name for other sources, compilers and versions of torch; empty if there is none."""
+    return "" if why_missing() else Path(library()._name).stem
 
 
 def matrix(
@@ -424,7 +429,7 @@ def _opened(compiler: str) -> ctypes.CDLL:
 
 def _compiled(compiler: str) -> Path:
     """Give the file of the library; made beside and renamed, as several processes may begin at once."""
-    sources = (each.read_text(encoding="utf-8") for each in (_HEADER, *_SOURCES))
+    sources = (each.read_text(encoding="utf-8") for each in (*_HEADERS, *_SOURCES))
     text = "\n".join((*sources, compiler, *_FLAGS, torch.__version__))
     folder = cache_folder() / "native"
     file = folder / f"products-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"

@@ -2,37 +2,17 @@
 //
 // Scores, weights and sums are float32. A table holds rows behind each other; a turned one holds them side by side.
 
-#include "native.h"
+#include "documents.h"
 
-#include <algorithm>
-#include <cmath>
 #include <vector>
 
 namespace {
 
 using namespace lushan;
 
-constexpr int AT_ONCE = 4;  // rows whose sums stay in registers
+constexpr int AT_ONCE = 4;        // rows whose sums stay in registers
+constexpr int64_t SHORT = 64;  // tokens; longer documents go by blocks
 enum Place { WIDENED = 16, WEIGHTS };  // of `scratch`
-
-// Documents of one head of keys. A row is a query: those of all heads that share the keys, token by token.
-struct Head {
-  const TrainedDocuments &job;
-  int64_t number, start, length;
-
-  int64_t shared() const { return job.num_heads / job.num_key_heads; }
-  int64_t rows() const { return length * shared(); }
-  int64_t padded() const { return (length + 15) / 16 * 16; }
-  int64_t query(int64_t row) const {
-    return ((start + row / shared()) * job.num_heads + number * shared() + row % shared()) * job.width;
-  }
-  int64_t key(int64_t token) const { return ((start + token) * job.num_key_heads + number) * job.width; }
-  int64_t first(int64_t row) const { return job.window ? std::max<int64_t>(0, row / shared() + 1 - job.window) : 0; }
-  int64_t end(int64_t row) const {
-    if (job.causal) return row / shared() + 1;
-    return job.window ? std::min(length, row / shared() + job.window) : length;
-  }
-};
 
 // [key][width] to [width][padded], with 0 behind the last key.
 void turn_keys(const Head &head, const uint16_t *from, float *into) {
@@ -118,42 +98,11 @@ void average(int64_t count, const float *shares, int64_t next, int64_t step, con
             : average<1, 1>(shares + row * next, next, step, table, sums + row * width, width, from, end);
 }
 
-// Keys that some of the rows see, to multiples of 16.
-struct Seen {
-  int64_t from, end;
-
-  Seen(const Head &head, int64_t row, int64_t count)
-      : from(head.first(row) / 16 * 16), end((head.end(row + count - 1) + 15) / 16 * 16) {}
-};
-
 void score(const Head &head, int64_t count, const float *rows, const float *turned, float *scores, const Seen &seen) {
   const int64_t width = head.job.width, padded = head.padded();
   if (count == AT_ONCE) return score<AT_ONCE>(rows, turned, scores, width, padded, seen.from, seen.end);
   for (int64_t row = 0; row < count; row++)
     score<1>(rows + row * width, turned, scores + row * padded, width, padded, seen.from, seen.end);
-}
-
-// Scores of one row become weights that add up to 1, and 0 where it does not look.
-void weigh(const Head &head, int64_t row, float *scores, const Seen &seen) {
-  const int64_t first = head.first(row), end = head.end(row);
-  const __m512 scaling = _mm512_set1_ps((float)head.job.scaling);
-  __m512 largest = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
-  for (int64_t at = seen.from; at < seen.end; at += 16)
-    largest = _mm512_mask_max_ps(largest, there(first, end, at), largest, _mm512_loadu_ps(scores + at));
-  largest = _mm512_set1_ps(_mm512_reduce_max_ps(largest) * (float)head.job.scaling);
-  for (int64_t at = seen.from; at < seen.end; at += 16) {
-    __m512 weight = exponential(_mm512_fmsub_ps(_mm512_loadu_ps(scores + at), scaling, largest));
-    weight = _mm512_maskz_mov_ps(there(first, end, at), weight);
-    total = _mm512_add_ps(total, weight);
-    _mm512_storeu_ps(scores + at, weight);
-  }
-  const __m512 share = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
-  for (int64_t at = seen.from; at < seen.end; at += 16)
-    _mm512_storeu_ps(scores + at, _mm512_mul_ps(_mm512_loadu_ps(scores + at), share));
-}
-
-void write(const float *from, uint16_t *into, int64_t width) {
-  for (int64_t at = 0; at < width; at += 16) store_narrow(into + at, _mm512_loadu_ps(from + at));
 }
 
 void forward(const Head &head) {
@@ -172,18 +121,6 @@ void forward(const Head &head) {
     for (int64_t each = 0; each < count; each++) weigh(head, row + each, scores + each * padded, seen);
     average(count, scores, padded, 1, values, made, width, seen.from, std::min(seen.end, length));
     for (int64_t each = 0; each < count; each++) write(made + each * width, job.outputs + head.query(row + each), width);
-  }
-}
-
-// Weights of a row, and what its outputs' gradient says of them, become the gradient of its scores.
-void weigh_back(const Head &head, const float *weights, float *back, const Seen &seen) {
-  __m512 total = _mm512_setzero_ps();
-  for (int64_t at = seen.from; at < seen.end; at += 16)
-    total = _mm512_fmadd_ps(_mm512_loadu_ps(weights + at), _mm512_loadu_ps(back + at), total);
-  const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(total)), scaling = _mm512_set1_ps((float)head.job.scaling);
-  for (int64_t at = seen.from; at < seen.end; at += 16) {
-    __m512 difference = _mm512_sub_ps(_mm512_loadu_ps(back + at), mean);
-    _mm512_storeu_ps(back + at, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(weights + at), scaling), difference));
   }
 }
 
@@ -228,20 +165,24 @@ void backward(const Head &head) {
   }
 }
 
-void for_all(const TrainedDocuments &job, void (*run)(const Head &), int num_threads) {
+using Run = void (*)(const Head &);
+
+void for_all(const TrainedDocuments &job, Run run, Run run_long, int num_threads) {
   std::vector<int64_t> starts(job.num_documents + 1);
   for (int64_t each = 0; each < job.num_documents; each++) starts[each + 1] = starts[each] + job.lengths[each];
 #pragma omp parallel for num_threads(num_threads) if (num_threads > 1) schedule(dynamic)
-  for (int64_t each = 0; each < job.num_documents * job.num_key_heads; each++) {
-    const int64_t document = each / job.num_key_heads;
-    run(Head{job, each % job.num_key_heads, starts[document], job.lengths[document]});
+  for (int64_t each = job.num_documents * job.num_key_heads - 1; each >= 0; each--) {  // the last are the longest
+    const int64_t document = each / job.num_key_heads, length = job.lengths[document];
+    (length > SHORT ? run_long : run)(Head{job, each % job.num_key_heads, starts[document], length});
   }
 }
 
 }  // namespace
 
-extern "C" void lushan_attend_trained(const lushan::TrainedDocuments *job, int num_threads) { for_all(*job, forward, num_threads); }
+extern "C" void lushan_attend_trained(const lushan::TrainedDocuments *job, int num_threads) {
+  for_all(*job, forward, attend_in_blocks, num_threads);
+}
 
 extern "C" void lushan_attend_trained_backward(const lushan::TrainedDocuments *job, int num_threads) {
-  for_all(*job, backward, num_threads);
+  for_all(*job, backward, attend_in_blocks_backward, num_threads);
 }

@@ -1,4 +1,4 @@
-"""Attention inside of short documents while they are trained on: one call forward, one backward, nothing kept but what it reads.
+"""Attention inside of documents that are not long, while they are trained on: one call forward, one backward, nothing kept but what it reads.
 
 Shapes: T tokens, N documents, F = heads * width.
 """
@@ -11,8 +11,8 @@ from torch import Tensor
 from lushan.backbones import native_training
 from lushan.backbones.native_training import Looks, can_train
 
-SHORT_TOKENS = 128
-"""Up to here; products of bfloat16 are faster for longer documents (`benchmarks/speed/attention_kernels.py`)."""
+SHORT_TOKENS = 1_024
+"""Up to here: a document and a head of keys are what one thread takes, so that of few long ones some threads would have none."""
 _WIDTH_UNIT = 16
 
 

@@ -24,6 +24,8 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
+import lushan
+from lushan.backbones import native
 from lushan.backbones.frozen import FrozenStates, Position
 from lushan.backbones.load import Backbone, is_causal
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
@@ -181,7 +183,7 @@ def _name(backbone: Backbone, part: FrozenPart, documents: _Documents) -> str:
     about = (
         *(_LAYOUT, part.depth, part.position, *part.identity),
         *(str(backbone.core.dtype), backbone.packing_mode, str(backbone.device)),
-        is_causal(backbone),
+        *(is_causal(backbone), native.identity(), lushan.__version__),
         *(torch.get_num_threads(), torch.__version__, transformers.__version__),
     )
     digest = hashlib.sha256(json.dumps(about).encode())

@@ -175,6 +175,30 @@ def test_short_documents_attend_as_the_formula_says(
         assert all(error_of(*pair) < ROUNDING for pair in zip(made[:2], gradients[:2], strict=True))
 
 
+@pytest.mark.parametrize("heads", [(9, 3, 64), (4, 1, 96), (2, 2, 32)])
+@pytest.mark.parametrize(
+    ("causal", "window"), [(True, None), (True, 70), (False, None), (False, 40)]
+)
+def test_longer_documents_attend_as_the_formula_says(
+    heads: tuple[int, int, int], causal: bool, window: int | None
+) -> None:
+    lengths_N = torch.tensor([20, 129, 144, 301])
+    num_tokens, width = int(lengths_N.sum()), heads[2]
+    looks = Looks(lengths_N, width, causal, window, 0.2)
+    num_heads = (heads[0], heads[1], heads[1])
+    rows = [random(num_tokens, each * width, seed=seed) for seed, each in enumerate(num_heads)]
+    query, key, value = rows
+    back = random(*query.shape, seed=8)
+    given = [exact(each) for each in rows]
+    expected = looked(tuple(given), looks)
+    gradients = torch.autograd.grad(expected, given, back.double())
+    assert error_of(attend((query, key, value), looks), expected.detach()) < 2 * ROUNDING
+    made = attend_backward((query, key, value), back, looks)
+    assert all(error_of(*pair) < 2 * ROUNDING for pair in zip(made, gradients, strict=True))
+    torch.set_num_threads(1)
+    assert all(map(torch.equal, made, attend_backward((query, key, value), back, looks)))
+
+
 def moving(weights: list[nn.Parameter], gradients: list[Tensor]) -> list[Moving]:
     masters = [each.detach().float().clone() for each in weights]
     return [

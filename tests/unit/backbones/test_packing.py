@@ -10,10 +10,15 @@ def test_documents_are_grouped_until_one_is_half_as_long_again_and_16_tokens_lon
 
 
 def test_short_groups_that_continue_nothing_are_also_one() -> None:
-    packing = plan_packing([1, 30, 100, 128, 200, 400])
-    assert [group.lengths for group in packing.groups] == [[1], [30], [100, 128], [200], [400]]
-    assert [group.lengths for group in packing.joined] == [[1, 30, 100, 128], [200], [400]]
-    assert [(group.start, group.end) for group in packing.joined][:2] == [(0, 259), (259, 459)]
+    packing = plan_packing([1, 30, 100, 1_024, 2_000, 4_000])
+    assert [group.lengths for group in packing.groups] == [
+        *([1], [30], [100], [1_024], [2_000], [4_000])
+    ]
+    assert [group.lengths for group in packing.joined] == [[1, 30, 100, 1_024], [2_000], [4_000]]
+    assert [(group.start, group.end) for group in packing.joined][:2] == [
+        (0, 1_155),
+        (1_155, 3_155),
+    ]
     continued = plan_packing([3, 100, 3, 100], prefixes=[Prefix(2)] * 2 + [None] * 2)
     assert [group.lengths for group in continued.joined] == [[3], [100], [3, 100]]
     branched = plan_packing([10, 100], branches=[(4, 7), ()])

@@ -9,7 +9,7 @@ from lushan.backbones.packing import plan_packing
 from tests.unit.backbones.fusable import needs_library
 from tests.unit.backbones.packed_numbers import error_of
 
-LENGTHS = [3, 30, 31, short_attention.SHORT_TOKENS]
+LENGTHS = [3, 30, 31, 200, short_attention.SHORT_TOKENS]
 
 
 def attended(monkeypatch: pytest.MonkeyPatch, *, short: bool) -> list[torch.Tensor]:
@@ -42,7 +42,7 @@ def test_short_documents_give_what_products_give(monkeypatch: pytest.MonkeyPatch
 @needs_library
 @pytest.mark.parametrize(
     ("dtype", "width", "longest"),
-    [(torch.float32, 32, 9), (torch.bfloat16, 24, 9), (torch.bfloat16, 32, 129)],
+    [(torch.float32, 32, 9), (torch.bfloat16, 24, 9), (torch.bfloat16, 32, 1_025)],
 )
 def test_others_are_not_taken(dtype: torch.dtype, width: int, longest: int) -> None:
     assert not short_attention.can_attend(torch.zeros(1, dtype=dtype), width, longest)

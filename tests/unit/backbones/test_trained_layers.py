@@ -31,7 +31,8 @@ NOISE = 1.25
 ROUNDING = 0.03
 """Of a gradient, as a share of its norm, between two ways to compute the same in bfloat16."""
 TEXTS = ((5, 9, 200, 31, 7, 8, 90), (17, 4, 4), tuple(range(40, 60)))
-LONG_TEXTS = (*TEXTS, tuple(range(60, 60 + SHORT_TOKENS + 1)))
+LONGER_TEXTS = (*TEXTS, tuple(range(60, 260)))
+LONG_TEXTS = (*TEXTS, tuple(60 + place % 200 for place in range(SHORT_TOKENS + 1)))
 
 
 Texts = tuple[tuple[int, ...], ...]
@@ -106,7 +107,9 @@ def errors_of(
 
 
 @needs_library
-@pytest.mark.parametrize("texts", [TEXTS, LONG_TEXTS], ids=["short", "long"])
+@pytest.mark.parametrize(
+    "texts", [TEXTS, LONGER_TEXTS, LONG_TEXTS], ids=["short", "longer", "long"]
+)
 @pytest.mark.parametrize("model_type", FUSED)
 def test_states_and_gradients_are_as_near_as_before(
     model_type: str, texts: Texts, tmp_path: Path
@@ -172,7 +175,7 @@ def fixture_whole(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @needs_library
-@pytest.mark.parametrize(("texts", "num_whole"), [(TEXTS, 3), (LONG_TEXTS, 0)])
+@pytest.mark.parametrize(("texts", "num_whole"), [(TEXTS, 3), (LONGER_TEXTS, 3), (LONG_TEXTS, 0)])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_short_texts_go_through_layers_as_one_function(
     method: Method, texts: Texts, num_whole: int, *, whole: list[int], tmp_path: Path

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from lushan.backbones import native
 from lushan.backbones.frozen import FrozenStates
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.data.batching import pack
@@ -111,6 +112,13 @@ def test_other_documents_or_another_precision_have_their_own_entry(disk: Disk) -
     disk.backbone.core.to(torch.bfloat16)
     disk.states()
     assert len(disk.files()) == 3
+
+
+def test_other_functions_have_their_own_entry(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.states()
+    monkeypatch.setattr(native, "identity", lambda: "another library")
+    disk.states()
+    assert len(disk.files()) == 2
 
 
 def test_documents_are_told_apart_where_they_end(disk: Disk) -> None:
