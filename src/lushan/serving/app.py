@@ -226,4 +226,5 @@ def _explain(error: RequestValidationError) -> RequestError:
 
 def _is_type(part: str | int) -> bool:
     """Whether a part of a place is a type that was tried, not a field."""
-    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float"))
+    name = str(part).removeprefix("constrained-")
+    return "[" in name or name in ("str", "int", "float")

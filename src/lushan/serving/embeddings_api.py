@@ -1,12 +1,14 @@
 """`/v1/embeddings`: texts as vectors, in the form of OpenAI's API."""
 
 import base64
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import anyio.to_thread
 import numpy as np
 from fastapi import APIRouter, Request
 
+from lushan.data.batching import MAX_BATCH_TOKENS, split_lengths
 from lushan.inference.embedding import embed
 from lushan.serving.connection import while_connected
 from lushan.serving.errors import RequestError
@@ -24,7 +26,7 @@ from lushan.serving.schemas import (
 router = APIRouter()
 
 EMBEDDED_AT_ONCE = 16
-"""Texts of one step, so that others hardly wait."""
+"""Texts of one step, or fewer where they are long, so that others hardly wait."""
 
 
 @router.post("/v1/embeddings", summary="Texts as vectors")
@@ -43,8 +45,7 @@ async def make_embeddings(request: Request, body: EmbeddingRequest) -> Embedding
     vectors: list[np.ndarray] = []
 
     async def embed_all() -> None:
-        for start in range(0, len(texts), EMBEDDED_AT_ONCE):
-            part = texts[start : start + EMBEDDED_AT_ONCE]
+        for part in _parts(texts):
             vectors.extend(await request.app.state.worker.run(partial(embed, backbone, part)))
 
     await while_connected(request, embed_all())
@@ -58,6 +59,14 @@ async def make_embeddings(request: Request, body: EmbeddingRequest) -> Embedding
         ],
         usage=Usage(prompt_tokens=num_tokens, total_tokens=num_tokens),
     )
+
+
+def _parts(texts: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
+    """Cut texts, in order, into those of one step."""
+    for start in range(0, len(texts), EMBEDDED_AT_ONCE):
+        few = texts[start : start + EMBEDDED_AT_ONCE]
+        for first, end in split_lengths(map(len, few), MAX_BATCH_TOKENS):
+            yield few[first:end]
 
 
 def _vector(vector: np.ndarray, body: EmbeddingRequest) -> list[float] | str:

@@ -154,7 +154,9 @@ async def complete(request: Request, body: CompletionRequest) -> Response | Comp
 
 
 def _written(worker: Worker, model: HostedModel, asked: Asked) -> Events:
-    return worker.generate_all(model, asked.prompted, num_alternatives=asked.num_alternatives)
+    return worker.generate_all(
+        model, asked.prompted, num_alternatives=asked.num_alternatives, has_deadline=True
+    )
 
 
 async def _chosen(worker: Worker, model: HostedModel, example: Example) -> Events:

@@ -150,14 +150,34 @@ def ask_completion(model: HostedModel, body: CompletionRequest) -> Asked:
     """Read texts that are to be continued as they are.
 
     Raises:
-        UserError: If a text or a setting does not fit.
+        UserError: If the model has no vocabulary layer, or a text or a setting does not fit.
     """
     predictor = model.predictor
+    # Where it shares a base, the base would write in its place.
+    if predictor.backbone.plain_model.get_output_embeddings() is None:
+        raise RequestError(
+            f"`{model.name}` was loaded without its vocabulary layer and cannot continue texts. Name a model that writes.",
+            param="model",
+        )
     prompts = read_texts(predictor, body.prompt, param="prompt", most=MOST_PROMPTS)
     most_tokens = body.max_tokens or COMPLETION_TOKENS
     settings = make_settings(predictor, body, most_tokens=most_tokens)
+    _check_room(predictor, prompts, most_tokens=most_tokens)
     prompted = [Prompted(each, settings, None) for each in prompts]
     return Asked(prompted, settings.num_return_sequences, body.logprobs or 0, str)
+
+
+def _check_room(
+    predictor: Predictor, prompts: Sequence[Sequence[int]], *, most_tokens: int
+) -> None:
+    context = predictor.backbone.facts.context_tokens
+    for number, token_ids in enumerate(prompts, start=1):
+        if len(token_ids) + most_tokens > context:
+            raise RequestError(
+                f"Text {number} of `prompt` has {len(token_ids)} tokens; with `max_tokens` {most_tokens} that is more than the "
+                f"{context} that the model reads. Shorten the text, or lower `max_tokens`.",
+                param="prompt",
+            )
 
 
 def read_conversation(

@@ -18,10 +18,12 @@ from pydantic import (
 
 MOST_ANSWERS = 16
 MOST_INPUTS = 2048
+MOST_STOP_CHARACTERS = 1_000
 _ONLY_ZERO = Field(default=None, ge=0, le=0)
 _ONLY_EMPTY = Field(default=None, max_length=0)
 
-Stop = str | Annotated[list[str], Field(max_length=4)]
+StopText = Annotated[str, Field(max_length=MOST_STOP_CHARACTERS)]
+Stop = StopText | Annotated[list[StopText], Field(max_length=4)]
 Prompt = str | list[str] | list[int] | list[list[int]]
 
 

@@ -11,13 +11,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import Generated
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
-from lushan.inference.predict import Prompted, weighed, written_from
+from lushan.inference.predict import Predictor, Prompted, weighed, written_from
 from lushan.records import Example, Prediction
 from lushan.serving.backends import BackendName
 from lushan.serving.compute_thread import ComputeThread
@@ -31,6 +32,8 @@ ResultT = TypeVar("ResultT")
 
 PROMPTS_AT_ONCE = 8
 """Of one request, so that it leaves rows to others."""
+WEIGHED_AT_ONCE = 16
+"""Examples of which one step asks how likely it is that there is no answer, so that others hardly wait."""
 
 
 class Worker:
@@ -175,8 +178,14 @@ class Worker:
         prompted: Sequence[Prompted],
         *,
         num_alternatives: int = 0,
+        has_deadline: bool = False,
     ) -> AsyncGenerator[TokenEvent, None]:
-        """Write answers to several prompts, as `generate` does, a few of them at a time; `prompt_index` tells which."""
+        """Write answers to several prompts, as `generate` does, a few of them at a time; `prompt_index` tells which.
+
+        With `has_deadline` all of them together may take no longer than one.
+        """
+        seconds = self._settings.deadline_seconds if has_deadline else math.inf
+        deadline = time.monotonic() + seconds
         told: asyncio.Queue[TokenEvent | Exception | None] = asyncio.Queue()
         room = asyncio.Semaphore(PROMPTS_AT_ONCE)
 
@@ -195,7 +204,7 @@ class Worker:
         num_open = len(tasks)
         try:
             while num_open:
-                item = await told.get()
+                item = await _before(deadline, told.get(), seconds=seconds)
                 if isinstance(item, Exception):
                     raise item
                 if item is None:
@@ -237,9 +246,8 @@ async def _predict_by_writing(
     worker: Worker, model: HostedModel, examples: Sequence[Example]
 ) -> list[Prediction]:
     predictor = model.predictor
-    features, absences = await worker.run(
-        lambda: (predictor.encode(examples), predictor.absences(examples))
-    )
+    features = await worker.run(partial(predictor.encode, examples))
+    absences = await _absences(worker, predictor, examples)
     answers: list[dict[int, Generated]] = [{} for _ in features]
     events = worker.generate_all(model, predictor.prompted(features, examples))
     async with aclosing(events):
@@ -248,3 +256,15 @@ async def _predict_by_writing(
             answers[place[0]].setdefault(place[1], Generated(*place)).add(event)
     written = [written_from([found[n] for n in sorted(found)]) for found in answers]
     return predictor.decode(weighed(written, absences), features, examples)
+
+
+async def _absences(
+    worker: Worker, predictor: Predictor, examples: Sequence[Example]
+) -> list[float | None]:
+    if predictor.state.no_answer_threshold is None:
+        return [None] * len(examples)
+    found: list[float | None] = []
+    for start in range(0, len(examples), WEIGHED_AT_ONCE):
+        part = examples[start : start + WEIGHED_AT_ONCE]
+        found += await worker.run(partial(predictor.absences, part))
+    return found

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import SupportsIndex
 
 import pytest
 import tokenizers
@@ -118,6 +119,24 @@ def test_start_of_a_stop_string_is_held_until_it_is_none(byte_level: Tokenizer) 
     stream = TextStream(byte_level, [], ["bcx"])
     letters = [byte_level.encode([letter])[0].ids[0] for letter in "abcd"]
     assert [stream.push(each) for each in letters] == ["a", "", "", "bcd"]
+
+
+class CountedText(str):
+    """Counts how often it is cut."""
+
+    num_cuts = 0
+
+    def __getitem__(self, key: SupportsIndex | slice) -> str:
+        self.num_cuts += 1
+        return super().__getitem__(key)
+
+
+def test_long_stop_string_is_compared_with_no_more_than_is_held(byte_level: Tokenizer) -> None:
+    stop = CountedText("z" * 10_000)
+    stream = TextStream(byte_level, [], [stop])
+    letters = [byte_level.encode([letter])[0].ids[0] for letter in "azb"]
+    assert [stream.push(each) for each in letters] == ["a", "", "zb"]
+    assert stop.num_cuts == 4
 
 
 def test_copy_goes_its_own_way(byte_level: Tokenizer) -> None:

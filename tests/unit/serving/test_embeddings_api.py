@@ -7,6 +7,7 @@ import openai
 import pytest
 import torch
 
+from lushan.serving.embeddings_api import _parts
 from lushan.serving.hosted import HostedModel
 from tests.generation import plain_model
 
@@ -51,3 +52,10 @@ def test_tuned_classifier_gives_vectors_too(client: openai.OpenAI) -> None:
 def test_more_dimensions_than_there_are_are_refused(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=r"`dimensions` is 17.*have 16 numbers"):
         client.embeddings.create(model="chatter", input=TEXTS, dimensions=17)
+
+
+def test_long_texts_are_read_in_steps_of_their_own() -> None:
+    texts = [(1,) * 3000] * 3 + [(1,)] * 20
+    parts = list(_parts(texts))
+    assert [len(part) for part in parts] == [1, 1, 14, 7]
+    assert [text for part in parts for text in part] == texts

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +13,11 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 from transformers import AutoTokenizer
 
+from lushan.inference.draft import TokenEvent
 from lushan.serving.hosted import HostedModel
+from lushan.serving.worker import PROMPTS_AT_ONCE, Worker
 from tests.generation import plain_answers, plain_model
-from tests.served import Served
+from tests.served import Served, serving
 
 MESSAGES: list[ChatCompletionMessageParam] = [
     {"role": "system", "content": "Answer in verse."},
@@ -200,6 +202,8 @@ def test_stop_string_ends_the_answer_and_is_cut(client: openai.OpenAI) -> None:
         ({"temperature": 0, "n": 2}, "`n` above 1 needs a `temperature` above 0"),
         ({"max_tokens": 5000}, "5000 tokens leaves no room.*reads 4096"),
         ({"stop": ""}, "`stop` must not hold an empty text"),
+        ({"stop": "a" * 1001}, "`stop`: String should have at most 1000 characters"),
+        ({"stop": ["b", "a" * 1001]}, r"`stop\.1`: String should have at most 1000 characters"),
         ({"top_logprobs": 2}, "`top_logprobs` has no effect without `logprobs`"),
         ({"messages": [{"role": "user", "content": "a <eos> b"}]}, "holds `<eos>`"),
         ({"messages": [*ASKED, {"role": "assistant", "content": "a"}]}, "must be the user's"),
@@ -286,6 +290,7 @@ def test_completions_tell_log_probabilities_in_their_own_form(client: openai.Ope
         ("", "Text 1 of `prompt` has 0 tokens"),
         ([[5], [99999]], "Text 2 of `prompt` has the token 99999; the model knows 0 to 319"),
         ([5] * 4097, "Text 1 of `prompt` has 4097 tokens; the model reads 1 to 4096"),
+        ([[5], [5] * 4090], "Text 2 of `prompt` has 4090 tokens; with `max_tokens` 16 .* the 4096"),
     ],
 )
 def test_prompt_that_cannot_be_read_is_refused(
@@ -293,8 +298,24 @@ def test_prompt_that_cannot_be_read_is_refused(
     message: str,
     client: openai.OpenAI,
 ) -> None:
-    with pytest.raises(openai.BadRequestError, match=message):
+    with pytest.raises(openai.BadRequestError, match=message) as refused:
         client.completions.create(model="chatter", prompt=prompt)
+    assert refused.value.param == "prompt"
+
+
+def test_stream_of_many_prompts_past_the_deadline_tells_so_at_its_end(
+    chatter: HostedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def write_slowly(*_: object, **__: object) -> AsyncGenerator[TokenEvent]:
+        await asyncio.sleep(0.3)
+        yield TokenEvent(0, 0, 5, 0.0, "a", "length")
+
+    monkeypatch.setattr(Worker, "generate", write_slowly)
+    body = {"model": "chatter", "prompt": ["a"] * 4 * PROMPTS_AT_ONCE, "stream": True}
+    with serving([chatter], deadline_seconds=0.8) as served:
+        *_, error, done = served.post("/v1/completions", body).text.strip().split("\n\n")
+    assert done == "data: [DONE]"
+    assert "deadline_exceeded" in error
 
 
 def test_models_are_listed_with_what_they_are(client: openai.OpenAI) -> None:

@@ -19,6 +19,7 @@ from lushan.serving.hosted import HostedModel, host
 from lushan.serving.prompts import ask_chat, ask_completion, make_settings
 from lushan.serving.schemas import ChatRequest, CompletionRequest, Sampled
 from tests.conftest import MakeTiny
+from tests.saved import save_tuned
 
 MESSAGES = [
     {"role": "system", "content": "Be  brief."},
@@ -128,6 +129,19 @@ def test_completion_is_not_given_a_template(chatter: HostedModel) -> None:
     tokenizer = chatter.predictor.backbone.tokenizer
     assert list(asked.prompted[0].prompt_ids) == tokenizer.encode(["the fox"])[0].ids
     assert asked.prompted[0].settings.max_new_tokens == 16
+
+
+def test_completion_of_a_model_that_answers_by_a_head_is_refused_where_its_base_could_write(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    save_tuned(tmp_path / "topics", tiny_folder("llama"), method="lora")
+    model = host(str(tmp_path / "topics"), Resident(weights="fp32"))
+    assert model.writes_with[0].plain_model.get_output_embeddings() is not None
+    with pytest.raises(
+        RequestError, match=r"`topics` was loaded without its vocabulary layer"
+    ) as x:
+        ask_completion(model, CompletionRequest(model="topics", prompt="the fox"))
+    assert x.value.param == "model"
 
 
 def test_task_with_several_columns_is_sent_to_its_own_route(chatter: HostedModel) -> None:

@@ -3,8 +3,8 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
 from typing import TypeVar
@@ -12,13 +12,14 @@ from typing import TypeVar
 import pytest
 
 from lushan.errors import DataError, SettingError
+from lushan.inference.draft import TokenEvent
 from lushan.inference.generation_settings import GenerationSettings
-from lushan.inference.predict import Predictor
+from lushan.inference.predict import Predictor, Prompted
 from lushan.records import Example
 from lushan.serving.errors import DeadlineError, ServerBusyError
 from lushan.serving.hosted import HostedModel
 from lushan.serving.serve_settings import ServeSettings
-from lushan.serving.worker import Worker, _before
+from lushan.serving.worker import PROMPTS_AT_ONCE, WEIGHED_AT_ONCE, Worker, _before
 from tests.saved import EXAMPLES
 
 ResultT = TypeVar("ResultT")
@@ -225,3 +226,41 @@ def test_request_that_is_stopped_just_as_a_token_comes_is_stopped() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(stop())
+
+
+@pytest.mark.parametrize("has_deadline", [True, False])
+def test_prompts_of_a_request_have_one_deadline_together_where_it_is_asked_for(
+    has_deadline: bool, chatter: HostedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def write_slowly(*_: object, **__: object) -> AsyncGenerator[TokenEvent]:
+        await asyncio.sleep(0.05)
+        yield TokenEvent(0, 0, 5, 0.0, "a", "length")
+
+    async def write_all(worker: Worker) -> int:
+        asked = [Prompted(PROMPT, SHORT, None)] * (3 * PROMPTS_AT_ONCE)
+        events = worker.generate_all(chatter, asked, has_deadline=has_deadline)
+        return len([each async for each in events])
+
+    monkeypatch.setattr(Worker, "generate", write_slowly)
+    worker = Worker({}, ServeSettings(deadline_seconds=0.1))
+    expected = pytest.raises(DeadlineError) if has_deadline else nullcontext()
+    with expected:
+        assert asyncio.run(write_all(worker)) == 3 * PROMPTS_AT_ONCE
+
+
+def test_likelihoods_of_no_answer_are_asked_for_a_few_examples_at_a_time(
+    writer: HostedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def absences(_: Predictor, examples: Sequence[Example]) -> list[float | None]:
+        sizes.append(len(examples))
+        return [None] * len(examples)
+
+    monkeypatch.setattr(Predictor, "absences", absences)
+    state = replace(writer.predictor.state, no_answer_threshold=0.5)
+    model = replace(writer, predictor=replace(writer.predictor, state=state))
+    with working(model) as worker:
+        found = asyncio.run(worker.predict(model, EXAMPLES * 4))
+    assert [each.id for each in found] == [each.id for each in EXAMPLES * 4]
+    assert sizes == [WEIGHED_AT_ONCE, len(EXAMPLES) * 4 - WEIGHED_AT_ONCE]

@@ -15,6 +15,8 @@ from lushan.serving.page import drawing
 from lushan.serving.page.choosing import Triggers, among
 from lushan.serving.page.studio import Studio
 from lushan.serving.page.texts import Texts
+from lushan.serving.prompts import make_settings
+from lushan.serving.schemas import Sampled
 
 Turn = dict[str, str]
 """`role` and `content`, as chat templates take them."""
@@ -129,23 +131,31 @@ class _Talk(NamedTuple):
         if not name or not said or said[-1]["role"] != "user":
             yield [gr.skip(), gr.skip()]
             return
-        written = ""
-        async with aclosing(reply(self.studio, name, Chat(said, system, temperature))) as pieces:
-            async for piece in pieces:
-                written += piece
-                both = [*said, {"role": "assistant", "content": written}]
-                yield [both, drawing.chat(both, self.texts)]
+        written, turns = "", said
+        try:
+            chat = Chat(said, system, temperature)
+            async with aclosing(reply(self.studio, name, chat)) as pieces:
+                async for piece in pieces:
+                    written += piece
+                    turns = [*said, {"role": "assistant", "content": written}]
+                    yield [turns, drawing.chat(turns, self.texts)]
+        except LushanError as error:
+            # A message that nobody answered leaves: a conversation takes turns.
+            kept = turns if written else said[:-1]
+            problem = drawing.problem(error, self.texts)
+            yield [kept, drawing.chat(turns, self.texts) + problem]
 
 
 async def reply(studio: Studio, name: str, chat: Chat) -> AsyncGenerator[str]:
-    """Write an answer piece by piece; what goes wrong is told as its last piece."""
-    try:
-        asked = await anyio.to_thread.run_sync(_asked, studio.model(name), chat)
-        async with aclosing(studio.worker.generate(*asked)) as events:
-            async for event in events:
-                yield event.text
-    except LushanError as error:
-        yield f"\n[{error}]"
+    """Write an answer piece by piece.
+
+    Raises:
+        UserError: If the conversation cannot be answered, or the answer not be finished.
+    """
+    asked = await anyio.to_thread.run_sync(_asked, studio.model(name), chat)
+    async with aclosing(studio.worker.generate(*asked)) as events:
+        async for event in events:
+            yield event.text
 
 
 def _asked(
@@ -155,5 +165,10 @@ def _asked(
     told = [{"role": "system", "content": chat.system.strip()}] if chat.system.strip() else []
     row = Row({"messages": [*told, *chat.turns]}, "chat", 1)
     prompt = predictor.encode([predictor.task.read(row, needs_target=False)])[0]
-    settings = predictor.generation.model_copy(update={"temperature": float(chat.temperature)})
+    settings = make_settings(
+        predictor,
+        Sampled(model=hosted.name, temperature=float(chat.temperature)),
+        most_tokens=predictor.generation.max_new_tokens,
+        stop_strings=predictor.state.stop_strings,
+    )
     return hosted, prompt.token_ids, settings

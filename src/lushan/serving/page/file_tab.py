@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lushan.errors import DataError, LushanError
+from lushan.inference.grammar import check_forms
+from lushan.inference.predict import Predictor
 from lushan.records import Example
 from lushan.serving.hosted import HostedModel
 from lushan.serving.page import drawing
@@ -42,26 +44,6 @@ def build(opened: Triggers, studio: Studio, texts: Texts) -> None:
     status = gr.HTML()
     result = gr.File(label=texts("file.result"), interactive=False, visible=False)
 
-    async def answer(name: str | None, upload: str | None) -> AsyncIterator[list[Any]]:
-        yield [drawing.note(texts("file.reading"), texts), gr.update(visible=False)]
-        # What is yielded is copied before the next step: the folder may go then.
-        with TemporaryDirectory(prefix="lushan-") as folder:
-            try:
-                if upload is None:
-                    raise DataError(texts("file.missing"))
-                target = Path(folder, _result_name(Path(upload)))
-                progress = Progress(0, 0)
-                async for progress in answer_file(studio, studio.model(name), Path(upload), target):
-                    yield [
-                        drawing.note(texts("file.progress", **progress._asdict()), texts),
-                        gr.skip(),
-                    ]
-            except LushanError as error:
-                yield [drawing.problem(error, texts), gr.skip()]
-                return
-            message = texts("file.done", count=f"{progress.done:,}")
-            yield [drawing.note(message, texts), gr.update(value=str(target), visible=True)]
-
     gr.on(
         opened,
         lambda current: among(studio.choices(texts), current),
@@ -70,7 +52,45 @@ def build(opened: Triggers, studio: Studio, texts: Texts) -> None:
         show_progress="hidden",
     )
     # One file at a time; the rest of the visitors wait in the queue, whose length is bounded.
-    start.click(answer, inputs=[model, table], outputs=[status, result], concurrency_limit=1)
+    start.click(
+        _Answering(studio, texts).answer,
+        inputs=[model, table],
+        outputs=[status, result],
+        concurrency_limit=1,
+    )
+
+
+class _Answering(NamedTuple):
+    """What happens in the tab."""
+
+    studio: Studio
+    texts: Texts
+
+    async def answer(self, name: str | None, upload: str | None) -> AsyncIterator[list[Any]]:
+        """Answer a table; gives what is said, and the file once it is there."""
+        texts, progress = self.texts, Progress(0, 0)
+        yield [drawing.note(texts("file.reading"), texts), gr.update(visible=False)]
+        # What is yielded is copied before the next step: the folder may go then.
+        with TemporaryDirectory(prefix="lushan-") as folder:
+            target = Path(folder, _result_name(Path(upload or "")))
+            written = gr.update(value=str(target), visible=True)
+            try:
+                if upload is None:
+                    raise DataError(texts("file.missing"))
+                model = self.studio.model(name)
+                async for progress in answer_file(self.studio, model, Path(upload), target):
+                    message = texts("file.progress", **progress._asdict())
+                    yield [drawing.note(message, texts), gr.skip()]
+            except LushanError as error:
+                problem = drawing.problem(error, texts)
+                if progress.done:
+                    message = texts("file.partly", **progress._asdict())
+                    yield [problem + drawing.note(message, texts), written]
+                else:
+                    yield [problem, gr.skip()]
+                return
+            message = texts("file.done", count=f"{progress.done:,}")
+            yield [drawing.note(message, texts), written]
 
 
 def _result_name(upload: Path) -> str:
@@ -92,11 +112,11 @@ async def answer_file(
         target: Where the lines go.
 
     Raises:
-        DataError: If the table does not fit the model's task.
+        DataError: If the table does not fit the model's task; nothing is written then.
     """
     opened = Opened(hosted.run, hosted.predictor, "", {}, _run_columns(hosted.run))
     rows = open_rows(opened, table, needs_target=False)
-    num_rows = await asyncio.to_thread(lambda: sum(1 for _ in rows))
+    num_rows = await asyncio.to_thread(_num_checked, rows, hosted.predictor)
     yield Progress(0, num_rows)
     num_done = 0
     with target.open("w", encoding="utf-8") as stream:
@@ -107,6 +127,21 @@ async def answer_file(
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             num_done += len(chunk)
             yield Progress(num_done, num_rows)
+
+
+def _num_checked(rows: Rows, predictor: Predictor) -> int:
+    """Count rows that can all be asked: none is too long, and no form is one that cannot be held.
+
+    Raises:
+        DataError: If one cannot; names it.
+    """
+    num_rows = 0
+    for chunk in _chunks(rows):
+        examples = [example for _, example in chunk]
+        predictor.encode(examples)
+        check_forms(examples, most_tokens=predictor.generation.max_new_tokens)
+        num_rows += len(chunk)
+    return num_rows
 
 
 def _chunks(rows: Rows) -> Iterator[list[tuple[int, Example]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from lushan.errors import RunError
-from lushan.serving.hosted import HostedModel, find_model, host
+from lushan.serving.hosted import HostedModel, find_model, host, names_of
 from lushan.serving.page.texts import Texts
 from lushan.serving.page.tuning import Tuner
 from lushan.serving.proof import prove
@@ -59,14 +59,24 @@ class Studio:
         """Take a tuned model into the server; gives its name.
 
         Raises:
-            RunError: If it does not answer as its certificate says.
+            RunError: If it does not answer as its certificate says, or one of its name is served from another folder.
         """
+        self._refuse_taken_name(run)
         loading = partial(host, str(run), self.app.state.resident)
         hosted = await self.worker.run(loading, has_deadline=False)
         await prove(hosted, self.worker)
         self.app.state.models[hosted.name] = hosted
         self.worker.forget_replaced()
         return hosted.name
+
+    def _refuse_taken_name(self, run: Path) -> None:
+        (name,) = names_of([str(run)])
+        served = self.models.get(name)
+        if served is not None and (served.run or served.folder).resolve() != run.resolve():
+            raise RunError(
+                f"A model `{name}` is served already, from another folder. Rename the folder of this run, and serve it "
+                "with `lushan serve`."
+            )
 
     def choices(
         self, texts: Texts, fits: Callable[[HostedModel], bool] = lambda _: True

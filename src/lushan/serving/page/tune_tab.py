@@ -1,6 +1,7 @@
 """The tab in which a table becomes a tuned model: upload, check, start, watch, try."""
 
 import asyncio
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import gradio as gr
 
 from lushan.backbones.sources import ListedModel, list_models
 from lushan.catalog import names_in
-from lushan.errors import DataError, LushanError, ModelError
+from lushan.errors import DataError, LushanError, ModelError, RunError
 from lushan.serving.page import drawing
 from lushan.serving.page.choosing import Triggers, among
 from lushan.serving.page.preflight import preflight_html
@@ -65,7 +66,7 @@ def build(opened: Triggers, studio: Studio, texts: Texts) -> None:
 
     def begin(*filled_in: str | None) -> list[Any]:
         try:
-            studio.tuner.start(plan_of(Wish(*filled_in), studio.needed_store(), texts))
+            begin_run(Wish(*filled_in), studio, texts)
         except LushanError as error:
             return [drawing.problem(error, texts), gr.skip()]
         return [gr.skip(), gr.update(active=True)]
@@ -121,8 +122,30 @@ def _choose_base(current: str | None, texts: Texts) -> Any:  # noqa: ANN401 - an
     return {**among([(name, name) for name in names], current), "info": hint}
 
 
-def plan_of(wish: Wish, store: Path, texts: Texts) -> Plan:
+def begin_run(wish: Wish, studio: Studio, texts: Texts) -> None:
+    """Keep the table in the store, and tune on it.
+
+    Raises:
+        DataError: If there is no table.
+        ModelError: If no model or task is chosen.
+        RunError: If a run is going; the table is not kept then.
+    """
+    plan = plan_of(wish, studio.needed_store(), texts, taken=studio.models)
+    try:
+        studio.tuner.start(plan)
+    except RunError:
+        plan.data.unlink()
+        raise
+
+
+def plan_of(wish: Wish, store: Path, texts: Texts, *, taken: Container[str] = ()) -> Plan:
     """Keep the table in the store, and say what is to be run.
+
+    Args:
+        wish: What is filled in.
+        store: The folder of runs and uploads.
+        texts: For messages.
+        taken: Names that the run must not have: those of models that are served.
 
     Raises:
         DataError: If there is no table.
@@ -137,4 +160,4 @@ def plan_of(wish: Wish, store: Path, texts: Texts) -> Plan:
     data = keep_upload(Path(wish.upload), store)
     name = safe_name(wish.name or "", otherwise="run")
     (store / RUNS).mkdir(parents=True, exist_ok=True)
-    return Plan(data, task, model, effort, free_place(store / RUNS, name))
+    return Plan(data, task, model, effort, free_place(store / RUNS, name, taken=taken))

@@ -3,6 +3,7 @@
 import re
 import shutil
 import unicodedata
+from collections.abc import Container
 from pathlib import Path
 
 from lushan.data.formats import EXTENSIONS
@@ -35,11 +36,11 @@ def keep_upload(upload: Path, store: Path) -> Path:
     return target
 
 
-def free_place(folder: Path, name: str) -> Path:
-    """Give a path in a folder that does not exist: `reviews.csv`, `reviews-2.csv` ..."""
+def free_place(folder: Path, name: str, *, taken: Container[str] = ()) -> Path:
+    """Give a path in a folder that does not exist, and whose name is not taken: `reviews.csv`, `reviews-2.csv` ..."""
     stem, dot, extension = name.partition(".")
     target, number = folder / name, 1
-    while target.exists():
+    while target.exists() or target.name in taken:
         number += 1
         target = folder / f"{stem}-{number}{dot}{extension}"
     return target

@@ -1,16 +1,25 @@
 """A conversation goes on with what the model writes, and a conversation that is left stops it."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
 
+import pytest
+
+from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import generate
-from lushan.records import Row
+from lushan.inference.generation_settings import GenerationSettings, check_settings
+from lushan.records import Row, TaskState
+from lushan.serving.errors import DeadlineError
 from lushan.serving.hosted import HostedModel
-from lushan.serving.page.chat_tab import Chat, reply
+from lushan.serving.page.chat_tab import Chat, Turn, _asked, _Talk, reply
 from lushan.serving.page.studio import Studio
+from lushan.serving.page.texts import Texts
 from tests.unit.serving.page.conftest import MakeStudio
 
-TURNS = [{"role": "user", "content": "The children ran"}]
+TURNS: list[Turn] = [{"role": "user", "content": "The children ran"}]
 
 
 async def whole_reply(studio: Studio, name: str, chat: Chat) -> str:
@@ -42,7 +51,62 @@ def test_leaving_a_reply_closes_the_request(make_studio: MakeStudio, talker: Hos
     assert studio.app.state.worker.num_closed == 1
 
 
-def test_problem_is_told_in_the_conversation(make_studio: MakeStudio, talker: HostedModel) -> None:
-    too_long = [{"role": "user", "content": "ran home " * 100}]
-    told = asyncio.run(whole_reply(make_studio(talker), "talker", Chat(too_long, "", 0)))
-    assert told.startswith("\n[chat, row 1")
+def with_predictor(model: HostedModel, **changes: object) -> HostedModel:
+    return replace(model, predictor=replace(model.predictor, **changes))
+
+
+def test_text_that_the_model_learned_to_stop_at_ends_a_reply(
+    make_studio: MakeStudio, talker: HostedModel
+) -> None:
+    asked = Chat(TURNS, "", temperature=0)
+    whole = asyncio.run(whole_reply(make_studio(talker), "talker", asked))
+    stop = whole[-1]
+    model = with_predictor(talker, state=TaskState(stop_strings=(stop,)))
+    found = asyncio.run(whole_reply(make_studio(model), "talker", asked))
+    assert found == whole[: whole.index(stop)]
+
+
+@pytest.mark.parametrize(
+    ("own", "temperature"),
+    [
+        (GenerationSettings(max_new_tokens=8, num_beams=2), 0.7),
+        (GenerationSettings(max_new_tokens=8, temperature=0.7, top_p=0.9, top_k=5), 0),
+    ],
+)
+def test_temperature_of_the_page_takes_the_place_of_how_a_run_was_measured(
+    own: GenerationSettings, temperature: float, talker: HostedModel
+) -> None:
+    model = with_predictor(talker, generation=own)
+    settings = _asked(model, Chat(TURNS, "", temperature))[-1]
+    check_settings(settings)
+    assert (settings.temperature, settings.max_new_tokens) == (temperature, 8)
+
+
+async def last_shown(studio: Studio, said: list[Turn], texts: Texts) -> list[Any]:
+    talk = _Talk(studio, texts)
+    return [shown async for shown in talk.answer("talker", said, "", 0)][-1]
+
+
+def test_problem_is_shown_and_its_message_leaves_the_conversation(
+    make_studio: MakeStudio, talker: HostedModel, english: Texts
+) -> None:
+    before = [*TURNS, {"role": "assistant", "content": "home."}]
+    said = [*before, {"role": "user", "content": "ran home " * 100}]
+    turns, shown = asyncio.run(last_shown(make_studio(talker), said, english))
+    assert turns == before
+    assert "ran home ran home" in shown
+    assert "chat, row 1" in shown.partition("lushan-problem")[2]
+
+
+def test_what_was_written_before_a_problem_stays_without_it(
+    make_studio: MakeStudio, talker: HostedModel, english: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def break_off(*_: object) -> AsyncGenerator[TokenEvent]:
+        yield TokenEvent(0, 0, 5, 0.0, "They ran", None)
+        raise DeadlineError(1)
+
+    studio = make_studio(talker)
+    monkeypatch.setattr(studio.worker, "generate", break_off)
+    turns, shown = asyncio.run(last_shown(studio, TURNS, english))
+    assert turns == [*TURNS, {"role": "assistant", "content": "They ran"}]
+    assert "not finished after 1 seconds" in shown

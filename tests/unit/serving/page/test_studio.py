@@ -1,6 +1,7 @@
 """The page knows the models of the server as they are now."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,23 @@ def test_loaded_run_is_served_under_the_name_of_its_folder(
     assert name == tiny_run.name
     assert studio.model(name).is_tuned
     assert studio.worker.forgot_replaced  # pyright: ignore[reportAttributeAccessIssue] - a stand-in
+
+
+def test_run_is_not_loaded_in_the_place_of_a_model_of_another_folder(
+    make_studio: MakeStudio, tuned: HostedModel, tiny_run: Path, tmp_path: Path
+) -> None:
+    served = replace(tuned, name=tiny_run.name, run=tmp_path / tiny_run.name)
+    studio = make_studio(served)
+    with pytest.raises(RunError, match=f"`{tiny_run.name}` is served already, from another folder"):
+        asyncio.run(studio.load(tiny_run))
+    assert studio.model(tiny_run.name) is served
+    assert studio.app.state.resident.models == ()
+
+
+def test_run_that_is_served_can_be_loaded_again(
+    make_studio: MakeStudio, tuned: HostedModel, tiny_run: Path
+) -> None:
+    served = replace(tuned, name=tiny_run.name)
+    studio = make_studio(served)
+    asyncio.run(studio.load(tiny_run))
+    assert studio.model(tiny_run.name) is not served

@@ -1,14 +1,18 @@
 """What was filled in becomes a plan inside the store, or is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from lushan.errors import DataError, ModelError
+from lushan.errors import DataError, ModelError, RunError
+from lushan.serving.hosted import HostedModel
 from lushan.serving.page import tune_tab
 from lushan.serving.page.texts import Texts
-from lushan.serving.page.tune_tab import Wish, guess, plan_of
+from lushan.serving.page.tune_tab import Wish, begin_run, guess, plan_of
+from lushan.serving.page.tuning import Plan, Tuner
+from tests.unit.serving.page.conftest import MakeStudio
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +44,36 @@ def test_run_of_a_name_that_is_taken_gets_a_number(
     (tmp_path / "runs" / "reviews").mkdir(parents=True)
     wish = Wish(str(table), "classification", "tiny", "quick", "reviews")
     assert plan_of(wish, tmp_path, english).out.name == "reviews-2"
+
+
+class StillTuner(Tuner):
+    def start(self, plan: Plan) -> None:
+        self.plan = plan
+
+
+def test_run_with_the_name_of_a_served_model_gets_a_number(
+    table: Path, make_studio: MakeStudio, tuned: HostedModel, english: Texts
+) -> None:
+    studio = replace(make_studio(replace(tuned, name="reviews")), tuner=StillTuner())
+    begin_run(Wish(str(table), "classification", "tiny", "quick", "reviews"), studio, english)
+    assert studio.tuner.plan is not None
+    assert studio.tuner.plan.out.name == "reviews-2"
+
+
+class BusyTuner(Tuner):
+    def start(self, plan: Plan) -> None:
+        raise RunError(f"`{plan.out.name}` is being tuned.")
+
+
+def test_table_of_a_run_that_cannot_begin_is_not_kept(
+    table: Path, make_studio: MakeStudio, english: Texts
+) -> None:
+    studio = replace(make_studio(), tuner=BusyTuner())
+    wish = Wish(str(table), "classification", "tiny", "quick", "reviews")
+    with pytest.raises(RunError, match="is being tuned"):
+        begin_run(wish, studio, english)
+    assert list((studio.needed_store() / "uploads").iterdir()) == []
+    assert table.is_file()
 
 
 def test_plan_without_a_table_is_refused(tmp_path: Path, english: Texts) -> None:

@@ -45,3 +45,8 @@ def test_second_upload_of_a_name_does_not_replace_the_first(tmp_path: Path) -> N
 
 def test_free_place_of_a_folder_without_the_name_is_the_name(tmp_path: Path) -> None:
     assert free_place(tmp_path, "run") == tmp_path / "run"
+
+
+def test_free_place_has_no_name_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "run-2").mkdir()
+    assert free_place(tmp_path, "run", taken={"run"}) == tmp_path / "run-3"
