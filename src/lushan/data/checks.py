@@ -1,7 +1,7 @@
 """What is looked at before any training: labels, repeats, contradictions; what blocks and what is told."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ __all__ = [
 NUM_SHOWN = 5
 FEWEST_ROWS_PER_LABEL = 5
 LARGEST_IMBALANCE = 20
+ASKED = ("question", "relation", "source_lang", "target_lang", "length", "tools")
+"""What of `extra` may make other answers to one text right; what the system says in `messages` does, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def _repeats(name: str, part: Sequence[Example]) -> tuple[int, _Found]:
         return 0, _Found(0, [])
     codes, kinds = kinds_of(part)
     # Different questions about one text are no repeats.
-    questions = [hash_text(str(kind.extra.get("question", ""))) for kind in kinds]
+    questions = [hash_text(_question(kind.extra)) for kind in kinds]
     hashes = hashes_of(part).plain ^ np.array(questions, dtype=np.uint64)[codes]
     targets: dict[object, int] = {}
     target_of = np.array([targets.setdefault(kind.target, len(targets)) for kind in kinds])
@@ -167,6 +169,13 @@ def _repeats(name: str, part: Sequence[Example]) -> tuple[int, _Found]:
     return len(part) - len(starts) + 1, _Found(
         len(contradicted), [_contradiction(name, each) for each in found]
     )
+
+
+def _question(extra: Mapping[str, Any]) -> str:
+    """Write what a row asks of its text."""
+    messages: Sequence[Mapping[str, Any]] = extra.get("messages", ())
+    systems = [each["content"] for each in messages if each["role"] == "system"]
+    return repr([*(extra.get(name) for name in ASKED), *systems])
 
 
 def _contradiction(name: str, examples: Sequence[Example]) -> Contradiction:

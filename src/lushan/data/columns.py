@@ -228,6 +228,12 @@ def unpacked(value: object) -> object:
         return None
 
 
+def looks_like_list(value: object) -> bool:
+    """Say whether a text begins and ends as a list of texts: as JSON writes it, or Python, `['a', 'b']`, and so tables that pandas saves."""
+    text = value.strip() if isinstance(value, str) else ""
+    return text.startswith(("['", '["')) and text.endswith("]")
+
+
 class Cleaner:
     """Turns the values of one file's columns into text, lists, or None; tells what it changed."""
 
@@ -297,6 +303,11 @@ class Cleaner:
     def _cut(self, name: str, text: str, number: int) -> Sequence[str]:
         if isinstance(listed := unpacked(text), list):
             return listed
+        if text.strip().startswith("[") and text.strip().endswith("]"):
+            raise DataError(
+                f"{self._place(number)}: `{name}` holds a list that is not JSON: {text[:80]!r}. Write it "
+                'with double quotes, such as ["a", "b"].'
+            )
         separator = next((mark for mark in LABEL_SEPARATORS if mark in text), None)
         if not text.strip():
             self._notes.count(f"`{name}` is empty; read as no label", number)

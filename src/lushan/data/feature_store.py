@@ -249,10 +249,11 @@ class EncodedCache:
             vocabulary_size: Ids are below it.
         """
         path = self.folder / name
-        if _is_whole(path):
-            with contextlib.suppress(OSError):  # of somebody else, who lets it be read
-                os.utime(path)
-            return FeatureStore(path, examples)
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it at any time
+            if _is_whole(path):
+                with contextlib.suppress(OSError):  # of somebody else, who lets it be read
+                    os.utime(path)
+                return FeatureStore(path, examples)
         beside = self._beside()
         remedy = "name another folder by the environment variable `LUSHAN_CACHE`"
         try:

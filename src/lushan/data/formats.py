@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from lushan.data.columns import Notes
 from lushan.data.json_lists import ListReader
 from lushan.data.squad import flat_rows, is_squad
 from lushan.errors import DataError
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 GZIP_START = b"\x1f\x8b"
@@ -245,13 +248,30 @@ def _read_parquet(path: Path) -> Iterator[Record]:
     try:
         with _seekable(path) as file:
             batches = parquet.ParquetFile(file).iter_batches(batch_size=1024)
-            values = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+            values = itertools.chain.from_iterable(_rows_of(batch, path) for batch in batches)
             yield from itertools.starmap(_numbered, enumerate(values, start=1))
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the operating system's, such as no permission; pyarrow's own have no number
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{path.name}: not a Parquet file, or broken: {reason}.") from None
+
+
+def _rows_of(batch: "RecordBatch", path: Path) -> Iterator[dict[str, Any]]:
+    columns: dict[str, list[Any]] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns[name] = column.to_pylist()
+        except (ValueError, OverflowError) as error:
+            if type(error) not in (ValueError, OverflowError):
+                raise  # pyarrow's own, or a broken character: the file is broken
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise DataError(
+                f"{path.name}: column `{name}` has a value that cannot be read: {reason}. Write the column as text, or "
+                "take it out."
+            ) from None
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
 
 
 def _numbered(number: int, values: Mapping[str, Any]) -> Record:

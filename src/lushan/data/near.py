@@ -16,6 +16,7 @@ import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,8 +28,12 @@ WIDE_PIECE_CHARACTERS = 2
 FEWEST_PIECES = 12
 """Shorter texts are near only when nothing but case, space and punctuation differs."""
 
-NOT_WORD = re.compile(r"[\W_]+")
 ASCII_NOT_WORD = {code: " " for code in range(128) if not chr(code).isalnum()}
+LOOSE_ACCENT = re.compile(r" [\u0300-\u036f]+")
+"""What NFKC makes of some apostrophes."""
+NO_SIGNS = {"\u2044", "\u2212", *map(chr, range(0xFE00, 0xFE10))}
+"""The slash and the minus, which stand for those of ASCII, and what chooses between two pictures of one sign."""
+LAST_SIGN = 0x1FFFF
 WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 
 # A piece is one number of 64 bits: 12 its text in the chunk, 8 how common it is, 44 its hash. One
@@ -65,7 +70,7 @@ def plain(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """Give the plain form without punctuation; empty where a text has no letter and no digit."""
+    """Give the plain form without punctuation; empty where a text has no letter, digit or symbol."""
     return bare_of(plain(text))
 
 
@@ -73,11 +78,26 @@ def bare_of(plain_text: str) -> str:
     """Give the bare form of a text in plain form."""
     if plain_text.isascii():  # the same, several times as fast
         return " ".join(plain_text.translate(ASCII_NOT_WORD).split())
-    return NOT_WORD.sub(" ", plain_text).strip()
+    text = LOOSE_ACCENT.sub(" ", f" {plain_text}".replace("_", " "))
+    return " ".join(_not_word().sub(" ", text).split())
+
+
+@cache
+def _not_word() -> re.Pattern[str]:
+    """Match all but spaces, letters, digits, what belongs to them (vowel signs, accents), and symbols such as smiles."""
+    signs = {code for code in range(128, LAST_SIGN) if _is_sign(chr(code))}
+    starts = sorted(code for code in signs if code - 1 not in signs)
+    ends = sorted(code for code in signs if code + 1 not in signs)
+    ranges = (f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))
+    return re.compile(rf"[^\w {''.join(ranges)}]+")
+
+
+def _is_sign(character: str) -> bool:
+    return unicodedata.category(character)[0] in "MS" and character not in NO_SIGNS
 
 
 def comparable(text: str) -> str:
-    """Give the bare form, or the plain one of a text without letters, such as a smile."""
+    """Give the bare form, or the plain one of a text that has none, such as `:-)`."""
     plain_text = plain(text)
     return bare_of(plain_text) or plain_text
 

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -97,12 +98,12 @@ def read_rows(
     if not head:
         raise DataError(f"{path.name} has no rows.")
     wanted = form_of(found, mapping=columns, wanted=wanted)
-    names = find_columns(found, mapping=columns, wanted=wanted, notes=notes)
+    names = _Names(found, mapping=columns, wanted=wanted, notes=notes)
     cleaner = Cleaner(wanted, notes)
     gaps = _Gaps()
     num_rows = 0
     for record in itertools.chain(head, records):
-        row = _row(record, names=names, cleaner=cleaner, source=path.name)
+        row = _row(record, names=names.of(record), cleaner=cleaner, source=path.name)
         if row.values.get(wanted.required[0]) is None:
             notes.count(EMPTY_ROWS, record.number)
         elif (gap := _first_gap(row, wanted)) is not None:
@@ -121,6 +122,33 @@ def _row(record: Record, *, names: Mapping[str, str], cleaner: Cleaner, source: 
         for name, column in names.items()
     }
     return Row(values, source=source, number=record.number)
+
+
+class _Names:
+    """Which column of a file is which of the task; of JSON a later row may be the first that has an optional one."""
+
+    def __init__(
+        self, found: Sequence[str], *, mapping: Mapping[str, str], wanted: Columns, notes: Notes
+    ) -> None:
+        self._found = dict.fromkeys(found)
+        self._find = partial(find_columns, mapping=mapping, wanted=wanted, notes=notes)
+        self._wanted = wanted
+        self._names = self._find(found)
+        self._missing = self._names_of_missing()
+
+    def of(self, record: Record) -> Mapping[str, str]:
+        """Give the file's name of each of the task's columns that the rows up to this one have."""
+        new = [name for name in record.values if name not in self._found]
+        if late := [name for name in new if name.strip().casefold() in self._missing]:
+            self._found |= dict.fromkeys(late)
+            self._names = {**self._find(list(self._found)), **self._names}
+            self._missing = self._names_of_missing()
+        return self._names
+
+    def _names_of_missing(self) -> set[str]:
+        missing = [name for name in self._wanted.names if name not in self._names]
+        guesses = (self._wanted.guesses.get(name, ()) for name in missing)
+        return {*missing, *itertools.chain.from_iterable(guesses)}
 
 
 def _first_gap(row: Row, wanted: Columns) -> str | None:

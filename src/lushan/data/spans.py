@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lushan.data.columns import unpacked
+from lushan.data.columns import looks_like_list, unpacked
 from lushan.data.words import join_words, words_of
 from lushan.errors import DataError
 from lushan.records import Example, Row, Span
@@ -105,7 +105,7 @@ def read_tagged(row: Row, *, needs_tags: bool) -> tuple[str, list[Place], tuple[
         if needs_tags:
             raise DataError(f"{row.place}: column `tags` is empty. Give every token a tag.")
         return text, places, None
-    tags = _listed(found, cut=True)
+    tags = _cut(row, "tags")
     if tags is None:
         raise DataError(
             f"{row.place}: column `tags` must hold a list of tags, got {_shown(found)}."
@@ -123,7 +123,7 @@ def read_tagged(row: Row, *, needs_tags: bool) -> tuple[str, list[Place], tuple[
 
 def _tokens(row: Row) -> list[str]:
     found = row.values.get("tokens")
-    listed = _listed(found, cut=True)
+    listed = _cut(row, "tokens")
     if not listed:
         raise DataError(
             f"{row.place}: column `tokens` must hold a list of tokens, got {_shown(found)}."
@@ -185,12 +185,24 @@ def _parse(row: Row, number: int, tag: object) -> tuple[str, str]:
     )
 
 
-def _listed(value: object, *, cut: bool = False) -> list[Any] | None:
-    """Give a list: as it is, as JSON, or (if `cut`) a text cut at spaces; None if it is none."""
+def _listed(value: object) -> list[Any] | None:
+    """Give a list: as it is, or as JSON; None if it is none."""
     found = unpacked(value)
-    if isinstance(found, list | tuple):
-        return list(found)
-    return value.split() if cut and isinstance(value, str) else None
+    return list(found) if isinstance(found, list | tuple) else None
+
+
+def _cut(row: Row, name: str) -> list[Any] | None:
+    """Give the list of a column: as it is, as JSON, or a text cut at spaces; None if it is none."""
+    value = row.values.get(name)
+    listed = _listed(value)
+    if listed is not None or not isinstance(value, str):
+        return listed
+    if looks_like_list(value):
+        raise DataError(
+            f"{row.place}: column `{name}` holds a list that is not JSON: {_shown(value)}. Write it with double "
+            'quotes, such as ["a", "b"], or cut at spaces: a b.'
+        )
+    return value.split()
 
 
 def _shown(value: object) -> str:

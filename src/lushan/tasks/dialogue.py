@@ -377,7 +377,8 @@ def _refuse_special_tokens(chat: _Chat, messages: Sequence[Message]) -> None:
     """A text that holds `<|im_end|>` or its like could speak for somebody else."""
     told = [json.dumps(list(chat.tools or ()), ensure_ascii=False)]
     for each in messages:
-        told += [each["content"], json.dumps(each.get("tool_calls", []), ensure_ascii=False)]
+        others = {name: value for name, value in each.items() if name != "content"}
+        told += [each["content"], json.dumps(others, ensure_ascii=False)]
     for text in told:
         if found := chat.tokenizer.special_names.search(text):
             raise DataError(

@@ -1,8 +1,8 @@
 """Say in a few words what a text says: summaries, titles, headlines.
 
-Columns: `document`, `summary`, and `references` (a list) where a document has several good summaries; the first then
-trains, and an answer is held against the one that is most like it. `length` is how long a summary is wanted, where the model
-learned to keep to it (`task_settings.length_control`): `short`, `medium`, `long`, or a number of words.
+Columns: `document`, `summary`, and `references` (a list) where a document has several good summaries;
+`summary` trains, and an answer is held against the one of all of them that is most like it. `length` is how long a summary is
+wanted, where the model learned to keep to it (`task_settings.length_control`): `short`, `medium`, `long`, or a number of words.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ _SIZES = ("short", "medium", "long")
 class Task(text_answers.WritingTask):
     """Summarization, written by the model.
 
-    Columns: `document` (the text), `summary` (what it says), `references` (all good summaries of it), `length` (wanted).
+    Columns: `document` (the text), `summary` (what it says), `references` (other good summaries of it), `length` (wanted).
     """
 
     columns = Columns(
@@ -127,7 +127,7 @@ class Task(text_answers.WritingTask):
         seed: int = 0,
     ) -> Scores:
         """ROUGE-L first, and what tells whether a summary is short, in its own words, and true to the document's numbers."""
-        truth = [each.extra.get("references") or [str(each.target)] for each in examples]
+        truth = [_good_summaries(each) for each in examples]
         answers = [str(each.answer) for each in predictions]
         documents = [each.text for each in examples]
         rows = metrics.score_rows(documents, truth, answers)
@@ -202,6 +202,10 @@ def _wanted(example: Example, state: TaskState) -> int:
     """How many words a summary is to have, if the truth is not looked at."""
     wanted = example.extra.get("length", "medium")
     return state.lengths[_SIZES.index(wanted)] if isinstance(wanted, str) else wanted
+
+
+def _good_summaries(example: Example) -> list[str]:
+    return list(dict.fromkeys([str(example.target), *example.extra.get("references", ())]))
 
 
 def _read_references(row: Row, value: object) -> list[str]:

@@ -4,6 +4,7 @@ Columns: `source`, `target`, and `source_lang` and `target_lang` (such as `en` a
 to the model, so that one model learns several directions.
 """
 
+import itertools
 from collections.abc import Sequence
 
 from lushan import text_answers
@@ -100,12 +101,25 @@ class Task(text_answers.WritingTask):
         )
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
-        """Whether the languages are known."""
-        if all("target_lang" in each.extra for each in examples):
-            return []
-        return [
-            "No column `target_lang` in some rows: the model is not told into which language it translates."
+        """Whether the languages are known, and told apart."""
+        found = {
+            (each.extra.get("source_lang"), each.extra.get("target_lang")) for each in examples
+        }
+        notes: list[str] = []
+        if None in {target for _, target in found}:
+            notes.append(
+                "No column `target_lang` in some rows: the model is not told into which language it translates."
+            )
+        codes: dict[str, set[str]] = {}
+        for code in filter(None, itertools.chain.from_iterable(found)):
+            codes.setdefault(_language(code), set()).add(code.casefold().replace("_", "-"))
+        notes += [
+            f"The model is told `{name}` for {len(alike)} codes, {', '.join(sorted(alike))}: it cannot tell them apart. "
+            "Where it should, give names, such as `Brazilian Portuguese`."
+            for name, alike in sorted(codes.items())
+            if len(alike) > 1
         ]
+        return notes
 
     def render(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lushan.data.checks import Findings, OverlapCounts, check_parts, remove_overlap
-from lushan.data.columns import Columns, Notes, unpacked
+from lushan.data.columns import Columns, Notes, looks_like_list, unpacked
 from lushan.data.example_store import ExampleStore
 from lushan.data.ledger import Ledger, count_rows
 from lushan.data.readers import Dataset, find_files, read_dataset, read_rows
@@ -233,6 +233,7 @@ def holds_lists(path: Path, *, task: Task, columns: Mapping[str, str]) -> bool:
     labels = [row.values.get(name) for row in peeked for name in task.columns.lists]
     return any(
         isinstance(unpacked(each), list | tuple)
+        or looks_like_list(each)  # if it is no JSON, its row is refused later
         or (isinstance(each, str) and MULTI_LABEL_SEPARATOR in each)
         for each in labels
     )

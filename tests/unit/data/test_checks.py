@@ -129,6 +129,37 @@ def test_different_questions_about_one_text_are_no_repeats() -> None:
     assert [each.text for each in findings.contradictions] == ["why\ntext"]
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"target_lang": "de"}, {"target_lang": "fr"}),
+        ({"source_lang": "de"}, {"source_lang": "nl"}),
+        ({"length": "short"}, {"length": 20}),
+        (
+            {"question": "It rains.", "relation": "cause"},
+            {"question": "It rains.", "relation": "effect"},
+        ),
+        (
+            {"messages": [{"role": "system", "content": "Be brief."}]},
+            {"messages": [{"role": "system", "content": "Be kind."}]},
+        ),
+        ({"tools": [{"function": {"name": "add"}}]}, {}),
+    ],
+)
+def test_whatever_else_was_asked_tells_equal_texts_apart(
+    one: dict[str, object], other: dict[str, object]
+) -> None:
+    for second, times in ((other, 0), (one, 1)):
+        asked = [
+            Example(answer, "text", answer, f"row {answer}", extra)
+            for answer, extra in (("a", one), ("b", second))
+        ]
+        findings = check_parts(
+            Parts(asked, part("validation", [("v", "a")]), part("test", [("t", "a")]))
+        )
+        assert findings.num_repeats["train"] == findings.num_contradictions["train"] == times
+
+
 def test_free_answers_are_called_answers_and_shown_where_they_differ() -> None:
     def row(text: str, answer: str) -> Example:
         return Example(content_id(text, answer), text, answer, "a.csv, row 1", {}, ())

@@ -228,6 +228,13 @@ def test_label_that_says_a_list_as_json_is_several() -> None:
     assert clean("label", '["a", "b"]') == ('["a", "b"]', [])
 
 
+@pytest.mark.parametrize("value", ["['joy', 'anger']", ' ["joy" "anger"] ', "[joy, anger]"])
+def test_text_that_is_a_list_but_no_json_is_refused_where_a_list_is_expected(value: str) -> None:
+    with pytest.raises(DataError, match=r"data\.csv, row 7: `label` holds a list that is not JSON"):
+        clean("label", value, SEVERAL)
+    assert clean("label", value)[0] == value.strip()
+
+
 def test_one_label_is_not_cut_where_a_text_has_one() -> None:
     assert clean("label", "rock|pop") == ("rock|pop", [])
 

@@ -214,6 +214,15 @@ def test_an_entry_that_lost_a_piece_is_made_again(cache: EncodedCache, broken: s
     assert list(cache.features("one", EXAMPLES, refuse, vocabulary_size=65_536)) == encode(EXAMPLES)
 
 
+def test_an_entry_that_another_process_removes_before_it_is_opened_is_made_again(
+    cache: EncodedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(cache)
+    monkeypatch.setattr(os, "utime", shutil.rmtree)
+    assert list(stored(cache)) == encode(EXAMPLES)
+    assert names(cache) == ["one"]
+
+
 def test_two_processes_that_write_the_same_do_not_meet(cache: EncodedCache) -> None:
     def encode_behind_another(examples: Sequence[Example]) -> list[Features]:
         if not (cache.folder / "one").exists():

@@ -170,6 +170,17 @@ def test_a_parquet_file_with_a_damaged_middle_is_refused(damage: bytes, tmp_path
         read(file)
 
 
+def test_a_value_of_parquet_that_python_cannot_hold_is_refused_by_its_column(
+    tmp_path: Path,
+) -> None:
+    days = pa.array([0, 10_000_000], pa.int32()).cast(pa.date32())  # in the year 29,349
+    parquet.write_table(pa.table({"text": ["a", "b"], "day": days}), tmp_path / "data.parquet")
+    with pytest.raises(
+        DataError, match=r"data\.parquet: column `day` has a value that cannot be read: \S"
+    ):
+        read(tmp_path / "data.parquet")
+
+
 def test_a_number_too_long_for_python_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text('{"text": ' + "9" * 5000 + "}", encoding="utf-8")

@@ -77,10 +77,45 @@ def test_plain_texts_ignore_case_width_and_space(text: str, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "form"), [("No, no -- NO!", "no no no"), (":-)", ""), ("snake_case 7", "snake case 7")]
+    ("text", "form"),
+    [
+        ("No, no -- NO!", "no no no"),
+        (":-)", ""),
+        ("snake_case 7", "snake case 7"),
+        ("caf\u00e9 + snake_case ~ 7 \u2026", "caf\u00e9 snake case 7"),
+        ("\u00bfNo?\u3002", "no"),
+        ("\u3002\uff01", ""),
+    ],
 )
 def test_bare_texts_have_no_punctuation(text: str, form: str) -> None:
     assert bare(text) == form
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("जा रहा हूँ", "जा रही हूँ"),
+        ("ข่าว", "ข้าว"),
+        ("great \U0001f600", "great \U0001f621"),
+        ("\u2605\u2605\u2605\u2606", "\u2605\u2605\u2605\u2605"),
+    ],
+)
+def test_vowel_signs_tone_marks_and_smiles_are_no_punctuation(one: str, other: str) -> None:
+    assert bare(one) != bare(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("don\u00b4t stop", "don't stop"),
+        ("\u00b4no\u00b4", "no"),
+        ("\u00bd cup", "1/2 cup"),
+        ("I \u2764\ufe0f tea", "I \u2764 tea!"),
+        ("so good!\U0001f600", "so good, \U0001f600"),
+    ],
+)
+def test_ways_to_write_the_same_are_equal_without_punctuation(one: str, other: str) -> None:
+    assert bare(one) == bare(other)
 
 
 @pytest.mark.parametrize(("units", "width", "join"), [(WORDS, 5, " "), (SIGNS, 2, "")])

@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,17 @@ def test_an_optional_label_may_be_missing(tmp_path: Path) -> None:
 def test_a_column_that_the_first_row_lacks_is_found(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "data.jsonl", [{"text": " "}, {"text": "b", "label": "x"}])
     assert rows_of(file)[0][0].values["label"] == "x"
+
+
+def test_an_optional_column_that_a_late_row_is_the_first_to_have_is_read(tmp_path: Path) -> None:
+    rows = [{"text": f"text {number}", "label": "x"} for number in range(150)]
+    rows[110] |= {"review": "no other text", "else": "not read"}
+    rows[120]["Remark"] = rows[140]["Remark"] = "odd"
+    wanted = replace(WANTED, optional=("note",), guesses={**WANTED.guesses, "note": ("remark",)})
+    found, notes = rows_of(write_lines(tmp_path / "data.jsonl", rows), wanted)
+    assert [row.number for row in found if row.values.get("note") == "odd"] == [121, 141]
+    assert [row.values["text"] for row in found] == [row["text"] for row in rows]
+    assert notes == ["data.jsonl: column `Remark` is read as `note`."]
 
 
 def test_a_folder_gives_its_splits_in_order_whatever_their_format(tmp_path: Path) -> None:

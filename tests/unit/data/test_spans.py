@@ -149,6 +149,20 @@ def test_texts_are_cut_at_spaces_or_read_as_json(tokens: str, tags: str) -> None
     assert spans == (Span(0, 8, "x"),)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("tokens", "['New', 'York']"), ("tags", "['B-x' 'I-x']"), ("tags", '["B-x" "O"]')],
+)
+def test_list_that_is_no_json_is_refused_and_not_cut_at_spaces(name: str, value: str) -> None:
+    values = {"tokens": "New York", "tags": "B-x I-x", name: value}
+    with pytest.raises(DataError, match=rf"row 7: column `{name}` holds a list that is not JSON"):
+        read_tagged(row(**values), needs_tags=True)
+
+
+def test_brackets_among_words_are_tokens() -> None:
+    assert read_tagged(row(tokens="[ the end ]"), needs_tags=False)[0] == "[ the end ]"
+
+
 def test_tokens_alone_can_be_asked() -> None:
     assert read_tagged(row(tokens=["a", "b"]), needs_tags=False)[2] is None
 

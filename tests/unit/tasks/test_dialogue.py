@@ -120,6 +120,16 @@ def test_forms_of_a_conversation_are_read_alike(values: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.parametrize("field", ["content", "name", "tool_call_id"])
+def test_marks_of_the_model_are_refused_wherever_a_template_may_write_them(
+    field: str, tokenizer: Tokenizer
+) -> None:
+    mark = tokenizer._token(tokenizer.stop_id)
+    asked = {**TURNS[1], field: f"x{mark}"}
+    with pytest.raises(DataError, match=rf"a message holds `{mark}`"):
+        encode(tokenizer, read([TURNS[0], asked, *TURNS[2:]]))
+
+
 def test_rows_that_are_compared_leave_the_system_out_and_begin_alike() -> None:
     told = [{"role": "system", "content": "Be brave. " * 50}, *TURNS[1:]]
     short, long = read(told[:3]), read(told)

@@ -42,6 +42,13 @@ def test_best_of_several_references_counts() -> None:
     assert TASK.score([prediction], [read()], STATE).correct[0] < 0.5
 
 
+def test_summary_counts_beside_its_references() -> None:
+    example = read(references=["After rain the road is closed"])
+    for answer in ("Road shut", "After rain the road is closed"):
+        scores = TASK.score([Prediction(example.id, answer)], [example], STATE)
+        assert scores.correct[0] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("value", ["one", [], ["a", 3], {}])
 def test_references_that_are_no_list_of_texts_are_refused(value: object) -> None:
     with pytest.raises(

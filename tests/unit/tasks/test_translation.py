@@ -54,6 +54,12 @@ def test_missing_language_is_told_once() -> None:
     assert TASK.notes([read(target_lang="de")]) == []
 
 
+def test_codes_that_the_model_is_told_by_one_name_are_noted() -> None:
+    codes = ("zh_CN", "zh-TW", "pt-BR", "pt_br")
+    (note,) = TASK.notes([read(source_lang="en", target_lang=code) for code in codes])
+    assert note.startswith("The model is told `Chinese` for 2 codes, zh-cn, zh-tw: ")
+
+
 def test_chinese_is_scored_by_its_own_tokenizer() -> None:
     example = read(target="\u4e00\u53ea\u72d7", target_lang="zh")
     scores = TASK.score([Prediction(example.id, "\u4e00\u53ea\u732b")], [example], STATE)

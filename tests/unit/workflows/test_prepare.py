@@ -154,6 +154,18 @@ def test_labels_that_are_a_list_as_json_are_several(tmp_path: Path) -> None:
     assert holds_lists(file, task=TASK, columns={})
 
 
+def test_labels_that_are_a_list_as_python_writes_it_are_refused_by_row(tmp_path: Path) -> None:
+    rows = [{**row, "label": str([row["label"], "all"])} for row in good_rows()]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    with pytest.raises(
+        DataError, match=r"data\.jsonl, row 1: `label` holds a list that is not JSON"
+    ):
+        prepared(data)
+    bracketed = [{**row, "label": f"[{row['label']}]"} for row in good_rows()]
+    found = prepared(write_lines(tmp_path / "data.jsonl", bracketed))
+    assert {each.target for each in found.parts.train} == {"[sea]", "[hill]"}
+
+
 def test_labels_joined_by_semicolons_are_several_only_when_asked(tmp_path: Path) -> None:
     data = write_lines(tmp_path / "data.jsonl", [{"text": "a", "label": "x; y"}])
     assert not holds_lists(data, task=TASK, columns={})
