@@ -101,7 +101,7 @@ def _take_own(source: Path, folder: Path, *, retie: bool, tell: Tell) -> _Origin
     describe(source)
     tell(f"Copying {source}")
     for pattern in _COPIED:
-        for file in source.glob(pattern):
+        for file in filter(Path.is_file, source.glob(pattern)):
             copy = folder / file.relative_to(source)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)
@@ -110,12 +110,12 @@ def _take_own(source: Path, folder: Path, *, retie: bool, tell: Tell) -> _Origin
 
 def _take_from_hub(model: CatalogModel, folder: Path, tell: Tell) -> _Origin:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2
 
     tell(f"Fetching {model.hub} from huggingface.co")
     try:
         snapshot_download(model.hub, local_dir=folder, allow_patterns=list(_COPIED))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise ModelError(f"`{model.hub}` cannot be fetched from the hub: {error}") from None
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return _Origin({"type": "hub", "repository": model.hub})

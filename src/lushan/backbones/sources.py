@@ -332,7 +332,8 @@ def get_model(
 
 def _check_intact(name: str, folder: Path, record: dict[str, Any]) -> None:
     expected = record.get("weights_sha256")
-    if expected is not None and file_digest(folder / "model.safetensors") != expected:
+    weights = folder / "model.safetensors"
+    if expected is not None and not (weights.is_file() and file_digest(weights) == expected):
         raise ModelError(
             f"`{name}` is damaged: its weights are not those that were fetched. Remove it, then get it again: "
             f"`lushan models remove {name}`."

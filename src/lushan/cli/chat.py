@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -119,6 +118,7 @@ def _piped() -> Iterator[str]:
 
 def _take(line: str, talk: Talk, *, is_typed: bool, as_json: bool) -> None:
     """Do what a line says: one of the commands inside, or a turn; in a file, other lines that begin so are texts."""
+    from lushan.backbones.sources import expanded
     from lushan.workflows.chat import save_talk
 
     name, _, rest = line.partition(" ")
@@ -132,7 +132,8 @@ def _take(line: str, talk: Talk, *, is_typed: bool, as_json: bool) -> None:
         case "/save":
             if not rest.strip():
                 raise SettingError("`/save` needs the name of a file: `/save talk.jsonl`.")
-            tell(f"Wrote {save_talk(talk, Path(rest.strip())):,} row(s) into {rest.strip()}.")
+            file = expanded(rest.strip())
+            tell(f"Wrote {save_talk(talk, file):,} row(s) into {file}.")
         case _ if is_typed and name.startswith("/"):
             raise SettingError(f"Unknown command `{name}`. Known: {_known()}")
         case _:

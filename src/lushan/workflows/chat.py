@@ -27,13 +27,22 @@ from lushan.workflows.recipe import TuneRecipe
 CHAT_TASK = "dialogue"
 """The task whose models chat; it writes the conversations of untuned models too."""
 MOST_PROBABILITIES = 5
+_NOTHING_WRITTEN = {
+    "reply": "",
+    "ended": "interrupted",
+    "num_prompt_tokens": 0,
+    "num_reused_tokens": 0,
+    "num_cut_tokens": 0,
+    "num_new_tokens": 0,
+    "seconds": 0.0,
+}
 
 
 class Talk(Protocol):
     """Somebody to talk to."""
 
     last: dict[str, Any]
-    """What `--json` prints of the last reply."""
+    """What `--json` prints of the last reply, also of one that was stopped."""
 
     def ask(self, line: str) -> Generator[str]:
         """Answer, in pieces; what is wrong with the line is told before the first.
@@ -84,6 +93,7 @@ class Conversation:
 
     def ask(self, line: str) -> Generator[str]:
         """Answer the next turn; left half-way, it stays in the conversation as far as it was written."""
+        self.last = dict(_NOTHING_WRITTEN)
         said = {"role": "user", "content": line}
         row = Row({"messages": [*self._messages, said]}, "chat", len(self._messages) // 2 + 1)
         example = self._predictor.task.read(row, needs_target=False)
@@ -159,6 +169,12 @@ class LineAnswers:
 
     def ask(self, line: str) -> Generator[str]:
         """Answer a text, or a row that is written as a JSON object."""
+        self.last = {
+            "answer": None,
+            "probabilities": {},
+            "log_likelihood": None,
+            "model_version": self._opened.version,
+        }
         row = self._row(line)
         (prediction,) = self._opened.predict([row])
         likely = dict(_likeliest(prediction))
@@ -327,13 +343,16 @@ def save_talk(talk: Talk, file: Path) -> int:
     """Write what was said into a new JSON Lines file; gives the number of its rows.
 
     Raises:
-        RunError: If the file is there, or nothing was said yet.
+        RunError: If the file is there or cannot be written, or nothing was said yet.
     """
     rows = talk.rows()
     if not rows:
         raise RunError("Nothing was said yet: there is nothing to save.")
-    if file.exists():
-        raise RunError(f"`{file}` is there already. Name another file.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    try:
+        if file.exists():
+            raise RunError(f"`{file}` is there already. Name another file.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    except OSError as error:
+        raise RunError(f"`{file}` cannot be written: {error}. Name another file.") from None
     return len(rows)

@@ -12,7 +12,7 @@ from typing import Any
 import lushan
 from lushan.atomic import write_json
 from lushan.catalog import load_task
-from lushan.errors import CertificateError, ModelError, RunError, SettingError, need
+from lushan.errors import CertificateError, DataError, ModelError, RunError, SettingError, need
 from lushan.model_store.certificate import read_probes
 from lushan.model_store.export_certificate import EXPORT_FILE, EXPORTS
 from lushan.model_store.exports import load_form
@@ -177,7 +177,7 @@ def _rows(run: Path, opened: Opened, data: Path | None, *, tell: Tell) -> Rows:
             tell(note)
         check_labels(opened.predictor, examples)
         return Rows(str(rows.file), examples, is_scored=is_scored)
-    examples = _own_test_rows(run, opened.task_name)
+    examples = _own_test_rows(run, opened.task_name, tell=tell)
     if examples is not None:
         return Rows("the run's test rows", examples, is_scored=is_scored)
     tell("The data of the run is gone or changed, so nothing is scored; `--data DATA` names rows.")
@@ -190,7 +190,7 @@ def _rows(run: Path, opened: Opened, data: Path | None, *, tell: Tell) -> Rows:
     return Rows("the texts of the certificate", probes, has_truth=False, is_scored=False)
 
 
-def _own_test_rows(run: Path, task_name: str) -> list[Example] | None:
+def _own_test_rows(run: Path, task_name: str, *, tell: Tell) -> list[Example] | None:
     """Cut the test rows off the data of a run as it did; None where that is not there any more."""
     status_file, recipe_file = run / "run.json", run / "recipe.yaml"
     if not status_file.is_file() or not recipe_file.is_file():
@@ -200,5 +200,9 @@ def _own_test_rows(run: Path, task_name: str) -> list[Example] | None:
     if not data.is_absolute() or not data.exists():
         return None
     recipe = build(TuneRecipe, read_yaml(recipe_file), source=str(recipe_file))
-    prepared = prepare(data, task=load_task(task_name), recipe=recipe)
+    try:
+        prepared = prepare(data, task=load_task(task_name), recipe=recipe)
+    except (DataError, SettingError) as error:
+        tell(f"The data of the run no longer gives its test rows: {error}")
+        return None
     return list(prepared.parts.test) if prepared.fingerprint == status["fingerprint"] else None

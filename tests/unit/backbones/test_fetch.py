@@ -8,8 +8,10 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from lushan.backbones import self_check, sources
 from lushan.backbones.sources import CATALOG, CatalogModel, get_model, models_folder
@@ -220,10 +222,11 @@ def test_own_folder_is_copied_without_pickle_and_code(
         (source / file.name).write_bytes(file.read_bytes())
     (source / "modeling_x.py").touch()
     (source / "optimizer.bin").touch()
+    (source / "LICENSES").mkdir()
     folder = get_model("mine", source=source)
     names = {file.name for file in folder.iterdir()}
     assert names >= {"config.json", "tokenizer.json", "model.safetensors", "lushan.json"}
-    assert not names & {"modeling_x.py", "optimizer.bin"}
+    assert not names & {"modeling_x.py", "optimizer.bin", "LICENSES"}
     assert sources.locate("mine") == folder
 
 
@@ -266,9 +269,10 @@ def test_hub_is_asked_for_the_catalogued_repository_only(
     assert not [pattern for pattern in asked[0][1] if pattern.endswith((".bin", ".py"))]
 
 
-def test_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [OSError, HfHubHTTPError.__bases__[0]], ids=["system", "client"])
+def test_hub_that_cannot_be_reached_is_told(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
     def fail(*_: object, **__: object) -> None:
-        raise OSError("no route to host")
+        raise kind("no route to host")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     monkeypatch.setitem(CATALOG, NAME, catalogued((), "0" * 64, ()))

@@ -177,6 +177,13 @@ def test_get_refuses_a_cached_model_that_is_damaged(tiny_folder: MakeTiny) -> No
         get_model(DEFAULT_MODEL)
 
 
+def test_get_refuses_a_cached_model_whose_weights_are_gone(tiny_folder: MakeTiny) -> None:
+    folder = put_into_cache(tiny_folder("llama"), DEFAULT_MODEL, weights_sha256="0" * 64)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=f"damaged.*lushan models remove {DEFAULT_MODEL}"):
+        get_model(DEFAULT_MODEL)
+
+
 def test_get_refuses_retie_where_it_has_no_effect() -> None:
     with pytest.raises(ModelError, match="`--retie` only works on a GGUF file"):
         get_model(DEFAULT_MODEL, retie=True)

@@ -117,6 +117,24 @@ def test_mistake_of_a_person_is_told_and_the_talk_goes_on(
     assert roles == ["system", "user", "assistant"]
 
 
+def test_talk_goes_on_where_it_cannot_be_saved_and_is_saved_at_home(
+    tiny_folder: MakeTiny,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    taken = tmp_path / "taken"
+    taken.touch()
+    type_lines(monkeypatch, "Hi", f"/save {taken}/talk.jsonl", "Why?", "/save ~/talk.jsonl")
+    assert run(["chat", str(tiny_folder("llama")), *BRIEF]) == 0
+    told = capsys.readouterr().err
+    assert "talk.jsonl` cannot be written: " in told
+    assert f"Wrote 1 row(s) into {tmp_path / 'talk.jsonl'}." in told
+    (row,) = (tmp_path / "talk.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [each["content"] for each in json.loads(row)["messages"]][::2] == ["Hi", "Why?"]
+
+
 def test_ctrl_c_stops_the_reply_and_not_the_program(
     tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

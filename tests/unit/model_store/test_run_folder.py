@@ -109,6 +109,16 @@ def test_overwriting_removes_what_the_older_run_left(tmp_path: Path) -> None:
     assert create(tmp_path / "run", overwrite=True).predictions("before") is None
 
 
+def test_run_behind_a_link_is_overwritten_where_it_is(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    run.save_predictions("before", [Prediction("id", "good")])
+    run.close()
+    (tmp_path / "latest").symlink_to("run")
+    assert create(tmp_path / "latest", overwrite=True).predictions("before") is None
+    assert (tmp_path / "latest").is_symlink()
+    assert (tmp_path / "run" / "recipe.yaml").is_file()
+
+
 def test_run_that_is_still_going_is_not_overwritten(tmp_path: Path) -> None:
     run = create(tmp_path / "run")
     with pytest.raises(RunError, match="Another process is writing to"):

@@ -45,6 +45,8 @@ def test_namespaces_have_no_way_even_to_this_machine() -> None:
         "os.posix_spawn('/bin/true', ['true'], {})",
         "os.kill(os.getppid(), 0)",
         "os.kill(-1, 0)",
+        "import fcntl\nfcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid())",
+        "import fcntl, struct\nfcntl.fcntl(os.pipe()[0], 15, struct.pack('ii', 1, os.getppid()))",
         "os.memfd_create('memory')",
         "import resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))",
     ],
@@ -53,10 +55,24 @@ def test_filter_refuses_sockets_processes_and_reaching_for_others(program: str) 
     assert REFUSED in after("filter_system_calls()", program)
 
 
+@pytest.mark.parametrize(
+    "call", ["sigqueue(other, 0, None)", "syscall(number, other, other, 0, told)"]
+)
+def test_filter_refuses_signals_that_carry_a_value(call: str) -> None:
+    program = (
+        "import ctypes, platform\nother, told = os.getppid(), (ctypes.c_int * 32)(0, 0, -1)\n"
+        "number = {'x86_64': 297, 'aarch64': 240}[platform.machine()]\n"
+        f"libc = ctypes.CDLL(None, use_errno=True)\nlibc.{call}\nprint(os.strerror(ctypes.get_errno()))"
+    )
+    assert after("filter_system_calls()", program) == REFUSED
+    assert after("die_with_parent() is None", program) == "Success"
+
+
 def test_filter_leaves_threads_event_loops_and_signals_to_oneself() -> None:
     program = (
-        "import asyncio, threading\nthread = threading.Thread(target=print); thread.start(); thread.join()\n"
-        "asyncio.run(asyncio.sleep(0)); os.kill(os.getpid(), 0); print('done')"
+        "import asyncio, ctypes, threading\nthread = threading.Thread(target=print); thread.start(); thread.join()\n"
+        "asyncio.run(asyncio.sleep(0)); os.kill(os.getpid(), 0)\n"
+        "assert ctypes.CDLL(None).sigqueue(os.getpid(), 0, None) == 0; print('done')"
     )
     assert after("filter_system_calls()", program) == "done"
 

@@ -83,6 +83,25 @@ def test_nobody_prints_a_way_to_passing() -> None:
     assert "passed" in found.output
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        'b\'{"secret": "\\xc3\\xa9"}\'',
+        'rb\'{"secret": "\\ud800"}\'',
+        "b'[' * 20_000 + b']' * 20_000",
+    ],
+    ids=["accent", "half a character", "deep"],
+)
+def test_strange_words_in_the_report_fail_their_program_alone(words: str) -> None:
+    program = (
+        f"import os\nfor fd in range(3, 64):\n    try: os.write(fd, {words} + b'\\n')\n"
+        "    except OSError: pass\nos._exit(0)"
+    )
+    strange, usual = run_programs([program, "x = 1"], num_workers=1)
+    assert (strange.outcome, strange.detail) == ("failed", "it wrote into the report of its end")
+    assert usual.passed
+
+
 def test_signal_without_a_name_is_told_by_its_number() -> None:
     found = verdict("import os; os.kill(os.getpid(), 40)")
     assert (found.outcome, found.detail) == ("killed", "by signal 40, SIG40")

@@ -16,11 +16,12 @@ from lushan.backbones.sources import RECORD_FILE
 from lushan.errors import DataError, LushanError, ModelError, RunError, SettingError
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import stream
+from lushan.inference.predict import Predictor
 from lushan.model_store.tuned_model import save_model
 from lushan.records import Mention, Prediction, Span, TaskState, Triple
 from lushan.workflows import chat as module
 from lushan.workflows.chat import Conversation, LineAnswers, Talk, open_chat, save_talk
-from lushan.workflows.predict import open_run
+from lushan.workflows.predict import Opened, open_run
 from tests.conftest import MakeTiny
 from tests.saved import meaning_of
 from tests.unit.backbones.test_tokenizer import change
@@ -136,6 +137,37 @@ def test_reply_that_was_stopped_stays_as_far_as_it_was_written(
     say(talk, "Go on")
     expected = [turn("user", "Hi"), turn("assistant", begun.strip()), turn("user", "Go on")]
     assert prompts[1] == their_ids(folder, expected)
+
+
+def interrupt(*_: object) -> None:
+    """Be stopped by Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def test_reply_that_was_stopped_before_it_began_is_not_the_one_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk, _ = talk_to(folder)
+    say(talk, "Hi")
+    before = talk.last
+    monkeypatch.setattr(Predictor, "encode", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        talk.ask("Why?")
+    assert (talk.last["ended"], talk.last["reply"]) == ("interrupted", "")
+    assert talk.last.keys() == before.keys()
+
+
+def test_answer_to_a_line_that_was_stopped_is_not_the_one_before(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk, _ = talk_to(tiny_run, settings={})
+    say(talk, "The boat sailed.")
+    before = talk.last
+    monkeypatch.setattr(Opened, "predict", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        talk.ask("The hill is high.")
+    assert talk.last == {**before, "answer": None, "probabilities": {}, "log_likelihood": None}
+    assert len(talk.rows()) == 1
 
 
 def test_turns_are_forgotten_and_the_system_message_changes_from_the_next_turn_on(
@@ -290,3 +322,5 @@ def test_talk_is_saved_as_rows_that_the_task_can_learn_from(folder: Path, tmp_pa
     assert json.loads(file.read_text(encoding="utf-8")) == {"messages": messages}
     with pytest.raises(RunError, match=r"one\.jsonl` is there already"):
         save_talk(talk, file)
+    with pytest.raises(RunError, match=r"two\.jsonl` cannot be written: .*Name another file"):
+        save_talk(talk, file / "two.jsonl")

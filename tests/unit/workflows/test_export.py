@@ -78,6 +78,17 @@ def test_run_whose_data_is_lost_is_compared_on_its_certificate(run: Path, change
     assert any("gone or changed" in line and "`--data DATA`" in line for line in told)
 
 
+def test_run_whose_data_no_longer_gives_its_test_rows_tells_why(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.jsonl").write_text("{", encoding="utf-8")
+    status = read(run / "run.json")
+    status["data"] = str(tmp_path / "broken.jsonl")
+    (run / "run.json").write_text(json.dumps(status), encoding="utf-8")
+    told: list[str] = []
+    quality = export(run, to="hf", tell=told.append)["quality"]
+    assert quality["rows"] == "the texts of the certificate"
+    assert any("no longer gives its test rows: " in line and "broken" in line for line in told)
+
+
 def test_run_with_neither_data_nor_texts_asks_for_rows(
     tiny_folder: MakeTiny, tmp_path: Path
 ) -> None:

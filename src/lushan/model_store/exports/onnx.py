@@ -189,7 +189,11 @@ def _quantise(file: Path) -> None:
     )
     with quiet("onnxruntime.quantization.matmul_nbits_quantizer"):
         quantizer.process()
-    quantizer.model.save_model_to_file(str(file))
+    file.with_name(f"{file.name}.data").unlink(missing_ok=True)  # the weights as they were
+    num_bytes = sum(len(each.raw_data) for each in quantizer.model.model.graph.initializer)
+    quantizer.model.save_model_to_file(
+        str(file), use_external_data_format=num_bytes > _MOST_BYTES_IN_ONE_FILE
+    )
 
 
 def write_beside(merged: Merged, folder: Path, *, code: str) -> None:

@@ -205,6 +205,18 @@ def test_llama_cpp_reads_the_same_tokens_and_writes_what_lushan_writes(
     assert equal_tokens(expected, [first_tokens(each) for each in found.followed]) > 0.95
 
 
+def test_llama_cpp_is_asked_without_a_proxy(
+    tiny_folder: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    exported(wide_base(tiny_folder, tmp_path / "base"), tmp_path / "gguf")
+    asked = Questions("gguf", str(tmp_path / "gguf"), "completion", 0, prompts=[[3]], answers=[[4]])
+    assert len(ask_program(asked).followed) == 1
+
+
 def test_likeliest_tokens_are_read_and_part_of_a_character_has_no_number() -> None:
     told = [{"id": 5, "token": "a", "logprob": -0.1}, {"id": 9, "token": "b", "logprob": -2.0}]
     places = [{"id": 5, "logprob": -0.1, "top_logprobs": told}]

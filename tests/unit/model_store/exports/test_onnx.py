@@ -103,6 +103,22 @@ def test_eight_bits_take_less_room_and_nearly_the_same_scores(
     assert sizes[1] < sizes[0]
 
 
+def test_weights_beside_the_file_are_those_in_eight_bits_alone(
+    class_onnx: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx, "_MOST_BYTES_IN_ONE_FILE", 0)
+    write_form(class_onnx.merged, "onnx", tmp_path / "whole")
+    sizes = {each.name: each.stat().st_size for each in (tmp_path / "whole").iterdir()}
+    shutil.copytree(tmp_path / "whole", tmp_path / "int8")
+    onnx._quantise(tmp_path / "int8" / FILE)
+    assert 0 < (tmp_path / "int8" / f"{FILE}.data").stat().st_size < sizes[f"{FILE}.data"]
+    assert_same_outputs(class_onnx.merged, "onnx", tmp_path / "int8", atol=0.2)
+    monkeypatch.undo()
+    onnx._quantise(tmp_path / "whole" / FILE)
+    assert {each.name for each in (tmp_path / "whole").iterdir()} == {*sizes} - {f"{FILE}.data"}
+    assert_same_outputs(class_onnx.merged, "onnx", tmp_path / "whole", atol=0.2)
+
+
 def test_quantising_says_nothing(
     class_onnx: Written, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
