@@ -228,6 +228,10 @@ PLACES = (
         *("`--out run --overwrite` would delete `run/rows.jsonl`", "Name another folder"),
     ),
     bad(
+        "tune rows.jsonl --model tiny --out run --overwrite --set data.added=run/rows.jsonl",
+        *("`--out run --overwrite` would delete `run/rows.jsonl`", "Name another folder"),
+    ),
+    bad(
         "tune rows.jsonl --model run/model --out run --overwrite",
         *("`--out run --overwrite` would delete `run/model`", "Name another folder"),
     ),

@@ -388,6 +388,9 @@ def _read_measurements(cache: Path | None) -> dict[str, Speed]:
 
 
 def _write_measurements(cache: Path, measurements: dict[str, Speed]) -> None:
-    cache.mkdir(parents=True, exist_ok=True)
     values = {key: dataclasses.asdict(speed) for key, speed in measurements.items()}
-    write_json(cache / "machine.json", values)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        write_json(cache / "machine.json", values)
+    except OSError as error:  # a cache that cannot be written only costs time
+        logger.warning("What was measured of this machine is not kept: %s.", error)

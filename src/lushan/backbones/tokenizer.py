@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -315,9 +316,11 @@ def _compared(tokenizer: Tokenizer, folder: Path) -> list[str]:
     digest = hashlib.sha256(tokenizer.fingerprint.encode())
     digest.update(settings.read_bytes() if settings.is_file() else b"")
     digest.update(json.dumps(read_json(folder / "config.json").get("model_type")).encode())
+    digest.update(metadata.version("transformers").encode())
     verdict = cache_folder() / "tokenizers" / f"{digest.hexdigest()[:32]}.json"
     if verdict.is_file():
-        return read_json(verdict)["notes"]
+        with contextlib.suppress(ModelError, KeyError):  # broken, as by a loss of power: made anew
+            return read_json(verdict)["notes"]
     notes = compare_with_transformers(tokenizer, folder)
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         verdict.parent.mkdir(parents=True, exist_ok=True)

@@ -161,7 +161,8 @@ def _lead(
     start = metric_text(before["value"], metric)
     if test is None:
         return f"{name} went from {start} to"
-    if test["p_value"] >= SIGNIFICANT_BELOW:
+    is_clear = test["p_value"] < SIGNIFICANT_BELOW
+    if not is_clear or not _agrees(test, metric, after["value"], before["value"]):
         return f"{name} did not change clearly: {start} before, now"
     verb = "rose" if after["value"] > before["value"] else "fell"
     return f"{name} {verb} from {start} to"
@@ -180,13 +181,32 @@ def _verdict(results: Mapping[str, Any]) -> str:
     best = (min if scale.lower_is_better else max)(baselines, key=baselines.__getitem__)
     titles = results.get("system_titles", {})
     reached = f"{system_name(best, titles)} at {scale.text(baselines[best])}"
-    unbeaten = [name for name in baselines if not _is_beaten(comparisons.get(name))]
+    after = results["after"][metric]["value"]
+    unbeaten = [
+        name
+        for name, value in baselines.items()
+        if not _is_beaten(comparisons.get(name))
+        or not _agrees(comparisons[name], metric, after, value)
+    ]
     if not unbeaten:
         return f"Every baseline is clearly beaten; the best is {reached}."
     named = ", ".join(
         f"{system_name(name, titles)} ({scale.text(baselines[name])})" for name in unbeaten
     )
     return f"Not clearly better than: {named}."
+
+
+def _agrees(comparison: Mapping[str, Any], metric: str, ours: float, theirs: float) -> bool:
+    """Whether the test, which compares rows, leans to the side that the metric says."""
+    if ours == theirs:
+        return False
+    return _leans_to_us(comparison) == ((ours > theirs) != metric_scale(metric).lower_is_better)
+
+
+def _leans_to_us(comparison: Mapping[str, Any]) -> bool:
+    if is_graded(comparison):
+        return comparison["difference"]["value"] > 0
+    return comparison["wins"] > comparison["losses"]
 
 
 def _is_beaten(comparison: Mapping[str, Any] | None) -> bool:
@@ -197,9 +217,7 @@ def standing(comparison: Mapping[str, Any]) -> str:
     """Say how the tuned model stands in one comparison: `better`, `worse` or `no clear difference`."""
     if comparison.get("p_value_holm", comparison["p_value"]) >= SIGNIFICANT_BELOW:
         return "no clear difference"
-    if is_graded(comparison):
-        return "better" if comparison["difference"]["value"] > 0 else "worse"
-    return "better" if comparison["wins"] > comparison["losses"] else "worse"
+    return "better" if _leans_to_us(comparison) else "worse"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,15 @@ That of an export is made in `export_certificate.py`, of the same parts.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lushan.atomic import write_json
 from lushan.backbones.sources import locate
@@ -244,7 +247,10 @@ def read_probes(run: Path) -> list[Example]:
 def _answers_of_fresh_process(run: Path) -> dict[str, Any]:
     # `-P`: else files of the folder in which the user is, such as a `random.py`, would be imported.
     command = [sys.executable, "-P", "-m", "lushan.model_store.certificate", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own module
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(  # noqa: S603 - our own module
+        command, capture_output=True, text=True, check=False, env=environment
+    )
     if done.returncode:
         raise CertificateError(f"The saved model cannot be loaded again:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])

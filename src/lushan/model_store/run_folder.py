@@ -50,6 +50,7 @@ class RunFolder:
             RunError: If the folder cannot be used.
         """
         check_is_free(path, overwrite=overwrite)
+        path = path.resolve() if path.is_symlink() else path
         if overwrite and (path / _RECIPE).is_file():
             os.close(_lock(path))  # refuses while the older run is still going
             shutil.rmtree(path)

@@ -80,8 +80,16 @@ class Checkpoints:
         self._write(f"best-{step:08d}", weights, {})
 
     def load_best(self, step: int) -> dict[str, Tensor]:
-        """Read the best weights."""
-        return load_file(self._folder / f"best-{step:08d}" / "tensors.safetensors")
+        """Read the best weights.
+
+        Raises:
+            RunError: If they cannot be read.
+        """
+        folder = self._folder / f"best-{step:08d}"
+        try:
+            return load_file(folder / "tensors.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise RunError(_broken(folder, error)) from None
 
     def last_step(self) -> int:
         """Step of the newest whole checkpoint; 0 if there is none."""
@@ -101,9 +109,7 @@ class Checkpoints:
             tensors = load_file(folder / "tensors.safetensors")
             state: dict[str, Any] = json.loads((folder / "state.json").read_text("utf-8"))
         except (OSError, ValueError, SafetensorError) as error:
-            raise RunError(
-                f"Checkpoint `{folder}` is broken: {error}. Remove it, or start again with `--overwrite`."
-            ) from None
+            raise RunError(_broken(folder, error)) from None
         tensors.pop("random/torch", None)  # of earlier versions
         return tensors, Progress(**state)
 
@@ -130,3 +136,9 @@ class Checkpoints:
         for found in self._folder.glob(f"{prefix}*"):
             if found.name != name:
                 shutil.rmtree(found, ignore_errors=True)
+
+
+def _broken(folder: Path, error: Exception) -> str:
+    return (
+        f"Checkpoint `{folder}` is broken: {error}. Remove it, or start again with `--overwrite`."
+    )

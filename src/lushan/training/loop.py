@@ -166,7 +166,8 @@ def _train_step(
     number = optimizer.num_steps_done + 1
     if not math.isfinite(mean_loss):
         raise DivergedError(_divergence_message(number, mean_loss, step.micro_batches))
-    if number == 1 and step.micro_batches and (unreached := optimizer.names_without_gradient()):
+    weighs = any(each.weight for batch in step.micro_batches for each in batch.features)
+    if number == 1 and weighs and (unreached := optimizer.names_without_gradient()):
         raise ModelError(
             f"The loss does not reach {len(unreached)} weights that should be trained, such as `{unreached[0]}`."
         )

@@ -78,7 +78,7 @@ def compiled_layers(
 
 
 def uses_library(recipe: TuneRecipe, *, found: bool | None) -> bool:
-    """Whether a run computes with functions that we compiled (`native.py`), as in bfloat16 on a processor.
+    """Whether a run computes with functions that we compiled (`native.py`), as in bfloat16 or with AdamW on a processor.
 
     Args:
         recipe: Resolved.
@@ -87,7 +87,8 @@ def uses_library(recipe: TuneRecipe, *, found: bool | None) -> bool:
     Raises:
         RunError: If that has changed: it would round otherwise than a run that was not stopped.
     """
-    can_use = recipe.model.precision == "bf16" and choose_device().value == "cpu"
+    could = recipe.model.precision == "bf16" or recipe.training.optimizer == "adamw"
+    can_use = could and choose_device().value == "cpu"
     why = native.why_missing() if can_use else "it computes in another way"
     uses = not why
     if found and not uses:

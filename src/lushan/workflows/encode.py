@@ -100,6 +100,8 @@ def _name(examples: Sequence[Example], encoder: Encoder, *, with_target: bool) -
         "version": lushan.__version__,
         "state": asdict(replace(encoder.state, shots=())),
         "tokenizer": encoder.tokenizer.fingerprint,
+        "chat": encoder.tokenizer.chat.source,
+        "bos": encoder.tokenizer.bos_id,
         "answer": encoder.answer,
         "limit": asdict(encoder.limit),
         "with_target": with_target,

@@ -228,7 +228,7 @@ class _Tuned:
     def predictor(self) -> Predictor:
         """The model, in memory."""
         if self._predictor is None:
-            with TemporaryDirectory(prefix="lushan-") as folder:
+            with TemporaryDirectory(prefix="lushan-") as folder, torch.random.fork_rng(devices=[]):
                 for name, content in self._files.items():
                     Path(folder, name).write_bytes(content)
                 self._predictor = load_predictor(Path(folder))

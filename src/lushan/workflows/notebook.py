@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+import torch
+
 from lushan.settings import merged, nested
 from lushan.workflows import check as checking
 from lushan.workflows import evaluate as evaluating
@@ -134,7 +136,8 @@ def load(
     Raises:
         UserError: If there is no whole tuned model.
     """
-    return open_run(Path(run), nested(settings), weights=weights)
+    with torch.random.fork_rng(devices=[]):  # what the caller draws next is not ours to decide
+        return open_run(Path(run), nested(settings), weights=weights)
 
 
 def evaluate(

@@ -4,6 +4,7 @@ Every phase leaves its result in the run folder, so a killed run goes on where i
 for bit.
 """
 
+import math
 import platform
 import time
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ from lushan.model_store.tuned_model import (
 from lushan.records import Batch, LossSum
 from lushan.settings import build
 from lushan.training.checkpoint import Checkpoints
-from lushan.training.loop import FitSettings, Fitted, Listener, fit
+from lushan.training.loop import Evaluated, FitSettings, Fitted, Listener, fit
 from lushan.training.optimizer import Optimizer, OptimizerSettings
 from lushan.training.processes import Team
 from lushan.training.sharding import shard
@@ -165,7 +166,8 @@ def _begin(
     refuse_what_the_task_lacks(recipe, task)
     base = locate(recipe.model.name)
     if overwrite:
-        check_keeps(out, needed=(data, base))
+        added = [] if recipe.data.added is None else [Path(recipe.data.added)]
+        check_keeps(out, needed=(data, base, *added))
     facts = describe(base)
     tokenizer = Tokenizer.load(base)
     prepared = prepare(data, task=task, recipe=recipe, tell=tell)
@@ -266,7 +268,7 @@ def _trained(
         "checkpoints": str(run.checkpoints.resolve()),
         **{name: run.get(name) for name in ("fingerprint", "base_digest", "num_threads")},
     })
-    has_library = uses_library(setup.recipe, found=run.get("has_library"))
+    with_library = uses_library(setup.recipe, found=run.get("uses_library"))
     predictor = untrained(setup, tell=tell)
     backbone = predictor.backbone
     num_weights = trained_parts(backbone.model)
@@ -278,7 +280,7 @@ def _trained(
             gain_decides="engine.compile" in {each["name"] for each in run.get("choices")},
             tell=tell,
         )
-    run.note(compiled=layers is not None, has_library=has_library)
+    run.note(compiled=layers is not None, uses_library=with_library)
     steps_file = StepsFile(run.path / "steps.jsonl", first_step=checkpoints.last_step() + 1)
     with closing(steps_file) as steps:
         fitted = train(
@@ -456,15 +458,21 @@ def train(
     # Put together, a model that was spread over GPUs answers on the processor, which rounds in another way.
     is_elsewhere = is_spread and team.device.type != "cpu"
     if settings.keep == "best" and team.leads and not is_elsewhere:
-        best = max(each["score"] for each in fitted.progress.validation)
-        if (again := evaluate().score) != best:
-            raise CertificateError(
-                f"The best weights scored {best} on the validation rows, but {again} when asked again."
-            )
+        _refuse_another_score(fitted, evaluate(), runs_code=recipe.task_settings.run_code)
     leave_trained_layers(backbone)  # what is measured from here on is what is saved
     backbone.frozen = setup.frozen
     fitted.progress.seconds += frozen_seconds
     return fitted
+
+
+def _refuse_another_score(fitted: Fitted, again: Evaluated, *, runs_code: bool) -> None:
+    best = max(fitted.progress.validation, key=lambda each: each["score"])
+    # A program that runs into its limit passes at one time and fails at another; the loss is the same then.
+    if again.score == best["score"] or (runs_code and math.isclose(again.loss, best["loss"])):
+        return
+    raise CertificateError(
+        f"The best weights scored {best['score']} on the validation rows, but {again.score} when asked again."
+    )
 
 
 def _is_spread(recipe: TuneRecipe) -> bool:

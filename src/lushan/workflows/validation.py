@@ -1,5 +1,6 @@
 """Ask a model about the validation rows, again and again while it is trained."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -31,6 +32,8 @@ def validated(
     with clock():
         examples = setup.parts.validation
         predictions = predictor.examine(examples, features=features, main_metric_only=True)
+        if any(not math.isfinite(each.truth_log_likelihood or 0) for each in predictions):
+            return Evaluated(-math.inf, math.nan)  # no score can be made of it
         scores = setup.task.score(predictions, examples, setup.state)
         loss = scores.details.get("log_loss")
         if loss is None:

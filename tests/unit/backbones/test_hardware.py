@@ -123,6 +123,15 @@ def test_broken_cache_is_measured_again_and_told(
     assert "Measuring again" in caplog.text
 
 
+def test_cache_that_cannot_be_written_is_told_and_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend(monkeypatch, SPEED)
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    assert measure("cpu", cache=tmp_path / "file") == SPEED
+    assert "is not kept" in caplog.text
+
+
 @pytest.mark.parametrize(("bf16_gflops", "expected"), [(400.0, "bf16"), (110.0, "fp32")])
 def test_auto_precision_takes_bf16_only_where_it_is_clearly_faster(
     bf16_gflops: float, expected: str, monkeypatch: pytest.MonkeyPatch

@@ -166,6 +166,18 @@ def test_comparison_is_made_once(tiny_folder: MakeTiny, monkeypatch: pytest.Monk
     assert Tokenizer.load(tiny_folder("llama")).notes == first.notes
 
 
+def test_comparison_whose_record_is_broken_is_made_anew(
+    tiny_folder: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LUSHAN_CACHE", str(tmp_path))
+    Tokenizer.load(tiny_folder("llama"))
+    (record,) = (tmp_path / "tokenizers").iterdir()
+    written = record.read_text(encoding="utf-8")
+    record.write_text("", encoding="utf-8")
+    Tokenizer.load(tiny_folder("llama"))
+    assert record.read_text(encoding="utf-8") == written
+
+
 @pytest.mark.parametrize("missing", [2**32 - 1, -1, 320, None, []])
 def test_id_that_does_not_exist_is_no_stop_token(
     missing: object, tiny_folder: MakeTiny, tmp_path: Path

@@ -15,7 +15,8 @@ def _results(before: float | None, after: float, p_value: float = 1e-9) -> dict[
     }
     if before is not None:
         results["before"] = {"accuracy": {"value": before, "low": before, "high": before}}
-        results["comparisons"] = {"before": {"p_value": p_value, "wins": 9, "losses": 1}}
+        wins, losses = (9, 1) if after > before else (1, 9)
+        results["comparisons"] = {"before": {"p_value": p_value, "wins": wins, "losses": losses}}
     return results
 
 
@@ -38,6 +39,16 @@ def test_an_unclear_gain_is_no_gain() -> None:
     found = phrases.headline(_results(0.80, 0.81, p_value=0.21))
     assert _plain(found.lead) == "Accuracy did not change clearly: 80.0 % before, now"
     assert "p = 0.210" in found.detail
+
+
+def test_rows_that_got_better_make_no_fall_of_another_measure_clear() -> None:
+    results = _results(0.3, 0.0)
+    results["comparisons"]["before"] |= {"wins": 90, "losses": 10}
+    results["baselines"] = {"majority": {"accuracy": {"value": 0.2}}}
+    results["comparisons"]["majority"] = {"p_value": 1e-9, "wins": 90, "losses": 1}
+    found = phrases.headline(results)
+    assert _plain(found.lead) == "Accuracy did not change clearly: 30.0 % before, now"
+    assert _plain(found.verdict) == "Not clearly better than: Majority (20.0 %)."
 
 
 def test_without_a_before_there_is_only_a_score() -> None:
@@ -185,7 +196,8 @@ def test_headline_of_bleu_has_no_percent_and_names_the_permutation_test() -> Non
         "after": {"bleu": {"value": 36.18, "low": 34.96, "high": 38.2}},
     }
     results["before"] = {"bleu": {"value": 12.3, "low": 12.0, "high": 13.0}}
-    results["comparisons"] = {"before": {"p_value": 1e-4, "test": "permutation"}}
+    better = {"p_value": 1e-4, "test": "permutation", "difference": {"value": 0.2}}
+    results["comparisons"] = {"before": better}
     assert _plain(phrases.headline(results).sentence) == (
         "BLEU rose from 12.3 to 36.2 "
         "(95 % interval 35.0 to 38.2; p < 0.001, paired permutation test; 900 test rows)."

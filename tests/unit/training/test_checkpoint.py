@@ -95,6 +95,17 @@ def test_broken_checkpoint_is_refused_by_name(file: str, tmp_path: Path) -> None
         Checkpoints(tmp_path).load_last()
 
 
+@pytest.mark.parametrize("text", [None, b"\x00\x01"])
+def test_best_weights_that_cannot_be_read_are_refused_by_name(
+    text: bytes | None, tmp_path: Path
+) -> None:
+    if text is not None:
+        Checkpoints(tmp_path).save_best(3, {**TENSORS})
+        (tmp_path / "best-00000003" / "tensors.safetensors").write_bytes(text)
+    with pytest.raises(RunError, match=r"best-00000003` is broken: .*`--overwrite`"):
+        Checkpoints(tmp_path).load_best(3)
+
+
 def test_finished_run_leaves_no_checkpoints(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(3, {**TENSORS}, progress_at(3))

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lushan.data.batching import PackedSource
+from lushan.data.batching import PackedSource, Step, pack
 from lushan.errors import DivergedError, ModelError
 from lushan.records import Batch, Features, LossSum
+from lushan.training import loop
 from lushan.training.checkpoint import Checkpoints
 from lushan.training.loop import Evaluated, FitSettings, Fitted, StepDone, fit
 from lushan.training.optimizer import Optimizer, OptimizerSettings
+from lushan.training.processes import Team
 
 NUM_ROWS, ROWS_PER_STEP, NUM_EPOCHS = 10, 4, 3
 NUM_STEPS = 9
@@ -201,6 +203,20 @@ def test_weight_that_the_loss_does_not_reach_is_named(tmp_path: Path) -> None:
     model.unused.requires_grad_(requires_grad=True)
     with pytest.raises(ModelError, match=r"does not reach 2 weights .* such as `unused\.weight`"):
         run(model, tmp_path)
+
+
+def test_process_that_only_computes_along_reaches_nothing() -> None:
+    model = Model()
+    filler = Features((1, 2), "row", 0, target=1, weight=0.0)
+    done = loop._train_step(
+        Step([pack([filler])], num_supervised=1, num_tokens=2, seed=0),
+        loss=model.loss,
+        optimizer=optimizer_of(model),
+        team=Team(),
+        num_steps=1,
+        started=0.0,
+    )
+    assert done.loss == 0
 
 
 def test_loss_that_pulls_at_nothing_is_refused(tmp_path: Path) -> None:

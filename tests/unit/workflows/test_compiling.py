@@ -67,16 +67,30 @@ def recipe_of(base: Path, *, compile_layers: bool) -> TuneRecipe:
         ("", False, "`CXX=none`"),
     ],
 )
+@pytest.mark.parametrize(("precision", "optimizer"), [("bf16", "sgd"), ("fp32", "adamw")])
 def test_run_goes_on_only_with_the_functions_that_it_began_with(
-    missing: str, found: bool | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+    missing: str,
+    found: bool | None,
+    told: str | None,
+    *,
+    precision: str,
+    optimizer: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(workflow.native, "why_missing", lambda: missing)
-    recipe = make_recipe(None, {"model": {"precision": "bf16"}}, [])
+    flags = {"model": {"precision": precision}, "training": {"optimizer": optimizer}}
+    recipe = make_recipe(None, flags, [])
     if told is None:
         assert workflow.uses_library(recipe, found=found) == (not missing)
     else:
         with pytest.raises(RunError, match=re.escape(told)):
             workflow.uses_library(recipe, found=found)
+
+
+def test_what_needs_no_functions_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflow.native, "why_missing", lambda: "")
+    flags = {"model": {"precision": "fp32"}, "training": {"optimizer": "sgd"}}
+    assert not workflow.uses_library(make_recipe(None, flags, []), found=False)
 
 
 def load(folder: Path) -> Backbone:

@@ -73,12 +73,15 @@ def test_equal_examples_share_an_entry(cache: EncodedCache, encoder: Encoder) ->
 def test_whatever_decides_a_token_makes_another_entry(
     cache: EncodedCache, encoder: Encoder, tiny_folder: MakeTiny
 ) -> None:
+    with_another_template = Tokenizer.load(tiny_folder("llama"))
+    with_another_template.chat.source = "{{ messages[0].content }}"
     others = [
         replace(encoder, answer="generate"),
         replace(encoder, limit=LengthLimit(32)),
         replace(encoder, limit=LengthLimit(64, "truncate")),
         replace(encoder, state=TaskState(labels=("0", "a", "b"))),
         replace(encoder, tokenizer=Tokenizer.load(tiny_folder("gemma3_text"))),
+        replace(encoder, tokenizer=with_another_template),
     ]
     for each in (encoder, *others):
         encoded(cache, each)

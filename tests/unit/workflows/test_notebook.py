@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import lushan
 from lushan.errors import SettingError
@@ -35,7 +36,9 @@ def test_a_model_is_tuned_loaded_scored_and_compared_by_plain_calls(
         )
         assert results["adapter"] == run.name
         assert results["validation"][-1]["step"] == 5  # 34 training rows, 8 a step
+    before = torch.random.get_rng_state()
     (prediction,) = lushan.load(runs[0]).predict(["The boat sailed."])
+    assert torch.equal(torch.random.get_rng_state(), before)
     assert isinstance(prediction, lushan.Prediction)
     assert lushan.evaluate(runs[0], data)["num_examples"] == 48
     assert len(lushan.compare(runs)["comparisons"]) == 1

@@ -13,9 +13,10 @@ from sklearn.metrics import accuracy_score
 
 from lushan.errors import CertificateError, DataError, RunError, SettingError
 from lushan.settings import merged
-from lushan.training.loop import Evaluated, StepDone
+from lushan.training.checkpoint import Progress
+from lushan.training.loop import Evaluated, Fitted, StepDone
 from lushan.workflows.recipe import make_recipe
-from lushan.workflows.tune import tune
+from lushan.workflows.tune import _refuse_another_score, tune
 from tests.bad_inputs import good_rows, write_lines
 from tests.conftest import MakeTiny
 from tests.runs import answers_of_this_process, read, read_steps
@@ -170,6 +171,15 @@ def test_best_weights_that_score_otherwise_when_asked_again_are_not_saved(
     with pytest.raises(CertificateError, match=r"scored 0\.9 .* but 0\.8 when asked again"):
         runs.tune("run")
     assert not (runs.folder / "run" / "model").exists()
+
+
+def test_programs_that_pass_at_one_time_alone_end_no_training() -> None:
+    points = [{"score": 0.3, "loss": 0.5}, {"score": 0.9, "loss": 0.4}]
+    fitted = Fitted(Progress(validation=points), 2)
+    _refuse_another_score(fitted, Evaluated(0.8, 0.4), runs_code=True)
+    for loss, runs_code in ((0.5, True), (0.4, False)):
+        with pytest.raises(CertificateError, match=r"scored 0\.9"):
+            _refuse_another_score(fitted, Evaluated(0.8, loss), runs_code=runs_code)
 
 
 def test_patience_stops_after_epochs_that_were_no_better(runs: Runs, script_scores: Script) -> None:

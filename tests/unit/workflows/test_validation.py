@@ -49,6 +49,22 @@ BEGINNINGS = [
 ]
 
 
+def test_truth_of_no_likelihood_is_a_loss_that_is_no_number(build_setup: BuildSetup) -> None:
+    setup = build_setup(
+        "llama",
+        rows=CONVERSATIONS,
+        task="dialogue",
+        answer="generate",
+        generation={"max_new_tokens": 4},
+    )
+    predictor = untrained(setup, tell=lambda _: None)
+    asked = asked_features(setup, predictor, tell=lambda _: None)
+    next(predictor.backbone.model.parameters()).data.fill_(math.nan)
+    found = validated(setup, predictor, asked, nullcontext)
+    assert found.score == -math.inf
+    assert math.isnan(found.loss)
+
+
 @pytest.mark.parametrize(
     ("task", "rows"), [("dialogue", CONVERSATIONS), ("completion", BEGINNINGS)]
 )
