@@ -68,7 +68,7 @@ def why_missing() -> str:
 
 
 def identity() -> str:
-    """Name the library: it has another name for other sources, compilers and versions of torch; empty if there is none."""
+    """Name the library: another for other sources, commands of compilers and versions of torch; empty if there is none."""
     return "" if why_missing() else Path(library()._name).stem
 
 

@@ -303,7 +303,8 @@ class Cleaner:
     def _cut(self, name: str, text: str, number: int) -> Sequence[str]:
         if isinstance(listed := unpacked(text), list):
             return listed
-        if text.strip().startswith("[") and text.strip().endswith("]"):
+        inside = text.strip()[1:-1]
+        if text.strip() == f"[{inside}]" and not {"[", "]"} & set(inside):
             raise DataError(
                 f"{self._place(number)}: `{name}` holds a list that is not JSON: {text[:80]!r}. Write it "
                 'with double quotes, such as ["a", "b"].'

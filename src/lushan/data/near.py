@@ -22,6 +22,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+RULES = b"compared 2"
+"""Changes whenever texts are compared in another way: what is split by that comes out otherwise."""
 NEAR = 0.75
 PIECE_CHARACTERS = 5
 WIDE_PIECE_CHARACTERS = 2
@@ -79,21 +81,28 @@ def bare_of(plain_text: str) -> str:
     if plain_text.isascii():  # the same, several times as fast
         return " ".join(plain_text.translate(ASCII_NOT_WORD).split())
     text = LOOSE_ACCENT.sub(" ", f" {plain_text}".replace("_", " "))
-    return " ".join(_not_word().sub(" ", text).split())
+    not_word, symbol = _patterns()
+    # Whether a space stands beside a symbol says as little as it does beside punctuation.
+    return " ".join(symbol.sub(r" \g<0> ", not_word.sub(" ", text)).split())
 
 
 @cache
-def _not_word() -> re.Pattern[str]:
-    """Match all but spaces, letters, digits, what belongs to them (vowel signs, accents), and symbols such as smiles."""
-    signs = {code for code in range(128, LAST_SIGN) if _is_sign(chr(code))}
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Match what is dropped, and symbols such as smiles: letters, digits and what belongs to them (vowel signs) are neither."""
+    return re.compile(rf"[^\w {_ranges('MS')}]+"), re.compile(f"[{_ranges('S')}]")
+
+
+def _ranges(kinds: str) -> str:
+    """Write what Unicode has of some kinds beyond ASCII as ranges of an expression."""
+    found = [chr(code) for code in range(128, LAST_SIGN)]
+    signs = {
+        ord(each)
+        for each in found
+        if unicodedata.category(each)[0] in kinds and each not in NO_SIGNS
+    }
     starts = sorted(code for code in signs if code - 1 not in signs)
     ends = sorted(code for code in signs if code + 1 not in signs)
-    ranges = (f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))
-    return re.compile(rf"[^\w {''.join(ranges)}]+")
-
-
-def _is_sign(character: str) -> bool:
-    return unicodedata.category(character)[0] in "MS" and character not in NO_SIGNS
+    return "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))
 
 
 def comparable(text: str) -> str:

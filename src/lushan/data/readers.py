@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 from lushan.data.columns import Cleaner, Columns, Notes, check_mapping, find_columns, form_of
 from lushan.data.formats import EMPTY_ROWS, EXTENSIONS, Record, format_of, read_records
+from lushan.data.near import RULES
 from lushan.errors import DataError
 from lushan.records import SPLIT_NAMES, Row, SplitName
 
@@ -67,7 +68,7 @@ def read_dataset(
     """
     check_mapping(columns, wanted)
     files, notes = find_files(path)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(RULES)
     splits: dict[SplitName, Sequence[Item]] = {}
     num_empty: dict[SplitName, int] = {}
     for name, file in files.items():

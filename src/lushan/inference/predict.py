@@ -5,6 +5,7 @@ Documents run packed, longest last, and what all prompts share at their start is
 Shapes: N documents of a batch, F all documents, C classes or candidate answers.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -148,16 +149,18 @@ class Predictor:
 
         With `main_metric_only`, nothing is written where that likelihood is what the task is judged by.
         """
-        if not (main_metric_only and self.writes and self.task.is_judged_by_likelihood):
+        if not self.writes or not examples:
+            return self.predict(examples, shots=shots, features=features, advance=advance)
+        told = self._encode(examples, self.limit, with_target=True, shots=shots)
+        with self._without_training():
+            truths = truth_outputs(self.task, self.backbone, told)
+        # A model whose weights are no numbers any more cannot write.
+        is_broken = all(math.isnan(total) for total, _ in truths)
+        if not is_broken and not (main_metric_only and self.task.is_judged_by_likelihood):
             predictions = self.predict(examples, shots=shots, features=features, advance=advance)
         else:
             features = self.encode(examples, shots=shots) if features is None else features
             predictions = self.decode([Written("", 0.0)] * len(examples), features, examples)
-        if not self.writes or not examples:
-            return predictions
-        told = self._encode(examples, self.limit, with_target=True, shots=shots)
-        with self._without_training():
-            truths = truth_outputs(self.task, self.backbone, told)
         return [
             replace(each, truth_log_likelihood=float(total), num_truth_tokens=int(size))
             for each, (total, size) in zip(predictions, truths, strict=True)

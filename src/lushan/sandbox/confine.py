@@ -53,8 +53,8 @@ _SELF_ONLY = {
     "prlimit64": (302, 261),
 }
 _CLONE, _CLONE3 = (56, 220), (435, 435)
-_FCNTL = (72, 25)
-_SET_OWNERS = (8, 15)  # of a file: whom the kernel sends a signal when it can be read
+# Of a file or a socket: whom the kernel sends a signal when it can be read. Calls, and what their second argument says then.
+_SETS_OWNER = {"fcntl": ((72, 25), (8, 15)), "ioctl": ((16, 29), (0x8901, 0x8902))}
 
 _LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
@@ -142,9 +142,10 @@ def _filter_program(machine: str) -> bytes:
     lines += [(_IF_EQUAL, 0, 1, _CLONE3[place]), (_RETURN, 0, 0, _ENOSYS)]
     lines += [(_IF_EQUAL, 0, 4, _CLONE[place]), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
     lines += [(_IF_BITS, 1, 0, _CLONE_THREAD), (_RETURN, 0, 0, _EPERM), (_RETURN, 0, 0, _ALLOW)]
-    lines += [(_IF_EQUAL, 0, 5, _FCNTL[place]), (_LOAD, 0, 0, _SECOND_ARGUMENT)]
-    lines += [(_IF_EQUAL, 1, 0, _SET_OWNERS[0]), (_IF_EQUAL, 0, 1, _SET_OWNERS[1])]
-    lines += [(_RETURN, 0, 0, _EPERM), (_RETURN, 0, 0, _ALLOW)]
+    for numbers, asked in _SETS_OWNER.values():
+        lines += [(_IF_EQUAL, 0, 5, numbers[place]), (_LOAD, 0, 0, _SECOND_ARGUMENT)]
+        lines += [(_IF_EQUAL, 1, 0, asked[0]), (_IF_EQUAL, 0, 1, asked[1])]
+        lines += [(_RETURN, 0, 0, _EPERM), (_RETURN, 0, 0, _ALLOW)]
     for numbers in _SELF_ONLY.values():
         lines += [(_IF_EQUAL, 0, 5, numbers[place]), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
         lines += [(_IF_EQUAL, 2, 0, 0), (_IF_EQUAL, 1, 0, os.getpid())]

@@ -77,31 +77,38 @@ def compiled_layers(
     return layers
 
 
-def uses_library(recipe: TuneRecipe, *, found: bool | None) -> bool:
-    """Whether a run computes with functions that we compiled (`native.py`), as in bfloat16 or with AdamW on a processor.
+def library_of(recipe: TuneRecipe, *, found: str | None, is_spread: bool) -> str:
+    """Name the functions that we compiled (`native.py`) and a run computes with, as in bfloat16 or with AdamW on a processor.
 
     Args:
         recipe: Resolved.
-        found: Whether this run, which is resumed, did so far; None if it is new.
+        found: What this run, which is resumed, computed with so far: a name, or nothing; None if it is new.
+        is_spread: Whether layers are spread over processes, which moves their weights in another way.
 
     Raises:
         RunError: If that has changed: it would round otherwise than a run that was not stopped.
     """
-    could = recipe.model.precision == "bf16" or recipe.training.optimizer == "adamw"
-    can_use = could and choose_device().value == "cpu"
+    moves = recipe.training.optimizer == "adamw" and not is_spread
+    can_use = (recipe.model.precision == "bf16" or moves) and choose_device().value == "cpu"
     why = native.why_missing() if can_use else "it computes in another way"
-    uses = not why
-    if found and not uses:
+    name = "" if why else native.identity()
+    if found is None or found == name:
+        return name
+    if not name:
         raise RunError(
             f"This run computes with compiled functions, which it cannot now: {why}. Give back what is missing, or start "
             "again with `--overwrite`."
         )
-    if found is False and uses:
+    if not found:
         raise RunError(
             "This run computes without compiled functions, which were missing when it began; they would round otherwise. "
             "Leave them out with the environment variable `CXX=none`, or start again with `--overwrite`."
         )
-    return uses
+    raise RunError(
+        f"This run computes with compiled functions (`{found}`) that are not those of now (`{name}`), which may round "
+        "otherwise. Give back the compiler and the versions of torch and Lushan that it began with, or start again with "
+        "`--overwrite`."
+    )
 
 
 def _probe(backbone: Backbone) -> Batch:

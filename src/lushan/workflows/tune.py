@@ -54,7 +54,7 @@ from lushan.training.optimizer import Optimizer, OptimizerSettings
 from lushan.training.processes import Team
 from lushan.training.sharding import shard
 from lushan.workflows.comparison import answer_untuned, run_baselines, what_is_asked
-from lushan.workflows.compiling import compiled_layers, uses_library
+from lushan.workflows.compiling import compiled_layers, library_of
 from lushan.workflows.frozen_rows import frozen_states
 from lushan.workflows.label_curve import run_label_curve
 from lushan.workflows.meaning import meaning_of
@@ -268,7 +268,7 @@ def _trained(
         "checkpoints": str(run.checkpoints.resolve()),
         **{name: run.get(name) for name in ("fingerprint", "base_digest", "num_threads")},
     })
-    with_library = uses_library(setup.recipe, found=run.get("uses_library"))
+    library = library_of(setup.recipe, found=run.get("library"), is_spread=_is_spread(setup.recipe))
     predictor = untrained(setup, tell=tell)
     backbone = predictor.backbone
     num_weights = trained_parts(backbone.model)
@@ -280,7 +280,7 @@ def _trained(
             gain_decides="engine.compile" in {each["name"] for each in run.get("choices")},
             tell=tell,
         )
-    run.note(compiled=layers is not None, uses_library=with_library)
+    run.note(compiled=layers is not None, library=library)
     steps_file = StepsFile(run.path / "steps.jsonl", first_step=checkpoints.last_step() + 1)
     with closing(steps_file) as steps:
         fitted = train(

@@ -205,6 +205,8 @@ def test_a_broken_character_is_told_and_kept() -> None:
         ("a|b", ("a", "b")),
         ("a; b;", ("a", "b")),
         ("a;b|c", ("a;b", "c")),
+        ("[a]|[b]", ("[a]", "[b]")),
+        ("[a]; [b]", ("[a]", "[b]")),
         ("a", ("a",)),
         ("", ()),
     ],

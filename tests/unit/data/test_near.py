@@ -112,6 +112,9 @@ def test_vowel_signs_tone_marks_and_smiles_are_no_punctuation(one: str, other: s
         ("\u00bd cup", "1/2 cup"),
         ("I \u2764\ufe0f tea", "I \u2764 tea!"),
         ("so good!\U0001f600", "so good, \U0001f600"),
+        ("great\U0001f600", "great \U0001f600"),
+        ("20 \u00b0C", "20\u2103"),
+        ("3\u00d74", "3 \u00d7 4"),
     ],
 )
 def test_ways_to_write_the_same_are_equal_without_punctuation(one: str, other: str) -> None:

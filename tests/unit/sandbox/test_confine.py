@@ -47,6 +47,8 @@ def test_namespaces_have_no_way_even_to_this_machine() -> None:
         "os.kill(-1, 0)",
         "import fcntl\nfcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid())",
         "import fcntl, struct\nfcntl.fcntl(os.pipe()[0], 15, struct.pack('ii', 1, os.getppid()))",
+        "import fcntl, socket, struct\n"
+        "fcntl.ioctl(socket.socketpair()[0], 0x8901, struct.pack('i', os.getppid()))",
         "os.memfd_create('memory')",
         "import resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))",
     ],

@@ -61,16 +61,17 @@ def recipe_of(base: Path, *, compile_layers: bool) -> TuneRecipe:
     ("missing", "found", "told"),
     [
         ("", None, None),
-        ("", True, None),
-        ("no compiler", False, None),
-        ("no compiler", True, "which it cannot now: no compiler"),
-        ("", False, "`CXX=none`"),
+        ("", "products-1", None),
+        ("no compiler", "", None),
+        ("no compiler", "products-1", "which it cannot now: no compiler"),
+        ("", "", "`CXX=none`"),
+        ("", "products-2", "(`products-2`) that are not those of now (`products-1`)"),
     ],
 )
 @pytest.mark.parametrize(("precision", "optimizer"), [("bf16", "sgd"), ("fp32", "adamw")])
 def test_run_goes_on_only_with_the_functions_that_it_began_with(
     missing: str,
-    found: bool | None,
+    found: str | None,
     told: str | None,
     *,
     precision: str,
@@ -78,19 +79,25 @@ def test_run_goes_on_only_with_the_functions_that_it_began_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(workflow.native, "why_missing", lambda: missing)
+    monkeypatch.setattr(workflow.native, "identity", lambda: "products-1")
     flags = {"model": {"precision": precision}, "training": {"optimizer": optimizer}}
     recipe = make_recipe(None, flags, [])
     if told is None:
-        assert workflow.uses_library(recipe, found=found) == (not missing)
+        name = workflow.library_of(recipe, found=found, is_spread=False)
+        assert name == ("" if missing else "products-1")
     else:
         with pytest.raises(RunError, match=re.escape(told)):
-            workflow.uses_library(recipe, found=found)
+            workflow.library_of(recipe, found=found, is_spread=False)
 
 
-def test_what_needs_no_functions_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("optimizer", "is_spread"), [("sgd", False), ("adamw", True)])
+def test_what_needs_no_functions_goes_on_without(
+    optimizer: str, is_spread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(workflow.native, "why_missing", lambda: "")
-    flags = {"model": {"precision": "fp32"}, "training": {"optimizer": "sgd"}}
-    assert not workflow.uses_library(make_recipe(None, flags, []), found=False)
+    flags = {"model": {"precision": "fp32"}, "training": {"optimizer": optimizer}}
+    recipe = make_recipe(None, flags, [])
+    assert not workflow.library_of(recipe, found="", is_spread=is_spread)
 
 
 def load(folder: Path) -> Backbone:

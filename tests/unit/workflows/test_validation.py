@@ -49,14 +49,25 @@ BEGINNINGS = [
 ]
 
 
-def test_truth_of_no_likelihood_is_a_loss_that_is_no_number(build_setup: BuildSetup) -> None:
-    setup = build_setup(
-        "llama",
-        rows=CONVERSATIONS,
-        task="dialogue",
-        answer="generate",
-        generation={"max_new_tokens": 4},
-    )
+SUMMARIES = [
+    {"document": f"Room {number}", "summary": f"It is on floor {number % 7}."}
+    for number in range(40)
+]
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "generation"),
+    [
+        ("dialogue", CONVERSATIONS, {}),
+        ("summarization", SUMMARIES, {"temperature": 0.7}),
+        ("summarization", SUMMARIES, {"num_beams": 2}),
+    ],
+)
+def test_truth_of_no_likelihood_is_a_loss_that_is_no_number(
+    task: str, rows: list[dict[str, Any]], generation: dict[str, Any], build_setup: BuildSetup
+) -> None:
+    how = {"max_new_tokens": 4, **generation}
+    setup = build_setup("llama", rows=rows, task=task, answer="generate", generation=how)
     predictor = untrained(setup, tell=lambda _: None)
     asked = asked_features(setup, predictor, tell=lambda _: None)
     next(predictor.backbone.model.parameters()).data.fill_(math.nan)

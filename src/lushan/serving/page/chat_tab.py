@@ -119,9 +119,11 @@ class _Talk(NamedTuple):
         return ["", [], [], *[drawing.chat([], self.texts)] * 2]
 
     def add(self, text: str, *said: list[Turn]) -> list[Any]:
-        """Put a message into both conversations."""
-        more = [{"role": "user", "content": text}] if text.strip() else []
-        conversations = [[*each, *more] for each in said]
+        """Put a message into both conversations, in the place of one that nobody answered: they take turns."""
+        conversations: Sequence[list[Turn]] = said
+        if text.strip():
+            asked = {"role": "user", "content": text}
+            conversations = [[*_answered(each), asked] for each in said]
         return ["", *conversations, *(drawing.chat(each, self.texts) for each in conversations)]
 
     async def answer(
@@ -172,3 +174,7 @@ def _asked(
         stop_strings=predictor.state.stop_strings,
     )
     return hosted, prompt.token_ids, settings
+
+
+def _answered(said: list[Turn]) -> list[Turn]:
+    return said[:-1] if said and said[-1]["role"] == "user" else said

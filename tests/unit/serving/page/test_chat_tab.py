@@ -98,6 +98,16 @@ def test_problem_is_shown_and_its_message_leaves_the_conversation(
     assert "chat, row 1" in shown.partition("lushan-problem")[2]
 
 
+def test_message_that_nobody_answered_gives_way_to_the_next(
+    make_studio: MakeStudio, talker: HostedModel, english: Texts
+) -> None:
+    answered = [*TURNS, {"role": "assistant", "content": "home."}]
+    asked = {"role": "user", "content": "Where to?"}
+    talk = _Talk(make_studio(talker), english)
+    assert talk.add("Where to?", TURNS, answered)[1:3] == [[asked], [*answered, asked]]
+    assert talk.add(" ", TURNS, answered)[1:3] == [TURNS, answered]
+
+
 def test_what_was_written_before_a_problem_stays_without_it(
     make_studio: MakeStudio, talker: HostedModel, english: Texts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
