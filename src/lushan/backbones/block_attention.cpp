@@ -16,10 +16,6 @@ constexpr int64_t BLOCK = 64;  // rows, between two additions to the gradients o
 constexpr int SUMS = 4;        // rows of sums, of up to 64 numbers, that stay in registers
 enum Place { MEMORY = 29 };    // of `scratch`
 
-__m512 add_products(__m512 sums, __m512i one, __m512i two) { return _mm512_dpbf16_ps(sums, (__m512bh)one, (__m512bh)two); }
-
-__m512i pair_at(const void *from) { return _mm512_set1_epi32(*(const int32_t *)from); }
-
 // Gives parts of one piece of memory, of so many numbers of 4 bytes each.
 struct Memory {
   uint32_t *next;

@@ -17,10 +17,6 @@ enum Place { FIRST = 24, SECOND, BACK, NARROW, NARROW_GRADIENT };  // of `scratc
 
 int64_t padded(int64_t rank) { return (rank + 15) / 16 * 16; }
 
-__m512 add_products(__m512 sums, __m512i one, __m512i two) { return _mm512_dpbf16_ps(sums, (__m512bh)one, (__m512bh)two); }
-
-__m512i pair_at(const void *from) { return _mm512_set1_epi32(*(const int32_t *)from); }
-
 uint32_t pair_of(uint16_t low, uint16_t high) { return (uint32_t)low | (uint32_t)high << 16; }
 
 // A matrix, [rank][columns] or [columns][rank]. Inside of a parallel region: threads share the work, and wait for each other.

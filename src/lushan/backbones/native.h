@@ -28,6 +28,11 @@ inline __mmask16 there(int64_t first, int64_t end, int64_t at) {
 
 inline void store_narrow(uint16_t *into, __m512 numbers) { _mm256_storeu_si256((__m256i *)into, narrow(numbers)); }
 
+// Sums of the products of pairs of bfloat16 that stand side by side.
+inline __m512 add_products(__m512 sums, __m512i one, __m512i two) { return _mm512_dpbf16_ps(sums, (__m512bh)one, (__m512bh)two); }
+
+inline __m512i pair_at(const void *from) { return _mm512_set1_epi32(*(const int32_t *)from); }
+
 // 2 to the whole part, times a polynomial of the rest: right to 2e-7, which float32 rounds to anyway. Of -inf it is 0, although
 // the rest is no number then: so `vscalefps` is defined.
 inline __m512 exponential(__m512 of) {

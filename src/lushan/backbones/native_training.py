@@ -141,7 +141,7 @@ class Looks:
 
 
 def attend(rows: _Three, looks: Looks) -> Tensor:
-    """Attend inside of short documents; (T, F).
+    """Attend inside of documents; (T, F).
 
     Args:
         rows: Queries, keys and values, contiguous.

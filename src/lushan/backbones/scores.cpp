@@ -46,21 +46,20 @@ Summary summarise(const float *scores, int64_t count) {
 // Scores are bfloat16, and so is the gradient that takes their place where one is asked for; in between everything is float32.
 float cross_entropy(uint16_t *scores, int64_t count, int64_t target, float counts, float scale, bool trains) {
   const __m512 by = _mm512_set1_ps(scale);
-  auto left = [&](int64_t at) { return count - at >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << (count - at)) - 1); };
-  auto scaled = [&](int64_t at) { return _mm512_mul_ps(widen(_mm256_maskz_loadu_epi16(left(at), scores + at)), by); };
+  auto scaled = [&](int64_t at) { return _mm512_mul_ps(widen(_mm256_maskz_loadu_epi16(there(0, count, at), scores + at)), by); };
   __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
-  for (int64_t at = 0; at < count; at += 16) most = _mm512_mask_max_ps(most, left(at), most, scaled(at));
+  for (int64_t at = 0; at < count; at += 16) most = _mm512_mask_max_ps(most, there(0, count, at), most, scaled(at));
   const float largest = _mm512_reduce_max_ps(most);
   most = _mm512_set1_ps(largest);
   for (int64_t at = 0; at < count; at += 16)
-    sum = _mm512_mask_add_ps(sum, left(at), sum, exponential(_mm512_sub_ps(scaled(at), most)));
+    sum = _mm512_mask_add_ps(sum, there(0, count, at), sum, exponential(_mm512_sub_ps(scaled(at), most)));
   const uint32_t bits = (uint32_t)scores[target] << 16;
   const float total = _mm512_reduce_add_ps(sum), own = *(const float *)&bits * scale - largest;
   if (!trains) return counts * (std::log(total) - own);
   const __m512 share = _mm512_set1_ps(counts * scale / total);
   const float of_target = counts * scale * (std::exp(own) / total - 1.0f);
   for (int64_t at = 0; at < count; at += 16)
-    _mm256_mask_storeu_epi16(scores + at, left(at), narrow(_mm512_mul_ps(exponential(_mm512_sub_ps(scaled(at), most)), share)));
+    _mm256_mask_storeu_epi16(scores + at, there(0, count, at), narrow(_mm512_mul_ps(exponential(_mm512_sub_ps(scaled(at), most)), share)));
   scores[target] = (uint16_t)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(of_target)), 0);
   return counts * (std::log(total) - own);
 }

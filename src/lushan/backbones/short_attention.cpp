@@ -1,4 +1,4 @@
-// Attention inside of short documents, forward and backward: everything of a document and a head of keys stays in the cache.
+// Attention inside of short documents, forward and backward (longer ones: `block_attention.cpp`): everything of a document and a head of keys stays in the cache.
 //
 // Scores, weights and sums are float32. A table holds rows behind each other; a turned one holds them side by side.
 
