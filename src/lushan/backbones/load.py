@@ -289,6 +289,7 @@ def load_backbone(
     both_ways: bool = False,
     precision: Literal["bf16", "fp32"] = "fp32",
     seed: int = 0,
+    tokenizer: Tokenizer | None = None,
 ) -> Backbone:
     """Load a model folder.
 
@@ -301,6 +302,7 @@ def load_backbone(
         both_ways: Whether the tokens of a decoder also see those behind them; those of an encoder always do.
         precision: Arithmetic of everything but the class layer, which stays in float32.
         seed: Seed of a class layer that the folder does not have.
+        tokenizer: The folder's, where it is loaded already.
 
     Raises:
         ModelError: If the folder cannot be used for this purpose; says why.
@@ -310,7 +312,7 @@ def load_backbone(
         raise ModelError(
             f"`{folder.name}` is an encoder: it fills gaps and cannot write. Use `--answer head`."
         )
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = tokenizer or Tokenizer.load(folder)
     options = class_options(purpose, labels, multi_label=multi_label)
     if purpose == "tag":
         know_token_model(folder)

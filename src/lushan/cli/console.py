@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,12 +110,25 @@ def quick_imports() -> Iterator[None]:
     num_modules, was_enabled = len(sys.modules), gc.isenabled()
     gc.disable()
     try:
-        yield
+        with _without_scipy():
+            yield
     finally:
         if len(sys.modules) > num_modules:
             gc.freeze()
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def _without_scipy() -> Iterator[None]:
+    """Keep transformers from loading scipy for its losses of object detection, of which no command knows."""
+    utils: Any = importlib.import_module("transformers.utils")
+    kept = utils.is_scipy_available
+    utils.is_scipy_available = lambda: False
+    try:
+        yield
+    finally:
+        utils.is_scipy_available = kept
 
 
 def emit_json(value: Mapping[str, Any]) -> None:

@@ -45,6 +45,7 @@ class Setup:
     ledger: Ledger
     base: Path
     """Folder of the pretrained model."""
+    tokenizer: Tokenizer
     limit: LengthLimit
     notes: tuple[str, ...] = ()
     """What became of the cache of tokens, where that is worth a look."""
@@ -247,7 +248,7 @@ def make_setup(
         )
     refuse_without_signal(ledger)
     notes = tuple(cache.notes)
-    return Setup(recipe, task, state, parts, features, ledger, base, limit, notes)
+    return Setup(recipe, task, state, parts, features, ledger, base, tokenizer, limit, notes)
 
 
 def _learn(prepared: Prepared, recipe: TuneRecipe, task: Task) -> TaskState:

@@ -355,6 +355,7 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
         **setup.task.layer(setup.state, answer=recipe.answer)._asdict(),
         precision=precision,
         seed=recipe.seed,
+        tokenizer=setup.tokenizer,
     )
     attach(
         backbone,

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +35,18 @@ def test_quick_imports_of_nothing_new_freeze_no_garbage(monkeypatch: pytest.Monk
     with pytest.raises(ModuleNotFoundError), quick_imports():
         import no_such_module  # noqa: F401 # pyright: ignore[reportMissingImports]
     assert gc.isenabled()
+
+
+def test_quick_imports_leave_the_optimizers_of_scipy_unread() -> None:
+    program = (
+        "import sys, lushan.cli.console as console\n"
+        "with console.quick_imports():\n"
+        "    import lushan.workflows.tune\n"
+        "assert 'scipy.optimize' not in sys.modules\n"
+        "assert sys.modules['transformers.utils'].is_scipy_available()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_emit_json_is_one_line_that_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
