@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "Lushan needs Python 3.11 or newer; '$(PYTHON)' is missing or older."; \
 		echo "Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "Installing into $(VENV); the first time takes a minute or two."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
 		echo "The venv module has no pip of its own; borrowing that of $(PYTHON)."; \
 		$(PYTHON) -m venv --without-pip --clear $(VENV) && \
 		$(PYTHON) -m pip --python $(BIN)/python install -qq pip; }

@@ -1,5 +1,6 @@
 """A cache and a store of the test's own, and tiny models that are built once per run."""
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> MakeTiny:
         return folder
 
     return build
+
+
+@pytest.fixture
+def own_llama(tiny_folder: MakeTiny, tmp_path: Path) -> Path:
+    """Give a folder that a test may spoil."""
+    shutil.copytree(tiny_folder("llama"), tmp_path / "spoilt")
+    return tmp_path / "spoilt"
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Tiny random models of every supported architecture, with tokenizers trained on five sentences."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,23 @@ CORPUS = (
 TINY_VOCABULARY = 320
 ENCODER_TYPES = ("bert", "modernbert")
 OTHER_ENCODER_TYPES = ("albert", "mpnet", "roberta", "xlm-roberta")
+TURN_TEMPLATE = """\
+{% for message in messages %}[{{ message.role }}] {{ message.content }}<pad>
+{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"""
+"""As ChatML in a base model: a turn ends with a special token that is not the stop token, `<eos>`."""
 
 
 def write_tiny(model_type: str, folder: Path, **sizes: object) -> None:
     """Write a model folder: two layers, width 16, or what `sizes` says."""
     _write_tiny_model(model_type, folder, sizes)
     _write_tiny_tokenizer(model_type, folder)
+
+
+def write_turns(source: Path, folder: Path) -> Path:
+    """Write a copy of a tiny decoder with that template."""
+    shutil.copytree(source, folder)
+    (folder / "chat_template.jinja").write_text(TURN_TEMPLATE, encoding="utf-8")
+    return folder
 
 
 def _write_tiny_model(model_type: str, folder: Path, sizes: Mapping[str, object]) -> None:
@@ -102,3 +114,23 @@ def _write_tiny_tokenizer(model_type: str, folder: Path) -> None:
         f"{roles[1]}_token": last,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def write_byte_fallback_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of the sentencepiece kind: a sign for spaces, bytes for unknown letters, a first space cut."""
+    names = ["<pad>", "<bos>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    names += ["\u2581", "\u5c71", *"abcdefghijklmnopqrstuvwxyz"]
+    raw = Tokenizer(
+        models.BPE(vocab={name: n for n, name in enumerate(names)}, merges=[], byte_fallback=True)
+    )
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    raw.decoder = decoders.Sequence([
+        decoders.Replace("\u2581", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ])
+    raw.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": "<eos>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")

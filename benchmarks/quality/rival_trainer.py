@@ -116,7 +116,8 @@ def arguments_of(options: argparse.Namespace, folder: str) -> TrainingArguments:
         data_seed=options.seed,
         num_train_epochs=options.epochs,
         learning_rate=options.learning_rate,
-        per_device_train_batch_size=options.rows_per_step,
+        per_device_train_batch_size=options.rows_at_once,
+        gradient_accumulation_steps=options.rows_per_step // options.rows_at_once,
         per_device_eval_batch_size=options.eval_rows,
         weight_decay=options.weight_decay,
         adam_beta1=0.9,
@@ -237,6 +238,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows-per-step", type=int, default=16)
+    parser.add_argument("--rows-at-once", type=int, help="else all of a step")
     parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--warmup-fraction", type=float, default=0.1)
     parser.add_argument("--max-gradient-norm", type=float, default=1.0)
@@ -248,7 +250,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--each-epoch", action="store_true", help="score validation after each epoch"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.rows_at_once = options.rows_at_once or options.rows_per_step
+    return options
 
 
 def main() -> None:

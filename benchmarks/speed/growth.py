@@ -87,6 +87,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--distinct", type=int, default=MOST_DISTINCT, help="different rows; then they repeat"
     )
+    parser.add_argument(
+        "--words", type=int, help="different words, so that few rows have them all; else thousands"
+    )
     parser.add_argument("--steps", type=int, default=NUM_STEPS)
     parser.add_argument("--adapter", default="full")
     parser.add_argument("--format", choices=("jsonl", "csv", "parquet"), default="jsonl")
@@ -117,7 +120,7 @@ def words_of(model: Path) -> list[str]:
 def write_rows(folder: Path, size: int, *, options: argparse.Namespace) -> None:
     """Write train, validation and test files."""
     folder.mkdir()
-    words = words_of(options.model)
+    words = words_of(options.model)[: options.words]
     for seed, name in enumerate(("train", "validation", "test")):
         num_rows = NUM_OTHER_ROWS if seed else size
         rows = repeated_rows([seed, size], num_rows, words, num_distinct=options.distinct)

@@ -78,9 +78,17 @@ def _line(folder: Path, work: Work, target: Target, peak: float) -> str:
     return (
         f"{start} {_shown([mine for mine, _ in values], target)} | {target.rival} | "
         f"{_shown([other for _, other in values], target)} | "
-        f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f}), {len(pairs)} | {target.ratio:.3g} | "
+        f"{_ratio(ratios, target)} | {target.ratio:.3g} | "
         f"{_most_possible(work, target, [other for _, other in pairs], peak)} |"
     )
+
+
+def _ratio(ratios: Sequence[float], target: Target) -> str:
+    """The median, and the lowest and highest; losses differ by less than two decimals show."""
+    digits = 3 if target.measure == "validation_loss" else 2
+    found = (statistics.median(ratios), min(ratios), max(ratios))
+    median, low, high = (f"{each:.{digits}f}" for each in found)
+    return f"**{median}** ({low} to {high}), {len(ratios)}"
 
 
 def _most_possible(

@@ -52,6 +52,7 @@ def main() -> None:
         "--precision", choices=["bf16", "fp32"], required=True, help="bf16: autocast"
     )
     parser.add_argument("--rows-at-once", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     seconds = dict.fromkeys(("fit", "validate"), 0.0)
@@ -82,6 +83,7 @@ def main() -> None:
         ]  # which LitGPT reads once more when it writes its settings down
         full.setup(
             checkpoint_dir=model,
+            seed=options.seed,
             out_dir=Path(folder, "out"),
             precision="bf16-mixed" if options.precision == "bf16" else "32-true",
             data=JSON(rows, mask_prompt=True, prompt_style=SmolLM2(), num_workers=0),

@@ -55,6 +55,7 @@ def main() -> None:
         "--precision", choices=["bf16", "fp32"], required=True, help="bf16: autocast"
     )
     parser.add_argument("--rows-at-once", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     lines = (options.data / "train.jsonl").read_text(encoding="utf-8").splitlines()
@@ -91,7 +92,7 @@ def main() -> None:
             "save_strategy": "no",
             "logging_steps": 1,
             "report_to": "none",
-            "seed": 0,
+            "seed": options.seed,
         })
         seconds = json.loads((out / "train_results.json").read_text(encoding="utf-8"))[
             "train_runtime"

@@ -75,7 +75,7 @@ def arguments_of(options: argparse.Namespace, folder: str) -> SFTConfig:
         logging_steps=1,
         report_to="none",
         disable_tqdm=True,
-        seed=0,
+        seed=options.seed,
     )
 
 
@@ -92,10 +92,11 @@ def main() -> None:
     )
     parser.add_argument("--layout", choices=["padded", "padding-free"], default="padded")
     parser.add_argument("--rows-at-once", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=-1, help="end earlier, to try a setting")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(
         options.model, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True

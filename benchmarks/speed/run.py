@@ -129,7 +129,9 @@ def run_one(
             words += ["--method", work.adapter, "--epochs", work.epochs]
             words += ["--learning-rate", LEARNING_RATE]
             words += ["--precision", options.precision, "--predict"]
-            words += ["--each-epoch", "--seed", options.seed] if work.epochs > 1 else []
+            words += ["--rows-at-once", work.trainer_rows_at_once or work.rows_per_step]
+            words += ["--seed", options.seed]
+            words += ["--each-epoch"] if work.epochs > 1 else []
         call(options, [options.rival_python, script, *words])
         if work.epochs > 1:
             found = json.loads(out.read_text(encoding="utf-8"))
@@ -164,7 +166,7 @@ def tune_on_conversations(
         return
     words: list[Any] = ["--data", rows, "--model", options.model, "--out", out]
     words += ["--rows-per-step", work.rows_per_step, "--threads", options.threads]
-    words += ["--precision", options.precision]
+    words += ["--precision", options.precision, "--seed", options.seed]
     call(options, [python_of(system, options), HERE / SFT_SCRIPTS[system], *words])
 
 
@@ -198,7 +200,7 @@ def tune_words(work: Work, rows: Path, *, options: argparse.Namespace, run: Path
     """The command of a work."""
     words: list[Any] = [sys.executable, "-m", "lushan", "tune", rows, "--model", options.model]
     words += ["--adapter", work.adapter, "--epochs", work.epochs, "--no-baselines"]
-    words += ["--out", run, "--overwrite"]
+    words += ["--out", run, "--overwrite", "--seed", options.seed]
     settings = {
         "training.rows_per_step": work.rows_per_step,
         "data.overlap": "keep",
@@ -206,8 +208,6 @@ def tune_words(work: Work, rows: Path, *, options: argparse.Namespace, run: Path
     }
     if work.kind == "sft":
         words += ["--task", "dialogue"]
-    if work.epochs > 1:
-        words += ["--seed", options.seed]
     if work.kind == "sft" or work.epochs > 1:  # losses are compared
         rates = ["learning_rate"] if work.adapter != "head" else []
         rates += ["head_learning_rate"] if work.kind == "tune" else []

@@ -61,6 +61,8 @@ class Work:
     num_train_rows: int = 640
     num_textbook_rows: int = 96
     """The textbook loop is so slow that it gets fewer; its speed is per token all the same."""
+    trainer_rows_at_once: int | None = None
+    """Rows of one pass of the Trainer, several of which make a step; None takes those of the step."""
     num_validation_rows: int = 20
     """Few where training alone is timed; whole runs ask all after every epoch."""
     operations_per_weight: float | None = None
@@ -91,6 +93,8 @@ WORKS = (
         name="full-64",
         title="full tuning, 64 rows a step",
         rows_per_step=64,
+        num_textbook_rows=192,
+        trainer_rows_at_once=16,
         operations_per_weight=6,
         targets=(
             Target(rival="textbook", measure="tokens_per_second", ratio=20),

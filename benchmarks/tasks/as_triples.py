@@ -39,6 +39,9 @@ def convert(source: Path, target: Path) -> None:
 
 if __name__ == "__main__":
     folder, out = map(Path, sys.argv[1:3])
+    files = sorted(folder.glob("*.jsonl*"))
+    if not files:
+        sys.exit(f"`{folder}` holds no `.jsonl` files.")
     out.mkdir(parents=True, exist_ok=True)
-    for file in sorted(folder.glob("*.jsonl*")):
+    for file in files:
         convert(file, out / file.name.removesuffix(".gz"))

@@ -1,6 +1,7 @@
 """Files and folders that are either the old or the new, never half: written beside, flushed, then renamed."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -60,6 +61,34 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock_file(file: Path) -> int | None:
+    """Keep a file, which is made if it is missing, for this process; None where another one keeps it.
+
+    Returns:
+        What is to be closed to give it back. The system does that when the process ends, however it ends.
+    """
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process keeps a file right now."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        try:
+            # Shared: two that look at once do not take each other for the one that keeps it.
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lushan.data.columns import unpacked
+from lushan.data.near import comparable
 from lushan.errors import DataError
-from lushan.records import Call, Row
+from lushan.records import GOES_ON, Call, Row
 from lushan.text_answers import read_text
 
 _ROLES = ("system", "user", "assistant", "tool")
@@ -21,10 +22,18 @@ _SHAREGPT_ROLES = {
 }
 _KEPT = ("role", "content", "weight", "name", "tool_calls", "tool_call_id")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+_OLD_CALL = "function_call"
+_TELLING_CHARACTERS = 40
+"""What a conversation begins with tells it from others from so many letters on; a greeting has less."""
 
 
-def read_messages(row: Row) -> list[dict[str, Any]]:
+def read_messages(row: Row, *, is_learned: bool = True) -> list[dict[str, Any]]:
     """Give the conversation of any form as messages.
+
+    Args:
+        row: The row that holds it.
+        is_learned: Whether it is learned from. One that is only read may hold turns in which the assistant said nothing, as
+            models do now and then.
 
     Raises:
         DataError: If it is none.
@@ -35,7 +44,7 @@ def read_messages(row: Row) -> list[dict[str, Any]]:
         asked = read_text(row, "instruction")
         more = values.get("input")
         content = f"{asked}\n\n{more}" if isinstance(more, str) and more.strip() else asked
-        found: Any = [*system, {"role": "user", "content": content}]
+        found: Any = [*system, *_earlier(row), {"role": "user", "content": content}]
         if values.get("output") not in (None, ""):
             reply = read_text(row, "output")
             found.append({"role": "assistant", "content": reply})
@@ -44,7 +53,27 @@ def read_messages(row: Row) -> list[dict[str, Any]]:
         found = [*system, *(_from_sharegpt(turn) for turn in turns)]
     else:
         found = _listed(row, "messages")
-    return [_read_message(row, number, each) for number, each in enumerate(found, start=1)]
+    return [
+        _read_message(row, number, each, is_learned=is_learned)
+        for number, each in enumerate(found, start=1)
+    ]
+
+
+def _earlier(row: Row) -> list[dict[str, Any]]:
+    """Give the turns of the column `history`, which LLaMA-Factory adds to Alpaca's form: pairs of question and answer."""
+    given = row.values.get("history")
+    pairs = unpacked(given) if given else []
+    found: list[dict[str, Any]] = []
+    for pair in pairs if isinstance(pairs, list | tuple) else [given]:
+        texts = pair if isinstance(pair, list | tuple) else ()
+        if len(texts) != 2 or not all(isinstance(each, str) and each.strip() for each in texts):
+            raise DataError(
+                f"{row.place}: column `history` must hold pairs of a question and its answer, such as "
+                f'[["Hello!", "Good day."]], got {str(pair)[:200]}.'
+            )
+        asked, answered = (each.strip() for each in texts)
+        found += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    return found
 
 
 def _listed(row: Row, name: str) -> Sequence[Any]:
@@ -61,23 +90,25 @@ def _from_sharegpt(turn: object) -> object:
         return turn
     speaker, value = turn.get("from"), turn.get("value")
     role = _SHAREGPT_ROLES.get(str(speaker), speaker)
-    kept = {name: turn[name] for name in ("weight", "tool_calls", *_REASONING) if name in turn}
+    names = ("weight", "tool_calls", _OLD_CALL, *_REASONING)
+    kept = {name: turn[name] for name in names if name in turn}
     if speaker == "function_call":
         return {"role": role, "content": None, **kept, "tool_calls": unpacked(value) or [value]}
     return {"role": role, "content": value, **kept}
 
 
-def _read_message(row: Row, number: int, message: object) -> dict[str, Any]:
+def _read_message(row: Row, number: int, message: object, *, is_learned: bool) -> dict[str, Any]:
     if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
         raise DataError(
             f"{row.place}: message {number} must be an object with a `role` ({', '.join(_ROLES)}) and `content`, "
             f"got {str(message)[:200]}."
         )
-    _refuse_reasoning(row, number, message)
+    _refuse_what_is_lost(row, number, message)
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         content = ""
-    may_be_empty = message.get("tool_calls") or message["role"] == "tool"
+    silent = ("tool",) if is_learned else ("tool", "assistant")
+    may_be_empty = message.get("tool_calls") or message["role"] in silent
     if not isinstance(content, str) or not (content.strip() or may_be_empty):
         raise DataError(f"{row.place}: message {number} has no text in `content`, got {content!r}.")
     kept = {name: message[name] for name in _KEPT if message.get(name) not in (None, [])}
@@ -90,8 +121,13 @@ def _read_message(row: Row, number: int, message: object) -> dict[str, Any]:
     return kept | {"content": content}
 
 
-def _refuse_reasoning(row: Row, number: int, message: Mapping[str, Any]) -> None:
-    """Templates write it in ways of their own, and leave it out of earlier turns."""
+def _refuse_what_is_lost(row: Row, number: int, message: Mapping[str, Any]) -> None:
+    """Templates write thoughts in ways of their own, and leave them out of earlier turns; they know calls as `tool_calls` alone."""
+    if message.get(_OLD_CALL):
+        raise DataError(
+            f"{row.place}: message {number} has `function_call`, which would be lost. Write it into the list `tool_calls`, "
+            "and what comes back as a message of the role `tool`; or take it out."
+        )
     for name in _REASONING:
         value = message.get(name)
         if value.strip() if isinstance(value, str) else value:
@@ -149,6 +185,21 @@ def _read_tool(row: Row, tool: object) -> dict[str, Any]:
             f"{row.place}: column `tools` holds one without a `name`, got {str(tool)[:200]}."
         )
     return told
+
+
+def beginning(said: Sequence[str], num_first: int) -> str:
+    """Give what a conversation begins with: its first question, and what follows where that has few letters, as a greeting has.
+
+    Args:
+        said: What each message says.
+        num_first: How many there are up to the first question.
+    """
+    turns = ["\n".join(said[:num_first])]
+    for each in said[num_first:]:
+        if len(comparable("\n".join(turns))) >= _TELLING_CHARACTERS:
+            break
+        turns.append(each)
+    return GOES_ON.join(turns)
 
 
 def calls_in(message: Mapping[str, Any]) -> list[Call]:

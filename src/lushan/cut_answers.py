@@ -7,6 +7,7 @@ Shapes: T tokens, D width, K tokens of the text and the last.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional
 
-from lushan.backbones.encoding import LengthLimit, Window, encode_rendered
+from lushan.backbones.encoding import LengthLimit, Window, characters_read, encode_rendered
 from lushan.backbones.heads import token_logits
 from lushan.backbones.load import Backbone
 from lushan.backbones.tokenizer import Tokenizer
@@ -59,6 +60,8 @@ def encode_parts(
 ) -> list[Features]:
     """Token ids of every window, with the characters of its tokens, and where the answer starts and ends.
 
+    An answer that was cut off with the end of its text has no weight: that it is not in here is not what the row says.
+
     Raises:
         DataError: If a text is too long and the policy is `error`.
     """
@@ -68,7 +71,11 @@ def encode_parts(
     for index, (example, part, windows) in enumerate(zip(examples, parts, encoded, strict=True)):
         start = len(part.before)
         units = [characters_of(each, example.text, start=start) for each in windows]
-        targets = learned_places(part.spans, units) if with_target else [-1] * len(units)
+        spans = part.spans
+        if with_target and windows[0].num_cut_tokens:
+            spans = spans_within(spans, characters_read(rendered[index], windows[0]))
+        is_cut_off = bool(part.spans) and not spans
+        targets = learned_places(spans, units) if with_target else [-1] * len(units)
         features += [
             Features(
                 token_ids=window.token_ids,
@@ -77,11 +84,32 @@ def encode_parts(
                 target=target,
                 units=characters,
                 num_cut_tokens=window.num_cut_tokens,
-                weight=1 / len(windows),
+                num_cut_items=int(is_cut_off),
+                weight=0.0 if is_cut_off else 1 / len(windows),
             )
             for window, characters, target in zip(windows, units, targets, strict=True)
         ]
     return features
+
+
+def spans_within(spans: Sequence[Span], num_characters: int) -> list[Span]:
+    """Give the spans that the first characters of a text hold whole."""
+    return [each for each in spans if each.end <= num_characters]
+
+
+def as_read(example: Example, num_characters: int) -> Example:
+    """Give the example as who reads no more than the first characters of its text knows it.
+
+    The right answers that are whole there come first, as the first is learned; where none is, the truth is not known. Answers
+    without a place stay as they are.
+    """
+    part = replace(example, text=example.text[:num_characters])
+    spans = [each for each in example.target or () if isinstance(each, Span)]
+    if not spans:
+        return part
+    kept = spans_within(spans, num_characters)
+    cut = [each for each in spans if each not in kept]
+    return replace(part, target=(*kept, *cut) if kept else None)
 
 
 def characters_of(window: Window, text: str, *, start: int) -> tuple[Place, ...]:

@@ -5,7 +5,6 @@ Shapes: N documents, T tokens, D width, C classes, F features (documents), E exa
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,9 +17,10 @@ from lushan.backbones.encoding import LengthLimit, encode_rendered
 from lushan.backbones.heads import class_logits
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
+from lushan.data.draws import draw_in_turn
 from lushan.data.example_store import kinds_of
 from lushan.data.splits import count_labels
-from lushan.errors import DataError
+from lushan.errors import DataError, SettingError
 from lushan.records import (
     AnswerMode,
     Batch,
@@ -30,7 +30,6 @@ from lushan.records import (
     Prediction,
     Rendered,
     TaskState,
-    content_id,
 )
 from lushan.text_answers import answer_loss
 
@@ -54,10 +53,11 @@ def answer_layer(state: TaskState, answer: AnswerMode) -> AnswerLayer:
 def learn_labels(
     examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
 ) -> TaskState:
-    """Fix the order of the labels, the class weights and the worked examples.
+    """Fix the order of the labels, which of two is the positive one, the class weights and the worked examples.
 
     Raises:
         DataError: If there are fewer than two labels.
+        SettingError: If the positive label is none of two.
     """
     counts = count_labels(examples)
     labels = tuple(sorted(counts))
@@ -65,6 +65,7 @@ def learn_labels(
         raise DataError(
             f"The training rows have {len(labels)} label(s) ({', '.join(labels)}); at least two are needed."
         )
+    _check_positive(preparation.positive_label, labels, multi_label=multi_label)
     weights: tuple[float, ...] = ()
     if preparation.class_weights == "balanced":
         total = sum(counts.values())
@@ -75,28 +76,35 @@ def learn_labels(
         shots=tuple(_choose_shots(examples, preparation)),
         class_weights=weights,
         instruction=preparation.instruction,
+        positive_label=preparation.positive_label,
     )
 
 
+def _check_positive(label: str | None, labels: Sequence[str], *, multi_label: bool) -> None:
+    if label is None:
+        return
+    name = "`task_settings.positive_label`"
+    if multi_label or len(labels) != 2:
+        found = "a text can have several" if multi_label else f"there are {len(labels)}"
+        raise SettingError(
+            f"Setting {name} has no effect here: it needs two labels of which each text has one, but {found}. Remove it."
+        )
+    if label not in labels:
+        raise SettingError(
+            f"Setting {name} is `{label}`, but the training rows have the labels `{labels[0]}` and `{labels[1]}`. "
+            "Name one of them."
+        )
+
+
 def _choose_shots(examples: Sequence[Example], preparation: Preparation) -> list[Example]:
-    """Worked examples: the classes in turn, each class's examples in an order that the seed decides."""
-    num_shots = preparation.num_shots
-    first: dict[tuple[str, ...], list[tuple[str, int]]] = {}
+    """Worked examples, the classes in turn."""
     codes, kinds = kinds_of(examples)
-    for place, (each, code) in enumerate(zip(examples, codes.tolist(), strict=True)):
-        members = first.setdefault(kinds[code].classes, [])
-        members.append((content_id(preparation.seed, each.id), place))
-        if len(members) >= 100 * num_shots:
-            members[:] = heapq.nsmallest(num_shots, members)
-    ordered = sorted(sorted(members)[:num_shots] for members in first.values())
-    by_label = [[examples[place] for _, place in members] for members in ordered]
-    turns = [
-        each
-        for turn in range(num_shots)
-        for members in by_label
-        for each in members[turn : turn + 1]
-    ]
-    return turns[:num_shots]
+    classes_and_ids = (
+        (kinds[code].classes, each.id) for each, code in zip(examples, codes.tolist(), strict=True)
+    )
+    num_shots = preparation.num_shots
+    drawn = draw_in_turn(classes_and_ids, num_each=num_shots, seed=preparation.seed)
+    return [examples[place] for place in drawn[:num_shots]]
 
 
 def encode_labels(

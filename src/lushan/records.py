@@ -142,6 +142,10 @@ FORM_FIELDS = ("must", "must_not", "regex", "json_schema")
 JSON Schema that accepts it (which then stands alone)."""
 
 
+GOES_ON = "\x1f"
+"""Parts what a group begins with from what follows: rows of a conversation that was cut earlier have less of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One row that a task has checked and understood."""
@@ -160,8 +164,8 @@ class Example:
     labels: tuple[str, ...] | None = None
     """The class names in the truth; None takes those of the target. Empty where a target is free text."""
     group: str = ""
-    """Rows with the same are never cut into two splits, where that is less than the text: what a conversation begins with, the
-    text around two spans; empty where it is the text."""
+    """Rows with the same are never cut into two splits, where that is less than the text: what a conversation begins with, turns
+    parted by `GOES_ON`; the text around two spans; empty where it is the text."""
 
     @property
     def shown(self) -> str:
@@ -212,6 +216,8 @@ class TaskState:
     """Words of a short, a medium and a long answer, where the wanted length is told to the model; else empty."""
     no_answer_threshold: float | None = None
     """No answer is given where the probability that there is none is above; None where no rows could decide it."""
+    positive_label: str | None = None
+    """Of two labels the one whose F1, precision and recall are told; None takes the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +272,8 @@ class Features:
     question: first token of each, and characters of its text; empty in a plain document."""
     num_cut_tokens: int = 0
     """Tokens left out because the document was too long."""
+    num_cut_items: int = 0
+    """Parts of the truth (entities, triples, an answer) that were left out with them, and are not learned."""
     weight: float = 1.0
     """Weight of this document's loss (class weights)."""
     grammar: str = ""
@@ -366,6 +374,16 @@ class Prediction:
     """How likely it is that there is no answer; None where no threshold was learned for it."""
     tool_calls: tuple[Call, ...] = ()
     """The calls of tools that the answer holds, read as the server reads them."""
+    num_cut_tokens: int = 0
+    """Tokens of what was asked that the model did not read, because it was too long; 0 where all was read."""
+
+
+def plain_prediction(prediction: Prediction) -> dict[str, Any]:
+    """Give a prediction as JSON has it; `num_cut_tokens` is told only where something was cut."""
+    values = asdict(prediction)
+    if not prediction.num_cut_tokens:
+        del values["num_cut_tokens"]
+    return values
 
 
 @dataclass(frozen=True, slots=True)

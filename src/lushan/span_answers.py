@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from lushan.data.spans import first_words
 from lushan.data.verbatim import BETWEEN, NOTHING, Names, one_line, one_of, with_reserve
 from lushan.records import Example, Span, TaskState
 
@@ -72,3 +74,10 @@ def _items(written: str, names: Names, labels: Sequence[str]) -> Iterator[tuple[
 def spans_of(example: Example) -> list[Span]:
     """Give the spans of an example's truth."""
     return [each for each in example.target or () if isinstance(each, Span)]
+
+
+def as_read(example: Example, num_characters: int) -> Example:
+    """Give the example as who reads no more than the first characters of its text knows it: with the spans there alone."""
+    part = first_words(example, num_characters)
+    kept = tuple(each for each in spans_of(example) if each.end <= len(part.text))
+    return replace(part, target=kept)

@@ -5,23 +5,30 @@ Shapes: N documents, T tokens, D width, K supervised positions.
 
 from __future__ import annotations
 
-import heapq
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lushan.backbones.encoding import LengthLimit, encode_rendered
+from lushan.backbones.encoding import (
+    LengthLimit,
+    Window,
+    characters_read,
+    encode_rendered,
+)
 from lushan.backbones.heads import token_log_likelihoods
 from lushan.backbones.inspect import Family
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.backbones.vocabulary_loss import vocabulary_loss
+from lushan.data.draws import draw_in_turn
+from lushan.data.spans import first_words
 from lushan.errors import DataError, SettingError
 from lushan.metrics import tagging
 from lushan.metrics.dialogue import likelihood_intervals
@@ -39,7 +46,6 @@ from lushan.records import (
     Scores,
     TaskState,
     Written,
-    content_id,
 )
 
 if TYPE_CHECKING:
@@ -83,15 +89,16 @@ def learn_to_write(
     preparation: Preparation,
     *,
     text_of: Callable[[Example], str] = lambda example: str(example.target),
+    kind_of: Callable[[Example], Hashable] = lambda _: None,
 ) -> TaskState:
-    """Draw the worked examples, and find out what ends an answer: the shortest break that no training answer holds."""
-    ranked = ((content_id(preparation.seed, each.id), place) for place, each in enumerate(examples))
-    drawn = heapq.nsmallest(preparation.num_shots, ranked)
+    """Draw the worked examples of each kind, and find out what ends an answer: the shortest break that no training answer holds."""
+    kinds_and_ids = ((kind_of(each), each.id) for each in examples)
+    drawn = draw_in_turn(kinds_and_ids, num_each=preparation.num_shots, seed=preparation.seed)
     open_breaks = list(_STOP_STRINGS)
     for each in examples:
         open_breaks = [mark for mark in open_breaks if mark not in text_of(each)]
     return TaskState(
-        shots=tuple(examples[place] for _, place in drawn),
+        shots=tuple(examples[place] for place in drawn),
         instruction=preparation.instruction,
         stop_strings=tuple(open_breaks[:1]),
     )
@@ -139,8 +146,16 @@ def encode_text(
     tokenizer: Tokenizer,
     *,
     limit: LengthLimit,
+    grammar: Callable[[Example], str] | None = None,
 ) -> list[Features]:
     """Token ids of one document per example; what follows the prompt, if it does, is supervised.
+
+    Args:
+        rendered: What the model reads.
+        examples: Whose texts it is.
+        tokenizer: The model's tokenizer.
+        limit: Longest document, and the policy for longer ones.
+        grammar: Gives the grammar of an example of which a part is read; None keeps that of the whole.
 
     Raises:
         SettingError: If a text that is too long is to be read in windows.
@@ -151,6 +166,13 @@ def encode_text(
             "`data.over_length=window`: each window would be given an answer of its own. Use `truncate`, which cuts "
             "the end of the text, or `error`."
         )
+
+    def held_to(document: Rendered, example: Example, window: Window) -> str:
+        """Give the grammar of what is read of the text, where there is one."""
+        if not (grammar and document.grammar and window.num_cut_tokens):
+            return document.grammar
+        return grammar(first_words(example, characters_read(document, window)))
+
     places = [each.place for each in examples]
     windows = encode_rendered(rendered, tokenizer, limit=limit, places=places)
     return [
@@ -160,7 +182,7 @@ def encode_text(
             example_index=index,
             targets_from=window.targets_from,
             num_cut_tokens=window.num_cut_tokens,
-            grammar=document.grammar,
+            grammar=held_to(document, example, window),
         )
         for index, (document, example, (window,)) in enumerate(
             zip(rendered, examples, windows, strict=True)
@@ -206,7 +228,7 @@ def truth_likelihoods(backbone: Backbone, batch: Batch) -> list[np.ndarray]:
 def sums_per_document(logs_K: Tensor, batch: Batch) -> list[np.ndarray]:
     """Sum what was found for supervised tokens over each document, and tell their number; (2,) each."""
     sizes = [each.num_supervised for each in batch.features]
-    sums = [float(part.double().sum()) for part in logs_K.detach().split(sizes)]
+    sums = [float(part.cpu().double().sum()) for part in logs_K.detach().split(sizes)]
     return [np.array(pair) for pair in zip(sums, sizes, strict=True)]
 
 
@@ -316,6 +338,10 @@ class WritingTask(ABC):
     ) -> list[Rendered]:
         """The one text that the model sees."""
 
+    def grammar(self, example: Example, state: TaskState) -> str:
+        """What may be written of a text, as llguidance reads it; empty where that is any text."""
+        return ""
+
     def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
         """The vocabulary.
 
@@ -359,7 +385,8 @@ class WritingTask(ABC):
             self.render(each, state, answer=answer, with_target=with_target, shots=shots)[0]
             for each in examples
         ]
-        return encode_text(rendered, examples, tokenizer, limit=limit)
+        grammar = partial(self.grammar, state=state)
+        return encode_text(rendered, examples, tokenizer, limit=limit, grammar=grammar)
 
     def candidates(self, state: TaskState) -> list[str]:
         """None: any text may be written."""

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from lushan.data.spans import first_words
 from lushan.data.verbatim import BETWEEN, NOTHING, Names, one_of, with_reserve
 from lushan.records import Example, Mention, TaskState, Triple
 
@@ -19,6 +21,21 @@ def write_triples(example: Example) -> str:
 def triples_of(example: Example) -> list[Triple]:
     """Give the triples of an example's truth."""
     return [each for each in example.target or () if isinstance(each, Triple)]
+
+
+def as_read(example: Example, num_characters: int) -> Example:
+    """Give the example as who reads no more than the first characters of its text knows it.
+
+    It keeps the triples of which both names stand there, wherever they were marked.
+    """
+    part = first_words(example, num_characters)
+    names = Names(part)
+    kept = tuple(
+        triple
+        for triple in triples_of(example)
+        if all(x.text in names or x.end <= len(part.text) for x in (triple.head, triple.tail))
+    )
+    return replace(part, target=kept)
 
 
 def bounds(examples: Sequence[Example]) -> tuple[int, int]:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from lushan.atomic import naming_full_disk, write_json, write_parts, write_text
+from lushan.atomic import (
+    is_locked,
+    lock_file,
+    naming_full_disk,
+    write_json,
+    write_parts,
+    write_text,
+)
 from lushan.errors import RunError
 
 
@@ -91,3 +98,17 @@ def test_other_failures_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
         naming_full_disk(tmp_path, what="The rows", remedy="pray"),
     ):
         (tmp_path / "missing").read_bytes()
+
+
+def test_file_is_kept_until_it_is_given_back_or_the_process_ends(tmp_path: Path) -> None:
+    file = tmp_path / ".lock"
+    assert not is_locked(file)
+    kept = lock_file(file)
+    assert kept is not None
+    assert lock_file(file) is None
+    assert is_locked(file)
+    os.close(kept)
+    assert not is_locked(file)
+    code = "from pathlib import Path; from lushan.atomic import lock_file\nlock_file(Path('.lock'))"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert not is_locked(file)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from lushan.conversations import calls_in, read_messages, read_tools, shown
+from lushan.conversations import beginning, calls_in, read_messages, read_tools, shown
 from lushan.errors import DataError
-from lushan.records import Call, Row
+from lushan.records import GOES_ON, Call, Row
 
 ASKED = {"role": "user", "content": "Where is the fox?"}
 ANSWER = {"role": "assistant", "content": "Near."}
@@ -104,3 +104,71 @@ def test_reasoning_that_would_be_lost_is_refused_and_none_is_not(name: str) -> N
     for nothing in (None, "", " \n", []):
         found = read_messages(row(messages=[ASKED, {**ANSWER, name: nothing}]))
         assert found == [ASKED, ANSWER]
+
+
+def test_assistant_may_have_said_nothing_where_nothing_is_learned() -> None:
+    silent = [ASKED, {**ANSWER, "content": ""}, ASKED]
+    assert read_messages(row(messages=silent), is_learned=False) == silent
+    with pytest.raises(DataError, match=r"row 7: message 2 has no text in `content`, got ''"):
+        read_messages(row(messages=silent))
+    unasked = [{**ASKED, "content": " "}]
+    with pytest.raises(DataError, match="message 1 has no text"):
+        read_messages(row(messages=unasked), is_learned=False)
+
+
+def test_call_of_openais_old_form_that_would_be_lost_is_refused() -> None:
+    call = {"name": "find", "arguments": "{}"}
+    told = (
+        r"a\.jsonl, row 7: message 2 has `function_call`, which would be lost\. Write it into the"
+    )
+    turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "Let me look."}]
+    for values in (
+        {"messages": [ASKED, {**ANSWER, "function_call": call}]},
+        {"messages": [ASKED, {**ANSWER, "content": None, "function_call": call}]},
+        {"conversations": [turns[0], {**turns[1], "function_call": call}]},
+    ):
+        with pytest.raises(DataError, match=told):
+            read_messages(row(**values))
+    assert read_messages(row(messages=[ASKED, {**ANSWER, "function_call": None}])) == [
+        ASKED,
+        ANSWER,
+    ]
+
+
+@pytest.mark.parametrize("history", [[[" Hello! ", "Good day."]], '[["Hello!", "Good day."]]'])
+def test_history_of_alpacas_form_stands_before_the_question(history: object) -> None:
+    values = {"instruction": "Where is the fox?", "output": "Near.", "system": "Be brave."}
+    assert read_messages(row(**values, history=history)) == [
+        {"role": "system", "content": "Be brave."},
+        {"role": "user", "content": "Hello!"},
+        {"role": "assistant", "content": "Good day."},
+        ASKED,
+        ANSWER,
+    ]
+    for nothing in (None, [], "[]"):
+        assert read_messages(row(**values, history=nothing)) == read_messages(row(**values))
+
+
+@pytest.mark.parametrize(
+    "history", ["Hello!", [["Hello!"]], ["Hello!"], [["Hello!", " "]], [[1, "a"]], {"a": 1}]
+)
+def test_history_that_is_no_list_of_pairs_is_refused(history: object) -> None:
+    told = r"a\.jsonl, row 7: column `history` must hold pairs of a question and its answer.* got "
+    with pytest.raises(DataError, match=told):
+        read_messages(row(instruction="Where?", output="Near.", history=history))
+
+
+@pytest.mark.parametrize(
+    ("said", "num_first", "expected"),
+    [
+        (["Where does the brave little fox live in winter?", "Near.", "Why?"], 1, 1),
+        (["Hello!", "Good day.", "Where is the fox in winter?", "Near.", "Why?"], 1, 3),
+        (["Hello!", "Good day.", "Where is the fox?"], 1, 3),
+        (["Good day.", "Hello!", "Where does the brave little fox live in winter?", "Near."], 2, 3),
+    ],
+)
+def test_beginning_goes_on_until_it_tells_one_conversation_from_others(
+    said: list[str], num_first: int, expected: int
+) -> None:
+    parts = beginning(said, num_first).split(GOES_ON)
+    assert parts == ["\n".join(said[:num_first]), *said[num_first:expected]]

@@ -5,7 +5,7 @@ import pytest
 
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.errors import DataError
+from lushan.errors import DataError, SettingError
 from lushan.label_answers import (
     answer_layer,
     decode_labels,
@@ -53,3 +53,29 @@ def test_one_label_alone_is_refused_unless_a_text_can_have_none() -> None:
     with pytest.raises(DataError, match=r"1 label\(s\) \(x\); at least two"):
         learn_labels([ONE], Preparation(), multi_label=False)
     assert learn_labels([ONE], Preparation(), multi_label=True).labels == ("x",)
+
+
+def labelled(*labels: str) -> list[Example]:
+    return [Example(label, label, label, f"a.csv, row {n}") for n, label in enumerate(labels)]
+
+
+def test_positive_label_that_is_named_is_learned_with_the_labels() -> None:
+    asked = Preparation(positive_label="bad")
+    assert learn_labels(labelled("good", "bad"), asked, multi_label=False).positive_label == "bad"
+    assert learn_labels(labelled("good", "bad"), Preparation(), multi_label=False).positive_label is None  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("labels", "multi_label", "message"),
+    [
+        (("good", "bad", "fine"), False, "has no effect here: .* but there are 3. Remove it"),
+        (("good", "bad"), True, "has no effect here: .* but a text can have several. Remove it"),
+        (("good", "bd"), False, "is `bad`, but the training rows have the labels `bd` and `good`"),
+    ],
+)
+def test_positive_label_that_is_none_of_two_is_refused(
+    labels: tuple[str, ...], message: str, *, multi_label: bool
+) -> None:
+    asked = Preparation(positive_label="bad")
+    with pytest.raises(SettingError, match=f"`task_settings.positive_label` {message}"):
+        learn_labels(labelled(*labels), asked, multi_label=multi_label)

@@ -10,6 +10,7 @@ from lushan.records import (
     Example,
     Features,
     Mention,
+    Prediction,
     Rendered,
     Row,
     Span,
@@ -17,6 +18,7 @@ from lushan.records import (
     answer_from_plain,
     content_id,
     plain_answer,
+    plain_prediction,
 )
 
 
@@ -100,3 +102,10 @@ def test_people_are_shown_the_question_in_front_of_the_text() -> None:
 def test_the_user_wrote_what_may_be_cut_unless_it_is_said_otherwise() -> None:
     assert Rendered("Text: a b", cuttable=(6, 9)).given_ranges == ((6, 9),)
     assert Rendered("Text: a b", cuttable=(6, 7), given=((6, 9),)).given_ranges == ((6, 9),)
+
+
+def test_prediction_tells_what_was_cut_only_where_something_was() -> None:
+    whole = plain_prediction(Prediction("id", (BORN,)))
+    assert "num_cut_tokens" not in whole
+    assert whole["answer"][0]["head"]["text"] == "Ada"
+    assert plain_prediction(Prediction("id", "a", num_cut_tokens=3))["num_cut_tokens"] == 3

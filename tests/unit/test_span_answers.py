@@ -155,3 +155,14 @@ def test_bounds_are_those_of_the_examples_and_of_the_text(tokenizer: Tokenizer) 
     assert not is_allowed(" Ada, Ada (name)", grammar, tokenizer)
     loose = span_answers.grammar(example("Ada"), TaskState(labels=LABELS))
     assert not is_allowed(" Ada (name); Ada (name)", loose, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("num_characters", "written"),
+    [(18, "Ada (name); New York (city)"), (17, "Ada (name); New York (city)"), (16, "Ada (name)"), (2, "none")],
+)  # fmt: skip
+def test_of_a_text_that_is_cut_the_spans_of_its_whole_words_are_left(
+    num_characters: int, written: str
+) -> None:
+    whole = example("Ada left New York.", ("Ada", "name"), ("New York", "city"))
+    assert write_spans(span_answers.as_read(whole, num_characters)) == written

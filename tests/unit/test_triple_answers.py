@@ -111,3 +111,16 @@ def test_bounds_are_those_of_the_examples_and_a_quarter_more(tokenizer: Tokenize
     assert is_allowed(" Ada | has | Ulm; Ada | has | Ada", grammar, tokenizer)
     assert not is_allowed(" Ada | has | Ulm; Ada | has | Ada; Ulm | has | Ada", grammar, tokenizer)
     assert not is_allowed(" Ada | has | Ada lives in", grammar, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("num_characters", "written"),
+    [(44, "Ada | born in | Ulm; Ada | has | Ulm; Adam | has | Ada"), (20, "Ada | born in | Ulm; Ada | has | Ulm"), (18, "none")],
+)  # fmt: skip
+def test_of_a_text_that_is_cut_the_triples_of_names_that_stand_there_are_left(
+    num_characters: int, written: str
+) -> None:
+    later = Triple(Mention("Ada", 27, 30), "has", Mention("Ulm", 40, 43))
+    target = (triple("Ada", "born in", "Ulm"), later, triple("Adam", "has", "Ada"))
+    part = triple_answers.as_read(Example("id", TEXT, target), num_characters)
+    assert {*write_triples(part).split("; ")} == {*written.split("; ")}

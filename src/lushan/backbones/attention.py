@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from lushan.backbones import short_attention
+from lushan.backbones import flash_documents, short_attention
 from lushan.backbones.attention_products import (
     Block,
     Plan,
@@ -91,7 +91,10 @@ def packed_attention(  # noqa: PLR0917 - the signature is that of transformers' 
 
     flat = [each.squeeze(0).transpose(0, 1).reshape(tokens, -1) for each in (query, key, value)]
     dropout = options.get("dropout") or 0.0
-    joins = not dropout and short_attention.can_attend(flat[0], width, longest=0)
+    joins = not dropout and (
+        short_attention.can_attend(flat[0], width, longest=0)
+        or flash_documents.can_attend(flat[0], width)
+    )
     groups = packing.joined if joins else packing.groups
     sizes = [group.end - group.start for group in groups]
     outputs = [
@@ -135,6 +138,15 @@ def _of_layer(prefix: Prefix, layer: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN
     return prefix.keys[layer], prefix.values[layer]
 
 
+def _attend_by_kernel(heads: _Heads, looks: Looks, longest: int) -> Tensor | None:
+    """Attend by one call for documents of all lengths, where there is one; (T, F)."""
+    if short_attention.can_attend(heads.query_TF, heads.width, longest):
+        return short_attention.attend(heads[:3], looks)
+    if flash_documents.can_attend(heads.query_TF, heads.width):
+        return flash_documents.attend(heads[:3], looks)
+    return None
+
+
 def _attend_in(
     group: Group,
     heads: _Heads,
@@ -152,9 +164,9 @@ def _attend_in(
     num_heads, num_key_heads = num_query_features // width, heads.key_TF.shape[1] // width
     takes_blocks = causal and not group.branches
     is_simple = prefix is None and not group.branches and not dropout
-    if is_simple and short_attention.can_attend(heads.query_TF, width, group.longest):
-        looks = Looks(group.lengths_N, width, causal, window, scaling)
-        return short_attention.attend(heads[:3], looks)
+    looks = Looks(group.lengths_N, width, causal, window, scaling)
+    if is_simple and (attended_TF := _attend_by_kernel(heads, looks, group.longest)) is not None:
+        return attended_TF
     keys = group.rows_of(num_key_heads, device)
     if prefix is None and (
         group.longest < FLASH_FROM_TOKENS

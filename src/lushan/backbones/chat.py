@@ -53,6 +53,11 @@ PLAIN_CHAT_AFTER_BOS = "{{- bos_token -}}\n" + PLAIN_CHAT
 """The same where a tokenizer begins every text with `<bos>`: other programs leave that to the template of a conversation."""
 TODAY = date(2024, 7, 26)
 """What templates are told is today, so that a model is asked the same every day; it is what Llama 3.2's own fall back on."""
+_TURNS = (
+    {"role": "user", "content": "Hello?"},
+    {"role": "assistant", "content": "Good day."},
+)
+"""A conversation that every template should write, to see what it ends a turn with."""
 
 
 class ChatTemplate:
@@ -118,6 +123,19 @@ class ChatTemplate:
             )
         except (TemplateError, TypeError) as error:  # filters raise what Python does
             raise ModelError(f"The chat template of `{self._folder.name}`: {error}.") from None
+
+    def behind_answer(self, marks: Mapping[str, str]) -> str:
+        """Give what is written behind what the assistant says; nothing where that cannot be told.
+
+        Args:
+            marks: `bos_token` and `eos_token`.
+        """
+        try:
+            text = self.render(_TURNS, tools=None, add_generation_prompt=False, marks=marks)
+        except (ModelError, ValueError):  # also of a model that never chats
+            return ""
+        _, answer, behind = text.rpartition(_TURNS[-1]["content"])
+        return behind if answer else ""
 
     def save_if_provided(self, folder: Path) -> None:
         """Write the plain template into a model folder, if it is the one that conversations were written with."""

@@ -28,7 +28,8 @@ from lushan.backbones.frozen import other_forwards
 from lushan.backbones.hardware import Choice, machine
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.load import Backbone
-from lushan.backbones.native import find_compiler, why_missing
+from lushan.backbones.native import why_missing
+from lushan.backbones.native_compiling import find_compiler
 from lushan.backbones.trained_layers import checkpointed
 from lushan.records import Batch
 

@@ -84,6 +84,12 @@ def encode_rendered(
     return windows
 
 
+def characters_read(rendered: Rendered, window: Window) -> int:
+    """Give how many characters of what may be cut, from its start on, a window holds of which the end was cut."""
+    start, end = rendered.cuttable
+    return max((last for _, last in window.offsets if start < last <= end), default=start) - start
+
+
 def _windows(
     encoded: Encoded,
     rendered: Rendered,

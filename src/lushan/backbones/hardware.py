@@ -137,6 +137,16 @@ def free_memory_bytes() -> int:
     return max(0, min(psutil.virtual_memory().available, inside)) // num_processes
 
 
+def device_memory_bytes(device: str) -> float:
+    """Memory of an accelerator that could still be taken: main memory's for `mps`, which shares it; else infinite if torch cannot tell."""
+    if device == "mps":
+        return free_memory_bytes()
+    try:
+        return torch.get_device_module(device).mem_get_info()[0]
+    except (AttributeError, RuntimeError):
+        return math.inf
+
+
 def _droppable_bytes() -> int:
     """Give what a container holds of files that were read, which the system forgets when memory is asked for."""
     words = _read("/sys/fs/cgroup/memory.stat").split()

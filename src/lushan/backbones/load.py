@@ -3,13 +3,15 @@
 Shapes: T tokens, D width.
 """
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -26,7 +28,8 @@ from lushan.backbones.frozen import FrozenStates, run_until, skip_layers
 from lushan.backbones.hardware import keep_freed_memory
 from lushan.backbones.inspect import ModelFacts, describe
 from lushan.backbones.packing import Prefix, plan_packing
-from lushan.backbones.quiet import quiet_transformers
+from lushan.backbones.pretrained import read_pretrained
+from lushan.backbones.remembered import remembered
 from lushan.backbones.slot_cache import SlotCache
 from lushan.backbones.token_models import class_options, know_token_model
 from lushan.backbones.tokenizer import Tokenizer
@@ -48,7 +51,6 @@ MODEL_CLASSES: dict[Purpose, Any] = {
     "language": AutoModelForCausalLM,
     "embed": AutoModel,
 }
-_HEAD_NAMES = ("score", "classifier", "pooler", "head")
 _PROBE_LENGTHS = (7, 12, 19)
 _MASKED_TOKENS = 512
 """Tokens under one explicit mask, which costs the square of them."""
@@ -319,7 +321,7 @@ def load_backbone(
     keep_freed_memory(keep=False)
     attention.register()
     torch.manual_seed(seed)
-    model, fresh_weights = _from_pretrained(folder, MODEL_CLASSES[purpose], options)
+    model, fresh_weights = read_pretrained(folder, MODEL_CLASSES[purpose], options)
     model.config.pad_token_id = _padding_id(model, tokenizer)
     backbone = Backbone(model.eval(), tokenizer, facts, "packed", fresh_weights)
     if both_ways and facts.family == "decoder":
@@ -348,75 +350,6 @@ def _look_both_ways(backbone: Backbone) -> None:
         )
 
 
-def _from_pretrained(
-    folder: Path,
-    model_class: Any,  # noqa: ANN401
-    options: dict[str, Any],
-) -> tuple[Any, tuple[str, ...]]:
-    try:
-        model, info = _load_in_some_way(folder, model_class, options)
-    except (AssertionError, OSError, RuntimeError, KeyError, ValueError) as error:
-        raise ModelError(f"`{folder}` cannot be loaded: {error}") from None
-    _check_keys(folder, info)
-    check_values(folder, model.named_parameters())
-    return model, tuple(sorted(info["missing_keys"]))
-
-
-def _load_in_some_way(folder: Path, model_class: Any, options: dict[str, Any]) -> Any:  # noqa: ANN401
-    try:
-        return _load(folder, model_class, attention.ATTENTION_NAME, options)
-    except (KeyError, ValueError) as error:
-        # Some architectures (gpt_neo) have a fixed table of attention classes.
-        if attention.ATTENTION_NAME not in str(error):
-            raise
-    return _load(folder, model_class, "eager", options)
-
-
-def _load(folder: Path, model_class: Any, attention_name: str, options: dict[str, Any]) -> Any:  # noqa: ANN401
-    with quiet_transformers():
-        return model_class.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            attn_implementation=attention_name,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `_check_keys` refuses them, and names them
-            **options,
-        )
-
-
-def _check_keys(folder: Path, info: dict[str, Any]) -> None:
-    missing = [
-        name
-        for name in info["missing_keys"]
-        if not any(part in _HEAD_NAMES for part in name.split("."))
-    ]
-    other_shapes = [
-        f"{name} {list(found)} (expected {list(expected)})"
-        for name, found, expected in info["mismatched_keys"]
-    ]
-    if missing or other_shapes:
-        names = ", ".join([*sorted(missing), *sorted(other_shapes)][:5])
-        raise ModelError(
-            f"`{folder}`: the weights do not fit the configuration. Missing or of another shape: {names}."
-        )
-
-
-def check_values(folder: Path, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse weights, by name, that are not finite.
-
-    Raises:
-        ModelError: If there are any; names the folder and a weight.
-    """
-    for name, weight in weights:
-        # The two extremes tell of every value, in a tenth of the time that looking at each takes.
-        if not torch.stack(weight.aminmax()).isfinite().all():
-            raise ModelError(
-                f"`{folder}`: weights are broken: `{name}` holds values that are not finite. Fetch the model again."
-            )
-
-
 def _padding_id(model: Any, tokenizer: Tokenizer) -> int | None:  # noqa: ANN401
     # transformers' own class models look for the last token that is not padding. Lushan never pads,
     # but whoever loads the saved folder there will.
@@ -440,25 +373,37 @@ def is_head(parameter_name: str) -> bool:
 
 def _find_packing_mode(backbone: Backbone) -> PackingMode:
     """Take the fastest way of keeping documents apart that agrees with running them alone."""
-    generator = torch.Generator().manual_seed(0)
-    top = min(backbone.facts.vocabulary_size, backbone.tokenizer.vocabulary_size)
     config = backbone.core.config
-    ids = [torch.randint(top, (length,), generator=generator) for length in _PROBE_LENGTHS]
-    if backbone.facts.first_position:  # padding has no place of its own
-        ids = [each.where(each != config.pad_token_id, top - 1) for each in ids]
-    with torch.inference_mode():
-        alone = torch.cat([_probe_alone(backbone, each) for each in ids])
-        if config._attn_implementation == attention.ATTENTION_NAME:
-            if _is_exact(backbone, "packed", ids, alone):
-                return "packed"
-            config._attn_implementation = "eager"
-        if _is_exact(backbone, "masked", ids, alone):
-            return "masked"
-        if _is_exact(backbone, "alone", ids, alone):
-            return "alone"
+    if config._attn_implementation == attention.ATTENTION_NAME:
+        sides = (_code_of_packing(), type(backbone.core).__name__, config.to_json_string(False))
+        if remembered("packing", sides, lambda: _first_exact(backbone, ["packed"])):
+            return "packed"
+        config._attn_implementation = "eager"
+    if found := _first_exact(backbone, ["masked", "alone"]):
+        return found
     raise ModelError(
         f"`{backbone.facts.model_type}` models count positions in a way that is not known here. Use another model."
     )
+
+
+@cache
+def _code_of_packing() -> str:
+    """Name whose arithmetic it is: versions, the processor's instructions, and our own code."""
+    own = [each.read_text("utf-8") for each in sorted(Path(__file__).parent.glob("*.py"))]
+    others = [torch.__version__, transformers.__version__, torch.backends.cpu.get_cpu_capability()]
+    return hashlib.sha256("\n".join(others + own).encode()).hexdigest()
+
+
+@torch.inference_mode()
+def _first_exact(backbone: Backbone, modes: list[PackingMode]) -> PackingMode | None:
+    """Give the first in which documents come out as each alone does."""
+    generator = torch.Generator().manual_seed(0)
+    top = min(backbone.facts.vocabulary_size, backbone.tokenizer.vocabulary_size)
+    ids = [torch.randint(top, (length,), generator=generator) for length in _PROBE_LENGTHS]
+    if backbone.facts.first_position:  # padding has no place of its own
+        ids = [each.where(each != backbone.core.config.pad_token_id, top - 1) for each in ids]
+    alone = torch.cat([_probe_alone(backbone, each) for each in ids])
+    return next((mode for mode in modes if _is_exact(backbone, mode, ids, alone)), None)
 
 
 def _is_exact(backbone: Backbone, mode: PackingMode, ids: list[Tensor], alone: Tensor) -> bool:

@@ -7,20 +7,16 @@ why, and torch computes. Shapes: M rows, I inputs, O outputs; T rows, D width; t
 """
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lushan.backbones.hardware import machine
+from lushan.backbones.hardware import Choice, machine
+from lushan.backbones.native_compiling import open_library
 from lushan.backbones.native_structures import (
     Adapted,
     DocumentJob,
@@ -32,7 +28,6 @@ from lushan.backbones.native_structures import (
     StepLayer,
     TrainedDocuments,
 )
-from lushan.backbones.sources import cache_folder
 
 NEEDED_FEATURES = ("avx512f", "avx512_bf16", "avx512_vnni")
 """Of the processor."""
@@ -44,21 +39,8 @@ _NAMES = (
 )
 _SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in _NAMES)
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("native.h", "documents.h"))
-_FLAGS = (
-    *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-exceptions"),
-    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mavx512vnni"),
-    "-mfma",
-)
-_COMPILE_SECONDS = 120
 _LARGEST_ERROR = 1e-5
 """Of the self-test, as a share of the norm."""
-
-
-def find_compiler() -> str | None:
-    """Give the C++ compiler that is used: `CXX`, else what this system has."""
-    named = os.environ.get("CXX")
-    candidates = (named,) if named else ("g++", "clang++", "c++")
-    return next((each for each in candidates if shutil.which(each)), None)
 
 
 def why_missing() -> str:
@@ -67,8 +49,17 @@ def why_missing() -> str:
     return found if isinstance(found, str) else ""
 
 
+def choose_functions() -> Choice:
+    """Take compiled functions where this machine can have them, else torch's."""
+    if why := why_missing():
+        return Choice("of torch", why)
+    return Choice(
+        "compiled", "the processor and the compiler can, and a product of theirs was right"
+    )
+
+
 def identity() -> str:
-    """Name the library: another for other sources, commands of compilers and versions of torch; empty if there is none."""
+    """Name the library: another for other sources, compilers and versions of torch; empty if there is none."""
     return "" if why_missing() else Path(library()._name).stem
 
 
@@ -375,13 +366,9 @@ def _load() -> ctypes.CDLL | str:
     missing = [name for name in NEEDED_FEATURES if name not in machine().features]
     if missing:
         return f"this processor has no `{missing[0]}`"
-    compiler = find_compiler()
-    if compiler is None:
-        return "there is no C++ compiler here (`g++` or `clang++`, or what `CXX` names)"
-    try:
-        opened = _opened(compiler)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"the products could not be compiled with `{compiler}` ({error})"
+    opened = open_library(_SOURCES, _HEADERS)
+    if isinstance(opened, str):
+        return opened
     address, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     layer, adapted = ctypes.POINTER(Layer), ctypes.POINTER(Adapted)
     for name, arguments in {
@@ -415,36 +402,6 @@ def _load() -> ctypes.CDLL | str:
         function.argtypes, function.restype = arguments, None
     opened.lushan_gradient_norm.restype = ctypes.c_double
     return opened if _is_right(opened) else "the compiled products are wrong on this processor"
-
-
-def _opened(compiler: str) -> ctypes.CDLL:
-    """Open the library; one that was cut short, or made on another system, is made anew."""
-    file = _compiled(compiler)
-    try:
-        return ctypes.CDLL(str(file))
-    except OSError:
-        file.unlink()
-        return ctypes.CDLL(str(_compiled(compiler)))
-
-
-def _compiled(compiler: str) -> Path:
-    """Give the file of the library; made beside and renamed, as several processes may begin at once."""
-    sources = (each.read_text(encoding="utf-8") for each in (*_HEADERS, *_SOURCES))
-    text = "\n".join((*sources, compiler, *_FLAGS, torch.__version__))
-    folder = cache_folder() / "native"
-    file = folder / f"products-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        # `libgomp.so.1`, which it asks for, is in the process already: torch brings it, so that there is one pool of threads.
-        # Process numbers would not do: containers that share a cache give the same ones.
-        with TemporaryDirectory(dir=folder, prefix=".making-") as beside:
-            made = Path(beside) / file.name
-            command = [compiler, *_FLAGS, *map(str, _SOURCES), "-o", str(made)]
-            subprocess.run(  # noqa: S603 - our own source, by the user's compiler
-                command, check=True, capture_output=True, timeout=_COMPILE_SECONDS
-            )
-            made.replace(file)
-    return file
 
 
 def _is_right(library: ctypes.CDLL) -> bool:

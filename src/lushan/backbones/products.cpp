@@ -7,6 +7,7 @@
 
 #include "native.h"
 
+#include <cmath>
 #include <cstdlib>
 
 namespace lushan {
@@ -225,6 +226,8 @@ void prepare_16_bits(const float *rows, int64_t count, int16_t *into, float *sca
   for (int64_t at = 0; at < count; at += GROUP_INPUTS) {
     __m512 low = _mm512_loadu_ps(rows + at), high = _mm512_loadu_ps(rows + at + 16);
     float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
+    // The larger of two numbers leaves one out that is none: its group must not become finite.
+    if (_mm512_cmp_ps_mask(low, low, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(high, high, _CMP_UNORD_Q)) largest = NAN;
     __m512 factor = _mm512_set1_ps(largest > 0 ? LARGEST / largest : 0);
     scales[at / GROUP_INPUTS] = largest / LARGEST;
     __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(low, factor)), second = _mm512_cvtps_epi32(_mm512_mul_ps(high, factor));

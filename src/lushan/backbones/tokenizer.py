@@ -4,15 +4,14 @@ The raw file is the truth. In transformers 5 the class named in `tokenizer_confi
 own rules (huggingface/transformers#45812, #45920, #48219), so the two are compared and differences are told.
 """
 
-import contextlib
 import copy
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -21,7 +20,7 @@ import tokenizers
 
 from lushan.backbones.chat import CHAT_TEMPLATE_FILE, ChatTemplate
 from lushan.backbones.inspect import ENCODERS, read_json
-from lushan.backbones.sources import cache_folder
+from lushan.backbones.remembered import remembered
 from lushan.errors import DataError, ModelError
 
 PROBES = (
@@ -68,6 +67,18 @@ class SpecialTokens:
     bos_id: int | None
     stop_id: int | None
 
+    def put_around(self, ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
+        """Give a text's tokens with those around it."""
+        prefix = self.prefix
+        # A chat template writes <bos> itself.
+        if prefix and tuple(ids[: len(prefix)]) == prefix:
+            prefix = ()
+        none = (0, 0)
+        return Encoded(
+            [*prefix, *ids, *self.suffix],
+            [none] * len(prefix) + offsets + [none] * len(self.suffix),
+        )
+
 
 class Tokenizer:
     """A model's tokenizer. Make it with `Tokenizer.load`."""
@@ -89,6 +100,8 @@ class Tokenizer:
         begins_with_bos = special.prefix == (special.bos_id,) and special.bos_id in added
         self.chat = ChatTemplate(folder, begins_with_bos=begins_with_bos)
         """How conversations are written."""
+        roles = {"bos_token": special.bos_id, "eos_token": special.stop_id}
+        self._marks = {name: self._token(token_id) for name, token_id in roles.items()}
         self._num_rows = read_json(folder / "config.json").get("vocab_size")
         names = [x.content for x in added.values() if x.special]
         self.special_names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
@@ -119,6 +132,14 @@ class Tokenizer:
         """Id of the token that ends an answer, if the model has one."""
         return self._special.stop_id
 
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids of all tokens that end an answer: `stop_id`, and the special token with which the chat template ends a turn."""
+        behind = "" if self.chat.is_plain else self.chat.behind_answer(self._marks)
+        mark = self.special_names.search(behind)
+        ids = [self.stop_id, self._raw.token_to_id(mark[0]) if mark else None]
+        return frozenset(each for each in ids if each is not None)
+
     @property
     def vocabulary_size(self) -> int:
         """Number of tokens, special ones included; the model's matrix may have more rows."""
@@ -136,17 +157,7 @@ class Tokenizer:
             raise DataError(_explain_unreadable(texts)) from None
         if (num_rows := self._num_rows) is not None and num_rows < self.vocabulary_size:
             _refuse_rowless(self._raw, [each.ids for each in encodings], num_rows)
-        return [self._surrounded(each.ids, each.offsets) for each in encodings]
-
-    def _surrounded(self, ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
-        prefix, suffix = self._special.prefix, self._special.suffix
-        # A chat template writes <bos> itself.
-        if prefix and tuple(ids[: len(prefix)]) == prefix:
-            prefix = ()
-        none = (0, 0)
-        return Encoded(
-            [*prefix, *ids, *suffix], [none] * len(prefix) + offsets + [none] * len(suffix)
-        )
+        return [self._special.put_around(each.ids, each.offsets) for each in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn ids into text, without special tokens."""
@@ -175,9 +186,8 @@ class Tokenizer:
         Raises:
             ModelError: If the template refuses the messages.
         """
-        marks = {"bos_token": self._token(self.bos_id), "eos_token": self._token(self.stop_id)}
         return self.chat.render(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt, marks=marks
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, marks=self._marks
         )
 
     def _token(self, token_id: int | None) -> str:
@@ -193,6 +203,7 @@ class Tokenizer:
             return self
         found = copy.copy(self)
         found.chat = saved
+        vars(found).pop("stop_ids", None)  # of the other template
         return found
 
     def save(self, folder: Path) -> None:
@@ -313,21 +324,13 @@ def _explain_unreadable(texts: Sequence[str]) -> str:
 def _compared(tokenizer: Tokenizer, folder: Path) -> list[str]:
     """Compare with `AutoTokenizer`, or recall what an earlier comparison found."""
     settings = folder / "tokenizer_config.json"
-    digest = hashlib.sha256(tokenizer.fingerprint.encode())
-    digest.update(settings.read_bytes() if settings.is_file() else b"")
-    digest.update(json.dumps(read_json(folder / "config.json").get("model_type")).encode())
-    digest.update(metadata.version("transformers").encode())
-    verdict = cache_folder() / "tokenizers" / f"{digest.hexdigest()[:32]}.json"
-    if verdict.is_file():
-        with contextlib.suppress(ModelError, KeyError):  # broken, as by a loss of power: made anew
-            return read_json(verdict)["notes"]
-    notes = compare_with_transformers(tokenizer, folder)
-    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-        verdict.parent.mkdir(parents=True, exist_ok=True)
-        partial = verdict.with_suffix(f".{os.getpid()}.part")
-        partial.write_text(json.dumps({"notes": notes}), encoding="utf-8")
-        partial.replace(verdict)
-    return notes
+    sides = (
+        tokenizer.fingerprint,
+        settings.read_text("utf-8", errors="surrogateescape") if settings.is_file() else "",
+        json.dumps(read_json(folder / "config.json").get("model_type")),
+        metadata.version("transformers"),
+    )
+    return remembered("tokenizers", sides, lambda: compare_with_transformers(tokenizer, folder))
 
 
 def compare_with_transformers(tokenizer: Tokenizer, folder: Path) -> list[str]:

@@ -95,4 +95,15 @@ def _call(value: Any, form: ToolForm, names: Collection[str] | None) -> Call | N
     name, arguments = value.get(form.name), value.get(form.arguments)
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
+    if not _is_writable([name, arguments]):
+        return None
     return Call(name, arguments) if names is None or name in names else None
+
+
+def _is_writable(value: object) -> bool:
+    r"""Whether what was read can be written again: Python reads `NaN`, `1e999` and `"\ud800"`, which are no JSON or no text."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -324,10 +324,20 @@ def _taken_over(layer: Any) -> TrainedLayer | None:  # noqa: ANN401 - a layer of
     norms = [None if each is None else fused_norm(each) for each in parts.norms]
     if [each is None for each in norms] != [each is None for each in parts.norms]:
         return None
+    if any(_drops_by_itself(each) for each in (layer, layer.self_attn, layer.mlp)):
+        return None
     inner_width = parts.linears[-1].in_features
     if getattr(layer.self_attn, "head_dim", 1) % 32 or inner_width % 16:
         return None
     return TrainedLayer(layer, norms, is_gelu=parts.is_gelu)
+
+
+def _drops_by_itself(module: Any) -> bool:  # noqa: ANN401 - a part of any architecture
+    """Whether a module drops numbers without a part that does, as none of ours would."""
+    return any(
+        "dropout" in name and name != "attention_dropout" and bool(value)
+        for name, value in vars(module).items()
+    )
 
 
 class _Probe(SlotCache):

@@ -95,7 +95,7 @@ class _Classifier:
         cls, train_NF: object, targets: NDArray[np.int64], inverse_penalty: float, state: TaskState
     ) -> "_Classifier":
         chosen = model = LogisticRegression(C=inverse_penalty, max_iter=200, tol=1e-3)
-        if state.multi_label:
+        if state.multi_label and len(state.labels) > 1:
             chosen = OneVsRestClassifier(model)
         elif len(np.unique(targets)) == 1:
             # The label curve may draw so few rows that all have the same label, which a regression refuses.
@@ -111,11 +111,13 @@ class _Classifier:
     def probabilities(self, features_NF: object) -> NDArray[np.float64]:
         """Probability of every label, (N, L); 0 for labels that training did not have."""
         found = np.asarray(self.model.predict_proba(features_NF), dtype=float)
-        if self.state.multi_label:
+        num_labels, several = len(self.state.labels), self.state.multi_label
+        if several and num_labels > 1:
             return found
-        probability_NL = np.zeros((len(found), len(self.state.labels)))
-        probability_NL[:, self.model.classes_] = found
-        return probability_NL
+        # Of a single label that a text may have, the two classes are to lack it and to have it.
+        probability_NC = np.zeros((len(found), 2 if several else num_labels))
+        probability_NC[:, self.model.classes_] = found
+        return probability_NC[:, 1:] if several else probability_NC
 
     def value(self, examples: Sequence[Example], vectorizer: TfidfVectorizer, metric: str) -> float:
         """Score on examples whose labels are known."""
@@ -151,14 +153,14 @@ def _predictions(
 
 
 def _targets(examples: Sequence[Example], state: TaskState) -> NDArray[np.int64]:
-    """Class numbers, (N,), or 0/1 per label, (N, L)."""
+    """Class numbers, (N,), or 0/1 per label, (N, L); of a single label (N,)."""
     order = {label: place for place, label in enumerate(state.labels)}
     if not state.multi_label:
         return np.array([_places(_target(each), order)[0] for each in examples])
     has_NL = np.zeros((len(examples), len(order)), dtype=np.int64)
     for row, example in enumerate(examples):
         has_NL[row, list(_places(_target(example), order))] = 1
-    return has_NL
+    return has_NL[:, 0] if len(order) == 1 else has_NL
 
 
 def _target(example: Example) -> Answer:

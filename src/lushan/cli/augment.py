@@ -75,12 +75,16 @@ def command(
 
 
 def next_file(data: Path) -> Path:
-    """Name a file that does not exist yet, after the data."""
+    """Name a file that does not exist yet, and that nobody is making, after the data."""
+    from lushan.atomic import is_locked
+    from lushan.workflows.new_rows import lock_of
+
     name = data.resolve().name.split(".")[0] or "rows"
-    number = 1
-    while Path("augmented", f"{name}-{number}.jsonl").exists():
+    file, number = Path("augmented", f"{name}-1.jsonl"), 1
+    while file.exists() or is_locked(lock_of(file)):
         number += 1
-    return Path("augmented", f"{name}-{number}.jsonl")
+        file = Path("augmented", f"{name}-{number}.jsonl")
+    return file
 
 
 def show_outcome(found: Mapping[str, Any]) -> None:
@@ -120,6 +124,8 @@ def threshold_line(found: Mapping[str, Any]) -> str:
 
 def verdict(found: Mapping[str, Any]) -> list[str]:
     """Say whether the new rows help, and what was written."""
+    from lushan.evaluation.phrases import is_graded, p_text, test_words
+
     gain = found["gain"]
     if gain is None:
         return ["No new row is left; nothing was written."]
@@ -130,7 +136,8 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
     told = (
         f"{'They help' if found['helps'] else 'They do not clearly help'}: mean score of "
         f"{gain['num_validation_rows']:,} validation rows {change['value']:+.3f} "
-        f"({change['low']:+.3f} to {change['high']:+.3f}), {against}."
+        f"({change['low']:+.3f} to {change['high']:+.3f}), {against}; "
+        f"{p_text(gain['p_value'])}, {test_words(is_graded(gain)).name}."
     )
     if found["written"]:
         place = (

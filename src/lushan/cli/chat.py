@@ -67,7 +67,7 @@ def command(
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         tell(f"Ctrl-C stops a reply. {_known()}")
-    for line in _typed() if is_terminal else _piped():
+    for line in _typed(as_json=as_json) if is_terminal else _piped():
         if line.split()[0] == "/quit":
             break
         try:
@@ -82,7 +82,7 @@ def _known() -> str:
     return "; ".join(f"`{name}` {does}" for name, does in INSIDE.items()) + "."
 
 
-def _typed() -> Iterator[str]:
+def _typed(*, as_json: bool) -> Iterator[str]:
     """Lines from a person, until Ctrl-D."""
     with contextlib.suppress(
         ImportError
@@ -90,16 +90,24 @@ def _typed() -> Iterator[str]:
         import readline  # noqa: F401
     while True:
         try:
-            line = input("> ").strip()
+            line = _ask(as_json=as_json).strip()
         except EOFError:
-            print()
+            tell("")
             return
         except KeyboardInterrupt:
-            print()
-            tell("`/quit` or Ctrl-D ends.")
+            tell("\n`/quit` or Ctrl-D ends.")
             continue
         if line:
             yield line
+
+
+def _ask(*, as_json: bool) -> str:
+    """Read one line; what asks for it is not put among the replies where a program reads them."""
+    prompt = "> "
+    if as_json or not sys.stdout.isatty():
+        print(prompt, end="", file=sys.stderr, flush=True)
+        prompt = ""
+    return input(prompt)  # which writes it to stdout, and edits the line behind it
 
 
 def _piped() -> Iterator[str]:

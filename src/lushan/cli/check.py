@@ -36,7 +36,10 @@ def command(
     seed: RecipeSeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check your data: ledger, overlap between splits, labels. Exits 2 if a run would be blocked."""
+    """Check your data and settings: ledger, overlap between splits, labels. Exits 2 if a run would be blocked.
+
+    Whether time, memory and room for written answers suffice, only `tune` finds out.
+    """
     from lushan.workflows.recipe import make_recipe
 
     flags: dict[str, Any] = {
@@ -52,7 +55,12 @@ def command(
 
     findings = check(data, made, tell=tell)
     show_ledger(findings["ledger"])
-    tell("Nothing blocks a run.")
+    if findings["has_model"]:
+        tell("Nothing blocks a run.")
+    else:
+        tell(
+            "A run needs its model first. Of the rest, nothing that can be checked without it blocks one."
+        )
     if as_json:
         emit_json(findings)
 

@@ -101,7 +101,7 @@ def _prove_export(folder: Path, *, weights: str, as_json: bool) -> None:
 
 
 def _examine(*, again: bool) -> dict[str, Any]:
-    from lushan.backbones import hardware
+    from lushan.backbones import hardware, native
     from lushan.backbones.sources import cache_folder
 
     cache = cache_folder()
@@ -111,6 +111,7 @@ def _examine(*, again: bool) -> dict[str, Any]:
         "device": device,
         "threads": hardware.choose_num_threads(),
         "precision": hardware.choose_precision("auto", device.value, cache=cache),
+        "functions": native.choose_functions(),
     }
     return {
         "machine": dataclasses.asdict(hardware.machine()),

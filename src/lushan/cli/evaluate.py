@@ -65,7 +65,7 @@ def show_scores(result: dict[str, Any]) -> None:
 
     rows = [
         (
-            name,
+            _named(name, result.get("positive_label")),
             metric_decimal(found["value"], name),
             f"{metric_decimal(found['low'], name)} to {metric_decimal(found['high'], name)}",
         )
@@ -89,3 +89,9 @@ def show_scores(result: dict[str, Any]) -> None:
     ]
     counted = "rows" if wording.counted == "texts" else wording.counted
     show_table((wording.label, *names, counted), per_label)
+
+
+def _named(metric: str, positive_label: str | None) -> str:
+    """`f1` -> `f1 of sea`: of two labels, some metrics are those of one alone."""
+    is_of_one = positive_label is not None and metric in ("f1", "precision", "recall")
+    return f"{metric} of {positive_label}" if is_of_one else metric

@@ -87,8 +87,8 @@ def command(
             sys.stdout.writelines(as_lines(explained))
 
     data = file_of(source)
+    check_input_stays(out, run=run, data=data)
     if data is not None:
-        check_input_stays(out, run=run, data=data)
         done = explain_rows(run, data, write=write, tell=tell, **options)
         tell(f"Explained {done['num_examples']:,} rows in {done['seconds']:.1f} s{_place(out)}")
     else:

@@ -46,7 +46,11 @@ def command(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", metavar="8m", help="Wall time; rows are sub-sampled to fit it."),
+        typer.Option(
+            "--budget",
+            metavar="8m",
+            help="Wall time to plan for; training rows are sub-sampled to fit, test rows are not.",
+        ),
     ] = None,
     overlap: OverlapOption = None,
     no_baselines: Annotated[

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from lushan.errors import DataError
 
 WHOLE_NUMBER = re.compile(r"[+-]?\d+\.0+")
+_MARK = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?|true|false", re.IGNORECASE)
+"""What a list that has a place for every label holds there."""
 MISSING_WORDS = frozenset({"nan", "null"})
 LABEL_SEPARATORS = ("|", ";")
 _WITHOUT_LENGTHS = (
@@ -143,27 +145,29 @@ def find_columns(
             if missing[0] == wanted.required[0]
         )
         raise DataError(
-            f"{notes.source}: no column `{missing[0]}`{instead}. Found: {_listed(found)}. Say which it is "
+            f"{notes.source}: no column `{missing[0]}`{instead}. Found: {listed(found)}. Say which it is "
             f"with `--set data.columns.{missing[0]}=NAME`, or give the file a first line with names."
         )
     columns = list(names.values())
     if twice := [name for name, column in names.items() if columns.count(column) > 1]:
         raise DataError(
-            f"{notes.source}: {_listed(twice)} would be read from the same column, `{names[twice[0]]}`. Found: "
-            f"{_listed(found)}. Say which is which, such as with `--set data.columns.{twice[0]}=NAME`."
+            f"{notes.source}: {listed(twice)} would be read from the same column, `{names[twice[0]]}`. Found: "
+            f"{listed(found)}. Say which is which, such as with `--set data.columns.{twice[0]}=NAME`."
         )
     return names
 
 
 def form_of(found: Sequence[str], *, mapping: Mapping[str, str], wanted: Columns) -> Columns:
-    """Give the form of a file's rows: the first of which a column is named, whose read columns are there, or can be guessed."""
+    """Give the form of a file's rows: the first with a named column of its own, whose read columns are there, or can be guessed."""
     if not wanted.others:
         return wanted
+    there = {*found, *mapping}
     folded = {name.strip().casefold() for name in found}
+    num_forms = Counter(name for form in wanted.forms for name in form.names)
     for is_there in (
-        lambda form, _: any(name in mapping for name in form.names),
-        lambda form, _: all(name in found for name in form.asked.required),
-        lambda _, name: name in found,
+        lambda form, _: any(name in mapping and num_forms[name] == 1 for name in form.names),
+        lambda form, _: all(name in there for name in form.asked.required),
+        lambda _, name: name in there,
         lambda form, name: bool(folded & {name, *form.guesses.get(name, ())}),
     ):
         for form in wanted.forms:
@@ -184,7 +188,7 @@ def check_mapping(mapping: Mapping[str, str], wanted: Columns) -> None:
         if name not in wanted.all_names:
             raise DataError(
                 f"`data.columns.{name}`: the task has no column `{name}`. "
-                f"Its columns: {_listed(wanted.all_names)}."
+                f"Its columns: {listed(wanted.all_names)}."
             )
 
 
@@ -193,7 +197,7 @@ def _named(name: str, chosen: str, *, found: Sequence[str], source: str) -> str:
         return chosen
     raise DataError(
         f"{source}: `data.columns.{name}` says `{chosen}`, but there is no such column. "
-        f"Found: {_listed(found)}. Say which it is with `--set data.columns.{name}=NAME`."
+        f"Found: {listed(found)}. Say which it is with `--set data.columns.{name}=NAME`."
     )
 
 
@@ -205,7 +209,7 @@ def _guess(
         likely = [each for each in free if each.strip().casefold() in choices]
         if len(likely) > 1:
             raise DataError(
-                f"{source}: both {_listed(likely)} could be the column `{name}`. Say which it is "
+                f"{source}: both {listed(likely)} could be the column `{name}`. Say which it is "
                 f"with `--set data.columns.{name}=NAME`."
             )
         if likely:
@@ -213,9 +217,10 @@ def _guess(
     return None
 
 
-def _listed(names: Iterable[str]) -> str:
-    listed = [f"`{name[:40]}`" for name in names]
-    return ", ".join(listed[:20]) + (" ..." if len(listed) > 20 else "") if listed else "nothing"
+def listed(names: Iterable[str]) -> str:
+    """Name columns in a message: some of them, where there are many."""
+    quoted = [f"`{name[:40]}`" for name in names]
+    return ", ".join(quoted[:20]) + (" ..." if len(quoted) > 20 else "") if quoted else "nothing"
 
 
 def unpacked(value: object) -> object:
@@ -297,12 +302,26 @@ class Cleaner:
                 raise DataError(
                     f"{self._place(number)}: `{name}` has an empty label in its list. Take it out."
                 )
-            return tuple(dict.fromkeys(each for each in labels if each is not None))
+            return self._each_once(name, [each for each in labels if each is not None], number)
         return self._label(name, value, number)
 
+    def _each_once(self, name: str, labels: Sequence[str], number: int) -> tuple[str, ...]:
+        """A name that is given twice means no more than once; a number that is, was no name."""
+        times = Counter(labels)
+        if len(times) < len(labels):
+            twice = next(label for label in labels if times[label] > 1)
+            if _MARK.fullmatch(twice):
+                raise DataError(
+                    f"{self._place(number)}: `{name}` has `{twice}` {times[twice]} times in its list, as a list with a "
+                    "number for every label has. Give the names of the labels that the text has instead, each once, such "
+                    'as ["joy", "anger"].'
+                )
+            self._notes.count(f"`{name}` had a label twice in its list; read once", number)
+        return tuple(times)
+
     def _cut(self, name: str, text: str, number: int) -> Sequence[str]:
-        if isinstance(listed := unpacked(text), list):
-            return listed
+        if isinstance(found := unpacked(text), list):
+            return found
         inside = text.strip()[1:-1]
         if text.strip() == f"[{inside}]" and not {"[", "]"} & set(inside):
             raise DataError(

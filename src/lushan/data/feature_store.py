@@ -65,18 +65,22 @@ class Columns:
         return np.array([value(kind) for kind in self.kinds])[self.codes]
 
     def num_supervised(self) -> Positions:
-        """Give how many targets each document has."""
+        """Give how many targets each document has; none where they have no weight."""
         span = int(self.lengths.max(initial=0)) + 1
         alike, inverse = np.unique(
             self.codes.astype(np.int64) * span + self.lengths, return_inverse=True
         )
         values = [
-            replace(self.kinds[code], token_ids=(0,) * length).num_supervised
+            _num_learned(replace(self.kinds[code], token_ids=(0,) * length))
             for code, length in zip(
                 *(each.tolist() for each in np.divmod(alike, span)), strict=True
             )
         ]
         return np.array(values, dtype=np.int64)[inverse]
+
+
+def _num_learned(features: Features) -> int:
+    return features.num_supervised if features.weight else 0
 
 
 class FeatureStore(Sequence[Features]):

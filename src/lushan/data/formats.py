@@ -123,6 +123,8 @@ def _read_separated(path: Path, notes: Notes) -> Iterator[Record]:
     number = 1
     try:
         for fields in reader:
+            if separator == "\t":
+                _refuse_swallowed(fields, place=f"{path.name}, row {number}")
             if not any(fields):
                 notes.count(EMPTY_ROWS, number)
             elif not header:
@@ -149,6 +151,17 @@ def _checked_header(fields: Sequence[str], path: Path) -> list[str]:
             "Separate them by commas, or by tabs in a file called `.tsv`."
         )
     return names
+
+
+def _refuse_swallowed(fields: Sequence[str], *, place: str) -> None:
+    """A quote at the start of a text that nobody quoted takes in all up to the next one, other rows too."""
+    for field in fields:
+        if "\t" in field and "\n" in field:
+            raise DataError(
+                f"{place}: a field that starts with a quote goes on over a tab and a line break to the next quote: "
+                f"{field[:80]!r}. If it is one text, write the file as .csv or .jsonl; if not, put quotes around the text "
+                'and double those inside ("").'
+            )
 
 
 def _check_width(fields: Sequence[str], header: Sequence[str], *, place: str) -> None:

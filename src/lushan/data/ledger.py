@@ -1,7 +1,7 @@
 """The token ledger: what became of every row and every token, per split and per class."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from lushan.data.splits import Parts, labels_of
 from lushan.errors import DataError
 from lushan.records import Example, Features, SplitName
 
+CUT_OFF = "answer cut off"
+"""Why a row is left out that has nothing to learn in the part of its text that is read."""
 NO_LABEL = "(none)"
 """The class under which rows without any label are counted."""
 
@@ -26,6 +28,8 @@ class Counts:
     num_examples: int = 0
     num_cut_examples: int = 0
     """Examples of which some tokens were left out."""
+    num_cut_truths: int = 0
+    """Examples of which the truth, or a part of it, was left out with them: it is not learned, and cannot be found."""
     num_documents: int = 0
     """What the examples became: several windows or questions per example are possible."""
     num_tokens: int = 0
@@ -54,7 +58,7 @@ class SplitLedger:
     num_added: int = 0
     """How many of the examples were written or labelled by a model (`data.added`)."""
     trains_stop_token: bool | None = None
-    """Whether every document ends with the supervised stop token; None where a layer answers."""
+    """Whether every document ends with a stop token that is supervised; None where a layer answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ def count_tokens(
     *,
     examples: Sequence[Example],
     features: Sequence[Features],
-    stop_id: int | None = None,
+    stop_ids: Collection[int] = (),
 ) -> Ledger:
     """Give the ledger with the tokens of one split.
 
@@ -108,7 +112,7 @@ def count_tokens(
         split: Which split was encoded.
         examples: Its examples.
         features: What they became; `example_index` points into `examples`.
-        stop_id: The model's stop token.
+        stop_ids: Tokens that end an answer.
     """
     counted = _count_examples(features, len(examples))
     codes, kinds = kinds_of(examples)
@@ -125,9 +129,43 @@ def count_tokens(
         before,
         total=total,
         per_class=dict(sorted(per_class.items())),
-        trains_stop_token=_trains_stop_token(features, stop_id),
+        trains_stop_token=_trains_stop_token(features, stop_ids),
     )
     return replace(ledger, splits={**ledger.splits, split: after})
+
+
+def without_rows(
+    ledger: Ledger, split: SplitName, *, reason: str, num_rows: int, num_added: int
+) -> Ledger:
+    """Give the ledger with some rows of a split counted as left out; what is left is still to be counted anew.
+
+    Args:
+        ledger: The ledger so far.
+        split: Which split loses rows.
+        reason: Why.
+        num_rows: How many.
+        num_added: How many of the rest were written or labelled by a model.
+    """
+    before = ledger.splits[split]
+    dropped = {**before.num_dropped, reason: num_rows}
+    after = replace(before, num_dropped=dropped, num_added=num_added)
+    return replace(ledger, splits={**ledger.splits, split: after})
+
+
+def notes_on_cuts(ledger: Ledger) -> list[str]:
+    """Tell of rows that lost their truth, or a part of it, because the end of the text was cut off."""
+    notes: list[str] = []
+    if num_rows := ledger.splits["train"].num_dropped.get(CUT_OFF):
+        notes.append(
+            f"{num_rows:,} training rows are left out: the answer stands in what was cut off their text."
+        )
+    for name, split in ledger.splits.items():
+        if num_rows := split.total.num_cut_truths:
+            outcome = "it is not learned" if name == "train" else "it counts as missed"
+            notes.append(
+                f"{name}: of {num_rows:,} rows the truth, or a part of it, stands in what was cut off their text: {outcome}."
+            )
+    return notes
 
 
 def refuse_without_signal(ledger: Ledger) -> None:
@@ -152,7 +190,8 @@ def refuse_without_signal(ledger: Ledger) -> None:
     if train.trains_stop_token is False:
         raise DataError(
             "The stop token is not supervised in every training document: the model would not learn "
-            "to stop. Raise `model.max_length`, or use `--answer head`."
+            "to stop. Raise `model.max_length`, use `--answer head`, or, for conversations, a model "
+            "whose chat template ends what the assistant says with a special token."
         )
 
 
@@ -179,9 +218,11 @@ def _count_examples(features: Sequence[Features], num_examples: int) -> list[NDA
     num_tokens = per_example(columns.lengths)
     num_supervised = per_example(columns.num_supervised())
     num_cut_tokens = per_example(columns.of_kinds(lambda kind: kind.num_cut_tokens))
+    num_cut_items = per_example(columns.of_kinds(lambda kind: kind.num_cut_items))
     is_text = per_example(columns.of_kinds(_is_written)) > 0
     return [
         (num_cut_tokens > 0).astype(np.float64),
+        (num_cut_items > 0).astype(np.float64),
         per_example(np.ones(len(features))),
         num_tokens,
         num_supervised,
@@ -200,6 +241,7 @@ def _sum(one: Counts, other: Counts) -> Counts:
     return Counts(
         num_examples=one.num_examples + other.num_examples,
         num_cut_examples=one.num_cut_examples + other.num_cut_examples,
+        num_cut_truths=one.num_cut_truths + other.num_cut_truths,
         num_documents=one.num_documents + other.num_documents,
         num_tokens=one.num_tokens + other.num_tokens,
         num_supervised=one.num_supervised + other.num_supervised,
@@ -208,10 +250,18 @@ def _sum(one: Counts, other: Counts) -> Counts:
     )
 
 
-def _trains_stop_token(features: Sequence[Features], stop_id: int | None) -> bool | None:
+def _trains_stop_token(features: Sequence[Features], stop_ids: Collection[int]) -> bool | None:
     columns = columns_of(features)
     targets_from = columns.of_kinds(lambda kind: kind.targets_from)
-    if (targets_from < 0).all():
+    last_learned = columns.of_kinds(_last_learned)
+    if (np.maximum(targets_from, last_learned) < 0).all():
         return None
-    is_within = (targets_from >= 0) & (targets_from < columns.lengths)
-    return bool((is_within & (columns.last_tokens == stop_id)).all())
+    last = columns.lengths - 1
+    is_within = (targets_from >= 0) & (targets_from <= last)
+    is_stop = np.isin(columns.last_tokens, list(stop_ids))
+    return bool(((is_within | (last_learned == last)) & is_stop).all())
+
+
+def _last_learned(kind: Features) -> int:
+    """Index of the last token that is learned, where that is told by positions; -1 elsewhere."""
+    return kind.positions[-1] + 1 if kind.positions and _is_written(kind) else -1

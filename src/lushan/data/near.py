@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-RULES = b"compared 2"
+RULES = b"compared 3"
 """Changes whenever texts are compared in another way: what is split by that comes out otherwise."""
 NEAR = 0.75
 PIECE_CHARACTERS = 5

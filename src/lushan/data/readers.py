@@ -2,19 +2,27 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from lushan.data.columns import Cleaner, Columns, Notes, check_mapping, find_columns, form_of
+from lushan.data.columns import (
+    Cleaner,
+    Columns,
+    Notes,
+    check_mapping,
+    find_columns,
+    form_of,
+    listed,
+)
 from lushan.data.formats import EMPTY_ROWS, EXTENSIONS, Record, format_of, read_records
 from lushan.data.near import RULES
 from lushan.errors import DataError
 from lushan.records import SPLIT_NAMES, Row, SplitName
 
-__all__ = ["Columns", "Dataset", "find_files", "read_dataset", "read_rows"]
+__all__ = ["Columns", "Dataset", "find_files", "fingerprint_of", "read_dataset", "read_rows"]
 
 Item = TypeVar("Item")
 
@@ -29,6 +37,7 @@ ALIASES: dict[str, SplitName] = {
     "testing": "test",
 }
 NUM_ROWS_FOR_NAMES = 100
+MOST_NAMES = 1000
 NUM_PLACES = 5
 
 
@@ -68,7 +77,6 @@ def read_dataset(
     """
     check_mapping(columns, wanted)
     files, notes = find_files(path)
-    digest = hashlib.sha256(RULES)
     splits: dict[SplitName, Sequence[Item]] = {}
     num_empty: dict[SplitName, int] = {}
     for name, file in files.items():
@@ -77,18 +85,37 @@ def read_dataset(
         splits[name] = collect(map(read, rows))
         num_empty[name] = found.times(EMPTY_ROWS)
         notes += found.lines()
+    return Dataset(splits, num_empty=num_empty, notes=notes, fingerprint=fingerprint_of(files))
+
+
+def fingerprint_of(files: Mapping[SplitName, Path]) -> str:
+    """Give the hash of the content of files and of which split each is; that of one file is the hash of it as `train`."""
+    digest = hashlib.sha256(RULES)
+    for name, file in files.items():
         with file.open("rb") as content:
             digest.update(name.encode() + hashlib.file_digest(content, "sha256").digest())
-    return Dataset(splits, num_empty=num_empty, notes=notes, fingerprint=digest.hexdigest()[:16])
+    return digest.hexdigest()[:16]
 
 
 def read_rows(
-    path: Path, *, columns: Mapping[str, str], wanted: Columns, notes: Notes
+    path: Path,
+    *,
+    columns: Mapping[str, str],
+    wanted: Columns,
+    notes: Notes,
+    known: Collection[str] = (),
 ) -> Iterator[Row]:
     """Stream the rows of one file; memory does not grow with it.
 
-    Rows without any text are left out and counted in `notes`. Rows in which another required value is
-    missing are collected, and refused together after the last row.
+    Rows without any text are left out and counted in `notes`, which also name, after the last row, the columns that are not
+    read. Rows in which another required value is missing are collected, and refused together after the last row.
+
+    Args:
+        path: The file.
+        columns: The task's column name to the file's, where the user said so.
+        wanted: What the task asks for.
+        notes: Is told what was guessed, changed or left out.
+        known: Columns that somebody else reads, of which nothing is told.
 
     Raises:
         DataError: If the file or a row does not fit; says where.
@@ -113,6 +140,7 @@ def read_rows(
             num_rows += 1
             yield row
     gaps.refuse(path.name)
+    names.tell_unread(known)
     if not num_rows:
         raise DataError(f"{path.name} has no row with a `{wanted.required[0]}`.")
 
@@ -132,6 +160,7 @@ class _Names:
         self, found: Sequence[str], *, mapping: Mapping[str, str], wanted: Columns, notes: Notes
     ) -> None:
         self._found = dict.fromkeys(found)
+        self._notes = notes
         self._find = partial(find_columns, mapping=mapping, wanted=wanted, notes=notes)
         self._wanted = wanted
         self._names = self._find(found)
@@ -144,12 +173,23 @@ class _Names:
             self._found |= dict.fromkeys(late)
             self._names = {**self._find(list(self._found)), **self._names}
             self._missing = self._names_of_missing()
+        if new and len(self._found) < MOST_NAMES:
+            self._found |= dict.fromkeys(new)
         return self._names
+
+    def tell_unread(self, known: Collection[str]) -> None:
+        """Note the columns up to here that are not read, but for those that somebody else reads."""
+        read = {*self._names.values(), *self._wanted.lengths, *known}
+        unread = [name for name in self._found if name.strip() and name not in read]
+        if unread:
+            several = len(unread) > 1
+            what = f"columns {listed(unread)} are" if several else f"column {listed(unread)} is"
+            self._notes.say(f"{what} not read.")
 
     def _names_of_missing(self) -> set[str]:
         missing = [name for name in self._wanted.names if name not in self._names]
         guesses = (self._wanted.guesses.get(name, ()) for name in missing)
-        return {*missing, *itertools.chain.from_iterable(guesses)}
+        return {*missing, *self._wanted.lengths, *itertools.chain.from_iterable(guesses)}
 
 
 def _first_gap(row: Row, wanted: Columns) -> str | None:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lushan.data.columns import looks_like_list, unpacked
@@ -19,8 +20,10 @@ _MARKS = {"B": BEGIN, "I": INSIDE, "E": END, "S": SINGLE, "L": END, "U": SINGLE}
 def read_spans(row: Row, *, needs_spans: bool) -> tuple[str, tuple[Span, ...] | None]:
     """Read the columns `text` and `entities`: objects with `start`, `end`, `label`, or lists of these three.
 
+    The `text` of an object is compared with what stands at its place, if it is there.
+
     Raises:
-        DataError: If the text is missing, or an entity is not inside it, overlaps another, or has no label.
+        DataError: If the text is missing, or an entity is not inside it, is another text, overlaps another, or has no label.
     """
     text = row.values.get("text")
     if not isinstance(text, str) or not text.strip():
@@ -57,10 +60,18 @@ def words_in(example: Example) -> list[Place]:
     return words_of(example.text) if given is None else [(each[0], each[1]) for each in given]
 
 
+def first_words(example: Example, num_characters: int) -> Example:
+    """Give the example with those words alone that end within the first characters of its text; its truth stays."""
+    words = [[start, end] for start, end in words_in(example) if end <= num_characters]
+    text = example.text[: words[-1][1] if words else 0]
+    return replace(example, text=text, extra={**example.extra, "words": words})
+
+
 def _span(row: Row, number: int, value: object, text: str) -> Span:
     where = f"{row.place}: column `entities`, entity {number}"
+    expected: Any = None
     if isinstance(value, Mapping):
-        parts = [value.get(name) for name in ("start", "end", "label")]
+        parts, expected = [value.get(name) for name in ("start", "end", "label")], value.get("text")
     else:
         parts = list(value) if isinstance(value, list | tuple) else []
     if len(parts) != 3:
@@ -80,6 +91,11 @@ def _span(row: Row, number: int, value: object, text: str) -> Span:
             "characters from 0, and `end` is excluded."
         )
     chosen = text[start:end]
+    if expected not in (None, "") and str(expected) != chosen:
+        raise DataError(
+            f"{where}: its `text` is {expected!r}, but [{start}, {end}) of the row's text is {chosen!r}. "
+            "Spans count characters from 0, not bytes or words, and `end` is excluded."
+        )
     if chosen != chosen.strip():
         raise DataError(f"{where}: [{start}, {end}) {chosen!r} begins or ends with a space.")
     return Span(start, end, label.strip(), chosen)

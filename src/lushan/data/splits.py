@@ -17,9 +17,11 @@ from lushan.data.example_store import (
 )
 from lushan.data.near import Positions, comparable
 from lushan.errors import DataError
-from lushan.records import SPLIT_NAMES, Example, SplitName
+from lushan.records import GOES_ON, SPLIT_NAMES, Example, SplitName
 
 NUM_NAMED = 10
+SEVERAL = -1
+"""Stands for the group that begins like another where there is more than one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,9 @@ def split(
 ) -> Parts:
     """Cut one list into parts with the same shares of labels; each part keeps the order of the list.
 
-    Texts (or groups, where rows have one) that are equal but for case, space and punctuation stay together. The same rows
-    and seed give the same parts, whatever the order of the rows. A fraction of 0 leaves that part empty.
+    Texts (or groups, where rows have one) that are equal but for case, space and punctuation stay together, and so does a group
+    with the one that begins like it; one that several begin like, such as a greeting, is for training. The same rows and seed
+    give the same parts, whatever the order of the rows. A fraction of 0 leaves that part empty.
 
     Raises:
         DataError: If a label has too few different texts to be in every part.
@@ -54,12 +57,10 @@ def split(
     wanted: dict[SplitName, float] = {
         name: fraction for name, fraction in fractions.items() if fraction > 0
     }
-    groups = _Groups(examples)
-    firsts = take(examples, groups.firsts)
-    ranks = _ranks(seed, (comparable(each.group or each.text) for each in firsts))
-    homes = np.empty(len(groups.firsts), dtype=np.int8)
+    groups = _Groups(examples, seed=seed)
+    homes = np.full(len(groups.sizes), SPLIT_NAMES.index("train"), dtype=np.int8)
     for members in _strata(examples, groups, num_needed=len(wanted) + 1):
-        ordered = members[np.argsort(ranks[members], kind="stable")]
+        ordered = members[np.argsort(groups.ranks[members], kind="stable")]
         dealt = _deal(groups.sizes[ordered].tolist(), wanted)
         homes[ordered] = [SPLIT_NAMES.index(name) for name in dealt]
     part_of = homes[groups.numbers]
@@ -150,22 +151,69 @@ def count_labels(examples: Sequence[Example]) -> Counter[str]:
 class _Groups:
     """Which examples must not be separated; numbered as they first come."""
 
-    def __init__(self, examples: Sequence[Example]) -> None:
-        _, firsts, inverse, sizes = np.unique(
-            hashes_of(examples).group,
-            return_index=True,
-            return_inverse=True,
-            return_counts=True,
+    def __init__(self, examples: Sequence[Example], *, seed: int) -> None:
+        hashes, firsts, inverse = np.unique(
+            hashes_of(examples).group, return_index=True, return_inverse=True
         )
         order = np.argsort(firsts)
         number_of = np.empty_like(order)
         number_of[order] = np.arange(len(order))
-        self.firsts: Positions = firsts[order]
-        """Place of the first example of each group."""
-        self.sizes: Positions = sizes[order]
+        beginnings, ranks = _Beginnings(hashes, number_of), array("Q")
+        for number, first in enumerate(take(examples, firsts[order])):
+            ranks.append(_rank(seed, comparable(first.group or first.text)))
+            beginnings.add(number, first.group)
+        into = beginnings.joined(len(order))
+        kept, numbers, sizes = np.unique(
+            into[number_of[inverse]], return_inverse=True, return_counts=True
+        )
+        self.sizes: Positions = sizes
         """How many examples each group has."""
-        self.numbers: Positions = number_of[inverse]
+        self.numbers: Positions = numbers
         """The group of each example."""
+        self.ranks: NDArray[np.uint64] = np.array(ranks, dtype=np.uint64)[kept]
+        """The order of the groups, which only their content and the seed decide."""
+        self.are_dealt: NDArray[np.bool_] = ~np.isin(kept, beginnings.of_several())
+        """Whether each group may come into any part; else it is for training."""
+
+
+class _Beginnings:
+    """Which groups others begin with: a conversation that is cut behind each turn gives rows that begin alike.
+
+    A row that is cut early is never asked about while a longer one, which holds its answer, is learned.
+    """
+
+    def __init__(self, hashes: NDArray[np.uint64], number_of: Positions) -> None:
+        self._hashes, self._number_of = hashes, number_of
+        self._longer: dict[int, int] = {}
+        """Group to the one that begins like it, or `SEVERAL`."""
+
+    def add(self, number: int, group: str) -> None:
+        """Find the longest of the groups that this one begins with."""
+        turns = group.split(GOES_ON)
+        for num_turns in range(len(turns) - 1, 0, -1):
+            beginning = hash_text(comparable(GOES_ON.join(turns[:num_turns])))
+            place = int(np.searchsorted(self._hashes, np.uint64(beginning)))
+            if place == len(self._hashes) or self._hashes[place] != beginning:
+                continue
+            shorter = int(self._number_of[place])
+            if shorter != number:
+                known = self._longer.setdefault(shorter, number)
+                self._longer[shorter] = number if known == number else SEVERAL
+                return
+
+    def joined(self, num_groups: int) -> Positions:
+        """Give the group that each group belongs to: the longest that alone begins like it."""
+        into = np.arange(num_groups)
+        for shorter, longer in self._longer.items():
+            if longer != SEVERAL:
+                into[shorter] = longer
+        while not np.array_equal(further := into[into], into):
+            into = further
+        return into
+
+    def of_several(self) -> list[int]:
+        """List the groups that several begin like."""
+        return [shorter for shorter, longer in self._longer.items() if longer == SEVERAL]
 
 
 def _strata(examples: Sequence[Example], groups: _Groups, *, num_needed: int) -> list[Positions]:
@@ -183,7 +231,9 @@ def _strata(examples: Sequence[Example], groups: _Groups, *, num_needed: int) ->
     order = np.lexsort((label_of, -times, group_of))
     is_first = np.diff(group_of[order], prepend=-1) > 0
     chosen = label_of[order][is_first]
-    strata = [np.flatnonzero(chosen == number) for number in range(len(labels))]
+    strata = [
+        np.flatnonzero((chosen == number) & groups.are_dealt) for number in range(len(labels))
+    ]
     small = [
         label for label, rows in zip(labels, strata, strict=True) if 0 < len(rows) < num_needed
     ]
@@ -257,7 +307,8 @@ def _richest(quotas: Mapping[object, int], exact: Mapping[object, float], num: i
 
 def _ranks(seed: int, keys: Iterable[str]) -> NDArray[np.uint64]:
     """Give a number for each key, by which they are put in an order that only the seed decides."""
-    digests = array("Q")
-    for key in keys:
-        digests.append(hash_text(f"{seed}:{key}"))
-    return np.array(digests, dtype=np.uint64)
+    return np.array(array("Q", (_rank(seed, key) for key in keys)), dtype=np.uint64)
+
+
+def _rank(seed: int, key: str) -> int:
+    return hash_text(f"{seed}:{key}")

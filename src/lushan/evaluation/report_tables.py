@@ -21,6 +21,7 @@ _LEDGER_LINES = {
     "num_examples": "Examples used",
     "num_added": "Of these, written or labelled by a model",
     "num_cut_examples": "Examples shortened",
+    "num_cut_truths": "Of these, with their truth cut off, all or in part",
     "num_documents": "Documents they became",
     "num_tokens": "Tokens read by the model",
     "num_supervised": "Targets the loss is taken on",
@@ -49,6 +50,7 @@ _OPTIONAL: dict[str, Any] = {
     "comparisons": {},
     "seconds": {},
     "labels": [],
+    "positive_label": None,
     "per_class": [],
     "confusion": [],
     "worst_errors": [],
@@ -264,7 +266,8 @@ def ledger(ledger: Mapping[str, Any]) -> dict[str, Any] | None:
     reasons = dict.fromkeys(reason for column in columns for reason in column["num_dropped"])
     lines: list[tuple[str, list[Any]]] = []
     for name, title in _LEDGER_LINES.items():
-        if name == "num_added" and not any(column.get(name) for column in columns):
+        is_rare = name in ("num_added", "num_cut_truths")
+        if is_rare and not any(column.get(name) for column in columns):
             continue
         if any(column.get(name) is not None for column in columns):
             lines.append((title, [column.get(name) for column in columns]))

@@ -194,7 +194,7 @@ def _branch_logs(
             rows, lasts = (list(each) for each in zip(*places, strict=True))
             tokens_B = torch.tensor(list(level[number].fork.branches), device=backbone.device)
             logits_RB = vocabulary_logits(backbone.plain_model, hidden_TD[lasts], tokens_B)
-            logs[number][rows] = logits_RB.double().log_softmax(dim=-1).cpu().numpy()
+            logs[number][rows] = logits_RB.cpu().double().log_softmax(dim=-1).numpy()
         advance(len(part))
     return logs
 

@@ -86,7 +86,10 @@ class FrozenCache:
                 os.utime(path)
             tell(f"Reading {what} from `{path}`.")
         else:
-            why = self._lack_of_room(num_bytes, path)
+            try:
+                why = self._lack_of_room(num_bytes, path)
+            except OSError as error:
+                why = f"`{self.folder}` cannot be written: {error.strerror}"
             if why is None:
                 tell(f"Computing {what} once: {num_bytes / 1e6:,.1f} MB in `{path}`.")
                 why = _write(path, backbone, part, documents)
@@ -107,11 +110,12 @@ class FrozenCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         _remove_abandoned(self.folder)
-        entries = sorted(self.folder.glob("*.bin"), key=lambda each: each.stat().st_mtime)
-        taken = sum(each.stat().st_size for each in entries)
+        entries = sorted(_entries(self.folder, "*.bin"))
+        taken = sum(size for _, size, _ in entries)
         while entries and taken + num_bytes > self.limit_bytes:
-            taken -= entries[0].stat().st_size
-            entries.pop(0).unlink()
+            _, size, oldest = entries.pop(0)
+            oldest.unlink(missing_ok=True)
+            taken -= size
         free_bytes = shutil.disk_usage(self.folder).free - _SPARE_BYTES
         if num_bytes > free_bytes:
             return (
@@ -215,8 +219,16 @@ def _kept_states(backbone: Backbone, part: FrozenPart, documents: Sequence[Featu
     return states_TD[batch.last_N if part.position == "last" else batch.first_N].cpu()
 
 
+def _entries(folder: Path, pattern: str) -> Iterator[tuple[float, int, Path]]:
+    """Tell when each was used last, its bytes and its place; another process may remove some meanwhile."""
+    for each in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            found = each.stat()
+            yield found.st_mtime, found.st_size, each
+
+
 def _remove_abandoned(folder: Path) -> None:
     """Remove what killed runs left unfinished."""
-    for each in folder.glob("*.unfinished"):
-        if time.time() - each.stat().st_mtime > _ABANDONED_SECONDS:
+    for used, _, each in _entries(folder, "*.unfinished"):
+        if time.time() - used > _ABANDONED_SECONDS:
             each.unlink(missing_ok=True)

@@ -457,8 +457,11 @@ def begin_draft(
 
 def stop_ids(backbone: Backbone) -> frozenset[int]:
     """Give the tokens that end an answer: the tokenizer's, and those of the model's generation settings."""
+    return backbone.tokenizer.stop_ids.union(named_stop_ids(backbone))
+
+
+def named_stop_ids(backbone: Backbone) -> list[int]:
+    """Give the tokens that end an answer by the model's generation settings alone, which other programs go by."""
     config = getattr(backbone.plain_model, "generation_config", None)
     named = getattr(config, "eos_token_id", None)
-    named = [named] if isinstance(named, int) else named or []
-    own = backbone.tokenizer.stop_id
-    return frozenset([*named, *([] if own is None else [own])])
+    return [named] if isinstance(named, int) else list(named or [])

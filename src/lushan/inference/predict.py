@@ -101,7 +101,11 @@ class Predictor:
     ) -> list[Prediction]:
         """Turn what the model gave for `features` into one prediction per example, in order."""
         predictions = self.task.decode(outputs, features, examples, self.state, answer=self.answer)
-        return [replace(each, model_version=self.version) for each in predictions]
+        cut = cut_tokens(features) if self.limit.policy == "truncate" else {}
+        return [
+            replace(each, model_version=self.version, num_cut_tokens=cut.get(place, 0))
+            for place, each in enumerate(predictions)
+        ]
 
     def absences(self, examples: Sequence[Example]) -> list[float | None]:
         """How likely the model is to write that there is no answer, as natural logarithms.
@@ -222,6 +226,16 @@ class Predictor:
             self.backbone.model.train(was_training)
 
 
+def cut_tokens(features: Sequence[Features]) -> dict[int, int]:
+    """Give the examples of which tokens were left out, with the most of any of their documents."""
+    found: dict[int, int] = {}
+    for each in features:
+        if each.num_cut_tokens:
+            most = max(found.get(each.example_index, 0), each.num_cut_tokens)
+            found[each.example_index] = most
+    return found
+
+
 def _written(backbone: Backbone, prompted: Sequence[Prompted], advance: Advance) -> list[Written]:
     found: dict[int, Written] = {}
     for has_form in (False, True):
@@ -329,7 +343,7 @@ def head_outputs(
 def mean_loss(
     task: Task, backbone: Backbone, features: Sequence[Features], state: TaskState
 ) -> float:
-    """Give the mean loss of documents with their targets, as training takes it, without dropout."""
+    """Give the mean loss of documents with their targets, as training takes it, without dropout; 0 where none has weight."""
     total, count = 0.0, 0.0
     lengths = lengths_of(features)
     order = np.argsort(lengths, kind="stable")
@@ -339,4 +353,4 @@ def mean_loss(
             found = task.loss(backbone, pack(part, device=backbone.device), state, dropout=0.0)
             total += float(found.total)
             count += found.count
-    return total / count
+    return total / count if count else 0.0

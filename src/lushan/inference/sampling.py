@@ -55,7 +55,7 @@ class Filters:
 
 def draw(scores_V: Tensor, generator: torch.Generator) -> int:
     """Draw a token by its probability, with one number of the generator."""
-    totals_V = scores_V.double().softmax(dim=-1).cumsum(dim=-1).cpu()
+    totals_V = scores_V.cpu().double().softmax(dim=-1).cumsum(dim=-1)
     place = torch.rand(1, generator=generator, dtype=torch.float64) * totals_V[-1]
     token = int(torch.searchsorted(totals_V, place, right=True))
     # Rounding may put the place at the very end, behind which there is nothing.

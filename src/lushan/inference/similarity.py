@@ -7,6 +7,7 @@ Shapes: D width, C labels, E examples.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,11 +34,12 @@ def predict_by_similarity(
         limit: Longest text; longer ones are cut here whatever the policy, since only their mean counts.
     """
     names = [label.replace("_", " ") for label in state.labels]
-    labels_CD = _embed(backbone, names, limit)
-    texts_ED = _embed(backbone, [each.text for each in examples], limit)
+    labels_CD, _ = _embed(backbone, names, limit)
+    texts_ED, num_cut = _embed(backbone, [each.text for each in examples], limit)
     cosines_EC = texts_ED @ labels_CD.T
     return [
-        _prediction(example, row, state) for example, row in zip(examples, cosines_EC, strict=True)
+        replace(_prediction(example, row, state), num_cut_tokens=num_tokens)
+        for example, row, num_tokens in zip(examples, cosines_EC, num_cut, strict=True)
     ]
 
 
@@ -67,12 +69,15 @@ def _prediction(example: Example, cosines_C: np.ndarray, state: TaskState) -> Pr
     )
 
 
-def _embed(backbone: Backbone, texts: Sequence[str], limit: LengthLimit) -> np.ndarray:
-    """Unit vectors of texts; (E, D), float32."""
+def _embed(
+    backbone: Backbone, texts: Sequence[str], limit: LengthLimit
+) -> tuple[np.ndarray, list[int]]:
+    """Unit vectors of texts, (E, D), float32; and how many tokens were cut from each."""
     windows = encode_rendered(
         [Rendered(text, cuttable=(0, len(text))) for text in texts],
         backbone.tokenizer,
         limit=LengthLimit(limit.max_tokens, "truncate"),
         places=[text[:40] for text in texts],
     )
-    return embed(backbone, [parts[0].token_ids for parts in windows])
+    vectors_ED = embed(backbone, [parts[0].token_ids for parts in windows])
+    return vectors_ED, [parts[0].num_cut_tokens for parts in windows]

@@ -32,6 +32,11 @@ class TextStream:
         other._ids = list(self._ids)
         return other
 
+    @property
+    def pending(self) -> str:
+        """What no push has given yet, as far as it can be read: a part of a character reads as broken."""
+        return self._held + self._tokenizer.decode(self._ids)[len(self._told) :]
+
     def push(self, token_id: int) -> str:
         """Add a token; gives the text that is now certain, which may be none."""
         self._ids.append(token_id)

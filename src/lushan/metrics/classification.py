@@ -48,11 +48,11 @@ class ClassificationScores:
     micro_f1: float
     """F1 of all decisions together; equals accuracy when each text has one label."""
     f1: float | None
-    """F1 of the positive class, the second of two labels; None unless binary."""
+    """F1 of the positive label; None unless binary."""
     precision: float | None
-    """Precision of the positive class; None unless binary."""
+    """Precision of the positive label; None unless binary."""
     recall: float | None
-    """Recall of the positive class; None unless binary."""
+    """Recall of the positive label; None unless binary."""
     per_class: tuple[ClassScores, ...]
     """One entry per label, in class order."""
     confusion: tuple[tuple[int, ...], ...]
@@ -88,10 +88,24 @@ def correct_rows(truth: Sequence[Answer], answers: Sequence[Answer]) -> list[boo
     ]
 
 
+def positive_label(
+    labels: Sequence[str], *, multi_label: bool, named: str | None = None
+) -> str | None:
+    """Give the label that F1, precision and recall are of: that which was named, else the last of two; None unless binary."""
+    if len(labels) != 2 or multi_label:
+        return None
+    return labels[1] if named is None else named
+
+
 def score(
-    truth: Sequence[Answer], answers: Sequence[Answer], labels: Sequence[str], *, multi_label: bool
+    truth: Sequence[Answer],
+    answers: Sequence[Answer],
+    labels: Sequence[str],
+    *,
+    multi_label: bool,
+    positive: str | None = None,
 ) -> ClassificationScores:
-    """Compare answers with the truth.
+    """Compare answers with the truth; `positive` is the label of `positive_label`.
 
     Equal to scikit-learn's scores with `zero_division=np.nan` for macro F1 (a label that occurs
     nowhere is left out of the mean) and `zero_division=0` in the per-class table.
@@ -105,7 +119,7 @@ def score(
         patterns.count_P[None].astype(float),
         patterns,
         system=0,
-        binary=_is_binary(labels, multi_label=multi_label),
+        positive=_column(labels, positive, multi_label=multi_label),
     )
     answer_PL = patterns.answers_PL[0]
     confusion_LL = (patterns.truth_PL * patterns.count_P[:, None]).T @ answer_PL
@@ -130,21 +144,27 @@ def intervals(
     labels: Sequence[str],
     *,
     multi_label: bool,
+    positive: str | None = None,
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, Interval]:
-    """Give every metric of `score` with its 95 % bootstrap percentile interval.
+    """Give every metric of `score` with its 95 % bootstrap percentile interval, each of the rows that it is about.
 
     Raises:
         DataError: If there are no rows, or a label is not one of `labels`.
     """
     patterns = _patterns(truth, [answers], labels)
-    binary = _is_binary(labels, multi_label=multi_label)
-    whole = _values(patterns.count_P[None].astype(float), patterns, system=0, binary=binary)
+    column = _column(labels, positive, multi_label=multi_label)
+    whole = _values(patterns.count_P[None].astype(float), patterns, system=0, positive=column)
     weight_RP = resample(patterns.count_P, seed=seed, num_resamples=num_resamples)
-    resampled = _values(weight_RP, patterns, system=0, binary=binary)
+    resampled = _values(weight_RP, patterns, system=0, positive=column)
+    about = _rows_about(patterns, positive=column)
     return {
-        name: percentile_interval(float(value_R[0]), resampled[name], num_rows=len(truth))
+        name: percentile_interval(
+            float(value_R[0]),
+            resampled[name][weight_RP @ about[name] > 0],
+            num_rows=int(patterns.count_P @ about[name]),
+        )
         for name, value_R in whole.items()
     }
 
@@ -164,7 +184,7 @@ def differences(
         DataError: If there are no rows, or a label is not one of `labels`.
     """
     patterns = _patterns(truth, systems, labels)
-    binary = _is_binary(labels, multi_label=multi_label)
+    column = _column(labels, None, multi_label=multi_label)
     weights = {
         "whole": patterns.count_P[None].astype(float),
         "resampled": resample(patterns.count_P, seed=seed, num_resamples=num_resamples),
@@ -172,7 +192,7 @@ def differences(
     changes: dict[str, dict[str, NDArray[np.float64]]] = {}
     for name, weight_RP in weights.items():
         first, second = (
-            _values(weight_RP, patterns, system=system, binary=binary) for system in (0, 1)
+            _values(weight_RP, patterns, system=system, positive=column) for system in (0, 1)
         )
         changes[name] = {metric: second[metric] - first[metric] for metric in first}
     return {
@@ -182,9 +202,9 @@ def differences(
 
 
 def _values(
-    weight_RP: NDArray[np.float64], patterns: _Patterns, *, system: int, binary: bool
+    weight_RP: NDArray[np.float64], patterns: _Patterns, *, system: int, positive: int | None
 ) -> dict[str, NDArray[np.float64]]:
-    """Every metric, (R,), of R weightings of the patterns, (R, P)."""
+    """Every metric, (R,), of R weightings of the patterns, (R, P); `positive` is the number of a label."""
     truth_PL, answer_PL = patterns.truth_PL, patterns.answers_PL[system]
     right_P = (truth_PL == answer_PL).all(axis=1).astype(float)
     hit_RL = weight_RP @ (truth_PL * answer_PL)
@@ -197,11 +217,28 @@ def _values(
         "macro_f1": _ratio(f1_RL.sum(axis=1), num_occurring_R),
         "micro_f1": _ratio(2 * hit_RL.sum(axis=1), either_RL.sum(axis=1)),
     }
-    if binary:
-        values["f1"] = f1_RL[:, 1]
-        values["precision"] = _ratio(hit_RL[:, 1], given_RL[:, 1])
-        values["recall"] = _ratio(hit_RL[:, 1], true_RL[:, 1])
+    if positive is not None:
+        values["f1"] = f1_RL[:, positive]
+        values["precision"] = _ratio(hit_RL[:, positive], given_RL[:, positive])
+        values["recall"] = _ratio(hit_RL[:, positive], true_RL[:, positive])
     return values
+
+
+def _rows_about(patterns: _Patterns, *, positive: int | None) -> dict[str, NDArray[np.float64]]:
+    """Whether each metric is about a pattern, (P,): about those that count in what it is divided by."""
+    truth_PL, answer_PL = patterns.truth_PL, patterns.answers_PL[0]
+    either_PL = np.maximum(truth_PL, answer_PL)
+    has_label_P = either_PL.any(axis=1).astype(float)
+    about = {
+        "accuracy": np.ones(len(truth_PL)),
+        "macro_f1": has_label_P,
+        "micro_f1": has_label_P,
+    }
+    if positive is not None:
+        about["f1"] = either_PL[:, positive]
+        about["precision"] = answer_PL[:, positive]
+        about["recall"] = truth_PL[:, positive]
+    return about
 
 
 def _per_class(patterns: _Patterns, labels: Sequence[str]) -> tuple[ClassScores, ...]:
@@ -250,8 +287,9 @@ def _as_set(answer: Answer) -> frozenset[str]:
     return frozenset((answer,) if isinstance(answer, str) else answer)
 
 
-def _is_binary(labels: Sequence[str], *, multi_label: bool) -> bool:
-    return len(labels) == 2 and not multi_label
+def _column(labels: Sequence[str], named: str | None, *, multi_label: bool) -> int | None:
+    positive = positive_label(labels, multi_label=multi_label, named=named)
+    return None if positive is None else list(labels).index(positive)
 
 
 def _ratio(

@@ -59,17 +59,28 @@ def intervals(
     whole = _values(count_P[None].astype(float), list(pairs), labels)
     weight_RP = resample(count_P, seed=seed, num_resamples=num_resamples)
     resampled = _values(weight_RP, list(pairs), labels)
+    is_directed = _has_directions(labels)
+    about_P = np.array([not is_directed or relation_of(true) != OTHER for true, _ in pairs], float)
+    about = {"macro_f1": about_P, "accuracy": np.ones(len(pairs))}
     return {
-        name: percentile_interval(float(value_R[0]), resampled[name], num_rows=len(truth))
+        name: percentile_interval(
+            float(value_R[0]),
+            resampled[name][weight_RP @ about[name] > 0],
+            num_rows=int(count_P @ about[name]),
+        )
         for name, value_R in whole.items()
     }
+
+
+def _has_directions(labels: Sequence[str]) -> bool:
+    return any(relation_of(label) != label for label in labels)
 
 
 def _values(
     weight_RP: NDArray[np.float64], pairs: Sequence[tuple[str, str]], labels: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
     """Both metrics, (R,), of R weightings of the pairs."""
-    is_directed = any(relation_of(label) != label for label in labels)
+    is_directed = _has_directions(labels)
     right_P = np.array([true == given for true, given in pairs], dtype=float)
     relations = sorted({relation_of(label) for pair in pairs for label in pair})
     if is_directed:

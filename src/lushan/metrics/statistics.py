@@ -190,13 +190,15 @@ def percentile_interval(
 
     Where every row is right, or every row is wrong, all resamples agree and the bootstrap would
     claim certainty. There the interval reaches to the exact binomial bound (Clopper and Pearson,
-    1934) instead: 50 of 50 right is 1.00 with an interval from 0.93.
+    1934) instead: 50 of 50 right is 1.00 with an interval from 0.93. Without a row nothing is known.
 
     Args:
         value: The score of the rows themselves.
-        resampled_R: The score of every resample, (R,).
-        num_rows: N.
+        resampled_R: The score of every resample that has a row which the score is about, (R,).
+        num_rows: Rows that the score is about: of recall, those that truly have the label.
     """
+    if not len(resampled_R):
+        return Interval(value, 0.0, 1.0)
     tail = (1 - CONFIDENCE_FRACTION) / 2
     if value in {0.0, 1.0} and np.ptp(resampled_R) == 0:
         reach = 1 - tail ** (1 / num_rows)

@@ -96,7 +96,7 @@ def intervals(
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, Interval]:
-    """Give every metric of `score` with its 95 % interval, by a bootstrap over rows.
+    """Give every metric of `score` with its 95 % interval, by a bootstrap over the rows that it is about.
 
     Raises:
         DataError: If there are no rows, or a label is not one of `labels`.
@@ -109,9 +109,28 @@ def intervals(
     totals_RK = weight_RP @ patterns_PK
     resampled = _values(totals_RK[:, 1:].reshape(num_resamples, 3, len(labels)))
     resampled["exact_match"] = totals_RK[:, 0] / len(truth)
+    about = _rows_about(patterns_PK[:, 1:].reshape(len(count_P), 3, len(labels)))
     return {
-        name: percentile_interval(value, resampled[name], num_rows=len(truth))
+        name: percentile_interval(
+            value,
+            resampled[name][weight_RP @ about[name] > 0],
+            num_rows=int(count_P @ about[name]),
+        )
         for name, value in score(truth, answers, labels).metrics.items()
+    }
+
+
+def _rows_about(counts_P3C: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Whether each metric is about a pattern, (P,): about those that count in what it is divided by."""
+    has_3P: NDArray[np.int64] = np.minimum(counts_P3C.sum(axis=2), 1).T
+    given_P, true_P = has_3P[1], has_3P[2]
+    either_P = np.maximum(given_P, true_P)
+    return {
+        "f1": either_P,
+        "precision": given_P,
+        "recall": true_P,
+        "macro_f1": either_P,
+        "exact_match": np.ones(len(counts_P3C), dtype=np.int64),
     }
 
 

@@ -41,8 +41,9 @@ from lushan.model_store.probes import (
 from lushan.model_store.tuned_model import load_predictor, model_version, read_meaning
 from lushan.records import Example
 
-SCHEMA_VERSION = 2
-"""Of the certificate. Version 1 knew no files, stop tokens, chat template or log-likelihoods."""
+SCHEMA_VERSION = 3
+"""Of the certificate. Version 1 knew no files, stop tokens, chat template or log-likelihoods; up to 2, what ends a turn of the
+chat template was no stop token."""
 _PROBES = "probes.json"
 CERTIFICATE = "certificate.json"
 RUN_FORMS = ("whole", "adapter")
@@ -149,6 +150,8 @@ def read_certificate(run: Path) -> dict[str, Any]:
         if version == 1:
             found["tolerances"] = tolerances()
             found["precision"] = read_meaning(_model_folder(run)).precision
+        if version < 3:  # files, tokenizer and template, which decide it, are compared all the same
+            found["answers"].pop("stop_tokens", None)
         needed = _NEEDED if version == 1 else (*_NEEDED, "files", "base_files")
         return found | {name: found[name] for name in needed}
     except (ValueError, KeyError, TypeError) as error:

@@ -54,6 +54,7 @@ def vocabulary_of(
         add_bos=around[0] == tokenizer.bos_id,
         add_space_prefix=False,
         chat_template=chat_template,
+        stop_ids=sorted(tokenizer.stop_ids, key=lambda number: number != tokenizer.stop_id),
     )
     fitting: dict[str, GgufVocabulary] = {}
     for candidate in _candidates(_with_tokens(common, stored, num_rows)):

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from lushan.backbones.inspect import ModelFacts, describe
-from lushan.backbones.load import AnswerLayer, WeightForm, check_values
+from lushan.backbones.load import AnswerLayer, WeightForm
 from lushan.backbones.many_adapters import Adapter, SharingBackbone, empty_model, share_layers
 from lushan.backbones.packed import (
     WeightsSetting,
@@ -25,6 +25,7 @@ from lushan.backbones.packed import (
     untuned_form,
     weight_bytes,
 )
+from lushan.backbones.pretrained import check_values
 from lushan.backbones.sources import locate
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task

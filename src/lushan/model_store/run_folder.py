@@ -5,7 +5,7 @@ system, written when it has answered), `checkpoints/`, `model/`, `certificate.js
 `README.md`.
 """
 
-import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -19,12 +19,15 @@ from typing import Any
 
 import yaml
 
-from lushan.atomic import write_json, write_parts, write_text
+from lushan.atomic import is_locked, lock_file, write_json, write_parts, write_text
 from lushan.errors import RunError
 from lushan.records import Call, Prediction, answer_from_plain, plain_answer
 from lushan.settings import read_yaml
 
 _RECIPE = "recipe.yaml"
+_STATUS = "run.json"
+_LOCK = ".lock"
+_DIGEST = "recipe_digest"
 _MOST_PROBABILITIES = 5
 
 
@@ -51,20 +54,25 @@ class RunFolder:
         """
         check_is_free(path, overwrite=overwrite)
         path = path.resolve() if path.is_symlink() else path
-        if overwrite and (path / _RECIPE).is_file():
-            os.close(_lock(path))  # refuses while the older run is still going
-            shutil.rmtree(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError:  # a system's own folder, such as /proc
             raise RunError(
                 f"`{path}` cannot be made: `{path.parent}` takes no folders. Choose another place."
             ) from None
-        run = cls(path, dict(status), _lock(path))
-        run._save_status()
-        # The recipe comes last: a folder with a recipe is a run that can be resumed.
         text = yaml.safe_dump(dict(recipe), allow_unicode=True, sort_keys=False)
-        write_text(path / _RECIPE, text)
+        status = {**status, _DIGEST: _digest(yaml.safe_load(text))}
+        run = cls(path, status, _lock(path))  # refuses while an older run is still going
+        try:
+            check_is_free(path, overwrite=overwrite)
+            if _is_run(path):
+                _remove_run(path)
+            run._save_status()
+            # The recipe comes last: a folder with a recipe is a run that can be resumed.
+            write_text(path / _RECIPE, text)
+        except BaseException:
+            run.close()
+            raise
         return run
 
     @classmethod
@@ -72,18 +80,26 @@ class RunFolder:
         """Take up a run that was begun.
 
         Raises:
-            RunError: If there is none, it is broken, or another process writes to it.
+            RunError: If there is none, it is broken, its recipe was changed, or another process writes to it.
+            SettingError: If its recipe is no YAML.
         """
-        if not (path / _RECIPE).is_file():
-            raise RunError(f"`{path}` holds no run to resume: `{_RECIPE}` is missing.")
+        for name in (_RECIPE, _STATUS):
+            if not (path / name).is_file():
+                raise RunError(f"`{path}` holds no run to resume: `{name}` is missing.")
         try:
-            status = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            status = json.loads((path / _STATUS).read_text(encoding="utf-8"))
             if not isinstance(status, dict):
                 raise ValueError(f"it holds a {type(status).__name__}, not an object")
         except (OSError, ValueError) as error:
             raise RunError(
-                f"`{path / 'run.json'}` is broken: {error}. Start again with `--overwrite`."
+                f"`{path / _STATUS}` is broken: {error}. Start again with `--overwrite`."
             ) from None
+        # Runs of earlier versions do not know what their recipe was.
+        if status.get(_DIGEST) not in (None, _digest(read_yaml(path / _RECIPE))):
+            raise RunError(
+                f"`{path / _RECIPE}` is not the recipe that the run began with: it was changed. Restore it, or start "
+                "again with `--overwrite`."
+            )
         return cls(path, status, _lock(path))
 
     @property
@@ -141,7 +157,28 @@ class RunFolder:
         return [_prediction(values) for values in _read_lines(file)]
 
     def _save_status(self) -> None:
-        write_json(self.path / "run.json", self._status)
+        write_json(self.path / _STATUS, self._status)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder holds a run; a recipe alone may be one that somebody wrote."""
+    return (path / _RECIPE).is_file() and (path / _STATUS).is_file()
+
+
+def _remove_run(path: Path) -> None:
+    """Remove a run but its status and its lock, the recipe last: what a killed process leaves can be replaced."""
+    for each in path.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        elif each.name not in (_RECIPE, _STATUS, _LOCK):
+            each.unlink()
+    (path / _RECIPE).unlink()
+
+
+def _digest(recipe: Mapping[str, Any]) -> str:
+    """SHA-256 of what a recipe says; neither spaces nor comments count."""
+    text = json.dumps(recipe, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_correct(run: Path) -> dict[str, float]:
@@ -184,7 +221,7 @@ def check_is_free(path: Path, *, overwrite: bool) -> None:
     check_can_be_folder(path, out=path)
     if not path.is_dir() or all(_is_of_beginning(each) for each in path.iterdir()):
         return
-    if not (path / _RECIPE).is_file():
+    if not _is_run(path):
         raise RunError(
             f"`--out {path}` holds files that are no run. Name an empty or a new folder."
         )
@@ -221,34 +258,20 @@ def check_keeps(path: Path, *, needed: Sequence[Path]) -> None:
 
 def _is_of_beginning(file: Path) -> bool:
     """Whether a run leaves this file when it is killed before its recipe is written."""
-    return file.name in (".lock", "run.json") or file.suffix == ".part"
+    return file.name in (_LOCK, _STATUS) or file.suffix == ".part"
 
 
 def _lock(path: Path) -> int:
-    """Let one process write at a time; the system frees the lock when the process ends, however it ends."""
-    descriptor = os.open(path / ".lock", os.O_WRONLY | os.O_CREAT)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RunError(
-            f"Another process is writing to `{path}`. Wait for it, or stop it."
-        ) from None
+    """Let one process write at a time."""
+    descriptor = lock_file(path / _LOCK)
+    if descriptor is None:
+        raise RunError(f"Another process is writing to `{path}`. Wait for it, or stop it.")
     return descriptor
 
 
 def is_being_written(path: Path) -> bool:
     """Whether a process is writing to a run right now."""
-    lock = path / ".lock"
-    if not lock.is_file():
-        return False
-    with lock.open("rb") as stream:
-        try:
-            # Shared: two that look at once do not take each other for a writer.
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
+    return is_locked(path / _LOCK)
 
 
 def _plain(prediction: Prediction) -> dict[str, Any]:
@@ -265,6 +288,7 @@ def _plain(prediction: Prediction) -> dict[str, Any]:
         "samples": list(prediction.samples),
         "no_answer_probability": prediction.no_answer_probability,
         "tool_calls": [asdict(each) for each in prediction.tool_calls],
+        **({"num_cut_tokens": prediction.num_cut_tokens} if prediction.num_cut_tokens else {}),
     }
 
 

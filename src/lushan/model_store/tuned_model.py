@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from lushan.atomic import new_folder
+from lushan.atomic import new_folder, write_json
 from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.inspect import read_json
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.lora import compute_in_one_piece
 from lushan.backbones.packed import arithmetic_of, choose_weights, pack_weights
@@ -23,6 +24,7 @@ from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.sources import locate
 from lushan.catalog import load_task
 from lushan.errors import ModelError, RunError
+from lushan.inference.generate import named_stop_ids
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
 from lushan.records import AnswerMode, Example, TaskState, answer_from_plain
@@ -30,6 +32,7 @@ from lushan.tasks import Task
 
 SCHEMA_VERSION = 1
 _FILE = "lushan.json"
+_GENERATION_FILE = "generation_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
@@ -64,6 +67,7 @@ def save_model(folder: Path, backbone: Backbone, meaning: TunedModel) -> None:
         try:
             with quiet_transformers(), plain_attention(backbone):
                 backbone.model.save_pretrained(beside)
+                _name_end_of_turn(beside, backbone)
         except SafetensorError as error:  # a full disk is no OSError there
             raise RunError(
                 f"`{folder}` cannot be written: {error}. Make room, then do it again; a run goes on with `--resume`."
@@ -72,6 +76,21 @@ def save_model(folder: Path, backbone: Backbone, meaning: TunedModel) -> None:
         write_meaning(beside, meaning)
         for file in beside.iterdir():
             file.chmod(0o644)  # transformers leaves weights unreadable for other users
+
+
+def _name_end_of_turn(folder: Path, backbone: Backbone) -> None:
+    """Have other programs stop where the chat template ends a turn, if the model's generation settings name another token."""
+    config = getattr(backbone.plain_model, "generation_config", None)
+    named, tokenizer = named_stop_ids(backbone), backbone.tokenizer
+    unnamed = tokenizer.stop_ids.difference([tokenizer.stop_id, *named])
+    if config is None or not unnamed:
+        return
+    config.save_pretrained(folder)  # an adapter comes without
+    # The first may be taken for the only one.
+    ends = [*(named or tokenizer.stop_ids - unnamed), *unnamed]
+    file = folder / _GENERATION_FILE
+    # What is marked as made from `config.json`, earlier versions of transformers make from it again.
+    write_json(file, read_json(file) | {"eos_token_id": ends, "_from_model_config": False})
 
 
 def write_meaning(folder: Path, meaning: TunedModel) -> None:
@@ -160,6 +179,7 @@ def _read_state(values: dict[str, Any]) -> TaskState:
         both_ways=values.get("both_ways", False),
         lengths=tuple(values.get("lengths", ())),
         no_answer_threshold=values.get("no_answer_threshold"),
+        positive_label=values.get("positive_label"),
     )
 
 

@@ -1,12 +1,13 @@
 """What a model has written, as clients are told: whole, or piece by piece."""
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.inference.draft import TokenEvent
+from lushan.inference.text_stream import TextStream
 from lushan.serving.prompts import NO_TOKEN, Asked
 from lushan.serving.schemas import (
     AnswerMessage,
@@ -23,6 +24,9 @@ from lushan.serving.schemas import (
 )
 
 Events = AsyncGenerator[TokenEvent, None]
+
+_BROKEN = "\ufffd"
+"""How a part of a character reads."""
 
 
 class Piece(NamedTuple):
@@ -101,18 +105,18 @@ class Answers:
 
     @property
     def usage(self) -> WrittenUsage:
-        """Tokens that were read and written."""
+        """Tokens that were read and written; a prompt counts once its answer has begun."""
         written = sum(
             event.token_id != NO_TOKEN
             for answer in self._by_choice.values()
             for event in answer.events
         )
-        read = self._asked.num_prompt_tokens
         reused = {
             event.prompt_index: event.num_reused_tokens
             for answer in self._by_choice.values()
             for event in answer.events[:1]
         }
+        read = sum(len(self._asked.prompted[index].prompt_ids) for index in reused)
         return WrittenUsage(
             prompt_tokens=read,
             completion_tokens=written,
@@ -129,64 +133,90 @@ def _reason(event: TokenEvent, answer: Answer) -> FinishReason | None:
     return "tool_calls" if answer.tool_calls else "stop"
 
 
+class TokenPlaces:
+    """Where the tokens of one answer begin in its text."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
+        self._text = TextStream(tokenizer, prompt_ids)
+        self._num_characters = 0
+
+    def add(self, token_id: int) -> int:
+        """Give the place of the next token; that of a part of a character is where the character begins."""
+        pending = self._text.pending
+        new = self._text.push(token_id)
+        before = pending if new.startswith(pending) else pending.rstrip(_BROKEN)
+        place = self._num_characters + len(before)
+        self._num_characters += len(new)
+        return place
+
+
 def chat_choice(answer: Answer, tokenizer: Tokenizer, *, with_logprobs: bool) -> ChatChoice:
     """Write one answer as chat completions do."""
-    logprobs = ChatLogprobs(content=token_logprobs(answer.tokens, tokenizer))
+    logprobs = None
+    if with_logprobs:
+        logprobs = ChatLogprobs(content=token_logprobs(answer.tokens, tokenizer))
     return ChatChoice(
         index=answer.choice,
         message=AnswerMessage(
             content=None if answer.tool_calls and not answer.text else answer.text,
             tool_calls=answer.tool_calls or None,
         ),
-        logprobs=logprobs if with_logprobs else None,
+        logprobs=logprobs,
         finish_reason=answer.finish_reason,
     )
 
 
 def completion_choice(
-    answer: Answer, tokenizer: Tokenizer, *, with_logprobs: bool
+    answer: Answer, tokenizer: Tokenizer, *, places: TokenPlaces | None
 ) -> CompletionChoice:
-    """Write one text as completions do."""
-    logprobs = completion_logprobs(answer.tokens, tokenizer, start=0)
+    """Write one text as completions do; its log-probabilities with the places of its tokens, or without."""
     return CompletionChoice(
         index=answer.choice,
         text=answer.text,
-        logprobs=logprobs if with_logprobs else None,
+        logprobs=None if places is None else completion_logprobs(answer.tokens, tokenizer, places),
         finish_reason=answer.finish_reason,
     )
 
 
 def token_logprobs(events: Iterator[TokenEvent], tokenizer: Tokenizer) -> list[TokenLogprob]:
     """Tell tokens and their probabilities as chat completions do."""
+    name = _namer(tokenizer)
     return [
         TokenLogprob(
-            **_named(tokenizer, each.token_id, each.log_probability),
-            top_logprobs=[TopLogprob(**_named(tokenizer, *pair)) for pair in each.alternatives],
+            **_told(name(each.token_id), each.log_probability),
+            top_logprobs=[
+                TopLogprob(**_told(name(top), value)) for top, value in each.alternatives
+            ],
         )
         for each in events
     ]
 
 
 def completion_logprobs(
-    events: Iterator[TokenEvent], tokenizer: Tokenizer, *, start: int
+    events: Iterator[TokenEvent], tokenizer: Tokenizer, places: TokenPlaces
 ) -> CompletionLogprobs:
-    """Tell tokens and their probabilities as completions do; `start` is the place of the first in the text."""
+    """Tell tokens and their probabilities as completions do; `places` goes along with the answer."""
+    name = _namer(tokenizer)
     told = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
     tops: list[dict[str, float]] = []
     for each in events:
-        token = tokenizer.decode([each.token_id])
-        told.tokens.append(token)
+        told.tokens.append(name(each.token_id))
         told.token_logprobs.append(each.log_probability)
-        told.text_offset.append(start)
-        tops.append({tokenizer.decode([top]): value for top, value in reversed(each.alternatives)})
-        start += len(token)
+        told.text_offset.append(places.add(each.token_id))
+        tops.append({name(top): value for top, value in reversed(each.alternatives)})
     told.top_logprobs = tops if any(tops) else None
     return told
 
 
-def _named(tokenizer: Tokenizer, token_id: int, log_probability: float) -> dict[str, Any]:
-    token = tokenizer.decode([token_id])
-    is_broken = "\ufffd" in token  # a part of a character
+def _namer(tokenizer: Tokenizer) -> Callable[[int], str]:
+    """Give what calls a token by the text that it adds behind a letter: many tokenizers cut the space off a first token."""
+    (anchor,) = tokenizer.encode(["a"])
+    num_known = len(tokenizer.decode(anchor.ids))
+    return lambda token_id: tokenizer.decode([*anchor.ids, token_id])[num_known:]
+
+
+def _told(token: str, log_probability: float) -> dict[str, Any]:
+    is_broken = _BROKEN in token
     return {
         "token": token,
         "logprob": log_probability,

@@ -94,6 +94,7 @@ def make_app(
     state.is_ready = False
     state.failure = None
     state.stop = lambda: None
+    state.on_stop = []
     state.keys = keys
     state.feedback = feedback
     state.worker = Worker(state.models, settings, backend)
@@ -116,15 +117,17 @@ def make_app(
 
 def _add_layers(app: FastAPI, settings: ServeSettings, metrics: Metrics) -> None:
     """Put what sees every request around the routes, the innermost first."""
-    if settings.cors_origins:
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Observation, settings=settings, metrics=metrics)
+    if settings.cors_origins:  # around all, or a page could not read why it is refused
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["retry-after", "x-request-id"],
         )
-    app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Observation, settings=settings, metrics=metrics)
 
 
 @asynccontextmanager

@@ -51,6 +51,9 @@ async def make_embeddings(request: Request, body: EmbeddingRequest) -> Embedding
     await while_connected(request, embed_all())
     num_tokens = sum(map(len, texts))
     request.app.state.metrics.count_tokens(model.name, num_prompt=num_tokens, num_completion=0)
+    note(request.scope, num_prompt_tokens=num_tokens)
+    if request.app.state.settings.log_texts:
+        note(request.scope, asked=body.model_dump())
     return EmbeddingList(
         model=model.name,
         data=[

@@ -14,6 +14,7 @@ from lushan.inference.predict import Predictor
 from lushan.records import Example
 from lushan.serving.connection import while_connected
 from lushan.serving.hosted import find_model
+from lushan.serving.observation import note
 from lushan.workflows.predict import read_texts
 
 router = APIRouter()
@@ -61,8 +62,9 @@ class ExplainResponse(BaseModel):
 async def explain_texts(asked: ExplainRequest, request: Request) -> ExplainResponse:
     """Answer texts and say what each of their words adds to the log-probability of the answer."""
     predictor = find_model(request.app.state.models, asked.model).predictor
+    note(request.scope, model=asked.model)
     settings = ExplainSettings(baseline=asked.baseline, most_gap=asked.most_gap, seed=asked.seed)
-    examples = await anyio.to_thread.run_sync(_read, predictor, asked.texts)
+    examples, num_tokens = await anyio.to_thread.run_sync(_read, predictor, asked.texts)
     explanations: list[Explanation] = []
 
     async def explain_all() -> None:
@@ -72,14 +74,17 @@ async def explain_texts(asked: ExplainRequest, request: Request) -> ExplainRespo
             explanations.append(await request.app.state.worker.run(work))
 
     await while_connected(request, explain_all())
+    note(request.scope, num_prompt_tokens=num_tokens)
+    if request.app.state.settings.log_texts:
+        answered = [each.answer for each in explanations]
+        note(request.scope, asked=asked.model_dump(), answered=answered)
     return ExplainResponse(model=asked.model, explanations=explanations)
 
 
-def _read(predictor: Predictor, texts: Sequence[str | dict[str, Any]]) -> list[Example]:
-    """Read texts; one that is too long is found before any is explained."""
+def _read(predictor: Predictor, texts: Sequence[str | dict[str, Any]]) -> tuple[list[Example], int]:
+    """Read texts, and tell their tokens; one that is too long is found before any is explained."""
     examples = read_texts(predictor, texts, caller="explain")
-    predictor.encode(examples)
-    return examples
+    return examples, sum(len(each.token_ids) for each in predictor.encode(examples))
 
 
 def _explain_one(

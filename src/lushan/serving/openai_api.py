@@ -11,6 +11,7 @@ from lushan.records import Example
 from lushan.serving.answers import (
     Events,
     Piece,
+    TokenPlaces,
     chat_choice,
     completion_choice,
     completion_logprobs,
@@ -127,15 +128,18 @@ async def complete(request: Request, body: CompletionRequest) -> Response | Comp
     asked = await anyio.to_thread.run_sync(partial(ask_completion, model, body))
     tokenizer = model.predictor.backbone.tokenizer
     with_logprobs = body.logprobs is not None
-    lengths: dict[int, int] = {}
+    all_places: dict[int, TokenPlaces] = {}
+
+    def places_in(choice: int) -> TokenPlaces:
+        if choice not in all_places:
+            all_places[choice] = TokenPlaces(tokenizer, asked.prompt_of(choice).prompt_ids)
+        return all_places[choice]
 
     def part(piece: Piece) -> dict[str, Any]:
         logprobs = None
         if with_logprobs and piece.event.ended != "stop":
-            start = lengths.get(piece.choice, 0)
-            told = completion_logprobs(iter([piece.event]), tokenizer, start=start)
-            lengths[piece.choice] = start + len(told.tokens[0])
-            logprobs = told.model_dump()
+            events = iter([piece.event])
+            logprobs = completion_logprobs(events, tokenizer, places_in(piece.choice)).model_dump()
         return {"text": piece.text, "logprobs": logprobs}
 
     call = Call(request, body, model, asked)
@@ -146,7 +150,9 @@ async def complete(request: Request, body: CompletionRequest) -> Response | Comp
     return Completion(
         **call.head("cmpl"),
         choices=[
-            completion_choice(each, tokenizer, with_logprobs=with_logprobs)
+            completion_choice(
+                each, tokenizer, places=places_in(each.choice) if with_logprobs else None
+            )
             for each in answers.in_order
         ],
         usage=answers.usage,

@@ -6,10 +6,12 @@ model whose task reads columns takes the one message of a user for the first of 
 
 import json
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lushan.backbones.encoding import LengthLimit
 from lushan.errors import SettingError
 from lushan.inference.generate import encode_prompts
 from lushan.inference.generation_settings import GenerationSettings
@@ -40,6 +42,8 @@ _NEARLY_GREEDY = 1e-6
 _NUM_SEEDS = 2**40
 NO_TOKEN = -1
 """Stands for an answer that was not written token by token."""
+_SYSTEM = ("system", "developer")
+"""Roles that say how to behave, by their older and newer name."""
 _ONLY_WRITTEN = ("n", "stop", "response_format", "logprobs", "top_k", "min_p", "repetition_penalty")
 """Fields that a model which does not write is not to be sent; `temperature` and its like cannot matter to it."""
 
@@ -59,10 +63,9 @@ class Asked:
     is_list: bool = False
     """Whether an answer is told as JSON, which only the whole of it can be."""
 
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens of all prompts."""
-        return sum(len(each.prompt_ids) for each in self.prompted)
+    def prompt_of(self, choice: int) -> Prompted:
+        """Give the prompt that an answer is to."""
+        return self.prompted[choice // self.num_answers]
 
 
 def ask_chat(model: HostedModel, body: ChatRequest) -> Asked:
@@ -71,33 +74,82 @@ def ask_chat(model: HostedModel, body: ChatRequest) -> Asked:
     Raises:
         UserError: If the conversation, a setting or the form of the answer does not fit.
     """
-    predictor = model.predictor
-    given = body.max_completion_tokens or body.max_tokens
-    most_tokens = given or predictor.generation.max_new_tokens
     _refuse_tools(model, body)
-    offered = offered_tools(body, predictor.backbone.tokenizer, model=model.name)
+    offered = offered_tools(body, model.predictor.backbone.tokenizer, model=model.name)
     tools, called = offered or (None, None)
     constraint = called or _constraint(body.response_format)
-    learned = () if constraint else predictor.state.stop_strings
-    settings = make_settings(predictor, body, most_tokens=most_tokens, stop_strings=learned)
-    asking = replace(predictor, generation=settings)
-    begun = _beginning(predictor, tools)
-    most_read = asking.asked_limit.max_tokens - len(begun)
-    asking = replace(asking, limit=replace(asking.limit, max_tokens=most_read))
     example = read_conversation(model, body.messages, body.tools if tools else None)
-    (features,) = asking.encode([example])
+    predictor = _told_by_client(model.predictor, example)
+    given = body.max_completion_tokens or body.max_tokens
+    settings = make_settings(
+        predictor,
+        body,
+        most_tokens=given or predictor.generation.max_new_tokens,
+        stop_strings=() if constraint else predictor.state.stop_strings,
+    )
+    asking = replace(predictor, generation=settings)
+    features = _encoded(asking, example)
+    prompt_ids = (*features.token_ids, *_beginning(predictor, tools))
+    most_tokens = min(settings.max_new_tokens, _room(asking, len(prompt_ids), needed=given or 1))
+    settings = settings.model_copy(update={"max_new_tokens": most_tokens})
     clean, is_list = _cleaner(predictor, features, example, has_form=constraint is not None)
     if constraint is None and features.grammar:
         constraint = Constraint.lark(features.grammar)
-    num_alternatives = body.top_logprobs or 0
     return Asked(
-        [Prompted((*features.token_ids, *begun), settings, constraint)],
+        [Prompted(prompt_ids, settings, constraint)],
         settings.num_return_sequences,
-        num_alternatives,
+        body.top_logprobs or 0,
         clean,
         tools,
         is_list,
     )
+
+
+def _told_by_client(predictor: Predictor, example: Example) -> Predictor:
+    """Have a client's system message stand in the place of the instruction that a run was tuned with."""
+    messages = example.extra.get("messages")
+    if not messages or messages[0]["role"] != "system":
+        return predictor
+    return replace(predictor, state=replace(predictor.state, instruction=None))
+
+
+def _encoded(predictor: Predictor, example: Example) -> Features:
+    """Give the tokens that a model is asked with, however many there are.
+
+    A text is cut where the run does so. A conversation never is: who sent it would not know.
+    """
+    if predictor.limit.policy != "error" and "messages" not in example.extra:
+        (features,) = predictor.encode([example])
+        return features
+    (features,) = predictor.task.encode(
+        [example],
+        predictor.state,
+        predictor.backbone.tokenizer,
+        answer=predictor.answer,
+        limit=LengthLimit(sys.maxsize),
+        with_target=False,
+    )
+    return features
+
+
+def _room(predictor: Predictor, num_tokens: int, *, needed: int) -> int:
+    """Tell how many tokens the context leaves to the answer.
+
+    Raises:
+        RequestError: If a prompt of this length is longer than the model reads, or leaves less than is needed.
+    """
+    context = predictor.backbone.facts.context_tokens
+    most_read = predictor.limit.max_tokens
+    if num_tokens > most_read or num_tokens + needed > context:
+        wanted = f"`max_tokens` is {needed}" if needed > 1 else "an answer needs 1"
+        lower = ", or lower `max_tokens`" if needed > 1 else ""
+        raise RequestError(
+            f"The prompt has {num_tokens} tokens, and {wanted}; the model reads {most_read} of a prompt, and {context} "
+            f"together with the answer. Leave out earlier messages, or shorten them{lower}.",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    return context - num_tokens
 
 
 def _beginning(predictor: Predictor, tools: Tools | None) -> tuple[int, ...]:
@@ -140,10 +192,9 @@ def ask_label(model: HostedModel, body: ChatRequest) -> tuple[Asked, Example]:
             )
     example = read_conversation(model, body.messages)
     predictor = model.predictor
-    prompted = [
-        Prompted(each.token_ids, predictor.generation, None) for each in predictor.encode([example])
-    ]
-    return Asked(prompted, 1, 0, str), example
+    # All that is read for the one answer, be it in several windows.
+    read_ids = tuple(x for each in predictor.encode([example]) for x in each.token_ids)
+    return Asked([Prompted(read_ids, predictor.generation, None)], 1, 0, str), example
 
 
 def ask_completion(model: HostedModel, body: CompletionRequest) -> Asked:
@@ -195,6 +246,8 @@ def read_conversation(
             f"The last message must be the user's, or what a tool gave, got `{messages[-1].role}`.",
             param="messages",
         )
+    # Many clients send the field of their form as it is; nothing was said in it.
+    messages = [each for each in messages if each.role not in _SYSTEM or each.text.strip()]
     task = model.predictor.task
     values: dict[str, Any]
     if model.reads_conversations:
@@ -226,7 +279,7 @@ def read_conversation(
 
 def _plain_message(message: Message) -> dict[str, Any]:
     """Write a message as the data of a conversation have it."""
-    role = "system" if message.role == "developer" else message.role
+    role = "system" if message.role in _SYSTEM else message.role
     told: dict[str, Any] = {"role": role, "content": message.text}
     if message.tool_calls:
         told["tool_calls"] = [each.model_dump() for each in message.tool_calls]

@@ -1,12 +1,31 @@
 """How a server behaves: where it listens, and what bounds it."""
 
-from pydantic import Field
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from lushan.settings import Settings
 
 MOST_UPLOAD_BYTES = 200 * 2**20
 """Largest file that a visitor brings to the page; it goes to disk while it comes, and never into memory."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_OWN_PORTS = {"http": ":80", "https": ":443"}
+"""Ports that browsers leave out."""
+
+
+def _read_origin(given: str) -> str:
+    """Write an origin as browsers do, which are compared letter by letter."""
+    origin = given.lower().removesuffix("/")
+    found = _ORIGIN.fullmatch(origin)
+    if found is None:
+        raise PydanticCustomError(
+            "origin",
+            "Expected `scheme://host` or `scheme://host:port` of a page, without a path; `*` would let any page ask",
+        )
+    return origin.removesuffix(_OWN_PORTS.get(found[1], ""))
 
 
 class ServeSettings(Settings):
@@ -18,7 +37,9 @@ class ServeSettings(Settings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
 
-    cors_origins: tuple[str, ...] = Field(default=(), strict=False)
+    cors_origins: tuple[Annotated[str, AfterValidator(_read_origin)], ...] = Field(
+        default=(), strict=False
+    )
     """Pages of other origins that a browser may let ask, such as `https://example.org`."""
 
     max_rows: int = Field(default=32, ge=1)

@@ -75,7 +75,7 @@ def serve(
         # Only a proxy on this machine could tell another client's address, and none is expected.
         proxy_headers=False,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, on_stop=app.state.on_stop)
 
     def stop() -> None:
         server.should_exit = True
@@ -93,6 +93,20 @@ def serve(
         _log_to(())
     if app.state.failure is not None:
         raise app.state.failure
+
+
+class _Server(uvicorn.Server):
+    """Ends what would never end by itself before it waits for running requests; uvicorn has no place to say so."""
+
+    def __init__(self, config: uvicorn.Config, *, on_stop: Sequence[Callable[[], None]]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop, whoever asked for it."""
+        for end in self._on_stop:
+            end()
+        await super().shutdown(sockets)
 
 
 def _gate(database: Database, settings: ServeSettings) -> KeyGate:

@@ -1,13 +1,12 @@
 """`/v1/predict/{model}`: rows in, predictions out, for every task, as `lushan predict` writes them."""
 
-from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Body, Request
 
-from lushan.records import Example, Row
+from lushan.records import Example, Row, plain_prediction
 from lushan.serving.connection import while_connected
 from lushan.serving.errors import RequestError
 from lushan.serving.hosted import HostedModel, find_model
@@ -35,7 +34,10 @@ async def predict(
         ),
     ],
 ) -> Answer | list[Answer]:
-    """Answer rows in order; `row` is the number of a row in the request, from 1."""
+    """Answer rows in order; `row` is the number of a row in the request, from 1.
+
+    Where a row was too long and was cut, `num_cut_tokens` tells how many tokens of it were not read.
+    """
     hosted = find_model(request.app.state.models, model)
     asked = rows if isinstance(rows, list) else [rows]
     examples = await anyio.to_thread.run_sync(partial(read_rows, hosted, asked))
@@ -43,7 +45,7 @@ async def predict(
     predictions = await while_connected(request, request.app.state.worker.predict(hosted, examples))
     if request.app.state.settings.log_texts:
         note(request.scope, asked=asked, answered=[each.answer for each in predictions])
-    answers = [{"row": n, **asdict(each)} for n, each in enumerate(predictions, start=1)]
+    answers = [{"row": n, **plain_prediction(each)} for n, each in enumerate(predictions, start=1)]
     return answers if isinstance(rows, list) else answers[0]
 
 

@@ -38,6 +38,7 @@ class Preparation:
     run_code: bool = False
     attention: Literal["causal", "bidirectional"] = "causal"
     length_control: bool = False
+    positive_label: str | None = None
     seed: int = 0
 
 
@@ -226,3 +227,28 @@ class Abstains(Protocol):
     """A task that may give no answer."""
 
     abstention: Abstention
+
+
+@runtime_checkable
+class Quotes(Protocol):
+    """A task that writes parts of the text, which can be cut off with its end."""
+
+    def as_read(self, example: Example, num_characters: int) -> Example:
+        """Give an example of whose text no more than the first characters is read: of its truth what stands there.
+
+        The target is None where that leaves nothing to learn.
+        """
+        ...
+
+
+@runtime_checkable
+class Proves(Protocol):
+    """A task that can prove whether a truth is right."""
+
+    def prove(self, examples: Sequence[Example]) -> list[str]:
+        """Try the truth of the first examples, and tell how many fail.
+
+        Raises:
+            DataError: If all do, so that no answer could be told from another.
+        """
+        ...

@@ -118,6 +118,7 @@ class Task:
         counted="questions",
         nothing="no answer",
     )
+    as_read = staticmethod(cut_answers.as_read)
 
     def read(self, row: Row, *, multi_label: bool = False, needs_target: bool = True) -> Example:
         """Check one row. The most frequent of several answers comes first.

@@ -51,7 +51,13 @@ class Task:
     )
 
     answers: tuple[AnswerMode, ...] = ("head", "generate")
-    settings = frozenset({"multi_label", "class_weights", "num_shots", "instruction"})
+    settings = frozenset({
+        "multi_label",
+        "class_weights",
+        "num_shots",
+        "instruction",
+        "positive_label",
+    })
     writes = False
     is_judged_by_likelihood = False
     untuned: Mapping[Family, Untuned] = {"decoder": "prompt", "encoder": "similarity"}
@@ -89,10 +95,11 @@ class Task:
     def prepare(
         self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
     ) -> TaskState:
-        """Fix the order of the labels, the class weights and the worked examples.
+        """Fix the order of the labels, which of two is the positive one, the class weights and the worked examples.
 
         Raises:
             DataError: If there are fewer than two labels.
+            SettingError: If the positive label is none of two.
         """
         return label_answers.learn_labels(examples, preparation, multi_label=multi_label)
 
@@ -182,7 +189,10 @@ class Task:
         """Accuracy first (macro F1 where a text can have several labels)."""
         truth: list[Any] = [each.target for each in examples]
         answers: list[Any] = [each.answer for each in predictions]
-        options = {"multi_label": state.multi_label}
+        positive = metrics.positive_label(
+            state.labels, multi_label=state.multi_label, named=state.positive_label
+        )
+        options: dict[str, Any] = {"multi_label": state.multi_label, "positive": positive}
         scores = metrics.score(truth, answers, state.labels, **options)
         return Scores(
             main_metric="micro_f1" if state.multi_label else "accuracy",
@@ -190,6 +200,7 @@ class Task:
             correct=metrics.correct_rows(truth, answers),
             details={
                 "labels": list(state.labels),
+                "positive_label": positive,
                 "log_loss": label_answers.log_loss(predictions, examples, state),
                 "per_class": [asdict(each) for each in scores.per_class],
                 "confusion": [list(row) for row in scores.confusion],

@@ -4,13 +4,16 @@ Columns: `prompt` (the beginning of a program, or what it should do in words), `
 raises where the program is wrong); `entry_point` and `task_id` where they are known.
 
 What a model writes is run: in a sandbox (`lushan/sandbox`), and only where the user allows it with `task_settings.run_code=true`.
+The references of the first test rows are run before anything trains, so that tests that nothing can pass are found.
 A prompt in words is shown as a docstring with the first test, which names the function, as the BigCode evaluation harness does.
 """
 
 import ast
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
@@ -40,6 +43,7 @@ _STOP_STRINGS = (
 LIMITS = Limits()
 """What a program may use while it is scored."""
 _KS = (1, 10, 100)
+_NUM_PROVEN = 20
 _DEFINITIONS = (
     *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
     *(ast.Import, ast.ImportFrom, ast.Pass),
@@ -108,6 +112,30 @@ class Task(text_answers.WritingTask):
         targets = [f"\n{each.target}" for each in examples]
         stops = [x for x in _STOP_STRINGS if not any(x in each[1:] for each in targets)]
         return replace(state, stop_strings=tuple(stops))
+
+    def prove(self, examples: Sequence[Example]) -> list[str]:
+        """Run the references of the first rows, and tell how many do not pass their own tests.
+
+        Raises:
+            DataError: If none does: then every program would fail.
+        """
+        known = [each for each in examples[:_NUM_PROVEN] if each.target is not None]
+        programs = [_program(each, str(each.target)) for each in known]
+        verdicts = zip(known, run_programs(programs, LIMITS), strict=True)
+        failed = [(each.place, verdict.detail) for each, verdict in verdicts if not verdict.passed]
+        if not failed:
+            return []
+        place, detail = failed[0]
+        if len(failed) == len(known):
+            raise DataError(
+                f"{place}: the reference does not pass its own tests: {detail}. So it is with all of the first {len(known)} "
+                "test row(s): every program would fail. Programs have the standard library of Python alone, and must "
+                "come to the end of their tests. Mend `tests` or `reference`."
+            )
+        return [
+            f"{len(failed)} of the first {len(known)} test row(s) have a reference that does not pass its own tests, so that "
+            f"perhaps no program does. The first is {place}: {detail}."
+        ]
 
     def render(
         self,
@@ -257,9 +285,25 @@ def _can_fail(statement: ast.stmt) -> bool:
     return True
 
 
+@lru_cache(maxsize=1024)
 def _begins_code(prompt: str) -> bool:
     """Whether a prompt is the beginning of a program, and not a task in words."""
-    return any(line.startswith(_BEGINS_CODE) for line in prompt.splitlines())
+    lines = prompt.rstrip().splitlines()
+    if not any(line.startswith(_BEGINS_CODE) for line in lines):
+        return False
+    indent = lines[-1][: len(lines[-1]) - len(lines[-1].lstrip())]
+    bodies = ("", "pass", f"\n{indent}    pass")
+    return any(_is_python(prompt + body) for body in bodies)
+
+
+def _is_python(program: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an unknown escape in a text is nobody's business here
+        try:
+            ast.parse(program)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
+    return True
 
 
 def _shown(example: Example) -> str:

@@ -3,7 +3,7 @@
 Columns: `messages`, a list of objects with `role` (`system`, `user`, `assistant`, `tool`) and `content`, of which the last
 is the assistant's: a text, or calls of tools (`tool_calls`); `tools` (a list) where some may be called. A message of the
 assistant with `weight` 0 is read, but not learned. The forms of ShareGPT (`conversations` with `from` and `value`) and
-Alpaca (`instruction`, `input`, `output`) are read too.
+Alpaca (`instruction`, `input`, `output`, and `history`, the pairs before them) are read too.
 
 The model's own chat template writes the conversation; a base model that has none gets a plain one, which is saved with it.
 The loss is taken on what the assistant says, its stop token included, and on nothing else.
@@ -27,7 +27,7 @@ from lushan.backbones.load import Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.backbones.tool_calls import read_calls, tool_form
 from lushan.backbones.vocabulary_loss import vocabulary_loss
-from lushan.conversations import calls_in, read_messages, read_tools, shown
+from lushan.conversations import beginning, calls_in, read_messages, read_tools, shown
 from lushan.data.columns import Columns
 from lushan.errors import DataError, ModelError, SettingError
 from lushan.metrics import dialogue as metrics
@@ -62,12 +62,16 @@ class Task(text_answers.WritingTask):
     columns = Columns(
         required=("messages",),
         optional=("tools",),
-        guesses={"messages": ("dialogue", "dialog", "turns")},
+        guesses={"messages": ("dialogue", "dialog", "turns"), "tools": ("functions",)},
         others=(
-            Columns(required=("conversations",), optional=("system", "tools")),
+            Columns(
+                required=("conversations",),
+                optional=("system", "tools"),
+                guesses={"tools": ("functions",)},
+            ),
             Columns(
                 required=("instruction", "output"),
-                optional=("input", "system"),
+                optional=("input", "system", "history"),
                 guesses={"output": ("response", "answer"), "input": ("context",)},
             ),
         ),
@@ -88,7 +92,7 @@ class Task(text_answers.WritingTask):
         Raises:
             DataError: If there is no conversation, a message has no role or content, or the last is not the assistant's.
         """
-        messages = read_messages(row)
+        messages = read_messages(row, is_learned=needs_target)
         reply = None
         if messages[-1]["role"] == "assistant":
             *messages, reply = messages
@@ -111,7 +115,7 @@ class Task(text_answers.WritingTask):
         text = "\n".join(f"{each['role']}: {shown(each)}" for each in said)
         asks = [each["role"] in ("user", "tool") for each in said]
         # A conversation that is cut behind each turn gives rows of which one holds the answers of another.
-        group = "\n".join(shown(each) for each in said[: asks.index(True) + 1])
+        group = beginning([shown(each) for each in said], asks.index(True) + 1)
         if reply is None or not needs_target:
             return Example(content_id(text, extra), text, None, row.place, extra, (), group)
         if "tool_calls" in reply:

@@ -13,6 +13,7 @@ Shapes: T tokens, D width, U units, C tags, K chosen positions.
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +87,7 @@ class Task:
         counted="entities",
         nothing="no entity",
     )
+    as_read = staticmethod(span_answers.as_read)
 
     def read(self, row: Row, *, multi_label: bool = False, needs_target: bool = True) -> Example:
         """Check one row, in either form.
@@ -194,7 +196,10 @@ class Task:
             )
         ]
         if answer == "generate":
-            return text_answers.encode_text(rendered, examples, tokenizer, limit=limit)
+            grammar = partial(span_answers.grammar, state=state)
+            return text_answers.encode_text(
+                rendered, examples, tokenizer, limit=limit, grammar=grammar
+            )
         places = [each.place for each in examples]
         encoded = encode_rendered(rendered, tokenizer, limit=limit, places=places)
         numbers = {tag: number for number, tag in enumerate(_tags(state))}
@@ -204,6 +209,7 @@ class Task:
             readings = _readings(windows, words)
             places = [(words[first][0], words[last][1]) for first, last, _, _ in readings]
             tags = _unit_tags(example, places, numbers) if with_target else [-1] * len(places)
+            num_cut_off = _num_cut_off(example, places) if with_target else 0
             for number, window in enumerate(windows):
                 read = [
                     (reading, tag)
@@ -219,6 +225,7 @@ class Task:
                         positions=tuple(reading.position for reading, _ in read),
                         units=tuple((reading.first, reading.last) for reading, _ in read),
                         num_cut_tokens=window.num_cut_tokens,
+                        num_cut_items=num_cut_off if window.num_cut_tokens else 0,
                     )
                 )
         return features
@@ -329,6 +336,12 @@ def _unit_tags(example: Example, places: Sequence[Place], numbers: dict[str, int
                 tags[unit] = numbers[f"{mark}-{span.label}"]
                 mark = "I"
     return tags
+
+
+def _num_cut_off(example: Example, places: Sequence[Place]) -> int:
+    """Entities of which no word is read, where these are the words that are."""
+    end = places[-1][1] if places else 0
+    return sum(each.start >= end for each in _spans(example))
 
 
 class _Reading(NamedTuple):

@@ -4,7 +4,9 @@ Columns: `source`, `target`, and `source_lang` and `target_lang` (such as `en` a
 to the model, so that one model learns several directions.
 """
 
+import heapq
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 from lushan import text_answers
@@ -21,7 +23,7 @@ from lushan.records import (
     TaskState,
     content_id,
 )
-from lushan.tasks import Wording
+from lushan.tasks import Preparation, Wording
 
 _LANGUAGES = {
     "ar": "Arabic",
@@ -54,6 +56,7 @@ _LANGUAGES = {
     "zh": "Chinese",
 }
 """Names that a model knows better than their codes; a language of another name is told as it is written."""
+_QUESTION = "Translation:"
 
 
 class Task(text_answers.WritingTask):
@@ -121,6 +124,12 @@ class Task(text_answers.WritingTask):
         ]
         return notes
 
+    def prepare(
+        self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
+    ) -> TaskState:
+        """Draw the worked examples of each pair of languages, and learn where an answer ends."""
+        return text_answers.learn_to_write(examples, preparation, kind_of=_languages)
+
     def render(
         self,
         example: Example,
@@ -130,13 +139,18 @@ class Task(text_answers.WritingTask):
         with_target: bool,
         shots: Sequence[Example] = (),
     ) -> list[Rendered]:
-        """The two languages, the text and the word that asks for the translation."""
+        """The two languages, the text and the word that asks for the translation; worked examples of these languages."""
+        shown = _fitting(shots, example)
+        told = [_instruction(each, state) for each in (*shown, example)]
+        # Worked examples of other languages stand under instructions of their own.
+        openings = [new if new != old else "" for old, new in itertools.pairwise(["", *told])]
+        earlier = "".join(_worked(*each) for each in zip(shown, openings, strict=False))
         return [
             text_answers.render_prompt(
                 Rendered(example.text, cuttable=(0, len(example.text))),
-                opening=_instruction(example, state),
-                shots=[(shot.text, f" {shot.target}") for shot in shots],
-                question="Translation:",
+                opening=earlier + openings[-1],
+                shots=(),
+                question=_QUESTION,
                 answer=f" {example.target}" if with_target else None,
             )
         ]
@@ -187,6 +201,33 @@ def _read_language(row: Row, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{row.place}: column `{name}` must name a language, got {value!r}.")
     return value.strip()
+
+
+def _languages(example: Example) -> tuple[str, ...]:
+    """What the model is told of the two languages; nothing of one that is not known."""
+    return tuple(_language(example.extra.get(name, "")) for name in ("source_lang", "target_lang"))
+
+
+def _fitting(shots: Sequence[Example], example: Example) -> list[Example]:
+    """Give the worked examples of a text's own languages.
+
+    Where there are none, as many of others: the longest, so that a prompt with them is no shorter than any other.
+    """
+    alike = [each for each in shots if _languages(each) == _languages(example)]
+    if alike or not shots:
+        return alike
+    most = max(Counter(map(_languages, shots)).values())
+    return heapq.nlargest(most, shots, key=lambda each: len(f"{each.text}{each.target}".encode()))
+
+
+def _worked(shot: Example, opening: str) -> str:
+    """Write a worked example under its instruction, with the blank line behind it."""
+    text = Rendered(shot.text)
+    answer = f" {shot.target}"
+    written = text_answers.render_prompt(
+        text, opening=opening, shots=(), question=_QUESTION, answer=answer
+    )
+    return f"{written.text}\n\n"
 
 
 def _instruction(example: Example, state: TaskState) -> str:

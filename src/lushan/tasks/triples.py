@@ -61,6 +61,7 @@ class Task(text_answers.WritingTask):
         counted="triples",
         nothing="no relation",
     )
+    as_read = staticmethod(triple_answers.as_read)
 
     def read(self, row: Row, *, multi_label: bool = False, needs_target: bool = True) -> Example:
         """Check one row.
@@ -115,7 +116,7 @@ class Task(text_answers.WritingTask):
         """Instruction, worked examples and text; its end may be cut."""
         text = Rendered(example.text, cuttable=(0, len(example.text)))
         if not with_target:
-            text = replace(text, grammar=triple_answers.grammar(example, state))
+            text = replace(text, grammar=self.grammar(example, state))
         usual = f"Name the relations, as head | relation | tail: {', '.join(state.labels)}."
         opening = usual if state.instruction is None else state.instruction
         return [
@@ -127,6 +128,10 @@ class Task(text_answers.WritingTask):
                 answer=f" {triple_answers.write_triples(example)}" if with_target else None,
             )
         ]
+
+    def grammar(self, example: Example, state: TaskState) -> str:
+        """Triples of names of the text and known relations."""
+        return triple_answers.grammar(example, state)
 
     def decode(
         self,

@@ -110,6 +110,7 @@ def fit(
                 num_steps=num_steps,
                 started=started,
             )
+            started = time.perf_counter()  # what follows, checkpoints too, is time of the next step
             if done.step % _TIDY_EVERY_STEPS == 0:
                 give_back_freed_memory()
             progress.num_tokens += done.tokens
@@ -119,7 +120,6 @@ def fit(
             # Behind the last step of an epoch comes the evaluation, which writes the checkpoint: one per step.
             if source.step_in_epoch < source.num_steps_per_epoch:
                 _save_if_due(team, source, optimizer, checkpoints, progress=progress)
-            started = time.perf_counter()
         model.eval()
         found: Evaluated = team.share(evaluate() if team.leads or optimizer.is_spread else None)
         if not math.isfinite(found.loss):
@@ -129,6 +129,7 @@ def fit(
             )
         for listener in listeners:
             listener.on_evaluation(source.epoch, optimizer.num_steps_done, found)
+        started = time.perf_counter()
         _consider(
             found,
             team=team,
@@ -137,6 +138,7 @@ def fit(
             checkpoints=checkpoints,
             progress=progress,
         )
+        progress.seconds += time.perf_counter() - started
     if settings.keep == "best" and (team.leads or optimizer.is_spread):
         _restore_best(optimizer, checkpoints, progress)
     model.eval()

@@ -3,6 +3,7 @@
 The first leads: it checks, decides, asks, compares and writes. The others help to train, and do nothing else.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -13,16 +14,33 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from lushan.errors import SettingError
+
 _PATIENCE = timedelta(days=7)
 """How long helpers wait for the leader, who may have much to ask the model before it trains."""
+
+
+def _several_were_wanted() -> bool:
+    """Whether `accelerate launch --cpu` runs this process: it names a meeting place only for several."""
+    uses_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").casefold() == "true"
+    return uses_cpu and "MASTER_ADDR" in os.environ
 
 
 class Team:
     """The processes of this run; mostly there is only this one."""
 
     def __init__(self) -> None:
-        """Find out from the environment, and connect."""
+        """Find out from the environment, and connect.
+
+        Raises:
+            SettingError: If `accelerate` was told of several processes, and started one.
+        """
         self._state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
+        if self._state.num_processes == 1 and _several_were_wanted():
+            raise SettingError(
+                "`accelerate launch --cpu` starts one process, however many it is told of. "
+                "Start them with `torchrun --nproc-per-node N -m lushan tune ...`."
+            )
 
     @property
     def leads(self) -> bool:

@@ -60,7 +60,7 @@ def read_added(file: Path, *, task: Task, wanted: Columns, multi_label: bool) ->
                 "takes rows that `lushan augment` wrote; put rows of your own into the training file."
             )
     notes = Notes(file.name)
-    rows = read_rows(file, columns={}, wanted=wanted, notes=notes)
+    rows = read_rows(file, columns={}, wanted=wanted, notes=notes, known=(MARK,))
     examples = [
         replace(example, place=f"{_PLACE}{example.place}")
         for example in (task.read(row, multi_label=multi_label) for row in rows)

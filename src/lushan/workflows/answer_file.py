@@ -33,6 +33,7 @@ class AnswerFile:
         self._part = path.with_name(f"{path.name}.part")
         self._facts = path.with_name(f"{path.name}.part.json")
         self._resume = resume
+        self._overwrite = overwrite
         if resume and not self.is_begun:
             raise RunError(
                 f"`--resume`: `{self._part}` and its `.json` are not both there: nothing was begun that could go on. "
@@ -64,6 +65,10 @@ class AnswerFile:
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._stream = self._locked()
+        if self._path.exists() and not self._overwrite:
+            if not self._resume:
+                self._part.unlink(missing_ok=True)
+            raise RunError(f"`{self._path}` is there already: another process has just written it.")
         if not self._resume:
             self._stream.truncate(0)
             write_json(self._facts, facts)
@@ -80,22 +85,27 @@ class AnswerFile:
         Raises:
             UserError: That of making a line; then nothing is left.
         """
-        try:
-            with self._stream as stream:
+        with self._stream as stream:  # nobody else gets at it before it has its name, or is gone
+            try:
                 stream.seek(0, os.SEEK_END)
                 for line in lines:
                     stream.write(line.encode())
                     stream.flush()  # what was answered is not asked again
                 os.fsync(stream.fileno())
                 self._part.replace(self._path)
-        except UserError:
-            self._part.unlink(missing_ok=True)
+            except UserError:
+                self._part.unlink(missing_ok=True)
+                self._facts.unlink(missing_ok=True)
+                raise
             self._facts.unlink(missing_ok=True)
-            raise
-        self._facts.unlink()
 
     def _locked(self) -> BinaryIO:
-        descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666)
+        # What is gone on with is never made anew: another process may just have finished it.
+        flags = os.O_RDWR if self._resume else os.O_RDWR | os.O_CREAT
+        try:
+            descriptor = os.open(self._part, flags, 0o666)
+        except FileNotFoundError:
+            raise self._gone() from None
         stream = os.fdopen(descriptor, "r+b")
         weakref.finalize(self, stream.close)
         try:
@@ -104,7 +114,14 @@ class AnswerFile:
             raise RunError(
                 f"Another process is writing to `{self._part}`. Wait for it, or stop it."
             ) from None
+        if not _is_at(descriptor, self._part) or (self._resume and not self._facts.is_file()):
+            raise self._gone()
         return stream
+
+    def _gone(self) -> RunError:
+        return RunError(
+            f"`{self._part}` is gone: another process has just finished it, or thrown it away. Look at `{self._path}`."
+        )
 
     def _check_same(self, facts: Mapping[str, Any]) -> None:
         try:
@@ -130,6 +147,14 @@ class AnswerFile:
 
     def _broken(self, file: Path, why: object) -> RunError:
         return RunError(f"`--resume`: `{file}` is broken: {why}. Start again with `--overwrite`.")
+
+
+def _is_at(descriptor: int, file: Path) -> bool:
+    """Whether an open file still has this name: who waited for one that is being finished holds it under its new name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _whole_chunks(stream: BinaryIO, facts: Mapping[str, Any]) -> tuple[int, int, bytes | None]:

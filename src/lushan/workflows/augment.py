@@ -4,12 +4,15 @@ prepare -> write -> filter -> measure -> report. The test rows are only looked a
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.inspect import describe
 from lushan.backbones.load import load_backbone
 from lushan.backbones.tokenizer import Tokenizer
@@ -18,12 +21,14 @@ from lushan.data.readers import find_files, read_rows
 from lushan.data.splits import subsample
 from lushan.errors import DataError, SettingError
 from lushan.inference.row_writer import rows_that_fit, write_rows
-from lushan.records import Row
+from lushan.records import Example, Row
 from lushan.tasks import Task
 from lushan.workflows.added_rows import without_added
+from lushan.workflows.encode import Encoder
 from lushan.workflows.new_rows import (
     NewRow,
     Sifted,
+    added_files,
     begin,
     check_place,
     clock,
@@ -31,6 +36,7 @@ from lushan.workflows.new_rows import (
     drop_known,
     keep_where_it_helps,
     measure_gain,
+    reserved,
     what_came_out,
     with_train,
 )
@@ -114,27 +120,28 @@ def augment(
     if num_rows < 1:
         raise SettingError(f"At least one row must be asked for, got {num_rows}.")
     check_output(out, overwrite=overwrite)
-    check_place(out, data)
+    check_place(out, data, others=added_files(recipe))
     seconds: dict[str, float] = {}
-    with clock(seconds, "check"):
-        prepared, setup = begin(data, recipe, writes=True, tell=tell)
-    with clock(seconds, "write"):
-        known = _fitting(_train_rows(data, prepared, setup), setup, tell=tell)
-        tell(f"Writing {num_rows:,} rows like {len(known):,} of the training rows.")
-        texts = _written(known, setup, num_rows=num_rows, tell=tell)
-    with clock(seconds, "filter"):
-        sifted = sift(texts, setup, multi_label=prepared.multi_label)
-    with clock(seconds, "agreement"):
-        asks = bool(setup.task.columns.labels)
-        if asks and sifted.rows:
-            tell(f"Asking a model tuned on the real rows about {len(sifted.rows):,} new ones.")
-            _drop_disagreeing(sifted, _with_real_rows(prepared, setup), tell=tell)
-    gain = None
-    if sifted.rows:
-        with clock(seconds, "gain"):
-            tell(f"Measuring whether {len(sifted.rows):,} new rows help.")
-            gain = measure_gain(sifted.rows, prepared, setup, tell=tell)
-    written = keep_where_it_helps(sifted, gain, out=out, keep=keep)
+    with reserved(out, overwrite=overwrite):
+        with clock(seconds, "check"):
+            prepared, setup = begin(data, recipe, writes=True, tell=tell)
+        with clock(seconds, "write"):
+            known = _fitting(_train_rows(data, prepared, setup), setup, tell=tell)
+            tell(f"Writing {num_rows:,} rows like {len(known):,} of the training rows.")
+            texts = _written(known, setup, num_rows=num_rows, tell=tell)
+        with clock(seconds, "filter"):
+            sifted = sift(texts, setup, multi_label=prepared.multi_label)
+        with clock(seconds, "agreement"):
+            asks = bool(setup.task.columns.labels)
+            if asks and sifted.rows:
+                tell(f"Asking a model tuned on the real rows about {len(sifted.rows):,} new ones.")
+                _drop_disagreeing(sifted, _with_real_rows(prepared, setup), tell=tell)
+        gain = None
+        if sifted.rows:
+            with clock(seconds, "gain"):
+                tell(f"Measuring whether {len(sifted.rows):,} new rows help.")
+                gain = measure_gain(sifted.rows, prepared, setup, tell=tell)
+        written = keep_where_it_helps(sifted, gain, out=out, keep=keep, overwrite=overwrite)
     return {
         "data": str(data),
         **what_came_out(sifted, setup),
@@ -202,7 +209,7 @@ def _written(
 
 
 def sift(texts: Sequence[str], setup: Setup, *, multi_label: bool) -> Sifted:
-    """Keep the rows that the task accepts, that are new, and that no row of validation or test is like.
+    """Keep the rows that the task and the model accept, that are new, and that no row of validation or test is like.
 
     Args:
         texts: What was written.
@@ -212,7 +219,9 @@ def sift(texts: Sequence[str], setup: Setup, *, multi_label: bool) -> Sifted:
     sifted = Sifted([])
     for number, text in enumerate(texts, start=1):
         try:
-            sifted.rows.append(_read(text, number, setup.task, multi_label=multi_label))
+            row = _read(text, number, setup.task, multi_label=multi_label)
+            _check_can_be_learned(row.example, setup)
+            sifted.rows.append(row)
         except DataError as error:
             sifted.refused[str(error).removeprefix(f"{SOURCE}, row {number}: ")] += 1
     drop_known(sifted, setup)
@@ -233,6 +242,21 @@ def _read(text: str, number: int, task: Task, *, multi_label: bool) -> NewRow:
     except UnicodeEncodeError:
         raise DataError("half a character (a lone surrogate).") from None
     return NewRow(values, task.read(Row(values, SOURCE, number), multi_label=multi_label))
+
+
+def _check_can_be_learned(example: Example, setup: Setup) -> None:
+    """Refuse a row that would end the training on all.
+
+    Raises:
+        DataError: If it is longer than the model reads, or the model cannot be told something in it.
+    """
+    encoder = Encoder(setup.task, setup.state, setup.tokenizer, setup.recipe.answer, setup.limit)
+    try:
+        encoder.encode([example], with_target=True)
+    except DataError:
+        # Whatever is wrong beside the length is said by its own name.
+        replace(encoder, limit=LengthLimit(sys.maxsize)).encode([example], with_target=True)
+        raise DataError("too long: more tokens than `model.max_length`.") from None
 
 
 def _drop_disagreeing(sifted: Sifted, setup: Setup, *, tell: Tell) -> None:

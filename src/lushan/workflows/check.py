@@ -1,30 +1,38 @@
-"""The pre-flight alone: everything that a run checks before it starts, and the ledger; writes nothing."""
+"""The pre-flight alone: what a run checks before it starts, but its time, memory and room; and the ledger. Writes nothing."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lushan.backbones.hardware import choose_device
 from lushan.backbones.inspect import describe
 from lushan.backbones.sources import locate
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
-from lushan.data.ledger import Ledger
+from lushan.data.ledger import Ledger, notes_on_cuts
 from lushan.errors import ModelError
-from lushan.records import SPLIT_NAMES
+from lushan.inference.grammar import check_forms
+from lushan.records import SPLIT_NAMES, TaskState
 from lushan.tasks import Task
+from lushan.training.processes import Team
 from lushan.workflows.prepare import Prepared, prepare
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.resolve import (
+    refuse_to_compile,
+    refuse_to_spread,
     refuse_what_does_not_fit,
     refuse_what_the_task_lacks,
     refuse_without_effect,
     with_usual_answer,
 )
-from lushan.workflows.setup import make_setup
+from lushan.workflows.setup import learn, make_setup, prove
+
+_SEVERAL = 2
+"""How many processes a run with spread layers has at least; a check is no run, and has one."""
 
 
 def check(data: Path, recipe: TuneRecipe, *, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Look at data as `tune` would.
+    """Look at data and settings as `tune` would; whether time, memory and room for answers suffice, only `tune` finds out.
 
     Args:
         data: A file, or a folder with train, validation and test files.
@@ -32,27 +40,38 @@ def check(data: Path, recipe: TuneRecipe, *, tell: Callable[[str], None]) -> dic
         tell: Is given each thing worth knowing.
 
     Returns:
-        Plain values: `ledger`, `overlap`, `labels`, `warnings`, `contradictions` and more.
+        Plain values: `ledger`, `overlap`, `labels`, `warnings`, `contradictions`, `has_model` (false where the default model
+        is missing, so that what depends on it was not checked) and more.
 
     Raises:
         UserError: If something would block a run; says where and what to do.
     """
     task: Task = load_task(recipe.task)
     recipe = with_usual_answer(recipe, task)
-    refuse_what_the_task_lacks(recipe, task)
-    refuse_without_effect(recipe)
+    notes = _check_settings(recipe, task)
     prepared = prepare(data, task=task, recipe=recipe, tell=tell)
-    notes = [*prepared.notes, *task.notes(prepared.parts.train)]
-    ledger = prepared.ledger
+    state = learn(prepared, recipe, task)
+    if task.writes and recipe.answer == "generate":
+        for name in ("validation", "test"):
+            most_tokens = recipe.generation.max_new_tokens
+            check_forms(prepared.parts.of(name), most_tokens=most_tokens)
+    notes = [
+        *prepared.notes,
+        *prove(prepared, task),
+        *task.notes(prepared.parts.train),
+        *notes,
+    ]
+    ledger, has_model = prepared.ledger, True
     try:
         base = locate(recipe.model.name)
     except ModelError as missing:
         if "name" in recipe.model.model_fields_set:
             raise
+        has_model = False
         notes.append(f"Tokens were not counted. {missing}")
     else:
-        ledger = _with_tokens(prepared, recipe, task=task, base=base, tell=tell)
-        notes += _token_notes(ledger)
+        ledger = _with_tokens(prepared, recipe, state, task=task, base=base, tell=tell)
+        notes += [*_token_notes(ledger), *notes_on_cuts(ledger)]
     for note in notes:
         tell(note)
     return {
@@ -64,13 +83,29 @@ def check(data: Path, recipe: TuneRecipe, *, tell: Callable[[str], None]) -> dic
         **prepared.findings.as_dict(),
         "overlap": prepared.overlap.as_dict(),
         "ledger": ledger.as_dict(),
+        "has_model": has_model,
         "notes": notes,
     }
+
+
+def _check_settings(recipe: TuneRecipe, task: Task) -> list[str]:
+    """Refuse settings that no run takes, whatever its model; gives what is worth a look."""
+    refuse_what_the_task_lacks(recipe, task)
+    refuse_without_effect(recipe)
+    refuse_to_spread(recipe, num_processes=_SEVERAL)
+    refuse_to_compile(recipe, choose_device().value)
+    if recipe.engine.spread_layers and Team().place[1] == 1:
+        return [
+            "`engine.spread_layers=true` needs several processes: start the run with "
+            "`torchrun --nproc-per-node N -m lushan tune ...`."
+        ]
+    return []
 
 
 def _with_tokens(
     prepared: Prepared,
     recipe: TuneRecipe,
+    state: TaskState,
     *,
     task: Task,
     base: Path,
@@ -83,7 +118,9 @@ def _with_tokens(
     )
     limited = recipe.model_copy(update={"model": model})
     tokenizer = Tokenizer.load(base)
-    setup = make_setup(prepared, limited, task=task, base=base, tokenizer=tokenizer, tell=tell)
+    setup = make_setup(
+        prepared, limited, task=task, base=base, tokenizer=tokenizer, state=state, tell=tell
+    )
     return setup.ledger
 
 

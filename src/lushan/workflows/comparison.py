@@ -13,13 +13,18 @@ from lushan.inference.predict import Predictor
 from lushan.inference.similarity import predict_by_similarity
 from lushan.model_store.run_folder import RunFolder
 from lushan.records import Example, Prediction
+from lushan.workflows.progress import say_nothing
 from lushan.workflows.setup import Setup
 
 FEW_SHOT = "few_shot"
 
 
 def answer_untuned(
-    setup: Setup, examples: Sequence[Example], *, shots: Sequence[Example] = ()
+    setup: Setup,
+    examples: Sequence[Example],
+    *,
+    shots: Sequence[Example] = (),
+    tell: Callable[[str], None] = say_nothing,
 ) -> list[Prediction]:
     """Ask the untouched model in the way that the task and the model's family have.
 
@@ -27,7 +32,19 @@ def answer_untuned(
         setup: The run.
         examples: What is asked.
         shots: Worked examples put before every prompt, for few-shot.
+        tell: Hears of texts that were too long and were cut, whatever `data.over_length` says.
     """
+    answers = _answer_untuned(setup, examples, shots)
+    if num_cut := sum(each.num_cut_tokens > 0 for each in answers):
+        tell(
+            f"{num_cut:,} of {len(answers):,} texts were too long for the untouched model and were cut."
+        )
+    return answers
+
+
+def _answer_untuned(
+    setup: Setup, examples: Sequence[Example], shots: Sequence[Example]
+) -> list[Prediction]:
     weights = "bf16" if setup.recipe.model.precision == "bf16" else "fp32"
     facts = describe(setup.base)
     way = setup.task.untuned[facts.family]
@@ -89,12 +106,12 @@ def _classical(setup: Setup, name: str) -> Baseline:
 
 def _few_shot(setup: Setup) -> Baseline:
     shots = shots_that_fit(setup)
-    predictions = answer_untuned(setup, setup.parts.test, shots=shots)
-    return Baseline(
-        predictions,
-        f"The untouched model, prompted with {len(shots)} worked examples "
-        f"({len(setup.state.shots)} asked for).",
-    )
+    told = [
+        "The untouched model, prompted with worked examples: "
+        f"{len(shots)} of the {len(setup.state.shots)} that were drawn fit."
+    ]
+    predictions = answer_untuned(setup, setup.parts.test, shots=shots, tell=told.append)
+    return Baseline(predictions, " ".join(told))
 
 
 def shots_that_fit(setup: Setup) -> tuple[Example, ...]:

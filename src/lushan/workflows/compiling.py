@@ -14,6 +14,7 @@ from lushan.data.batching import pack
 from lushan.errors import RunError
 from lushan.records import Batch, Features
 from lushan.training.processes import Team
+from lushan.workflows.progress import Tell, say_nothing
 from lushan.workflows.recipe import TuneRecipe
 
 _PROBE_LENGTHS = tuple(range(9, 41, 2))
@@ -77,34 +78,44 @@ def compiled_layers(
     return layers
 
 
-def library_of(recipe: TuneRecipe, *, found: str | None, is_spread: bool) -> str:
+def library_of(recipe: TuneRecipe, *, found: str | None, tell: Tell = say_nothing) -> str:
     """Name the functions that we compiled (`native.py`) and a run computes with, as in bfloat16 or with AdamW on a processor.
 
     Args:
         recipe: Resolved.
         found: What this run, which is resumed, computed with so far: a name, or nothing; None if it is new.
-        is_spread: Whether layers are spread over processes, which moves their weights in another way.
+        tell: Hears why there are none, where they could be used.
 
     Raises:
-        RunError: If that has changed: it would round otherwise than a run that was not stopped.
+        RunError: If that has changed: it would round otherwise than a run that was not stopped. The others are sent home.
     """
+    team = Team()
+    is_spread = recipe.engine.spread_layers and team.place[1] > 1  # moves weights in another way
     moves = recipe.training.optimizer == "adamw" and not is_spread
     can_use = (recipe.model.precision == "bf16" or moves) and choose_device().value == "cpu"
     why = native.why_missing() if can_use else "it computes in another way"
     name = "" if why else native.identity()
+    if can_use and why:
+        tell(f"Torch computes what has compiled functions elsewhere: {why}.")
     if found is None or found == name:
         return name
+    if team.leads:
+        team.share(None)  # the others have nothing to help with
+    raise RunError(_why_other_functions(found, name, why))
+
+
+def _why_other_functions(found: str, name: str, why: str) -> str:
     if not name:
-        raise RunError(
+        return (
             f"This run computes with compiled functions, which it cannot now: {why}. Give back what is missing, or start "
             "again with `--overwrite`."
         )
     if not found:
-        raise RunError(
+        return (
             "This run computes without compiled functions, which were missing when it began; they would round otherwise. "
             "Leave them out with the environment variable `CXX=none`, or start again with `--overwrite`."
         )
-    raise RunError(
+    return (
         f"This run computes with compiled functions (`{found}`) that are not those of now (`{name}`), which may round "
         "otherwise. Give back the compiler and the versions of torch and Lushan that it began with, or start again with "
         "`--overwrite`."

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import lushan
@@ -18,14 +19,16 @@ from lushan.data.example_store import hashes_of
 from lushan.data.feature_store import FEWEST_STORED, LAYOUT, EncodedCache
 from lushan.metrics import pieces
 from lushan.records import AnswerMode, Example, Features, TaskState
-from lushan.tasks import Task
+from lushan.tasks import Quotes, Task
+from lushan.workflows import learned_parts
+from lushan.workflows.learned_parts import count_cut_off, leave_out_cut_off
 from lushan.workflows.progress import Progress, Tell, say_nothing
 from lushan.workflows.recipe import TuneRecipe
 
 CODE = (
     *(label_answers, text_answers, span_answers, cut_answers, triple_answers),
     *(pairs, spans, triples, verbatim, words, pieces, records),
-    *(chat, encoding, inspect, tokenizer),
+    *(chat, encoding, inspect, tokenizer, learned_parts),
 )
 """Modules that run while a task encodes, beside its own: another text of one makes other entries of the cache."""
 
@@ -39,9 +42,21 @@ class Encoder:
     tokenizer: Tokenizer
     answer: AnswerMode
     limit: LengthLimit
+    learns: bool = False
+    """Whether it is for training: then what was cut off with the end of a text is not told as its truth."""
 
     def encode(self, examples: Sequence[Example], *, with_target: bool) -> list[Features]:
-        """Give the tokens of some examples."""
+        """Give the tokens of some examples; where parts of the truth were cut off, their number too."""
+        task = self.task
+        may_cut = self.limit.policy == "truncate" and self.answer == "generate"
+        if with_target and may_cut and isinstance(task, Quotes):
+            way = leave_out_cut_off if self.learns else count_cut_off
+            return way(
+                examples, encode=partial(self._encode, with_target=True), as_read=task.as_read
+            )
+        return self._encode(examples, with_target=with_target)
+
+    def _encode(self, examples: Sequence[Example], *, with_target: bool) -> list[Features]:
         return self.task.encode(
             examples,
             self.state,
@@ -104,6 +119,7 @@ def _name(examples: Sequence[Example], encoder: Encoder, *, with_target: bool) -
         "bos": encoder.tokenizer.bos_id,
         "answer": encoder.answer,
         "limit": asdict(encoder.limit),
+        "learns": encoder.learns,
         "with_target": with_target,
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())

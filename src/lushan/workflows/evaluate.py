@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 from lushan.errors import DataError, SettingError
 from lushan.evaluation.compare import compare_runs
-from lushan.inference.predict import Advance, Predictor
+from lushan.inference.predict import Advance, Predictor, cut_tokens
 from lushan.metrics.statistics import accuracy, is_graded
 from lushan.model_store.run_folder import read_correct
 from lushan.records import Example, Scores
 from lushan.workflows.outcome import plain, plain_interval
-from lushan.workflows.predict import RUN_CODE, Tell, ignore, open_rows, open_run
+from lushan.workflows.predict import RUN_CODE, Tell, ignore, open_rows, open_run, told_cut
+from lushan.workflows.seen_rows import SEEN, is_tuned_on
 
 
 class Evaluation(NamedTuple):
@@ -57,10 +58,16 @@ def evaluate(
     for note in rows.notes:
         tell(note)
     check_labels(predictor, examples)
+    is_seen = is_tuned_on(run, rows.file)
+    if is_seen:
+        tell(SEEN.format(rows.file))
+    features = predictor.encode(examples)
+    num_cut = len(cut_tokens(features))
+    if num_cut:
+        tell(told_cut(predictor, num_cut, len(examples)))
     begin(len(examples))
-    scores = predictor.task.score(
-        predictor.examine(examples, advance=advance), examples, predictor.state, seed=seed
-    )
+    predictions = predictor.examine(examples, features=features, advance=advance)
+    scores = predictor.task.score(predictions, examples, predictor.state, seed=seed)
     result = {
         "run": str(run),
         "data": str(rows.file),
@@ -68,6 +75,8 @@ def evaluate(
         "model_version": predictor.version,
         "weights": opened.weight_form,
         "num_examples": len(examples),
+        "num_cut_examples": num_cut,
+        "seen_in_training": is_seen,
         "main_metric": scores.main_metric,
         "metrics": plain(scores),
         **scores.details,
@@ -101,12 +110,15 @@ def compare(
             f"`{next(iter(settings))}` has no effect without `--data`: the runs' own answers are compared."
         )
     correct: dict[str, dict[str, float]] = {}
+    seen: dict[str, dict[str, bool]] = {}
     for name, run in zip(names, runs, strict=True):
         if data is None:
             correct[name] = read_correct(run)
         else:
             tell(f"Asking {name}.")
-            correct[name] = evaluate(run, data, settings=settings, seed=seed, tell=tell).correct
+            found = evaluate(run, data, settings=settings, seed=seed, tell=tell)
+            correct[name] = found.correct
+            seen[name] = {"seen_in_training": found.result["seen_in_training"]}
     compared = compare_runs(correct, seed=seed)
     graded = any(is_graded(list(rows.values())) for rows in correct.values())
     mean_name = "mean_row_score" if graded else "accuracy"
@@ -116,6 +128,7 @@ def compare(
                 "name": name,
                 "path": str(run),
                 mean_name: plain_interval(accuracy(list(correct[name].values()), seed=seed)),
+                **seen.get(name, {}),
             }
             for name, run in zip(names, runs, strict=True)
         ],

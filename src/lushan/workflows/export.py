@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import lushan
-from lushan.atomic import write_json
+from lushan.atomic import is_locked, lock_file, write_json
 from lushan.catalog import load_task
 from lushan.errors import CertificateError, DataError, ModelError, RunError, SettingError, need
 from lushan.model_store.certificate import read_probes
@@ -26,8 +27,12 @@ from lushan.workflows.export_check import ExportCheck, Rows, ask
 from lushan.workflows.predict import RUN_CODE, Opened, Tell, ignore, open_rows, open_run
 from lushan.workflows.prepare import prepare
 from lushan.workflows.recipe import TuneRecipe
+from lushan.workflows.seen_rows import SEEN, is_tuned_on
 
 SCHEMA_VERSION = 1
+_LOCK = ".lock"
+_OLD = "old"
+"""The export that is being replaced, while the new one takes its place."""
 
 
 def export(
@@ -67,6 +72,7 @@ def export(
             f"`--quantise {quantise}` is none of `--to {to}`. Known: {', '.join(form.tolerances)}."
         )
     out = out or run / EXPORTS / (to if quantise == "none" else f"{to}-{quantise}")
+    _clear_abandoned(out)
     _check_place(out, needed=[run, *([data] if data else [])], overwrite=overwrite)
     opened = open_run(run)
     predictor = opened.predictor
@@ -124,19 +130,49 @@ def _check_place(out: Path, *, needed: Sequence[Path], overwrite: bool) -> None:
     check_keeps(out, needed=needed)
 
 
+def _clear_abandoned(out: Path) -> None:
+    """Remove what killed exports left beside `out`; the older export that one of them had put aside comes back first."""
+    if not out.parent.is_dir():
+        return
+    for place in list(out.parent.glob(".*.part")):
+        if not place.name.startswith(f".{out.name}.") or not place.is_dir():
+            continue
+        left = {each.name for each in place.iterdir()}
+        is_ours = bool(left & {out.name, _OLD}) and left <= {out.name, _OLD, _LOCK}
+        if not is_ours or is_locked(place / _LOCK):
+            continue
+        if _OLD in left and not out.exists():
+            (place / _OLD).rename(out)
+        shutil.rmtree(place, ignore_errors=True)
+
+
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
     """Give a folder that takes the place of `out` when the block is done."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".part") as place:
+    with (
+        TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".part") as place,
+        _kept(Path(place)),
+    ):
         folder = Path(place) / out.name
         folder.mkdir()
         yield folder
         for file in folder.rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)
         if out.is_dir():
-            out.rename(Path(place) / "old")
+            out.rename(Path(place) / _OLD)
         folder.rename(out)
+
+
+@contextmanager
+def _kept(place: Path) -> Iterator[None]:
+    """Let nobody take a folder for one that a killed process left."""
+    descriptor = lock_file(place / _LOCK)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -176,7 +212,10 @@ def _rows(run: Path, opened: Opened, data: Path | None, *, tell: Tell) -> Rows:
         for note in rows.notes:
             tell(note)
         check_labels(opened.predictor, examples)
-        return Rows(str(rows.file), examples, is_scored=is_scored)
+        is_seen = is_tuned_on(run, rows.file)
+        if is_seen:
+            tell(SEEN.format(rows.file))
+        return Rows(str(rows.file), examples, is_scored=is_scored, seen_in_training=is_seen)
     examples = _own_test_rows(run, opened.task_name, tell=tell)
     if examples is not None:
         return Rows("the run's test rows", examples, is_scored=is_scored)

@@ -49,6 +49,8 @@ class Rows:
     has_truth: bool = True
     is_scored: bool = True
     """Whether the task may score the answers."""
+    seen_in_training: bool = False
+    """Whether they are those that the run was tuned on."""
 
 
 def ask(predictor: Predictor, rows: Rows) -> list[Prediction]:
@@ -179,6 +181,7 @@ class ExportCheck:
             )
             quality |= {"main_metric": first.main_metric, "run": plain(first)}
             quality["export"] = plain(second)
+            quality["seen_in_training"] = rows.seen_in_training
             compared = comparisons(second.correct, {"run": first.correct}, seed=seed)
             quality["comparison"] = compared["run"]
         return quality

@@ -18,11 +18,11 @@ from lushan.model_store.run_folder import RunFolder
 from lushan.model_store.tuned_model import load_predictor
 from lushan.records import Interval, Prediction, Scores
 from lushan.workflows.added_rows import without_added
+from lushan.workflows.budget import FEWEST_HEAD_STEPS, FEWEST_STEPS
 from lushan.workflows.encode import Encoder
 from lushan.workflows.frozen_rows import frozen_states
 from lushan.workflows.outcome import plain_interval
 from lushan.workflows.progress import say_nothing
-from lushan.workflows.resolve import FEWEST_HEAD_STEPS, FEWEST_STEPS
 from lushan.workflows.setup import Setup
 
 SIZES = (8, 16, 64, 256)
@@ -166,7 +166,7 @@ def _with_few_rows(
     recipe = setup.recipe
     train = subsample(setup.parts.train, num_rows, seed=seed)
     tokenizer = Tokenizer.load(setup.base)
-    encoder = Encoder(setup.task, setup.state, tokenizer, recipe.answer, setup.limit)
+    encoder = Encoder(setup.task, setup.state, tokenizer, recipe.answer, setup.limit, learns=True)
     features = encoder.encode(train, with_target=True)
     num_passes = max(
         recipe.training.epochs or 1,

@@ -29,6 +29,8 @@ _ADAPTER_SHARE = 1.3
 _HEAD_WIDTH = 64
 _HALF_BYTES = 2
 """Of a number in bf16."""
+_READING_BYTES = 4
+"""Of each weight: it is read, checked and proved in float32 before its precision is set."""
 
 
 class Load(NamedTuple):
@@ -65,6 +67,7 @@ def make_fit(
     *,
     free_bytes: float,
     num_processes: int = 1,
+    remedy: str = "",
 ) -> Fit:
     """Choose how many tokens run at once, and whether layers are computed twice, so that training fits.
 
@@ -74,6 +77,7 @@ def make_fit(
         load: What is trained on.
         free_bytes: What this process may still take.
         num_processes: How many there are, over which layers may be spread.
+        remedy: What a user can do where it does not fit, if the recipe cannot be changed any more.
 
     Raises:
         SettingError: If it fits in no way that the recipe allows; says what is needed and what helps.
@@ -108,8 +112,22 @@ def make_fit(
     needed = min(fit.needed_bytes for fit in tried)
     raise SettingError(
         f"Training needs about {needed / GIB:.1f} GiB of memory at least, but {free_bytes / GIB:.1f} GiB are free. "
-        f"{_what_helps(recipe)}"
+        f"{remedy or _what_helps(recipe)}"
     )
+
+
+def check_reading(facts: ModelFacts, *, free_bytes: float) -> None:
+    """Refuse a model that main memory cannot hold while it is read, whatever is trained of it, and where.
+
+    Raises:
+        SettingError: If it is larger than what is free; says both.
+    """
+    needed = facts.num_parameters * _READING_BYTES
+    if needed > free_bytes:
+        raise SettingError(
+            f"Reading the model takes about {needed / GIB:.1f} GiB of main memory, but {free_bytes / GIB:.1f} GiB are "
+            "free. Take a smaller model."
+        )
 
 
 def _what_helps(recipe: TuneRecipe) -> str:

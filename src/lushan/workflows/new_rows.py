@@ -4,10 +4,11 @@
 """
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from lushan.atomic import lock_file
 from lushan.backbones.hardware import choose_num_threads
 from lushan.backbones.inspect import describe
 from lushan.backbones.sources import locate
@@ -24,11 +26,12 @@ from lushan.data.example_store import take
 from lushan.data.ledger import count_rows
 from lushan.data.overlap import places_found_in, places_of_repeats
 from lushan.errors import ModelError, RunError, SettingError
+from lushan.evaluation import phrases
 from lushan.evaluation.compare import comparisons
 from lushan.records import Example, Scores
 from lushan.workflows.added_rows import MARK, without_added
 from lushan.workflows.outcome import plain_interval
-from lushan.workflows.predict import write_file
+from lushan.workflows.predict import check_output, write_file
 from lushan.workflows.prepare import Prepared, prepare
 from lushan.workflows.progress import Tell
 from lushan.workflows.recipe import TuneRecipe
@@ -81,8 +84,8 @@ class Measured(NamedTuple):
     num_steps: int
 
 
-def check_place(out: Path, data: Path) -> None:
-    """Refuse a file that would become part of the data, or that no command could read.
+def check_place(out: Path, data: Path, *, others: Sequence[Path] = ()) -> None:
+    """Refuse a file that would become part of the data, replace another one that is read, or that no command could read.
 
     Raises:
         RunError: If it would.
@@ -94,6 +97,55 @@ def check_place(out: Path, data: Path) -> None:
         raise RunError(
             f"`--out {out}` is in the data: new rows are kept apart from real ones. Name a file elsewhere."
         )
+    if any(place == each.resolve() or each.resolve() in place.parents for each in others):
+        raise RunError(f"`--out {out}` is read here. Name another file.")
+
+
+@contextmanager
+def reserved(out: Path, *, overwrite: bool) -> Iterator[None]:
+    """Keep the place of a file while its rows are made: it can be written, and no other process makes it.
+
+    Raises:
+        RunError: If it cannot be written, is there already, or another process is making it.
+    """
+    missing = [each for each in out.parents if not each.exists()]
+    try:
+        with _kept(out):
+            check_output(out, overwrite=overwrite)  # it may have come meanwhile
+            yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # what is not empty stays
+                folder.rmdir()
+
+
+@contextmanager
+def _kept(out: Path) -> Iterator[None]:
+    lock = lock_of(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = lock_file(lock)
+    except OSError as error:
+        raise RunError(
+            f"`--out {out}` cannot be written: {error.strerror}. Name a file elsewhere."
+        ) from None
+    if descriptor is None:
+        raise RunError(f"Another process is making `{out}`. Wait for it, or name another file.")
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def lock_of(out: Path) -> Path:
+    """Give the file that a process keeps while it makes the rows of `out`."""
+    return out.with_name(f".{out.name}.lock")
+
+
+def added_files(recipe: TuneRecipe) -> list[Path]:
+    """Name what is read beside the data."""
+    return [] if recipe.data.added is None else [Path(recipe.data.added)]
 
 
 @contextmanager
@@ -130,7 +182,13 @@ def begin(data: Path, recipe: TuneRecipe, *, writes: bool, tell: Tell) -> tuple[
     tokenizer = Tokenizer.load(base)
     prepared = prepare(data, task=task, recipe=recipe)
     setup, decisions, notes = plan(
-        prepared, recipe, task=task, base=base, facts=facts, tokenizer=tokenizer
+        prepared,
+        recipe,
+        task=task,
+        base=base,
+        facts=facts,
+        tokenizer=tokenizer,
+        asks_test=False,
     )
     for note in notes:
         tell(note)
@@ -231,7 +289,7 @@ def _measured(setup: Setup, *, tell: Tell) -> Measured:
 
 
 def keep_where_it_helps(
-    sifted: Sifted, gain: Mapping[str, Any] | None, *, out: Path, keep: bool
+    sifted: Sifted, gain: Mapping[str, Any] | None, *, out: Path, keep: bool, overwrite: bool
 ) -> dict[str, Any]:
     """Write the new rows if they clearly help, or are wanted all the same; says what was done.
 
@@ -240,10 +298,19 @@ def keep_where_it_helps(
         gain: Of `measure_gain`; None where no row is left.
         out: The file.
         keep: Write them in any case.
+        overwrite: Replace the file.
+
+    Raises:
+        RunError: If the file has come meanwhile, and is not to be replaced.
     """
-    helps = gain is not None and gain["difference"]["low"] > 0
+    helps = (
+        gain is not None
+        and gain["difference"]["low"] > 0
+        and gain["p_value"] < phrases.SIGNIFICANT_BELOW
+    )
     is_written = bool(sifted.rows) and (helps or keep)
     if is_written:
+        check_output(out, overwrite=overwrite)
         write_file(out, (json.dumps(row, ensure_ascii=False) + "\n" for row in _marked(sifted)))
     return {"helps": helps, "written": is_written, "out": str(out) if is_written else None}
 

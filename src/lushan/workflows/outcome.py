@@ -9,6 +9,7 @@ from typing import Any
 from lushan.atomic import write_json
 from lushan.backbones.inspect import describe
 from lushan.catalog import load_baseline
+from lushan.errors import RunError
 from lushan.evaluation.compare import comparisons
 from lushan.evaluation.model_card import write_model_card
 from lushan.evaluation.report import write_report
@@ -33,6 +34,7 @@ def write_outcome(run: RunFolder, setup: Setup) -> dict[str, Any]:
         for name in ("before", "after", *_baseline_names(setup))
         if (found := run.predictions(name)) is not None
     }
+    _check_rows(answers, setup, run=run)
     scores = {
         name: setup.task.score(found, setup.parts.test, setup.state, seed=setup.recipe.seed)
         for name, found in answers.items()
@@ -44,6 +46,23 @@ def write_outcome(run: RunFolder, setup: Setup) -> dict[str, Any]:
     write_report(results, run.path)
     write_model_card(results, run.path)
     return results
+
+
+def _check_rows(
+    answers: Mapping[str, Sequence[Prediction]], setup: Setup, *, run: RunFolder
+) -> None:
+    """Refuse answers to other rows: each is held against the truth of the row in its place.
+
+    Raises:
+        RunError: If a file of answers was changed, or is of another run.
+    """
+    expected = [each.id for each in setup.parts.test]
+    for name, found in answers.items():
+        if [each.id for each in found] != expected:
+            raise RunError(
+                f"`{run.path / 'predictions' / name}.jsonl` does not answer the {len(expected):,} test rows in their order. "
+                "Remove it, then go on with `--resume`."
+            )
 
 
 def collect_results(

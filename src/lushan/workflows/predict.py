@@ -20,10 +20,10 @@ from lushan.explain.explanation import Explanation, explain
 from lushan.explain.settings import ExplainSettings
 from lushan.inference.generation_settings import check_room, check_settings
 from lushan.inference.grammar import check_forms
-from lushan.inference.predict import Advance, Predictor
+from lushan.inference.predict import Advance, Predictor, cut_tokens
 from lushan.model_store.run_folder import check_can_be_folder
 from lushan.model_store.tuned_model import load_predictor, model_folder, read_meaning
-from lushan.records import Example, Prediction, Row
+from lushan.records import Example, Prediction, Row, plain_prediction
 from lushan.settings import build, read_yaml
 from lushan.workflows.prepare import columns_for
 from lushan.workflows.progress import Tell
@@ -283,7 +283,8 @@ def predict(
         advance: Called with the number of texts that were answered since the last call.
 
     Returns:
-        What was done: run, data, model version, number of rows, how many of them were there already, seconds.
+        What was done: run, data, model version, number of rows, how many of them were cut and how many were there
+        already, seconds.
 
     Raises:
         UserError: If the run or the data does not fit; nothing is written then.
@@ -291,18 +292,21 @@ def predict(
     rows = open_rows(opened, data, needs_target=False)
     for note in rows.notes:
         tell(note)
-    predictor, num_examples, digest = opened.predictor, 0, hashlib.sha256()
+    predictor, digest = opened.predictor, hashlib.sha256()
+    num_examples = num_cut = 0
     chunk_rows = CHUNK_WRITTEN_ROWS if predictor.writes else CHUNK_ROWS
     for chunk in _chunks(rows, chunk_rows):
         # A text that is too long, or a form that cannot be held, must be found before any is answered.
         examples = [example for _, example in chunk]
-        predictor.encode(examples)
+        num_cut += len(cut_tokens(predictor.encode(examples)))
         check_forms(examples, most_tokens=predictor.generation.max_new_tokens)
         num_examples += len(chunk)
         for number, example in chunk:
             digest.update(f"{number} {example.id}\n".encode())
     for note in rows.notes:
         tell(note)
+    if num_cut:
+        tell(told_cut(predictor, num_cut, num_examples))
     num_resumed = num_written({
         "model_version": opened.version,
         "weights": opened.weight_form,
@@ -324,9 +328,18 @@ def predict(
         "model_version": opened.version,
         "weights": opened.weight_form,
         "num_examples": num_examples,
+        "num_cut_examples": num_cut,
         "num_resumed": num_resumed,
         "seconds": time.perf_counter() - started,
     }
+
+
+def told_cut(predictor: Predictor, num_cut: int, num_examples: int) -> str:
+    """Say for people that not all of some rows was read."""
+    return (
+        f"{num_cut:,} of {num_examples:,} rows were longer than {predictor.asked_limit.max_tokens:,} tokens and were cut "
+        "(`data.over_length=truncate`): the model answers from what is left of them."
+    )
 
 
 def _lines(
@@ -335,7 +348,7 @@ def _lines(
     for chunk in chunks:
         predictions = predictor.predict([example for _, example in chunk], advance=advance)
         for (number, _), prediction in zip(chunk, predictions, strict=True):
-            line = {"row": number, **asdict(prediction)}
+            line = {"row": number, **plain_prediction(prediction)}
             yield json.dumps(line, ensure_ascii=False) + "\n"
 
 
@@ -373,8 +386,8 @@ def check_output(path: Path | None, *, overwrite: bool) -> None:
         raise RunError(f"`--out {path}` is there already. Name another file, or add `--overwrite`.")
 
 
-def check_input_stays(path: Path | None, *, run: Path, data: Path) -> None:
-    """Refuse a file to write that is read here, or belongs to the run.
+def check_input_stays(path: Path | None, *, run: Path, data: Path | None) -> None:
+    """Refuse a file to write that is read here, if any is, or belongs to the run.
 
     Raises:
         RunError: If it would be replaced.
@@ -382,7 +395,7 @@ def check_input_stays(path: Path | None, *, run: Path, data: Path) -> None:
     """
     if path is None or not path.exists():
         return
-    if any(path.samefile(file) for file in find_files(data)[0].values()):
+    if data and any(path.samefile(file) for file in find_files(data)[0].values()):
         raise RunError(f"`--out {path}` is the input itself. Name another file.")
     if run.resolve() in path.resolve().parents:
         raise RunError(

@@ -25,6 +25,8 @@ NEAR = "near overlap"
 NOT_DRAWN = "not drawn"
 MULTI_LABEL_SEPARATOR = "|"
 NUM_PEEKED_ROWS = 1000
+_FAR_BELOW = 0.5
+"""A part with less of its share than this is told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,4 +290,11 @@ def _complete(
         f"(`data.{name}_fraction={fractions[name]:g}`), per label, equal texts together."
         for name in missing
     ]
+    for name in missing:
+        num_rows, share = len(parts.of(name)), fractions[name] * len(splits["train"])
+        if num_rows < _FAR_BELOW * share:
+            notes.append(
+                f"The {name} split has {num_rows:,} rows in place of some {share:,.0f}: rows that belong together (equal texts, "
+                "conversations that begin alike), or have a rare label, were not dealt out. Give it a file of its own."
+            )
     return parts, notes

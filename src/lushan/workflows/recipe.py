@@ -7,10 +7,11 @@ model and the machine, and says why. The resolved recipe stands in the run as `r
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from lushan.backbones.sources import expanded
 from lushan.errors import SettingError
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.records import AnswerMode
@@ -19,6 +20,11 @@ from lushan.settings import Settings, build, merged, parse_assignments, read_yam
 Effort = Literal["quick", "normal", "thorough"]
 OverlapPolicy = Literal["remove", "error", "keep"]
 LengthPolicy = Literal["error", "truncate", "window"]
+
+
+def _as_label(value: object) -> object:
+    """Take a whole number for the label that a table has: `--set` reads `1` as one."""
+    return str(value) if type(value) is int else value
 
 
 class DataSettings(Settings):
@@ -34,7 +40,7 @@ class DataSettings(Settings):
     """Share of the rows that test when the data has no test split."""
 
     max_train_rows: int | None = Field(default=None, ge=1)
-    """Train on at most this many rows, drawn per class; None takes all (or what the effort allows)."""
+    """Train on at most this many rows, drawn per class, or fewer where a budget has no time for them; None takes all."""
 
     overlap: OverlapPolicy = "remove"
     """What happens to rows that a later split has too: `remove` from the earlier, `error`, or `keep`."""
@@ -75,6 +81,9 @@ class TaskSettings(Settings):
 
     instruction: str | None = None
     """First line of the prompt in place of the built-in one; used by generation and prompting."""
+
+    positive_label: Annotated[str, BeforeValidator(_as_label)] | None = None
+    """Of two labels the one whose F1, precision and recall are told; None takes the one that sorts last."""
 
 
 class ModelSettings(Settings):
@@ -184,10 +193,11 @@ class TuneRecipe(Settings):
     """`head` answers by a new layer, `generate` by writing; a task that knows only one of them takes that."""
 
     effort: Effort = "normal"
-    """One dial for what is left open: `quick` (at most 6 minutes), `normal`, `thorough`."""
+    """One dial for what is left open: `quick` (plans for 6 minutes), `normal`, `thorough`."""
 
     budget_seconds: float | None = Field(default=None, gt=0)
-    """Wall time that the whole run may take; training rows are sub-sampled to fit, and told."""
+    """Wall time that is planned for: training rows are sub-sampled to fit, and told; test rows never are. Where asking about
+    them takes longer, that is told before training."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the split, the data order, the new layer and dropout."""
@@ -238,6 +248,33 @@ def make_recipe(
     values = merged(values, _given(flags))
     build(TuneRecipe, values, source="options")  # so that `--set` is blamed for its own alone
     return build(TuneRecipe, merged(values, parse_assignments(assignments)), source="--set")
+
+
+def with_model_path(recipe: TuneRecipe, *, out: Path) -> TuneRecipe:
+    """Name a model that is a folder by its whole path, so that it is found from every working directory.
+
+    Args:
+        recipe: With any name.
+        out: Folder that the run will be in.
+
+    Raises:
+        SettingError: If the run would be taken for the model, once it is there.
+    """
+    path = expanded(recipe.model.name)
+    if path.exists():
+        model = recipe.model.model_copy(update={"name": str(path.resolve())})
+        return recipe.model_copy(update={"model": model})
+    if path.resolve() == out.resolve():
+        raise SettingError(
+            f"`--out {out}`: this folder would be taken for the model `{recipe.model.name}` from then on. Name another "
+            "folder."
+        )
+    return recipe
+
+
+def is_same_model(one: str, other: str) -> bool:
+    """Whether two names are of one model: known names, or paths of one folder."""
+    return one == other or expanded(one).resolve() == expanded(other).resolve()
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """What was left open in a recipe, decided from the data, the model and the machine, each with its reason."""
 
-import math
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from lushan.backbones.compiling import choose_compiling, why_impossible
-from lushan.backbones.hardware import choose_num_threads, choose_precision, machine, measure
+from lushan.backbones.hardware import choose_num_threads, choose_precision
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.sources import cache_folder
 from lushan.errors import SettingError
@@ -13,28 +12,22 @@ from lushan.inference.generation_settings import GenerationSettings, check_setti
 from lushan.settings import merged
 from lushan.tasks import Task
 from lushan.training.processes import Team
+from lushan.workflows.budget import (
+    EFFICIENCY,
+    Workload,
+    plan_training,
+    predict_tokens_per_second,
+)
 from lushan.workflows.compiling import work_of
 from lushan.workflows.recipe import TuneRecipe
 
-_EPOCHS = {"quick": 3, "normal": 3, "thorough": 5}
-_SMALL_ROWS = 1_000
-"""Fewer rows than this get twice the epochs: each pass is short and teaches little."""
-FEWEST_STEPS = 60
-"""A new layer begins untrained: few rows are repeated until they make so many steps, for fewer teach it next to nothing."""
-FEWEST_HEAD_STEPS = 500
-"""The same where it alone is trained, on what frozen layers made of the rows once: a pass then costs next to nothing."""
 _LEARNING_RATES = {"full": 5e-5, "top": 1e-4, "lora": 3e-4, "head": 1e-3}
 _HEAD_LEARNING_RATES = {"full": 1e-3, "top": 1e-3, "lora": 1e-3, "head": 3e-3}
 _OPTIMIZER_FACTORS = {"adamw": 1.0, "adafactor": 20.0, "sgd": 100.0}
 """Adafactor multiplies its rate by the size of a weight's numbers, which is about a twentieth."""
 _PATIENCE = {"quick": None, "normal": None, "thorough": 2}
-
-QUICK_SECONDS = 360.0
-_TRAINING_SHARE = 0.5
-_EFFICIENCY = 0.3
-"""Share of the measured GEMM speed that whole training steps reach; low on purpose, so that promises are kept."""
 _USUAL_EFFICIENCY = 0.6
-"""What they do reach: a share that is not too low, for what saves time must not be overrated either."""
+"""What training steps do reach: a share that is not too low, for what saves time must not be overrated either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,32 +49,17 @@ class Resolved:
 
     recipe: TuneRecipe
     decisions: list[Decision]
+    notes: tuple[str, ...] = ()
+    """What is worth a look, for a person."""
 
 
-class _Plan(NamedTuple):
-    """How much is trained."""
-
-    max_train_rows: int | None
-    why_rows: str
-    epochs: int
-    why_epochs: str
-
-
-def resolve(
-    recipe: TuneRecipe,
-    *,
-    facts: ModelFacts,
-    num_train_rows: int,
-    mean_tokens: float,
-    device: str,
-) -> Resolved:
-    """Fill in everything that is None or `auto`.
+def resolve(recipe: TuneRecipe, *, facts: ModelFacts, work: Workload, device: str) -> Resolved:
+    """Fill in everything that is None or `auto`; train on fewer rows than were given where the time is too short for them.
 
     Args:
         recipe: What the user asked for.
         facts: The model's size and context.
-        num_train_rows: Rows that could be trained on.
-        mean_tokens: What a row takes in a pass, on the mean.
+        work: What could be trained on, and what is asked about.
         device: `cpu` or another device type of torch.
 
     Raises:
@@ -90,12 +68,11 @@ def resolve(
     refuse_without_effect(recipe)
     refuse_what_does_not_fit(recipe, facts)
     refuse_to_spread(recipe)
-    if recipe.engine.compile is True and (reason := why_impossible(device)):
-        raise SettingError(f"Setting `engine.compile` is on, but {reason}. Leave it out.")
+    refuse_to_compile(recipe, device)
     precision = choose_precision(recipe.model.precision, device, cache=cache_folder())
-    plan = _plan(recipe, facts, num_train_rows, mean_tokens, precision=precision.value)
+    plan = plan_training(recipe, facts, work, precision=precision.value)
     method, effort = recipe.adapter.method, recipe.effort
-    num_rows = plan.max_train_rows or num_train_rows
+    num_rows = plan.max_train_rows or work.num_train_rows
     rates = _usual_rates(recipe)
     rate_reason = f"default of `{method}` with {recipe.training.optimizer}"
     found = [
@@ -108,19 +85,19 @@ def resolve(
         _compiling(
             recipe,
             facts,
-            num_tokens=num_rows * plan.epochs * mean_tokens,
+            num_tokens=num_rows * plan.epochs * work.mean_tokens,
             precision=precision.value,
             device=device,
         ),
     ]
     if recipe.engine.spread_layers:
         found[-1] = Decision("engine.compile", False, "layers are spread over the processes")
-    decisions = [each for each in found if _is_open(recipe, each.name) and each.value is not None]
+    decisions = [each for each in found if each.value is not None and _is_open(recipe, each.name)]
     values = recipe.model_dump()
     for decision in decisions:
         part, name = decision.name.split(".")
         values = merged(values, {part: {name: decision.value}})
-    return Resolved(TuneRecipe.model_validate(values), decisions)
+    return Resolved(TuneRecipe.model_validate(values), decisions, plan.notes)
 
 
 def _compiling(
@@ -137,7 +114,7 @@ def _compiling(
         num_tokens=num_tokens,
         seconds_per_token=lambda: (
             share
-            * (_EFFICIENCY / _USUAL_EFFICIENCY)
+            * (EFFICIENCY / _USUAL_EFFICIENCY)
             / predict_tokens_per_second(facts, precision=precision)
         ),
         device=device,
@@ -156,64 +133,10 @@ def _usual_rates(recipe: TuneRecipe) -> dict[str, float]:
 
 
 def _is_open(recipe: TuneRecipe, name: str) -> bool:
+    """Whether a setting is decided here. A number of rows that was given is the most, and there may be time for fewer."""
     part, setting = name.split(".")
-    return getattr(getattr(recipe, part), setting) in (None, "auto")
-
-
-def _plan(
-    recipe: TuneRecipe,
-    facts: ModelFacts,
-    num_train_rows: int,
-    mean_tokens: float,
-    *,
-    precision: str,
-) -> _Plan:
-    """Choose rows and epochs so that training fits the budget, by the measured speed of this machine."""
-    effort = recipe.effort
-    epochs = recipe.training.epochs or _EPOCHS[effort]
-    num_rows, num_passes, why_rows = num_train_rows, math.inf, "no budget"
-    budget_seconds = recipe.budget_seconds or (QUICK_SECONDS if effort == "quick" else None)
-    if budget_seconds is not None:
-        tokens_per_second = predict_tokens_per_second(facts, precision=precision)
-        num_passes = budget_seconds * _TRAINING_SHARE * tokens_per_second / max(mean_tokens, 1.0)
-        num_rows = min(num_train_rows, max(1, int(num_passes / epochs)))
-        why_rows = (
-            f"{num_rows} of {num_train_rows} rows, drawn per class, {epochs} times each: "
-            f"{budget_seconds:.0f} s in all, about {tokens_per_second:.0f} tokens/s expected on this machine"
-        )
-    why = f"effort `{effort}` with {num_rows} training rows"
-    if recipe.training.epochs is None:
-        usual = 2 * epochs if num_rows < _SMALL_ROWS else epochs
-        needed = _fewest_epochs(recipe, num_rows)
-        if needed > usual:
-            why += f", which make {_steps_per_epoch(recipe, num_rows)} steps an epoch: fewer would hardly teach a new layer"
-        epochs = max(epochs, int(min(max(usual, needed), num_passes / num_rows)))
-    max_rows = num_rows if num_rows < num_train_rows else None
-    return _Plan(max_rows, why_rows, epochs, why)
-
-
-def _fewest_epochs(recipe: TuneRecipe, num_rows: int) -> int:
-    """Give the passes that a new layer needs over so many rows; what only goes on writing needs none."""
-    if recipe.answer != "head":
-        return 1
-    is_cheap = recipe.adapter.method == "head" and recipe.adapter.cache_gigabytes > 0
-    num_steps = FEWEST_HEAD_STEPS if is_cheap else FEWEST_STEPS
-    return math.ceil(num_steps / _steps_per_epoch(recipe, num_rows))
-
-
-def _steps_per_epoch(recipe: TuneRecipe, num_rows: int) -> int:
-    return math.ceil(num_rows / recipe.training.rows_per_step)
-
-
-def predict_tokens_per_second(facts: ModelFacts, *, precision: str) -> float:
-    """Estimate the speed of full tuning from the measured speed of linear layers.
-
-    Six operations per weight and token (Kaplan et al. 2020, section 2.1), embeddings left out.
-    """
-    speed = measure("cpu", cache=cache_folder())
-    gflops = speed.bf16_gflops if precision == "bf16" else speed.fp32_gflops
-    num_weights = max(facts.num_parameters - facts.vocabulary_size * facts.width, 1)
-    return gflops * 1e9 * _EFFICIENCY * machine().num_cores / (6 * num_weights)
+    given = getattr(getattr(recipe, part), setting)
+    return given in (None, "auto") or name == "data.max_train_rows"
 
 
 def refuse_without_effect(recipe: TuneRecipe) -> None:
@@ -248,8 +171,12 @@ def refuse_without_effect(recipe: TuneRecipe) -> None:
                 )
 
 
-def refuse_to_spread(recipe: TuneRecipe) -> None:
-    """Stop where layers cannot be spread over the processes of this run.
+def refuse_to_spread(recipe: TuneRecipe, *, num_processes: int | None = None) -> None:
+    """Stop where layers cannot be spread over the processes of a run.
+
+    Args:
+        recipe: What the user asked for.
+        num_processes: How many there are; None counts those that run now.
 
     Raises:
         SettingError: Says why, and what to do.
@@ -259,7 +186,7 @@ def refuse_to_spread(recipe: TuneRecipe) -> None:
     method, optimizer = recipe.adapter.method, recipe.training.optimizer
     reasons = {
         "it needs several processes: start them with `torchrun --nproc-per-node N -m lushan tune ...`": (
-            Team().place[1] == 1
+            (num_processes or Team().place[1]) == 1
         ),
         f"`--adapter {method}` has frozen weights, which are kept whole and packed: use `full`": (
             method != "full"
@@ -271,6 +198,16 @@ def refuse_to_spread(recipe: TuneRecipe) -> None:
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         raise SettingError(f"`engine.spread_layers=true` does not work here: {'; '.join(found)}.")
+
+
+def refuse_to_compile(recipe: TuneRecipe, device: str) -> None:
+    """Stop where layers are to be compiled and cannot be.
+
+    Raises:
+        SettingError: Says why.
+    """
+    if recipe.engine.compile is True and (reason := why_impossible(device)):
+        raise SettingError(f"Setting `engine.compile` is on, but {reason}. Leave it out.")
 
 
 def with_usual_answer(recipe: TuneRecipe, task: Task) -> TuneRecipe:

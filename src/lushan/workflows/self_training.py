@@ -24,6 +24,7 @@ from lushan.workflows.added_rows import count_added, without_added
 from lushan.workflows.new_rows import (
     NewRow,
     Sifted,
+    added_files,
     begin,
     check_place,
     clock,
@@ -31,6 +32,7 @@ from lushan.workflows.new_rows import (
     drop_known,
     keep_where_it_helps,
     measure_gain,
+    reserved,
     what_came_out,
 )
 from lushan.workflows.predict import check_output
@@ -84,30 +86,31 @@ def self_train(
         UserError: If the recipe, the data or the model is wrong; nothing is written then.
     """
     check_output(out, overwrite=overwrite)
-    check_place(out, data)
+    check_place(out, data, others=[unlabelled, *added_files(recipe)])
     seconds: dict[str, float] = {}
-    with clock(seconds, "check"):
-        prepared, setup = begin(data, recipe, writes=False, tell=tell)
-        _refuse_other_answers(setup)
-        sifted = _read(unlabelled, setup, tell=tell)
-        num_asked = len(sifted.rows)
-        drop_known(sifted, setup)
-    with clock(seconds, "tune"):
-        tell(_told_rows(setup))
-        predictor, _ = tuned_apart(setup, tell=tell)
-        asked = predictor.examine(setup.parts.validation)
-    first = setup.task.score(asked, setup.parts.validation, setup.state, seed=setup.recipe.seed)
-    threshold = choose_threshold(asked, first.correct)
-    with clock(seconds, "label"):
-        tell(f"Labelling {len(sifted.rows):,} rows.")
-        _label(sifted, predictor, threshold, setup)
-        del predictor
-    gain = None
-    if sifted.rows:
-        with clock(seconds, "gain"):
-            tell(f"Measuring whether {len(sifted.rows):,} labelled rows help.")
-            gain = measure_gain(sifted.rows, prepared, setup, first=first, tell=tell)
-    written = keep_where_it_helps(sifted, gain, out=out, keep=keep)
+    with reserved(out, overwrite=overwrite):
+        with clock(seconds, "check"):
+            prepared, setup = begin(data, recipe, writes=False, tell=tell)
+            _refuse_other_answers(setup)
+            sifted = _read(unlabelled, setup, tell=tell)
+            num_asked = len(sifted.rows)
+            drop_known(sifted, setup)
+        with clock(seconds, "tune"):
+            tell(_told_rows(setup))
+            predictor, _ = tuned_apart(setup, tell=tell)
+            asked = predictor.examine(setup.parts.validation)
+        first = setup.task.score(asked, setup.parts.validation, setup.state, seed=setup.recipe.seed)
+        threshold = choose_threshold(asked, first.correct)
+        with clock(seconds, "label"):
+            tell(f"Labelling {len(sifted.rows):,} rows.")
+            _label(sifted, predictor, threshold, setup)
+            del predictor
+        gain = None
+        if sifted.rows:
+            with clock(seconds, "gain"):
+                tell(f"Measuring whether {len(sifted.rows):,} labelled rows help.")
+                gain = measure_gain(sifted.rows, prepared, setup, first=first, tell=tell)
+        written = keep_where_it_helps(sifted, gain, out=out, keep=keep, overwrite=overwrite)
     return {
         "data": str(data),
         "unlabelled": str(unlabelled),

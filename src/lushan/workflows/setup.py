@@ -7,26 +7,37 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.frozen import FrozenStates
-from lushan.backbones.hardware import choose_device, free_memory_bytes
+from lushan.backbones.hardware import choose_device, device_memory_bytes, free_memory_bytes
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.tokenizer import Tokenizer
+from lushan.data.example_store import take
 from lushan.data.feature_store import columns_of, lengths_of
-from lushan.data.ledger import Ledger, count_tokens, refuse_without_signal
+from lushan.data.ledger import (
+    CUT_OFF,
+    Ledger,
+    count_tokens,
+    notes_on_cuts,
+    refuse_without_signal,
+    without_rows,
+)
 from lushan.data.splits import Parts
 from lushan.errors import DataError
 from lushan.inference.generation_settings import check_room
 from lushan.inference.grammar import check_forms
 from lushan.records import SPLIT_NAMES, Features, SplitName, TaskState
-from lushan.tasks import Preparation, Task
+from lushan.tasks import Preparation, Proves, Task
 from lushan.training.processes import Team
+from lushan.workflows.added_rows import count_added
+from lushan.workflows.budget import Workload, count_readings, limit_of
 from lushan.workflows.encode import Encoder, encode, open_cache
-from lushan.workflows.memory import GIB, load_of, make_fit
+from lushan.workflows.memory import GIB, check_reading, load_of, make_fit
 from lushan.workflows.prepare import Prepared, draw
 from lushan.workflows.progress import Tell, say_nothing
-from lushan.workflows.recipe import TuneRecipe
+from lushan.workflows.recipe import TuneRecipe, is_same_model
 from lushan.workflows.resolve import Decision, resolve
 
 _FIRST_ROWS = 2_000
@@ -48,7 +59,7 @@ class Setup:
     tokenizer: Tokenizer
     limit: LengthLimit
     notes: tuple[str, ...] = ()
-    """What became of the cache of tokens, where that is worth a look."""
+    """What became of the cache of tokens and of truths that were cut off, where that is worth a look."""
     frozen: FrozenStates | None = None
     """What frozen layers make of these rows, where that is known from elsewhere."""
 
@@ -70,6 +81,7 @@ def plan(
     base: Path,
     facts: ModelFacts,
     tokenizer: Tokenizer,
+    asks_test: bool = True,
     tell: Tell = say_nothing,
 ) -> Planned:
     """Decide what the recipe leaves open, draw the rows that fit, and encode them.
@@ -81,22 +93,26 @@ def plan(
         base: Folder of the pretrained model.
         facts: What it is.
         tokenizer: Its tokenizer.
+        asks_test: Whether the test rows are asked about, which takes time of a budget.
         tell: Hears how far it has come, where it takes long.
 
     Raises:
         UserError: If the recipe, the rows and the model do not fit together.
     """
-    state = _learn(prepared, recipe, task)
-    resolved = resolve(
-        recipe,
-        facts=facts,
-        num_train_rows=len(prepared.parts.train),
+    state = learn(prepared, recipe, task)
+    proven = prove(prepared, task)
+    parts = prepared.parts
+    work = Workload(
+        num_train_rows=len(parts.train),
         mean_tokens=mean_tokens(prepared, recipe, state, task=task, tokenizer=tokenizer),
-        device=choose_device().value,
+        num_validation_rows=len(parts.validation),
+        num_test_rows=len(parts.test) if asks_test else 0,
+        num_readings=count_readings(recipe, task, facts),
     )
+    resolved = resolve(recipe, facts=facts, work=work, device=choose_device().value)
     num_rows = resolved.recipe.data.max_train_rows
-    if num_rows is not None and num_rows < len(prepared.parts.train):
-        prepared = draw(prepared, num_rows, seed=recipe.seed, why="`data.max_train_rows`")
+    if num_rows is not None and num_rows < len(parts.train):
+        prepared = draw(prepared, num_rows, seed=recipe.seed, why=limit_of(recipe))
         state = None
     setup = make_setup(
         prepared,
@@ -111,10 +127,10 @@ def plan(
     if task.writes and facts.family == "decoder":
         setup, found = _with_room_for_answers(setup, recipe, facts, tokenizer)
         decisions += found
-    setup, found = _fitted_into_memory(setup, facts)
+    setup, found = fitted_into_memory(setup, facts)
     decisions += found
-    learned_from = task.notes(prepared.parts.train)
-    notes = [*tokenizer.notes, *prepared.notes, *setup.notes, *learned_from]
+    learned_from = [*proven, *task.notes(prepared.parts.train)]
+    notes = [*tokenizer.notes, *prepared.notes, *setup.notes, *learned_from, *resolved.notes]
     return Planned(setup, decisions, notes)
 
 
@@ -178,19 +194,47 @@ def _longest_run(positions: Sequence[int]) -> int:
     return int(np.diff([0, *breaks_R.tolist(), len(positions)]).max())
 
 
-def _fitted_into_memory(setup: Setup, facts: ModelFacts) -> tuple[Setup, list[Decision]]:
+def check_still_fits(setup: Setup, facts: ModelFacts) -> None:
+    """Refuse to go on with a run where less memory is free than it was begun with, and than it needs.
+
+    Raises:
+        SettingError: If it does not fit any more.
+    """
+    fitted_into_memory(setup, facts, remedy="Free memory, or start again with `--overwrite`.")
+
+
+def fitted_into_memory(
+    setup: Setup, facts: ModelFacts, *, remedy: str = ""
+) -> tuple[Setup, list[Decision]]:
+    """Choose what makes the training fit into the memory that is free now; `remedy` as for `make_fit`.
+
+    Raises:
+        SettingError: If it does not fit in any way that the recipe allows, or the model cannot even be read.
+    """
     recipe, settings = setup.recipe, setup.recipe.engine
     load = load_of(setup.features["train"], rows_per_step=recipe.training.rows_per_step)
-    free_bytes = free_memory_bytes()
+    check_reading(facts, free_bytes=free_memory_bytes())
+    device = choose_device().value
+    free_bytes = free_memory_bytes() if device == "cpu" else device_memory_bytes(device)
     if settings.memory_gigabytes is not None:
         free_bytes = min(free_bytes, settings.memory_gigabytes * GIB)
-    if choose_device().value != "cpu":
-        free_bytes = math.inf  # a device has a memory of its own
     num_processes = Team().place[1]
-    fit = make_fit(recipe, facts, load, free_bytes=free_bytes, num_processes=num_processes)
+    fit = make_fit(
+        recipe,
+        facts,
+        load,
+        free_bytes=free_bytes,
+        num_processes=num_processes,
+        remedy=remedy,
+    )
     # Equal runs tell equal things: what is free at the moment is told only where it decides.
     space = f"only {free_bytes / GIB:.1f} are" if fit.is_squeezed else "they are"
-    why = f"training needs about {fit.needed_bytes / GIB:.1f} GiB, and {space} free"
+    end = (
+        f"and {space} free"
+        if math.isfinite(free_bytes)
+        else f"and nobody knows what `{device}` has"
+    )
+    why = f"training needs about {fit.needed_bytes / GIB:.1f} GiB, {end}"
     found = {
         "batch_tokens": fit.batch_tokens,
         "gradient_checkpointing": fit.checkpointing,
@@ -232,26 +276,53 @@ def make_setup(
     assert max_length is not None, "a resolved recipe has a length limit"  # noqa: S101 - ours
     limit = LengthLimit(max_length, recipe.data.over_length)
     parts = prepared.parts
-    state = state or _learn(prepared, recipe, task)
+    state = state or learn(prepared, recipe, task)
     ledger = prepared.ledger
     encoder = Encoder(task, state, tokenizer, recipe.answer, limit)
     cache = open_cache(recipe)
     features: dict[SplitName, Sequence[Features]] = {}
-    for name in SPLIT_NAMES:
-        features[name] = encode(parts.of(name), encoder, with_target=True, cache=cache, tell=tell)
-        ledger = count_tokens(
+
+    def counted(name: SplitName, ledger: Ledger) -> Ledger:
+        """Encode a split, and give the ledger with its tokens."""
+        learner = replace(encoder, learns=name == "train")
+        features[name] = encode(parts.of(name), learner, with_target=True, cache=cache, tell=tell)
+        return count_tokens(
             ledger,
             name,
             examples=parts.of(name),
             features=features[name],
-            stop_id=tokenizer.stop_id,
+            stop_ids=tokenizer.stop_ids,
         )
+
+    for name in SPLIT_NAMES:
+        ledger = counted(name, ledger)
     refuse_without_signal(ledger)
-    notes = tuple(cache.notes)
+    if ledger.splits["train"].total.num_cut_truths:
+        kept = _learned_rows(features["train"])
+        if num_left_out := len(parts.train) - len(kept):
+            parts = replace(parts, train=take(parts.train, kept))
+            num_added = count_added(parts.train) if ledger.splits["train"].num_added else 0
+            ledger = without_rows(
+                ledger, "train", reason=CUT_OFF, num_rows=num_left_out, num_added=num_added
+            )
+            ledger = counted("train", ledger)
+    notes = (*cache.notes, *notes_on_cuts(ledger))
     return Setup(recipe, task, state, parts, features, ledger, base, tokenizer, limit, notes)
 
 
-def _learn(prepared: Prepared, recipe: TuneRecipe, task: Task) -> TaskState:
+def _learned_rows(features: Sequence[Features]) -> NDArray[np.int64]:
+    """Give the rows of which anything is learned."""
+    columns = columns_of(features)
+    has_weight = columns.of_kinds(lambda kind: kind.weight) > 0
+    return np.unique(columns.example_indices[has_weight])
+
+
+def learn(prepared: Prepared, recipe: TuneRecipe, task: Task) -> TaskState:
+    """Have a task learn what it must know before training.
+
+    Raises:
+        UserError: If the training rows or the settings do not fit.
+    """
     preparation = Preparation(
         class_weights=recipe.task_settings.class_weights,
         instruction=recipe.task_settings.instruction,
@@ -259,9 +330,19 @@ def _learn(prepared: Prepared, recipe: TuneRecipe, task: Task) -> TaskState:
         run_code=recipe.task_settings.run_code,
         attention=recipe.task_settings.attention,
         length_control=recipe.task_settings.length_control,
+        positive_label=recipe.task_settings.positive_label,
         seed=recipe.seed,
     )
     return task.prepare(prepared.parts.train, preparation, multi_label=prepared.multi_label)
+
+
+def prove(prepared: Prepared, task: Task) -> list[str]:
+    """Have a task that can prove whether a truth is right try those of test rows; gives what is worth a look.
+
+    Raises:
+        DataError: If none is right, so that nothing could be measured.
+    """
+    return task.prove(prepared.parts.test) if isinstance(task, Proves) else []
 
 
 def mean_tokens(
@@ -297,7 +378,11 @@ def check_same_data(setup_fingerprint: str, run_fingerprint: str, data: Path) ->
 
 def check_same_recipe(given: TuneRecipe, stored: TuneRecipe) -> list[str]:
     """Name the settings that were given and differ from those of the run, as `name (run: value)`."""
-    return _differences(given.model_dump(exclude_unset=True), stored.model_dump(), "")
+    asked, known = given.model_dump(exclude_unset=True), stored.model_dump()
+    name = asked.get("model", {}).get("name")
+    if name is not None and is_same_model(name, stored.model.name):
+        known["model"]["name"] = name  # a folder has more than one
+    return _differences(asked, known, "")
 
 
 def _differences(given: dict[str, object], stored: dict[str, object], place: str) -> list[str]:

@@ -62,12 +62,13 @@ from lushan.workflows.no_answer import with_threshold
 from lushan.workflows.outcome import peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
 from lushan.workflows.progress import Tell, say_nothing
-from lushan.workflows.recipe import TuneRecipe
+from lushan.workflows.recipe import TuneRecipe, with_model_path
 from lushan.workflows.resolve import refuse_what_the_task_lacks, with_usual_answer
 from lushan.workflows.setup import (
     Setup,
     check_same_data,
     check_same_recipe,
+    check_still_fits,
     make_setup,
     plan,
 )
@@ -152,7 +153,7 @@ def _ask_before(run: RunFolder, setup: Setup, *, tell: Tell) -> None:
         test = setup.parts.test
         with run.clock("before_evaluation"):
             tell(f"Before: {what_is_asked(setup)} about {len(test):,} test rows.")
-            run.save_predictions("before", answer_untuned(setup, test))
+            run.save_predictions("before", answer_untuned(setup, test, tell=tell))
 
 
 def _begin(
@@ -168,6 +169,7 @@ def _begin(
     if overwrite:
         added = [] if recipe.data.added is None else [Path(recipe.data.added)]
         check_keeps(out, needed=(data, base, *added))
+    recipe = with_model_path(recipe, out=out)
     facts = describe(base)
     tokenizer = Tokenizer.load(base)
     prepared = prepare(data, task=task, recipe=recipe, tell=tell)
@@ -214,6 +216,8 @@ def _reopen(data: Path, given: TuneRecipe, *, out: Path, tell: Tell) -> tuple[Ru
         )
     fingerprint, base_digest = run.get("fingerprint"), run.get("base_digest")
     setup = _same_setup(data, recipe, fingerprint=fingerprint, base_digest=base_digest, tell=tell)
+    if run.get("training") is None:
+        check_still_fits(setup, describe(setup.base))
     return run, setup
 
 
@@ -248,6 +252,7 @@ def _help(data: Path, team: Team) -> None:
         data, recipe, fingerprint=told["fingerprint"], base_digest=told["base_digest"]
     )
     torch.set_num_threads(told["num_threads"])
+    library_of(recipe, found=told["library"])  # or the processes would round in different ways
     predictor = untrained(setup, tell=say_nothing)
     checkpoints = Checkpoints(Path(told["checkpoints"]))
     layers = compiled_layers(predictor.backbone, recipe, gain_decides=False, tell=say_nothing)
@@ -263,15 +268,15 @@ def _trained(
         team.share(None)
         checkpoints.remove()
         return load_predictor(run.path)
+    library = library_of(setup.recipe, found=run.get("library"), tell=tell)
     team.share({
         "recipe": run.recipe(),
         "checkpoints": str(run.checkpoints.resolve()),
+        "library": library,
         **{name: run.get(name) for name in ("fingerprint", "base_digest", "num_threads")},
     })
-    library = library_of(setup.recipe, found=run.get("library"), is_spread=_is_spread(setup.recipe))
     predictor = untrained(setup, tell=tell)
     backbone = predictor.backbone
-    num_weights = trained_parts(backbone.model)
     with run.clock("compile") if setup.recipe.engine.compile else nullcontext():
         layers = compiled_layers(
             backbone,
@@ -309,7 +314,7 @@ def _trained(
             "validation": progress.validation,
             "best_epoch": best["epoch"],
             "kept_epoch": kept["epoch"],
-            "num_weights": num_weights,
+            "num_weights": trained_parts(backbone.model),
             "packing": backbone.packing_mode,
             "thresholds": points,
         },
@@ -461,6 +466,7 @@ def train(
     if settings.keep == "best" and team.leads and not is_elsewhere:
         _refuse_another_score(fitted, evaluate(), runs_code=recipe.task_settings.run_code)
     leave_trained_layers(backbone)  # what is measured from here on is what is saved
+    backbone.model.to("cpu")  # where everybody who loads it answers
     backbone.frozen = setup.frozen
     fitted.progress.seconds += frozen_seconds
     return fitted

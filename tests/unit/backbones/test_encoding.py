@@ -10,6 +10,7 @@ from lushan.backbones.encoding import (
     LengthLimit,
     LengthPolicy,
     Window,
+    characters_read,
     encode_rendered,
     watch_encoding,
 )
@@ -170,3 +171,12 @@ def test_whoever_watches_gets_every_text_with_its_windows(plain: Tokenizer) -> N
     encode(ANSWERED, plain, 1000)
     assert len(parts) > 1
     assert seen == [(ASKED, whole), (ASKED, parts)]
+
+
+def test_characters_that_are_read_end_where_the_text_was_cut(plain: Tokenizer) -> None:
+    (whole,) = encode(ASKED, plain, 1000)
+    (window,) = encode(ASKED, plain, len(whole.token_ids) - 3, "truncate")
+    inside = plain.decode(list(window.token_ids))[len("Text: ") : -len("\nLabel:")]
+    assert inside == PROMPT[TEXT[0] :][: characters_read(ASKED, window)]
+    assert 0 < len(inside) < TEXT[1] - TEXT[0]
+    assert characters_read(ASKED, Window((), -1)) == 0

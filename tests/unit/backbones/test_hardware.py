@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -55,6 +57,18 @@ def test_files_that_a_container_has_read_leave_its_memory_free(
     }
     monkeypatch.setattr(hardware, "_read", lambda path: files.get(path, ""))
     assert hardware.free_memory_bytes() == 800_000
+
+
+def test_memory_of_an_accelerator_is_what_torch_tells_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = SimpleNamespace(mem_get_info=lambda: (3, 8))
+    monkeypatch.setattr(torch, "get_device_module", lambda _: known)
+    assert hardware.device_memory_bytes("cuda") == 3
+    monkeypatch.setattr(torch, "get_device_module", lambda _: SimpleNamespace())
+    assert hardware.device_memory_bytes("xla") == math.inf
+    monkeypatch.setattr(hardware, "free_memory_bytes", lambda: 5)
+    assert hardware.device_memory_bytes("mps") == 5
 
 
 def test_features_are_those_that_the_system_lists(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """Loading: what is refused, what is drawn anew, precision, and the way in which documents are kept apart."""
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -18,7 +16,6 @@ from lushan.backbones import load
 from lushan.backbones.load import (
     Backbone,
     PackingMode,
-    Purpose,
     cast_weights,
     is_head,
     load_backbone,
@@ -54,13 +51,6 @@ def edit_config(folder: Path, **settings: object) -> None:
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(config | settings), encoding="utf-8")
-
-
-@pytest.fixture
-def own_llama(tiny_folder: MakeTiny, tmp_path: Path) -> Path:
-    """Give a folder that a test may spoil."""
-    shutil.copytree(tiny_folder("llama"), tmp_path / "spoilt")
-    return tmp_path / "spoilt"
 
 
 def write_gemma2(tokenizer_of: Path, folder: Path, *, sliding_window: int) -> Path:
@@ -160,50 +150,35 @@ def test_encoder_cannot_write(model_type: str, tiny_folder: MakeTiny) -> None:
         load_backbone(tiny_folder(model_type), purpose="language")
 
 
-def test_missing_file_of_weights_is_told(own_llama: Path) -> None:
-    (own_llama / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"spoilt.*(safetensors|weights)"):
-        load_backbone(own_llama, purpose="language")
-
-
-def test_cut_file_of_weights_is_told(own_llama: Path) -> None:
-    file = own_llama / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="spoilt"):
-        load_backbone(own_llama, purpose="language")
-
-
-def test_missing_weight_is_named(own_llama: Path) -> None:
-    file = own_llama / "model.safetensors"
-    weights = load_file(file)
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, file, metadata={"format": "pt"})
-    message = r"Missing or of another shape: (model\.)?layers\.1\.mlp\.up_proj\.weight"
-    with pytest.raises(ModelError, match=message):
-        load_backbone(own_llama, purpose="classify", labels=LABELS)
-
-
-def test_weight_of_another_shape_is_named_with_both_shapes(own_llama: Path) -> None:
-    file = own_llama / "model.safetensors"
-    weights = load_file(file)
-    weights["model.norm.weight"] = torch.ones(12)
-    save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"model\.norm\.weight \[12\] \(expected \[16\]\)"):
-        load_backbone(own_llama, purpose="language")
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("purpose", ["classify", "language", "embed"])
-def test_weight_that_holds_a_value_that_is_not_finite_is_named(
-    purpose: Purpose, value: float, own_llama: Path
+def test_a_packing_that_was_proved_is_not_proved_again(
+    tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = own_llama / "model.safetensors"
-    weights = load_file(file)
-    weights["model.embed_tokens.weight"][TINY_VOCABULARY - 1, 3] = value
-    save_file(weights, file, metadata={"format": "pt"})
-    message = r"spoilt`: weights are broken: `(model\.)?embed_tokens\.weight` holds values that are"
-    with pytest.raises(ModelError, match=message):
-        load_backbone(own_llama, purpose=purpose, labels=LABELS)
+    load_backbone(tiny_folder("llama"), purpose="embed")
+    monkeypatch.setattr(load, "_first_exact", lambda *_: pytest.fail("it was proved before"))
+    assert load_backbone(tiny_folder("llama"), purpose="embed").packing_mode == "packed"
+
+
+@pytest.mark.parametrize("changed", ["model", "code"])
+def test_another_model_or_other_code_is_proved_anew(
+    changed: str, own_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_backbone(own_llama, purpose="embed")
+    if changed == "model":
+        edit_config(own_llama, rope_theta=1.0)
+    else:
+        monkeypatch.setattr(load, "_code_of_packing", lambda: "other code")
+    monkeypatch.setattr(load, "_first_exact", lambda _, modes: "masked" in modes and "masked")
+    assert load_backbone(own_llama, purpose="embed").packing_mode == "masked"
+
+
+def test_a_packing_that_failed_is_recalled_with_eager_attention(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = write_gemma2(tiny_folder("llama"), tmp_path / "gemma2", sliding_window=40)
+    for _ in range(2):
+        backbone = load_backbone(folder, purpose="embed")
+        assert backbone.packing_mode == "masked"
+        assert_same_as_alone(backbone, folder)
 
 
 def test_class_layer_for_other_labels_is_refused(own_llama: Path, tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def test_a_step_attends_as_torch_does(
 def test_a_processor_without_the_instructions_is_named(fresh: pytest.MonkeyPatch) -> None:
     fresh.setattr(native, "NEEDED_FEATURES", ("avx1024",))
     assert native.why_missing() == "this processor has no `avx1024`"
+    assert native.choose_functions().value == "of torch"
 
 
 @pytest.mark.skipif(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lushan.backbones import native, native_structures
+from lushan.backbones import native, native_compiling, native_structures
 from lushan.backbones.native_structures import (
     Adapted,
     DocumentJob,
@@ -26,7 +26,7 @@ STRUCTURES = (
 )
 
 
-@pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")
+@pytest.mark.skipif(native_compiling.find_compiler() is None, reason="no C++ compiler")
 def test_fields_stand_where_the_library_looks(tmp_path: Path) -> None:
     lines = ["#include <cstddef>", '#include "native.h"', "using namespace lushan;"]
     for each in STRUCTURES:
@@ -40,7 +40,7 @@ def test_fields_stand_where_the_library_looks(tmp_path: Path) -> None:
     (tmp_path / "places.cpp").write_text("\n".join(lines) + "\n", encoding="utf-8")
     header = Path(native.__file__).parent
     words = ["-std=c++17", "-fsyntax-only", f"-I{header}", str(tmp_path / "places.cpp")]
-    compiler = native.find_compiler()
+    compiler = native_compiling.find_compiler()
     assert compiler is not None
     done = subprocess.run([compiler, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

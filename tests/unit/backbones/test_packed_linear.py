@@ -42,6 +42,18 @@ def test_no_rows_give_none(form: WeightForm, maker: str) -> None:
     assert product.forward(torch.empty(0, 64, dtype=torch.bfloat16), None).shape == (0, 96)
 
 
+@pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("place", [3, 20])
+def test_an_input_that_is_no_number_gives_none(form: WeightForm, place: int, maker: str) -> None:
+    if (maker, form) == ("torch", "int4"):
+        pytest.skip("refused by `choose_weights`")
+    inputs_MI = matrix(2, 64).bfloat16()
+    inputs_MI[1, place] = torch.nan
+    found_MO = pack_matrix(matrix(96, 64), form).forward(inputs_MI, None)
+    assert found_MO[0].isfinite().all()
+    assert found_MO[1].isnan().all()
+
+
 @pytest.mark.usefixtures("maker")
 def test_8_bits_round_to_the_nearest_of_255_numbers() -> None:
     weight_OI = matrix(32, 64)

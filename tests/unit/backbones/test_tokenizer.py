@@ -13,7 +13,7 @@ from lushan.backbones import tokenizer as tokenizer_module
 from lushan.backbones.tokenizer import PROBES, Tokenizer
 from lushan.errors import DataError, ModelError
 from tests.conftest import MakeTiny
-from tests.tiny import CORPUS
+from tests.tiny import CORPUS, write_turns
 
 
 def change(source: Path, target: Path, **settings: object) -> Path:
@@ -254,3 +254,34 @@ def test_special_token_without_a_row_is_told(tiny_folder: MakeTiny, tmp_path: Pa
     assert any("`<image>`" in note for note in tokenizer.notes)
     with pytest.raises(DataError, match="holds `<image>`, a mark of which this model knows"):
         tokenizer.encode(["the fox", "the <image> fox"])
+
+
+@pytest.mark.parametrize(
+    ("end", "stops"),
+    [
+        ("{{ eos_token }}", {2}),
+        ("<pad>", {0, 2}),
+        (" |<pad>\n{{ eos_token }}", {0, 2}),
+        ("|", {2}),
+        ("{{ raise_exception('no') }}", {2}),
+        ("{{ m.content.index('x') }}", {2}),
+    ],
+)
+def test_special_token_that_ends_a_turn_of_the_chat_template_ends_an_answer(
+    end: str, stops: set[int], tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    template = f"{{% for m in messages %}}<bos>{{{{ m.content }}}}{end}\n{{% endfor %}}"
+    folder = change(tiny_folder("llama"), tmp_path / "model", chat_template=template)
+    assert Tokenizer.load(folder).stop_ids == stops
+
+
+def test_plain_chat_ends_with_the_stop_token_and_an_adapter_with_that_of_its_template(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    base = Tokenizer.load(tiny_folder("llama"))
+    assert base.stop_ids == {2}
+    base.save(tmp_path)
+    assert not (tmp_path / "chat_template.jinja").exists()
+    adapter = write_turns(tiny_folder("llama"), tmp_path / "adapter")
+    assert base.with_chat_of(adapter).stop_ids == {0, 2}
+    assert base.stop_ids == {2}

@@ -73,3 +73,16 @@ def test_known_names_alone_are_calls_and_without_names_all_are() -> None:
     assert read_calls(text, FORM, names=None) == ("Look.", [light])
     assert read_calls(text, FORM, names=["weather"]) == (text, [])
     assert read_calls(ONE, FORM, names=None, has_mark=False) == ("", [light])
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"a": "\\ud83d"}', '{"\\udc00": 1}', '{"a": NaN}', '{"a": [1e999]}']
+)
+def test_call_that_could_not_be_sent_stays_text(arguments: str) -> None:
+    text = '<call>\n{"name": "light", "arguments": ' + arguments + "}\n</call>"
+    assert read_calls(text, FORM, names=["light"]) == (text, [])
+
+
+def test_character_that_is_written_as_two_halves_can_be_sent() -> None:
+    text = '<call>{"name": "light", "arguments": {"a": "\\ud83d\\ude00"}}'
+    assert read_calls(text, FORM, names=["light"]) == ("", [Call("light", {"a": "\U0001f600"})])

@@ -75,6 +75,18 @@ def test_tf_idf_of_multi_label_bears_labels_that_all_or_no_rows_have() -> None:
     assert baseline.predictions[1].answer == ("always",)
 
 
+def test_tf_idf_of_a_single_label_that_a_text_may_have() -> None:
+    kinds = [("red coat", ("warm",)), ("blue ice", ())] * 8
+    rows = [Example(str(n), text, target) for n, (text, target) in enumerate(kinds)]
+    state = TaskState(labels=("warm",), multi_label=True)
+    first, second = tf_idf(rows, rows, rows[:2], state=state).predictions
+    assert (first.answer, second.answer) == (("warm",), ())
+    assert first.probabilities["warm"] > 0.5 > second.probabilities["warm"]
+    for always, probability in ((rows[::2], 1.0), (rows[1::2], 0.0)):
+        (found, _) = tf_idf(always, [], rows[:2], state=state).predictions
+        assert found.probabilities == {"warm": probability}
+
+
 def test_tf_idf_without_validation_rows_takes_its_default() -> None:
     train = examples(TOPICS, 60)
     baseline = tf_idf(train, [], train[:3], state=TaskState(labels=tuple(TOPICS)))

@@ -8,6 +8,7 @@ import pytest
 
 from lushan.cli import augment as command
 from lushan.cli.main import run
+from lushan.workflows.new_rows import reserved
 from tests.bad_inputs import TOPICS, write_lines
 from tests.conftest import MakeTiny
 
@@ -45,6 +46,12 @@ def test_name_of_the_file_is_one_that_is_free(words: list[str]) -> None:
     assert command.next_file(Path(words[1])) == Path("augmented/nouns-2.jsonl")
 
 
+def test_name_of_a_file_that_is_being_made_is_not_free(words: list[str]) -> None:
+    with reserved(command.next_file(Path(words[1])), overwrite=False):
+        assert command.next_file(Path(words[1])) == Path("augmented/nouns-2.jsonl")
+    assert command.next_file(Path(words[1])) == Path("augmented/nouns-1.jsonl")
+
+
 def outcome(*, low: float, is_written: bool) -> dict[str, Any]:
     difference = {"value": 0.02, "low": low, "high": 0.06}
     return {
@@ -52,7 +59,7 @@ def outcome(*, low: float, is_written: bool) -> dict[str, Any]:
         "dropped": {"repeats_train": 3},
         "agreement_asked": False,
         "num_new_rows": 1200,
-        "gain": {"difference": difference, "num_validation_rows": 500},
+        "gain": {"difference": difference, "p_value": 0.125, "num_validation_rows": 500},
         "helps": low > 0,
         "written": is_written,
         "out": "new.jsonl",
@@ -64,6 +71,7 @@ def test_gain_that_may_be_luck_is_told_as_such(capsys: pytest.CaptureFixture[str
     told = capsys.readouterr().err
     assert "They do not clearly help: mean score of 500 validation rows +0.020" in told
     assert "(-0.020 to +0.060), with 1,200 new rows" in told
+    assert "seen once more; p = 0.125, exact McNemar test." in " ".join(told.split())
     assert "Nothing was written. `--keep`" in told
     assert "Agreement was not asked" in told
 

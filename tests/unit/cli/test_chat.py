@@ -38,7 +38,8 @@ def type_lines(patch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> 
     patch.setattr(sys, "stdin", terminal)
     typed = iter([*lines, EOFError])
 
-    def answer(_: str) -> str:
+    def answer(prompt: str) -> str:
+        sys.stdout.write(prompt)  # as Python does where that is no terminal
         line = next(typed)
         if isinstance(line, str):
             return line
@@ -115,6 +116,20 @@ def test_mistake_of_a_person_is_told_and_the_talk_goes_on(
         assert part in told
     roles = [each["role"] for each in json.loads(file.read_text(encoding="utf-8"))["messages"]]
     assert roles == ["system", "user", "assistant"]
+
+
+def test_nothing_but_replies_is_on_stdout_while_a_person_types(
+    tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_lines(monkeypatch, "Hi", KeyboardInterrupt, "Why?")
+    assert run(["chat", str(tiny_folder("llama")), *BRIEF, "--json"]) == 0
+    output = capsys.readouterr()
+    assert output.err.count("> ") == 4
+    told = [json.loads(line)["reply"] for line in output.out.removesuffix("\n").split("\n")]
+    type_lines(monkeypatch, "Hi")
+    assert run(["chat", str(tiny_folder("llama")), *BRIEF]) == 0
+    assert len(told) == 2
+    assert capsys.readouterr().out.strip() == told[0]
 
 
 def test_talk_goes_on_where_it_cannot_be_saved_and_is_saved_at_home(

@@ -7,6 +7,7 @@ import pytest
 
 from lushan.cli.main import run
 from tests.bad_inputs import good_rows, write_lines
+from tests.conftest import MakeTiny
 
 
 @pytest.fixture
@@ -15,13 +16,24 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_good_data_exits_0_with_a_table_and_notes_on_stderr(
-    data: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tiny_folder: MakeTiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["check", str(data), "--task", "classification"]) == 0
+    model = str(tiny_folder("llama"))
+    assert run(["check", str(data), "--task", "classification", "--model", model]) == 0
     output = capsys.readouterr()
     assert output.out == ""
     assert "Nothing blocks a run." in output.err
     assert "No test split: 10 of 48 rows" in output.err
+
+
+def test_missing_model_is_not_said_to_block_nothing(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["check", str(data), "--task", "classification"]) == 0
+    told = capsys.readouterr().err
+    assert "Nothing blocks a run." not in told
+    assert "A run needs its model first." in told
+    assert "lushan models get SmolLM2-135M-Instruct" in told
 
 
 def test_json_is_the_last_line_and_has_the_ledger(

@@ -21,7 +21,8 @@ def test_doctor_tells_machine_speed_and_choices_as_json(capsys: pytest.CaptureFi
     assert run(["doctor", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["speed"]["fp32_gflops"] > 0
-    assert [choice["name"] for choice in told["choices"]] == ["device", "threads", "precision"]
+    names = [choice["name"] for choice in told["choices"]]
+    assert names == ["device", "threads", "precision", "functions"]
     assert all(choice["why"] for choice in told["choices"])
     assert told["versions"]["python"] == platform.python_version()
 

@@ -20,6 +20,8 @@ def test_scores_are_shown_with_intervals_and_by_label(
     result = json.loads(output.out)
     assert f"{result['metrics']['accuracy']['value']:.3f}" in output.err
     assert "48 rows of" in output.err
+    assert "f1 of sea" in output.err
+    assert "recall of sea" in output.err
     assert [each["label"] for each in result["per_class"]] == ["hill", "sea"]
 
 

@@ -217,6 +217,34 @@ def test_several_labels_are_a_list_or_text_with_a_separator(
     assert clean("label", value, SEVERAL)[0] == labels
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([0.0, 1.0, 0.0, 0.0], "`0` 3 times"),
+        ([1, 1], "`1` 2 times"),
+        ([False, True, False], "`false` 2 times"),
+        ([0.5, 0.25, 0.25], "`0.25` 2 times"),
+        ("0|1|0", "`0` 2 times"),
+    ],
+)
+def test_number_for_every_label_is_refused_where_names_are_expected(
+    value: object, said: str
+) -> None:
+    with pytest.raises(
+        DataError, match=rf"data\.csv, row 7: `label` has {said} in its list.*Give the names"
+    ):
+        clean("label", value, SEVERAL)
+    assert clean("label", [0, 3], SEVERAL)[0] == ("0", "3")
+
+
+def test_name_that_a_list_gives_twice_is_read_once_and_told() -> None:
+    labels, notes = clean("label", ["good", "2nd", "good"], SEVERAL)
+    assert labels == ("good", "2nd")
+    assert notes == [
+        "data.csv: `label` had a label twice in its list; read once: 1 (first in row 7)."
+    ]
+
+
 def test_cutting_a_label_at_a_separator_is_told() -> None:
     assert "cut into several labels at `|`" in clean("label", "a|b", SEVERAL)[1][0]
 
@@ -270,6 +298,29 @@ def test_form_is_the_one_of_which_all_read_columns_are_there() -> None:
     found = ("premise", "question", "choice1")
     assert form_of(found, mapping={}, wanted=CHOICES).required[0] == "premise"
     assert form_of(("question", "choices"), mapping={}, wanted=CHOICES) is CHOICES
+
+
+CONTROLLED = Columns(
+    required=("prompt", "completion"),
+    optional=("topic",),
+    others=(Columns(required=("text",), optional=("topic",)),),
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "mapping", "read"),
+    [
+        (CONTROLLED, ("text", "subject"), {"topic": "subject"}, "text"),
+        (CONTROLLED, ("prompt", "completion", "subject"), {"topic": "subject"}, "prompt"),
+        (CONTROLLED, ("body", "subject"), {"topic": "subject", "text": "body"}, "text"),
+        (CHOICES, ("premise", "choice1", "asked"), {"question": "asked"}, "premise"),
+        (CHOICES, ("asked", "choices", "premise"), {"question": "asked"}, "question"),
+    ],
+)
+def test_named_column_that_several_forms_have_does_not_decide_between_them(
+    wanted: Columns, found: tuple[str, ...], mapping: dict[str, str], read: str
+) -> None:
+    assert form_of(found, mapping=mapping, wanted=wanted).required[0] == read
 
 
 @pytest.mark.parametrize(

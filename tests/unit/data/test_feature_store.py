@@ -40,6 +40,7 @@ def encode(examples: Sequence[Example], *, largest: int = 65_535) -> list[Featur
             branches=((1, 7), (2, number)) if number % 2 else (),
             candidate=window,
             num_cut_tokens=number,
+            num_cut_items=number,
             weight=1 / (number + 1),
             grammar=f'start: "{number}"' if number % 2 else "",
             tool_form=ToolForm("<", ">", "name", "arguments", number) if number % 2 else None,

@@ -102,6 +102,24 @@ def test_columns_with_one_name_but_for_spaces_are_refused(header: str, tmp_path:
         read(file)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ['text\tlabel\n"wet day\tbad\nfine"\tgood\n', 'label\ttext\nbad\t"wet day\r\ngood\tfine"\r\n'],
+)
+def test_stray_quote_that_takes_in_another_row_of_a_tsv_is_refused(
+    content: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "data.tsv"
+    file.write_bytes(content.encode())
+    with pytest.raises(
+        DataError, match=r"data\.tsv, row 2: a field that starts with a quote goes on"
+    ):
+        read(file)
+    file = tmp_path / "data.csv"
+    file.write_bytes(b'text,label\n"wet\tday\nfine","good"\n')
+    assert read(file) == [{"text": "wet\tday\nfine", "label": "good"}]
+
+
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_byte_order_mark_and_line_ends_do_not_matter(

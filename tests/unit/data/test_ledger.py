@@ -1,11 +1,21 @@
 """What the ledger counts, and what it refuses."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lushan.data.ledger import Counts, Ledger, count_rows, count_tokens, refuse_without_signal
+from lushan.data.ledger import (
+    CUT_OFF,
+    Counts,
+    Ledger,
+    count_rows,
+    count_tokens,
+    notes_on_cuts,
+    refuse_without_signal,
+    without_rows,
+)
 from lushan.data.splits import Parts
 from lushan.errors import DataError
 from lushan.records import Example, Features
@@ -30,7 +40,9 @@ def rows(examples: list[Example] = TRAIN, **num_dropped: int) -> Ledger:
 
 
 def tokens(features: list[Features], examples: list[Example] = TRAIN) -> Ledger:
-    return count_tokens(rows(examples), "train", examples=examples, features=features, stop_id=STOP)
+    return count_tokens(
+        rows(examples), "train", examples=examples, features=features, stop_ids={STOP}
+    )
 
 
 def test_rows_read_are_those_kept_and_those_dropped_with_a_reason() -> None:
@@ -66,6 +78,19 @@ def test_what_is_learned_here_and_there_masks_the_rest() -> None:
     words = Features(tuple(range(9)), "1", 1, positions=(3, 4, 7), target=(0, 1, 0))
     total = tokens([turns, words]).splits["train"].total
     assert (total.num_supervised, total.num_masked_tokens) == (6, 6)
+
+
+def test_conversation_trains_its_stop_token_where_the_last_turn_is_learned_to_its_end() -> None:
+    ended = Features((10, 11, STOP, 12, 13, STOP), "0", 0, positions=(0, 1, 3, 4))
+    endless = replace(ended, token_ids=(10, 11, STOP, 12, 13, 14))
+    unlearned = replace(ended, positions=(0, 1, 3))
+    found = [
+        tokens(each).splits["train"].trains_stop_token
+        for each in ([ended], [ended, endless], [ended, unlearned], [ended, classed(1, 3)])
+    ]
+    assert found == [True, False, False, False]
+    with pytest.raises(DataError, match=r"would not learn to stop\..*chat template"):
+        refuse_without_signal(tokens([replace(endless, example_index=n) for n in range(3)]))
 
 
 def test_a_layer_that_answers_supervises_each_document_once_and_masks_nothing() -> None:
@@ -123,3 +148,37 @@ def test_a_run_that_does_not_train_the_stop_token_is_refused() -> None:
     assert ledger.splits["train"].trains_stop_token is False
     with pytest.raises(DataError, match="would not learn to stop"):
         refuse_without_signal(ledger)
+
+
+def test_rows_that_lost_truth_are_counted_and_what_has_no_weight_teaches_nothing() -> None:
+    short = [
+        replace(answering(0, 10, targets_from=7, cut=5), num_cut_items=2),
+        replace(answering(1, 6, targets_from=4, cut=5), num_cut_items=1, weight=0.0),
+        answering(2, 4, targets_from=2),
+    ]
+    train = tokens(short).splits["train"]
+    assert (train.total.num_cut_examples, train.total.num_cut_truths) == (2, 2)
+    assert (train.total.num_supervised, train.total.num_tokens) == (5, 20)
+    silent = [replace(each, weight=float(each.example_index == 0)) for each in short]
+    with pytest.raises(DataError, match="Zero training signal for `b`"):
+        refuse_without_signal(tokens(silent))
+
+
+def test_rows_that_are_left_out_later_are_told_with_the_others() -> None:
+    ledger = without_rows(rows(empty=2), "train", reason=CUT_OFF, num_rows=1, num_added=1)
+    train = ledger.splits["train"]
+    assert train.num_dropped == {"empty": 2, "answer cut off": 1}
+    assert (train.num_read, train.num_added) == (5, 1)
+
+
+def test_truth_that_was_cut_off_is_told_for_each_split() -> None:
+    assert notes_on_cuts(tokens([classed(n, 4) for n in range(3)])) == []
+    short = [replace(classed(n, 4), num_cut_items=1) for n in range(2)]
+    ledger = without_rows(tokens(short), "train", reason=CUT_OFF, num_rows=7, num_added=0)
+    ledger = count_tokens(ledger, "test", examples=TRAIN[:2], features=short[:1])
+    left_out, train, test = notes_on_cuts(ledger)
+    assert left_out.startswith("7 training rows are left out: the answer stands in what was cut")
+    assert train.startswith("train: of 2 rows the truth")
+    assert train.endswith(": it is not learned.")
+    assert test.startswith("test: of 1 rows the truth")
+    assert test.endswith(": it counts as missed.")

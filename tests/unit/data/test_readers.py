@@ -35,7 +35,10 @@ def test_rows_have_the_columns_of_the_task_and_their_place(tmp_path: Path) -> No
         {"text": "fine", "label": "bad"},
     ]
     assert [row.place for row in rows] == ["data.csv, row 2", "data.csv, row 4"]
-    assert notes == ["data.csv: column `review` is read as `text`."]
+    assert notes == [
+        "data.csv: column `review` is read as `text`.",
+        "data.csv: column `extra` is not read.",
+    ]
 
 
 def test_rows_without_text_are_left_out_and_counted_even_without_label(tmp_path: Path) -> None:
@@ -74,7 +77,23 @@ def test_an_optional_column_that_a_late_row_is_the_first_to_have_is_read(tmp_pat
     found, notes = rows_of(write_lines(tmp_path / "data.jsonl", rows), wanted)
     assert [row.number for row in found if row.values.get("note") == "odd"] == [121, 141]
     assert [row.values["text"] for row in found] == [row["text"] for row in rows]
-    assert notes == ["data.jsonl: column `Remark` is read as `note`."]
+    assert notes == [
+        "data.jsonl: column `Remark` is read as `note`.",
+        "data.jsonl: columns `review`, `else` are not read.",
+    ]
+
+
+def test_columns_that_nobody_reads_are_named_once_a_file(tmp_path: Path) -> None:
+    rows = [{"": 0, "id": n, "text": f"text {n}", "label": "x", "mark": 1} for n in range(150)]
+    rows[120]["length"] = "long"
+    wanted = replace(WANTED, optional=("length",), lengths=("length",)).without_lengths()
+    file = write_lines(tmp_path / "data.jsonl", rows)
+    _, (lengths, unread) = rows_of(file, wanted)
+    assert lengths.startswith("data.jsonl: column `length` is not read: only a model")
+    assert unread == "data.jsonl: columns `id`, `mark` are not read."
+    notes = Notes("data.jsonl")
+    assert list(read_rows(file, columns={}, wanted=WANTED, notes=notes, known=("mark", "length")))
+    assert notes.lines() == ["data.jsonl: column `id` is not read."]
 
 
 def test_a_folder_gives_its_splits_in_order_whatever_their_format(tmp_path: Path) -> None:

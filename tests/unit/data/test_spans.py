@@ -6,7 +6,7 @@ import random
 import pytest
 from seqeval.metrics.sequence_labeling import get_entities
 
-from lushan.data.spans import read_spans, read_tagged, words_in
+from lushan.data.spans import first_words, read_spans, read_tagged, words_in
 from lushan.errors import DataError
 from lushan.records import Example, Row, Span
 
@@ -33,6 +33,10 @@ def entities_of(*tags: str) -> list[tuple[str, str]]:
     [
         [{"start": 8, "end": 13, "label": "city"}, {"start": 0, "end": 3, "label": " name "}],
         [[0, 3, "name"], (8, 13, "city")],
+        [
+            {"start": 0, "end": 3, "label": "name", "text": "Ada"},
+            {"start": 8, "end": 13, "label": "city", "text": ""},
+        ],
         '[{"start": 0, "end": 3, "label": "name"}, [8, 13, "city"]]',
     ],
 )
@@ -57,6 +61,11 @@ def test_an_empty_list_is_no_entity_and_nothing_is_not_known() -> None:
         ([[0, 3, " "]], "`label` must be a name, got ' '"),
         ([[0, 3, 5]], "`label` must be a name, got 5"),
         ([[0, 4, "x"]], r"\[0, 4\) 'Ada ' begins or ends with a space"),
+        (
+            [{"start": 0, "end": 2, "label": "x", "text": "Ada"}],
+            r"its `text` is 'Ada', but \[0, 2\) of the row's text is 'Ad'.* and `end` is excluded",
+        ),
+        ([{"start": 7, "end": 12, "label": "x", "text": "Paris"}], "'Paris', but .* is ' Pari'"),
         ([[0, 3]], r"expected `start`, `end` and `label`, got \[0, 3\]"),
         (["Ada"], "expected `start`, `end` and `label`, got 'Ada'"),
         ({"start": 0}, r"must hold a list, got \{'start': 0\}"),
@@ -171,3 +180,13 @@ def test_words_are_the_tokens_that_the_row_gave_also_after_json() -> None:
     extra = json.loads(json.dumps({"words": [(0, 6), (7, 9)]}))
     assert words_in(Example("", "U.S.A. is", None, extra=extra)) == [(0, 6), (7, 9)]
     assert words_in(Example("", "U.S. is", None)) == [(0, 1), (1, 2), (2, 3), (3, 4), (5, 7)]
+
+
+def test_first_words_are_those_that_end_within_the_first_characters() -> None:
+    extra = {"words": [[0, 6], [7, 9], [10, 13]], "question": "?"}
+    whole = Example("", "U.S.A. is far", (Span(10, 13, "x"),), extra=extra)
+    part = first_words(whole, 12)
+    assert (part.text, words_in(part)) == ("U.S.A. is", [(0, 6), (7, 9)])
+    assert (part.target, part.extra["question"]) == (whole.target, "?")
+    lengths = {n: first_words(Example("", "New York", None), n).text for n in (2, 3, 7, 8)}
+    assert lengths == {2: "", 3: "New", 7: "New", 8: "New York"}

@@ -2,13 +2,14 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from lushan.data.example_store import ExampleStore
 from lushan.data.splits import Parts, count_labels, split, subsample
 from lushan.errors import DataError
-from lushan.records import Example, content_id
+from lushan.records import GOES_ON, Example, content_id
 
 
 def example(text: str, target: str | tuple[str, ...], place: str = "") -> Example:
@@ -79,6 +80,57 @@ def test_rows_of_a_group_stay_together() -> None:
     homes = [{each.group for each in part} for part in cut(rows).as_dict().values()]
     assert sum(map(len, homes)) == 40
     assert all(homes)
+
+
+def cut_behind_each_turn(num_talks: int, *turns: str) -> list[Example]:
+    """Rows of conversations, each as long as its number of turns; `{}` in a turn is the number of its conversation."""
+    return [
+        Example(
+            f"{talk}-{n}",
+            f"talk {talk}, {n}",
+            "",
+            group=GOES_ON.join(turns[:n]).format(*[talk] * 9),
+            labels=(),
+        )
+        for talk in range(num_talks)
+        for n in range(1, len(turns) + 1)
+    ]
+
+
+@pytest.mark.parametrize("collect", [list, ExampleStore.collect])
+def test_rows_of_a_conversation_that_was_cut_stay_together(
+    collect: Callable[[list[Example]], Sequence[Example]],
+) -> None:
+    rows = collect(cut_behind_each_turn(40, "Where is fox {}?", "There.", "And soup {}?"))
+    parts = split(rows, validation_fraction=0.1, test_fraction=0.2, seed=0)
+    homes = [{each.id.partition("-")[0] for each in part} for part in parts.as_dict().values()]
+    assert [len(home) for home in homes] == [28, 4, 8]
+    assert sum(map(len, homes)) == len(set().union(*homes))
+
+
+def test_conversations_that_begin_with_one_greeting_are_dealt_by_themselves() -> None:
+    rows = cut_behind_each_turn(
+        40, "Hello!", "Good day.", "Where is fox {}?", "There.", "I see {}."
+    )
+    parts = cut(rows)
+    longer = {
+        name: [each for each in part if "fox" in each.group]
+        for name, part in parts.as_dict().items()
+    }
+    assert {name: len(part) for name, part in longer.items()} == {
+        "train": 84,
+        "validation": 12,
+        "test": 24,
+    }
+    assert longer["test"] == parts.test
+    assert longer["validation"] == parts.validation
+    homes = [{each.id.partition("-")[0] for each in part} for part in longer.values()]
+    assert sum(map(len, homes)) == len(set().union(*homes)) == 40
+
+
+def test_greetings_that_two_conversations_begin_with_are_too_few_to_split() -> None:
+    with pytest.raises(DataError, match=r"Too few rows to split: 2 different text\(s\)"):
+        cut(cut_behind_each_turn(2, "Hello!", "Good day, {}."))
 
 
 def test_repeated_texts_can_be_tested() -> None:

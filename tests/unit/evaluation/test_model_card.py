@@ -32,6 +32,14 @@ def test_result_limits_and_labels_are_told(run: Run) -> None:
     assert "14 training rows overlap the test rows" in text
 
 
+def test_label_that_f1_is_of_is_named(run: Run) -> None:
+    results, folder = run("binary")
+    card = write_model_card({**results, "positive_label": "neg*ative"}, folder)
+    text = card.read_text(encoding="utf-8")
+    assert "\n\nF1, precision and recall are those of the label neg\\*ative.\n\n" in text
+    assert "are those of the label" not in write_model_card(*run("intents_30")).read_text("utf-8")
+
+
 def test_free_texts_are_not_said_to_be_among_known_ones(graded_run: Run) -> None:
     results, folder = graded_run("bleu")
     written = {**results, "task": "translation", "answer": "generate"}

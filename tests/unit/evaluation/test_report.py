@@ -47,6 +47,13 @@ def _page(run: Run, kind: str) -> tuple[str, Page]:
     return html, Page(html)
 
 
+def test_label_that_f1_is_of_is_named(run: Run) -> None:
+    results, folder = run("binary")
+    told = {**results, "positive_label": "negative"}
+    page = Page(write_report(told, folder).read_text(encoding="utf-8"))
+    assert "F1, precision and recall are those of the label negative." in page.text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_page_is_whole_and_needs_nothing_from_outside(run: Run, kind: str) -> None:
     html, page = _page(run, kind)

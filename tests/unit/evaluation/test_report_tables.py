@@ -144,3 +144,15 @@ def test_rows_of_a_model_stand_in_the_ledger_where_there_are_any(num_added: int)
     lines = dict(found["lines"])
     expected = [num_added] if num_added else None
     assert lines.get("Of these, written or labelled by a model") == expected
+
+
+@pytest.mark.parametrize("num_cut_truths", [0, 7])
+def test_truth_that_was_cut_off_stands_in_the_ledger_where_there_is_any(
+    num_cut_truths: int,
+) -> None:
+    total = {"num_examples": 40, "num_cut_truths": num_cut_truths}
+    found = tables.ledger({"splits": {"train": {"num_dropped": {}, "total": total}}})
+    assert found is not None
+    expected = [7] if num_cut_truths else None
+    title = "Of these, with their truth cut off, all or in part"
+    assert dict(found["lines"]).get(title) == expected

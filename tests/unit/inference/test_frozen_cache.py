@@ -184,6 +184,22 @@ def test_a_write_that_fails_is_told_and_leaves_nothing(
     assert disk.files() == []
 
 
+def test_a_folder_that_cannot_be_made_is_told(disk: Disk) -> None:
+    disk.cache.folder.write_text("a file", encoding="utf-8")
+    assert disk.states() is None
+    assert "frozen` cannot be written: File exists" in disk.told[-1]
+
+
+def test_an_entry_that_another_process_removed_is_passed_over(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.states()
+    glob = Path.glob
+    gone = disk.cache.folder / "gone.bin"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [gone, *glob(self, pattern)])
+    assert disk.states(DOCUMENTS[:1]) is not None
+
+
 def test_what_a_killed_run_left_is_removed_after_a_day(disk: Disk) -> None:
     disk.cache.folder.mkdir()
     old, new = disk.cache.folder / "old.unfinished", disk.cache.folder / "new.unfinished"

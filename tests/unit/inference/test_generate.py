@@ -233,6 +233,17 @@ def test_stop_tokens_are_those_of_the_tokenizer_and_of_the_generation_settings(
     assert stop_ids(backbone) == {2}
 
 
+def test_end_of_a_turn_of_the_tokenizer_ends_an_answer(backbone: Backbone) -> None:
+    backbone.plain_model.generation_config.eos_token_id = None
+    whole = generate(backbone, PROMPTS[:1], settings())[0]
+    end = whole.token_ids[len(whole.token_ids) // 2]
+    vars(backbone.tokenizer)["stop_ids"] = frozenset({2, end})
+    found = generate(backbone, PROMPTS[:1], settings())[0]
+    assert stop_ids(backbone) == {2, end}
+    assert found.token_ids == whole.token_ids[: whole.token_ids.index(end) + 1]
+    assert found.ended == "stop"
+
+
 def test_model_in_training_writes_without_dropout_and_goes_back(sharp_folder: MakeSharp) -> None:
     backbone = load(sharp_folder("gpt2"))  # has dropout
     expected = generate(backbone, PROMPTS, settings())

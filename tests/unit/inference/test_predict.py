@@ -18,7 +18,7 @@ from lushan.data.batching import pack
 from lushan.errors import DataError
 from lushan.inference import predict
 from lushan.inference.generation_settings import GenerationSettings
-from lushan.inference.predict import Predictor, head_outputs
+from lushan.inference.predict import Predictor, head_outputs, mean_loss
 from lushan.records import AnswerMode, Batch, Example, Features, Prediction, TaskState
 from tests.unit.inference.conftest import MakeSharp
 
@@ -143,6 +143,31 @@ def test_text_that_is_too_long_is_read_from_its_start_under_the_policy_truncate(
     found = predictor(head_backbone, limit=LengthLimit(10, "truncate")).predict(EXAMPLES[2:3])
     expected = probabilities(plain_model, raw_ids(head_backbone, TEXTS[2])[:10])
     np.testing.assert_allclose(values(found)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("answer", ["head", "generate"])
+def test_answer_tells_how_much_of_its_text_was_cut(
+    answer: AnswerMode, head_backbone: Backbone, writer: Backbone
+) -> None:
+    backbone = head_backbone if answer == "head" else writer
+    lengths = [len(each.token_ids) for each in predictor(backbone, answer).encode(EXAMPLES)]
+    most = sorted(lengths)[-2]
+    found = predictor(backbone, answer, LengthLimit(most, "truncate")).predict(EXAMPLES)
+    assert [each.num_cut_tokens for each in found] == [max(0, each - most) for each in lengths]
+    assert max(lengths) > most
+    whole = predictor(backbone, answer).predict(EXAMPLES)
+    assert {each.num_cut_tokens for each in whole} == {0}
+
+
+def test_loss_of_documents_without_weight_is_none(head_backbone: Backbone) -> None:
+    task = load_task("classification")
+    told = [dataclasses.replace(each, target="good") for each in EXAMPLES]
+    features = task.encode(
+        told, STATE, head_backbone.tokenizer, answer="head", limit=WIDE, with_target=True
+    )
+    unlearned = [dataclasses.replace(each, weight=0.0) for each in features]
+    assert mean_loss(task, head_backbone, features, STATE) > 0
+    assert mean_loss(task, head_backbone, unlearned, STATE) == 0
 
 
 def test_probabilities_of_a_texts_windows_are_averaged(

@@ -101,3 +101,12 @@ def test_text_that_is_too_long_is_cut_whatever_the_policy(backbone: Backbone) ->
         limit=LIMIT,
     )
     assert long.probabilities == pytest.approx(dict(start.probabilities))
+
+
+def test_text_that_is_too_long_is_cut_and_tells_it(backbone: Backbone) -> None:
+    lengths = [len(each.ids) for each in backbone.tokenizer.encode(TEXTS)]
+    limit = LengthLimit(max(lengths) - 2, "error")
+    found = predict_by_similarity(backbone, EXAMPLES, TaskState(LABELS), limit=limit)
+    assert [each.num_cut_tokens for each in found] == [
+        max(0, each - limit.max_tokens) for each in lengths
+    ]

@@ -1,16 +1,14 @@
 """Text that comes in pieces: the same as the whole, no broken character, no start of a stop string."""
 
-import json
 from pathlib import Path
 from typing import SupportsIndex
 
 import pytest
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.inference.text_stream import TextStream
 from tests.conftest import MakeTiny
+from tests.tiny import write_byte_fallback_tokenizer
 
 TEXTS = (
     "a fox\u5e90\u5c71 \U0001f600 soup cafe\u0301 \U0001f468\u200d\U0001f469\u200d\U0001f467 !",
@@ -28,23 +26,7 @@ def byte_level(tiny_folder: MakeTiny) -> Tokenizer:
 
 @pytest.fixture
 def byte_fallback(tmp_path: Path) -> Tokenizer:
-    """A tokenizer of the sentencepiece kind: a sign for spaces, bytes for unknown letters, a first space cut."""
-    names = ["<pad>", "<bos>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    names += ["\u2581", "\u5c71", *"abcdefghijklmnopqrstuvwxyz"]
-    raw = tokenizers.Tokenizer(
-        models.BPE(vocab={name: n for n, name in enumerate(names)}, merges=[], byte_fallback=True)
-    )
-    raw.pre_tokenizer = pre_tokenizers.Metaspace()
-    raw.decoder = decoders.Sequence([
-        decoders.Replace("\u2581", " "),
-        decoders.ByteFallback(),
-        decoders.Fuse(),
-        decoders.Strip(" ", 1, 0),
-    ])
-    raw.save(str(tmp_path / "tokenizer.json"))
-    settings = {"eos_token": "<eos>", "tokenizer_class": "PreTrainedTokenizerFast"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    write_byte_fallback_tokenizer(tmp_path)
     return Tokenizer.load(tmp_path)
 
 
@@ -147,3 +129,10 @@ def test_copy_goes_its_own_way(byte_level: Tokenizer) -> None:
     assert stream.push(letters["b"]) == ""
     assert (stream.stopped, other.stopped) == (True, False)
     assert other.push(letters["c"]) == "ac"
+
+
+def test_what_is_pending_is_what_no_push_has_given(byte_fallback: Tokenizer) -> None:
+    stream = TextStream(byte_fallback, byte_fallback.encode(["fox"])[0].ids, ["st"])
+    ids = byte_fallback.encode(["s\u00e9"])[0].ids[1:]
+    given = [(stream.push(each), stream.pending) for each in ids]
+    assert given == [("", "s"), ("", "s\ufffd"), ("s\u00e9", "")]

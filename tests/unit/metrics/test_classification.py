@@ -5,10 +5,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics
 
 from lushan.errors import DataError
-from lushan.metrics.classification import correct_rows, differences, intervals, score
+from lushan.metrics.classification import (
+    correct_rows,
+    differences,
+    intervals,
+    positive_label,
+    score,
+)
+from lushan.records import Interval
 
 reference: Any = metrics  # its stubs reject arguments that its documentation allows
 
@@ -70,6 +78,24 @@ def test_binary_scores_are_those_of_the_second_label() -> None:
     assert list(scores.metrics) == [
         "accuracy", "macro_f1", "micro_f1", "f1", "precision", "recall"
     ]  # fmt: skip
+
+
+def test_binary_scores_are_those_of_the_label_that_was_named() -> None:
+    truth, answers, labels = _single(60, 2, seed=5)
+    scores = score(truth, answers, labels, multi_label=False, positive=labels[0])
+    expected = reference.precision_recall_fscore_support(
+        truth, answers, average="binary", pos_label=labels[0]
+    )
+    assert (scores.precision, scores.recall, scores.f1) == pytest.approx(expected[:3])
+    found = intervals(truth, answers, labels, multi_label=False, positive=labels[0])
+    assert found["f1"].value == pytest.approx(expected[2])
+    assert positive_label(labels, multi_label=False, named=labels[0]) == labels[0]
+
+
+def test_positive_label_is_the_last_of_two_and_of_others_there_is_none() -> None:
+    assert positive_label(["bad", "good"], multi_label=False) == "good"
+    assert positive_label(["bad", "good"], multi_label=True) is None
+    assert positive_label(LABELS, multi_label=False) is None
 
 
 def test_scores_of_the_positive_class_do_not_exist_for_three_labels() -> None:
@@ -154,6 +180,35 @@ def test_intervals_of_5500_rows_and_151_labels_are_fast() -> None:
     began = time.perf_counter()
     intervals(truth, answers, labels, multi_label=False)
     assert time.perf_counter() - began < 3
+
+
+def test_scores_of_few_positive_rows_are_as_unsure_as_so_few_rows_are() -> None:
+    truth = ["yes"] * 5 + ["no"] * 995
+    answers = ["yes"] * 8 + ["no"] * 992
+    found = intervals(truth, answers, ["no", "yes"], multi_label=False)
+    exact = stats.binomtest(5, 5).proportion_ci(0.95, method="exact")
+    assert (found["recall"].value, found["recall"].high) == (1.0, 1.0)
+    assert found["recall"].low == pytest.approx(exact.low)
+    again = intervals(truth, truth, ["no", "yes"], multi_label=False)
+    assert again["precision"] == again["recall"] == again["f1"]
+    every = stats.binomtest(1000, 1000).proportion_ci(0.95, method="exact")
+    for name in ("accuracy", "macro_f1", "micro_f1"):
+        assert again[name].low == pytest.approx(every.low)
+
+
+def test_of_a_label_that_was_never_answered_the_precision_is_not_known() -> None:
+    found = intervals(["yes"] * 5 + ["no"] * 95, ["no"] * 100, ["no", "yes"], multi_label=False)
+    assert found["precision"] == Interval(0.0, 0.0, 1.0)
+    exact = stats.binomtest(0, 5).proportion_ci(0.95, method="exact")
+    assert found["recall"].high == found["f1"].high == pytest.approx(exact.high)
+
+
+def test_rows_without_a_label_do_not_make_f1_of_several_labels_surer() -> None:
+    truth = [("news",)] * 4 + [()] * 96
+    found = intervals(truth, truth, LABELS, multi_label=True)
+    exact = stats.binomtest(4, 4).proportion_ci(0.95, method="exact")
+    assert found["micro_f1"].low == found["macro_f1"].low == pytest.approx(exact.low)
+    assert found["accuracy"].low > 0.96
 
 
 def test_difference_of_macro_f1_is_that_of_the_scores() -> None:

@@ -68,6 +68,15 @@ def test_intervals_hold_their_values_and_depend_on_the_seed_alone() -> None:
     assert all(0 <= each.low < each.value < each.high <= 1 for each in first.values())
 
 
+def test_mean_over_few_relations_is_as_unsure_as_their_rows() -> None:
+    truth = ["Cause-Effect(e1,e2)"] * 4 + ["Other"] * 196
+    found = intervals(truth, truth, LABELS)
+    assert found["macro_f1"].low == pytest.approx(0.025 ** (1 / 4))
+    assert found["accuracy"].low == pytest.approx(0.025 ** (1 / 200))
+    without = intervals(truth, truth, ("Cause-Effect", "Other"))
+    assert without["macro_f1"].low == without["accuracy"].low
+
+
 def test_only_an_ending_is_a_direction() -> None:
     names = ["A(e2,e1)", "A(e1,e2) b", "Other", "A (x)"]
     assert [relation_of(each) for each in names] == ["A", *names[1:]]

@@ -84,6 +84,10 @@ def test_all_right_or_all_wrong_is_not_certainty(value: float) -> None:
     assert (interval.low, interval.high) == pytest.approx((exact.low, exact.high))
 
 
+def test_of_no_rows_nothing_is_known() -> None:
+    assert percentile_interval(0.0, np.array([]), num_rows=0) == Interval(0.0, 0.0, 1.0)
+
+
 def test_interval_covers_the_true_accuracy_about_95_times_in_100() -> None:
     truth, covered = 0.8, 0
     for seed, right in enumerate(np.random.default_rng(0).binomial(150, truth, size=400)):

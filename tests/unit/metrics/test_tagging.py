@@ -12,7 +12,7 @@ from seqeval.scheme import IOB2
 
 from lushan.errors import DataError
 from lushan.metrics import tagging
-from lushan.records import Mention, Span, Triple
+from lushan.records import Interval, Mention, Span, Triple
 
 LABELS = ("a", "b", "c")
 Tags = list[list[str]]
@@ -109,6 +109,16 @@ def test_intervals_are_of_every_metric_and_repeat_themselves() -> None:
     found = tagging.intervals(truth, answers, LABELS)
     assert found == tagging.intervals(truth, answers, LABELS)
     assert set(found) == set(tagging.score(truth, answers, LABELS).metrics)
+
+
+def test_each_metric_is_as_unsure_as_the_rows_that_it_is_about() -> None:
+    truth = [[Span(0, 1, "a")]] * 4 + [[]] * 196
+    whole = tagging.intervals(truth, truth, LABELS)
+    for name, num_rows in (("f1", 4), ("precision", 4), ("recall", 4), ("exact_match", 200)):
+        assert whole[name].low == pytest.approx(0.025 ** (1 / num_rows))
+    nothing = tagging.intervals(truth, [[]] * 200, LABELS)
+    assert nothing["precision"] == Interval(0.0, 0.0, 1.0)
+    assert nothing["f1"].high == nothing["recall"].high == pytest.approx(1 - 0.025 ** (1 / 4))
 
 
 def test_strange_label_and_no_rows_are_refused() -> None:

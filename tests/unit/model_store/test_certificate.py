@@ -24,6 +24,7 @@ from lushan.records import Example, TaskState
 from tests.conftest import MakeTiny
 from tests.runs import answers_of_this_process, read
 from tests.saved import EXAMPLES, LABELS, STATE, TEXTS, save_tuned
+from tests.tiny import write_turns
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def test_model_that_answers_the_same_in_a_fresh_process_is_certified(whole: Cert
     assert found["largest_difference"] == 0.0
     assert found["model_version"] == model_version(run / "model")
     assert (found["form"], found["precision"]) == ("whole", "fp32")
-    assert (found["schema_version"], found["num_probes"]) == (2, len(TEXTS))
+    assert (found["schema_version"], found["num_probes"]) == (3, len(TEXTS))
     answers = found["answers"]
     assert (answers["labels"], answers["stop_tokens"]) == (list(LABELS), [2])
     assert answers["tokenizer"] == tokenizer.fingerprint
@@ -435,10 +436,23 @@ def test_certificate_of_version_1_is_held_to_what_it_knew(whole: Certified) -> N
         load_and_replay(whole.run)
 
 
+def test_certificate_of_version_2_knew_no_end_of_a_turn(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    saved = save(tmp_path / "saved", write_turns(tiny_folder("llama"), tmp_path / "turns"))
+    file = saved.run / "certificate.json"
+    assert read(file)["answers"]["stop_tokens"] == [0, 2]
+    change_json(file, lambda values: values["answers"].update(stop_tokens=[2]))
+    with pytest.raises(CertificateError, match=r"Stop tokens: expected \[2\], got \[0, 2\]"):
+        load_and_replay(saved.run)
+    change_json(file, lambda values: values.update(schema_version=2))
+    assert load_and_replay(saved.run) == 0.0
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('{"schema_version": 3}', "version 3; this Lushan reads up to 2. Update Lushan"),
+        ('{"schema_version": 4}', "version 4; this Lushan reads up to 3. Update Lushan"),
         ('{"schema_version": 2}', "is broken: KeyError"),
         ("[", "is broken: JSONDecodeError"),
     ],

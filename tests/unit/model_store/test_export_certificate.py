@@ -97,7 +97,7 @@ def test_certificate_tells_form_tolerances_files_and_what_was_answered(
     for name in ("labels", "stop_tokens", "chat_template", "tokenizer", "token_ids", "answers"):
         assert found["answers"][name] == own[name]
     np.testing.assert_allclose(found["answers"]["probabilities"], own["probabilities"], atol=1e-5)
-    assert (found["schema_version"], found["form"], found["quantise"]) == (2, "hf", "none")
+    assert (found["schema_version"], found["form"], found["quantise"]) == (3, "hf", "none")
     assert found["program"].startswith("transformers 5.")
     assert {"fp32", "bf16", "int8"} <= found["tolerances"].keys()
     expected = {"config.json", "lushan.json", "model.safetensors", "probes.json", "tokenizer.json"}

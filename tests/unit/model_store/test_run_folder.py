@@ -1,5 +1,6 @@
 """The folder of a run: who may write, what is found again, what is refused."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_predictions_are_read_back(answer: str | tuple[str, ...], tmp_path: Path
     run = create(tmp_path / "run")
     predictions = [Prediction(f"id{n}", answer, {"good": 0.75}, -0.25, "v1") for n in range(2)]
     predictions.append(Prediction("id2", answer, tool_calls=(Call("light", {"on": [True]}),)))
+    predictions.append(Prediction("id3", answer, num_cut_tokens=4))
     run.save_predictions("before", predictions)
     assert run.predictions("before") == predictions
     assert run.predictions("after") is None
@@ -119,6 +121,56 @@ def test_run_behind_a_link_is_overwritten_where_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "recipe.yaml").is_file()
 
 
+def test_current_folder_is_overwritten_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create(tmp_path / "run")
+    run.save_predictions("before", [Prediction("id", "good")])
+    run.close()
+    monkeypatch.chdir(tmp_path / "run")
+    found = create(Path(), overwrite=True)
+    assert found.predictions("before") is None
+    assert found.recipe() == RECIPE
+
+
+def test_a_run_whose_removal_was_cut_short_can_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(tmp_path / "run").close()
+    (tmp_path / "run" / "model").mkdir()
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            create(tmp_path / "run", overwrite=True)
+    assert create(tmp_path / "run", overwrite=True).recipe() == RECIPE
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_what_is_left_of_a_run_at_any_moment_of_its_removal_can_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create(tmp_path / "run")
+    run.save_predictions("before", [Prediction("id", "good")])
+    (tmp_path / "run" / "results.json").touch()
+    run.close()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for place, name in ((shutil, "rmtree"), (Path, "unlink"), (RunFolder, "_save_status")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                create(tmp_path / "run", overwrite=True)
+        check_is_free(tmp_path / "run", overwrite=True)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+    assert create(tmp_path / "run").recipe() == RECIPE
+
+
 def test_run_that_is_still_going_is_not_overwritten(tmp_path: Path) -> None:
     run = create(tmp_path / "run")
     with pytest.raises(RunError, match="Another process is writing to"):
@@ -132,6 +184,14 @@ def test_folder_with_other_files_is_never_used(overwrite: bool, tmp_path: Path) 
     with pytest.raises(RunError, match="holds files that are no run"):
         create(tmp_path, overwrite=overwrite)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_recipe_that_somebody_wrote_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("seed: 3\n", encoding="utf-8")
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(RunError, match="holds files that are no run"):
+        create(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").is_file()
 
 
 def test_what_a_new_run_needs_is_not_overwritten(tmp_path: Path) -> None:
@@ -168,6 +228,18 @@ def test_broken_status_is_said_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "run" / "run.json").write_text("[]", encoding="utf-8")
     with pytest.raises(RunError, match=r"run\.json` is broken: it holds a list, not an object"):
         RunFolder.open(tmp_path / "run")
+
+
+def test_recipe_that_was_changed_is_not_resumed(tmp_path: Path) -> None:
+    create(tmp_path / "run").close()
+    file = tmp_path / "run" / "recipe.yaml"
+    file.write_text(f"# mine\n{file.read_text('utf-8')}\n", encoding="utf-8")
+    RunFolder.open(tmp_path / "run").close()
+    file.write_text("task: classification\nseed: 4\n", encoding="utf-8")
+    with pytest.raises(RunError, match=r"recipe\.yaml` is not the recipe .*`--overwrite`"):
+        RunFolder.open(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text("{}", encoding="utf-8")  # of an earlier version
+    assert RunFolder.open(tmp_path / "run").recipe()["seed"] == 4
 
 
 def test_two_processes_cannot_write_to_one_run(tmp_path: Path) -> None:

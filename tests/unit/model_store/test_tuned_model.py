@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
 
 from lushan.backbones.adapters import Method
 from lushan.backbones.attention import ATTENTION_NAME
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import ModelError, RunError, UserError
+from lushan.inference.generate import stop_ids
 from lushan.inference.predict import Predictor
 from lushan.model_store.tuned_model import (
     is_tuned_model,
@@ -30,6 +32,7 @@ from lushan.model_store.tuned_model import (
 from lushan.records import Example, TaskState
 from tests.conftest import MakeTiny
 from tests.saved import EXAMPLES, LABELS, LIMIT, meaning_of, save_tuned
+from tests.tiny import write_turns
 
 STATE = TaskState(
     labels=LABELS,
@@ -39,6 +42,7 @@ STATE = TaskState(
     both_ways=True,
     most_items=3,
     longest_name=7,
+    positive_label="2",
 )
 
 
@@ -123,6 +127,29 @@ def test_name_of_our_attention_is_not_written(original: Saved) -> None:
     written = [each.read_text("utf-8") for each in original.model.glob("*config.json")]
     assert not [text for text in written if ATTENTION_NAME in text]
     assert original.predictor.backbone.core.config._attn_implementation is not None
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_end_of_a_turn_is_told_to_other_programs(
+    method: Method, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    base = write_turns(tiny_folder("llama"), tmp_path / "base")
+    saved = save_tuned(tmp_path / "run", base, answer="generate", method=method)
+    told = GenerationConfig.from_pretrained(tmp_path / "run" / "model")
+    assert (told.eos_token_id, told._from_model_config) == ([2, 0], False)
+    for each in (saved, load_predictor(tmp_path / "run")):
+        assert stop_ids(each.backbone) == {0, 2}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_generation_settings_stay_as_they_are_where_a_turn_ends_with_the_stop_token(
+    method: Method, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    save_tuned(tmp_path / "run", tiny_folder("llama"), answer="generate", method=method)
+    file = tmp_path / "run" / "model" / "generation_config.json"
+    base = tiny_folder("llama") / file.name
+    assert file.exists() is (method == "full")
+    assert method == "lora" or json.loads(file.read_bytes()) == json.loads(base.read_bytes())
 
 
 def test_model_folder_of_the_old_name_stays_whole_until_the_new_one_is(

@@ -3,13 +3,24 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
+
+from lushan.backbones.tokenizer import Tokenizer
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Prompted
-from lushan.serving.answers import Answers, chat_choice, token_logprobs
+from lushan.serving.answers import (
+    Answers,
+    TokenPlaces,
+    chat_choice,
+    completion_logprobs,
+    token_logprobs,
+)
 from lushan.serving.hosted import HostedModel
 from lushan.serving.prompts import NO_TOKEN, Asked
+from tests.tiny import write_byte_fallback_tokenizer
 
 PROMPTED = Prompted((5, 6, 7), GenerationSettings(), None)
 
@@ -86,3 +97,43 @@ def test_half_a_character_has_no_bytes(chatter: HostedModel) -> None:
         iter([event("", token_id=first_half), event("", token_id=whole)]), tokenizer
     )
     assert [each.bytes for each in found] == [None, [97]]
+
+
+def test_prompt_counts_once_its_answer_has_begun() -> None:
+    asked = Asked([PROMPTED, PROMPTED], 1, 0, str)
+    assert Answers(asked).usage.prompt_tokens == 0
+    assert collected(asked, [event("a", prompt=1)])[0].usage.prompt_tokens == 3
+
+
+@pytest.fixture
+def byte_fallback(tmp_path: Path) -> Tokenizer:
+    write_byte_fallback_tokenizer(tmp_path)
+    return Tokenizer.load(tmp_path)
+
+
+def test_tokens_are_named_by_what_they_add_and_placed_in_the_text(byte_fallback: Tokenizer) -> None:
+    prompt_ids = byte_fallback.encode(["a fox"])[0].ids
+    ids = byte_fallback.encode(["r\u00e9 \u5c71n"])[0].ids  # begins with a space of its own
+    events = [replace(event(""), token_id=each, alternatives=((each, -0.5),)) for each in ids]
+    places = TokenPlaces(byte_fallback, prompt_ids)
+    found = completion_logprobs(iter(events), byte_fallback, places)
+    assert found.tokens == [" ", "r", "\ufffd", "\ufffd", " ", "\u5c71", "n"]
+    assert found.text_offset == [0, 1, 2, 2, 3, 4, 5]
+    assert found.top_logprobs == [{token: -0.5} for token in found.tokens]
+    whole = byte_fallback.decode([*prompt_ids, *ids]).removeprefix("a fox")
+    assert [whole[n] for n in found.text_offset] == list(" r\u00e9\u00e9 \u5c71n")
+    told = token_logprobs(iter(events), byte_fallback)
+    assert [each.token for each in told] == found.tokens
+    assert (told[0].bytes, told[2].bytes) == ([32], None)
+
+
+def test_first_token_has_its_space_only_where_the_text_has_it(byte_fallback: Tokenizer) -> None:
+    ids = byte_fallback.encode(["fox"])[0].ids
+    places = TokenPlaces(byte_fallback, [])
+    assert [places.add(each) for each in ids] == [0, 0, 1, 2]
+
+
+def test_byte_that_becomes_no_character_has_a_place_of_its_own(byte_fallback: Tokenizer) -> None:
+    half, letter = byte_fallback.encode(["\u00e9r"])[0].ids[1:4:2]
+    places = TokenPlaces(byte_fallback, byte_fallback.encode(["fox"])[0].ids)
+    assert [places.add(each) for each in (half, letter, letter)] == [0, 1, 2]

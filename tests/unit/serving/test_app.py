@@ -12,6 +12,7 @@ from lushan.model_store.resident import Resident
 from lushan.serving import app as app_module
 from lushan.serving.errors import RequestError
 from lushan.serving.hosted import HostedModel, host
+from lushan.serving.worker import Worker
 from tests.served import Served, serving, wait_until
 
 LONG = {"model": "chatter", "prompt": "the fox", "max_tokens": 4000, "stream": True}
@@ -117,6 +118,21 @@ def test_full_queue_is_told_with_the_time_to_come_again(chatter: HostedModel) ->
             refused = served.post("/v1/completions", LONG)
         waiting.join()
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+
+
+def test_page_of_a_named_origin_can_read_that_something_failed_here(
+    classifier: HostedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("hidden detail")
+
+    monkeypatch.setattr(Worker, "predict", fail)
+    page = "https://app.example"
+    with serving([classifier], cors_origins=[page]) as served:
+        found = served.post("/v1/predict/run", "a", headers={"origin": page})
+    assert found.status_code == 500
+    assert found.headers["access-control-allow-origin"] == page
+    assert "x-request-id" in found.headers["access-control-expose-headers"]
 
 
 @pytest.mark.parametrize(

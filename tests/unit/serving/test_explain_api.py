@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from lushan.serving.explain_api import MOST_TEXTS, router
+from lushan.serving.serve_settings import ServeSettings
 from lushan.workflows.predict import Opened, open_run
 from tests.unit.serving.small_app import answering_errors
 
@@ -40,6 +41,7 @@ def worker() -> WorkerAtOnce:
 def client(opened: Opened, worker: WorkerAtOnce) -> TestClient:
     app = answering_errors(FastAPI())
     app.include_router(router)
+    app.state.settings = ServeSettings()
     app.state.worker = worker
     app.state.models = {"reviews": SimpleNamespace(predictor=opened.predictor)}
     return TestClient(app)

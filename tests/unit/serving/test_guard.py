@@ -2,6 +2,7 @@
 
 import asyncio
 
+import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
@@ -41,6 +42,27 @@ def test_named_origin_may_ask_and_the_browser_is_told() -> None:
         other = served.get("/v1/models", headers={"origin": "https://evil.example"})
     assert found.headers["access-control-allow-origin"] == page
     assert (found.status_code, other.status_code) == (200, 403)
+
+
+def test_named_page_may_send_what_openais_client_does_and_read_why_it_is_refused() -> None:
+    page = "https://app.example"
+    asked = {
+        "origin": page,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,x-stainless-os",
+        "access-control-request-private-network": "true",
+    }
+    with serving(cors_origins=[page], requests_per_minute=1, max_body_bytes=1000) as served:
+        before = [httpx.options(f"{served.url}/v1/models", headers=asked) for _ in range(3)]
+        large = served.post("/v1/completions", "a" * 1001, headers={"origin": page})
+        found = [served.get("/v1/models", headers={"origin": page}) for _ in range(2)]
+    assert [each.status_code for each in (*before, large, *found)] == [200] * 3 + [413, 200, 429]
+    told = before[0].headers
+    assert "x-stainless-os" in told["access-control-allow-headers"]
+    assert told["access-control-allow-private-network"] == "true"
+    for each in (large, *found):
+        assert each.headers["access-control-allow-origin"] == page
+        assert each.headers["access-control-expose-headers"] == "retry-after, x-request-id"
 
 
 @pytest.mark.parametrize(

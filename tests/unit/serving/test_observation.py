@@ -65,6 +65,26 @@ def test_texts_are_logged_where_that_was_asked_for(chatter: HostedModel, log: Li
     assert line["answered"] == [found.json()["choices"][0]["text"]]
 
 
+def test_rows_vectors_and_explanations_tell_their_model_and_size(
+    classifier: HostedModel, log: Lines
+) -> None:
+    asked: dict[str, Any] = {
+        "/v1/predict/run": [SAID],
+        "/v1/embeddings": {"model": "run", "input": SAID},
+        "/v1/explain": {"model": "run", "texts": [SAID]},
+    }
+    num_tokens = len(classifier.predictor.backbone.tokenizer.encode([SAID])[0].ids)
+    for log_texts in (False, True):
+        with serving([classifier], log_texts=log_texts) as served:
+            found = [served.post(path, body) for path, body in asked.items()]
+            lines = [log.of(each.headers["x-request-id"])[-1] for each in found]
+        assert [each["model"] for each in lines] == ["run"] * 3
+        assert lines[0]["rows"] == 1
+        assert [each["num_prompt_tokens"] for each in lines[1:]] == [num_tokens] * 2
+        assert [SAID in json.dumps(each) for each in lines] == [log_texts] * 3
+    assert lines[2]["answered"] == [each["answer"] for each in found[2].json()["explanations"]]
+
+
 def test_failure_of_ours_has_an_id_that_the_log_has_too_and_no_traceback(
     served: Served, log: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:

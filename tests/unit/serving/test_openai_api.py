@@ -192,6 +192,17 @@ def test_stop_string_ends_the_answer_and_is_cut(client: openai.OpenAI) -> None:
     assert found.finish_reason == "stop"
 
 
+def test_conversation_goes_on_behind_an_answer_without_a_word(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": "chatter", "max_tokens": 12}
+    whole = client.chat.completions.create(messages=ASKED, **options).choices[0].message.content
+    stop = (whole or "")[0]
+    silent = client.chat.completions.create(messages=ASKED, stop=stop, **options)
+    assert silent.choices[0].message.content == ""
+    messages: list[Any] = [*ASKED, silent.choices[0].message, *ASKED]
+    found = client.chat.completions.create(messages=messages, **options)
+    assert found.choices[0].message.content
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -208,6 +219,10 @@ def test_stop_string_ends_the_answer_and_is_cut(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "user", "content": "a <eos> b"}]}, "holds `<eos>`"),
         ({"messages": [*ASKED, {"role": "assistant", "content": "a"}]}, "must be the user's"),
         ({"messages": []}, "`messages`"),
+        (
+            {"messages": [{"role": "user", "content": "a " * 5000}]},
+            "The prompt has .* tokens, and `max_tokens` is 4; .*4096 together with the answer",
+        ),
         (
             {
                 "response_format": {

@@ -9,7 +9,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from lushan.backbones.chat import PLAIN_CHAT
+from lushan.backbones.encoding import LengthLimit, LengthPolicy
 from lushan.catalog import load_task
+from lushan.errors import DataError
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
 from lushan.model_store.resident import Resident
@@ -60,6 +62,66 @@ def test_developer_speaks_as_system(chatter: HostedModel) -> None:
     developer = [{**MESSAGES[0], "role": "developer"}, *MESSAGES[1:]]
     asked = [ask_chat(chatter, chat(messages=each)) for each in (MESSAGES, developer)]
     assert asked[0].prompted == asked[1].prompted
+
+
+def test_turn_without_a_word_is_told_and_a_system_message_without_one_is_not(
+    chatter: HostedModel, chat_folder: Path
+) -> None:
+    silent = [MESSAGES[1], {"role": "assistant", "content": ""}, MESSAGES[3]]
+    (prompted,) = ask_chat(chatter, chat(messages=silent)).prompted
+    tokenizer = AutoTokenizer.from_pretrained(chat_folder)
+    expected = tokenizer.apply_chat_template(silent, add_generation_prompt=True)["input_ids"]
+    assert list(prompted.prompt_ids) == expected
+    for role in ("system", "developer"):
+        asked = ask_chat(chatter, chat(messages=[{"role": role, "content": " \n"}, *silent]))
+        assert asked.prompted == [prompted]
+    with pytest.raises(DataError, match="message 1 has no text"):
+        ask_chat(chatter, chat(messages=[{"role": "user", "content": ""}]))
+
+
+def test_system_message_of_a_client_stands_in_the_place_of_the_instruction(
+    chatter: HostedModel,
+) -> None:
+    state = replace(chatter.predictor.state, instruction="Answer in verse.")
+    model = replace(chatter, predictor=replace(chatter.predictor, state=state))
+    assert ask_chat(model, chat()).prompted == ask_chat(chatter, chat()).prompted
+    verse = [{"role": "system", "content": "Answer in verse."}, *MESSAGES[1:]]
+    expected = ask_chat(chatter, chat(messages=verse)).prompted
+    blank = [{"role": "system", "content": ""}, *MESSAGES[1:]]
+    for messages in (MESSAGES[1:], blank):
+        assert ask_chat(model, chat(messages=messages)).prompted == expected
+
+
+@pytest.mark.parametrize("policy", ["error", "truncate"])
+def test_conversation_that_is_longer_than_the_run_reads_is_refused_and_never_cut(
+    policy: LengthPolicy, chatter: HostedModel
+) -> None:
+    predictor = replace(chatter.predictor, limit=LengthLimit(100, policy))
+    model = replace(chatter, predictor=predictor)
+    messages = [{**MESSAGES[1], "content": "the fox " * 99}, *MESSAGES[2:]]
+    told = (
+        r"has \d+ tokens, and `max_tokens` is 9; the model reads 100 of a prompt, and 4096 together"
+    )
+    with pytest.raises(RequestError, match=told) as refused:
+        ask_chat(model, chat(messages=messages, max_tokens=9))
+    assert (refused.value.param, refused.value.code) == ("messages", "context_length_exceeded")
+    texts = replace(predictor, task=load_task("summarization"), state=TaskState())
+    if policy == "truncate":
+        asked = ask_chat(replace(model, predictor=texts), chat(messages=messages[:1]))
+        assert len(asked.prompted[0].prompt_ids) == 100
+
+
+def test_answer_whose_length_is_not_told_gets_what_the_context_leaves(chatter: HostedModel) -> None:
+    own = GenerationSettings(max_new_tokens=4000)
+    model = replace(chatter, predictor=replace(chatter.predictor, generation=own))
+    messages = [{"role": "user", "content": "the fox " * 100}]
+    (found,) = ask_chat(model, chat(messages=messages)).prompted
+    assert found.settings.max_new_tokens == 4096 - len(found.prompt_ids) < 4000
+    with pytest.raises(RequestError, match=r"`max_tokens` is 4000; .* or lower `max_tokens`"):
+        ask_chat(model, chat(messages=messages, max_completion_tokens=4000))
+    messages[0]["content"] *= 50
+    with pytest.raises(RequestError, match=r"tokens, and an answer needs 1; .* shorten them\.$"):
+        ask_chat(model, chat(messages=messages))
 
 
 def test_what_is_left_out_is_as_the_model_was_measured(chatter: HostedModel) -> None:

@@ -21,3 +21,26 @@ def test_loopback_is_known(host: str, *, expected: bool) -> None:
 def test_value_out_of_range_is_told(name: str, value: object) -> None:
     with pytest.raises(SettingError, match=f"setting `{name}` is wrong"):
         build(ServeSettings, {name: value}, source="lushan serve")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("https://example.org/", "https://example.org"),
+        ("HTTPS://Example.org:443", "https://example.org"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+        ("chrome-extension://abcdefgh", "chrome-extension://abcdefgh"),
+    ],
+)
+def test_origin_is_written_as_browsers_do(given: str, told: str) -> None:
+    found = build(ServeSettings, {"cors_origins": (given,)}, source="lushan serve")
+    assert found.cors_origins == (told,)
+
+
+@pytest.mark.parametrize(
+    "given", ["*", "null", "example.org", "https://*.example.org", "https://a.org/page", "https://"]
+)
+def test_what_is_no_origin_is_refused(given: str) -> None:
+    with pytest.raises(SettingError, match=r"`cors_origins\.0` is wrong: Expected `scheme://host`"):
+        build(ServeSettings, {"cors_origins": (given,)}, source="lushan serve")

@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
 from lushan.errors import SettingError
+from lushan.serving.page.texts import LANGUAGES
 from lushan.serving.serve_settings import ServeSettings
 from lushan.serving.server import address_of, open_port, serve
 from tests.invariants.test_offline import GUARD
@@ -31,19 +33,34 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "SOCKETS_OPENED": str(tmp_path / "sockets_opened"),
         "LUSHAN_CACHE": str(tmp_path / "cache"),
+        "LUSHAN_STORE": str(tmp_path / "store"),
         "OMP_NUM_THREADS": "1",
     }
 
 
-@pytest.fixture
-def process(environment: dict[str, str], chat_folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Give `lushan serve` as a process of its own."""
-    words = ["serve", str(chat_folder), "--port", "0", "--json", "--grace-seconds", "20"]
+@contextmanager
+def started(*targets: str, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """Run `lushan serve` as a process of its own."""
+    words = ["serve", *targets, "--port", "0", "--json", "--grace-seconds", "20"]
     command = [sys.executable, "-m", "lushan", *words]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as found:
         yield found
         found.kill()
+
+
+@pytest.fixture
+def process(environment: dict[str, str], chat_folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Give a server with a model."""
+    with started(str(chat_folder), environment=environment) as found:
+        yield found
+
+
+@pytest.fixture
+def page_process(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """Give a server with the page alone."""
+    with started(environment=environment) as found:
+        yield found
 
 
 def is_ready(url: str) -> bool:
@@ -75,6 +92,23 @@ def is_refused(url: str) -> bool:
     except (httpx.NetworkError, httpx.RemoteProtocolError):  # refused, or taken and closed at once
         return True
     return False
+
+
+def test_tab_that_is_open_does_not_keep_the_server_from_stopping(
+    page_process: subprocess.Popen[str],
+) -> None:
+    assert page_process.stdout is not None
+    assert page_process.stderr is not None
+    url = json.loads(page_process.stdout.readline())["address"]
+    wait_until(lambda: is_ready(url), seconds=60)
+    places = [f"{url}/ui/{language}/gradio_api/heartbeat/tab" for language in LANGUAGES]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(httpx.stream("GET", each, timeout=60)) for each in places]
+        tabs = [each.iter_lines() for each in opened]
+        assert [next(each) for each in tabs] == ["data: ALIVE"] * len(LANGUAGES)
+        page_process.send_signal(signal.SIGTERM)
+        assert page_process.wait(timeout=15) == 0  # less than the grace for what runs
+    assert "Cancel" not in page_process.stderr.read()
 
 
 def test_host_that_others_can_reach_is_refused_without_keys(tmp_path: Path) -> None:

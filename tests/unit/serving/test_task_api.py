@@ -1,13 +1,15 @@
 """`/v1/predict`: rows of any task."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lushan
+from lushan.backbones.encoding import LengthLimit
 from lushan.inference.generation_settings import GenerationSettings
+from lushan.records import plain_prediction
 from lushan.serving.hosted import HostedModel
 from tests.served import Served, serving
 
@@ -16,7 +18,7 @@ TEXTS = ["The gull sleeps under a pale moon.", "The ridge remembers the long win
 
 def test_rows_are_answered_as_by_lushan_predict(served: Served, tiny_run: Path) -> None:
     found = served.post("/v1/predict/run", [{"text": TEXTS[0]}, TEXTS[1]]).json()
-    expected = [asdict(each) for each in lushan.load(tiny_run).predict(TEXTS)]
+    expected = [plain_prediction(each) for each in lushan.load(tiny_run).predict(TEXTS)]
     for answer, wanted in zip(found, expected, strict=True):
         assert answer["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-5)
     assert [each["row"] for each in found] == [1, 2]
@@ -28,6 +30,15 @@ def test_rows_are_answered_as_by_lushan_predict(served: Served, tiny_run: Path) 
 def test_one_row_gives_one_answer(served: Served) -> None:
     whole = served.post("/v1/predict/run", TEXTS).json()
     assert served.post("/v1/predict/run", {"text": TEXTS[0]}).json()["answer"] == whole[0]["answer"]
+
+
+def test_row_that_was_cut_tells_it_and_others_do_not(classifier: HostedModel) -> None:
+    limit = LengthLimit(16, "truncate")
+    short = replace(classifier, predictor=replace(classifier.predictor, limit=limit))
+    with serving([short]) as served:
+        whole, cut = served.post("/v1/predict/run", ["The gull.", TEXTS[0]]).json()
+    assert "num_cut_tokens" not in whole
+    assert cut["num_cut_tokens"] > 0
 
 
 def test_model_that_writes_answers_rows_as_it_chats(chatter: HostedModel) -> None:

@@ -101,6 +101,61 @@ def test_windows_leave_out_no_character_of_the_context(backbone: Backbone) -> No
     assert covered == {place for place, mark in enumerate(CONTEXT) if not mark.isspace()}
 
 
+def cut_before(backbone: Backbone, word: str) -> LengthLimit:
+    """Give the longest limit that leaves of the context only what stands before a word."""
+    (whole,) = encode(backbone, example())
+    for num_tokens in range(len(whole.token_ids), 0, -1):
+        limit = LengthLimit(num_tokens, "truncate")
+        (features,) = encode(backbone, example(None), limit=limit)
+        if max(end for _, end in features.units) <= CONTEXT.index(word):
+            return limit
+    raise AssertionError(word)
+
+
+def test_answer_that_was_cut_off_is_not_learned_as_none(backbone: Backbone) -> None:
+    rows = [example("soup"), example("bread and"), example("cold"), example(None)]
+    features = encode(backbone, *rows, limit=cut_before(backbone, "and soup"))
+    assert [each.weight for each in features] == [0, 0, 1, 1]
+    assert [each.num_cut_items for each in features] == [1, 1, 0, 0]
+    assert "cold" in (learned(features[2]) or "")
+    assert learned(features[3]) is None
+    with torch.inference_mode():
+        found, kept = (
+            TASK.loss(backbone, pack(each), STATE, dropout=0.0) for each in (features, features[2:])
+        )
+    assert found.total.item() == pytest.approx(kept.total.item(), rel=1e-4)
+    assert found.count == kept.count == 2
+    asked = encode(backbone, *rows, limit=cut_before(backbone, "and soup"), with_target=False)
+    assert all(each.weight == 1 and each.num_cut_items == 0 for each in asked)
+
+
+def both(first: str, second: str) -> Example:
+    """A question with two right answers, the first of which is learned where it can be."""
+    spans = [span for answer in (first, second) for span in example(answer).target or ()]
+    return replace(example(first), target=tuple(spans))
+
+
+def test_another_right_answer_is_learned_where_the_first_was_cut_off(backbone: Backbone) -> None:
+    (features,) = encode(backbone, both("soup", "cold"), limit=cut_before(backbone, "bread"))
+    assert features.weight == 1
+    assert "cold" in (learned(features) or "")
+
+
+def test_question_about_the_rest_of_a_context_has_the_answers_that_stand_there() -> None:
+    end = CONTEXT.index("bread")
+    rows = [example("cold"), both("soup", "cold"), example("bread"), example(None)]
+    rows.append(replace(example(), target=("her own words",)))
+    parts = [TASK.as_read(each, end) for each in rows]
+    assert {each.text for each in parts} == {CONTEXT[:end]}
+    assert [each.target for each in parts] == [
+        example("cold").target,
+        both("cold", "soup").target,
+        None,
+        (),
+        ("her own words",),
+    ]
+
+
 def test_loss_is_the_cross_entropy_of_start_and_end_over_the_candidates(backbone: Backbone) -> None:
     batch = pack(encode(backbone, example(), example(None)))
     with torch.inference_mode():

@@ -358,6 +358,18 @@ def test_details_of_scores_hold_labels_confusion_and_the_log_loss_of_scikit_lear
     assert [sum(row) for row in details["confusion"]] == [2, 1, 3]
 
 
+def test_details_say_of_which_of_two_labels_f1_is() -> None:
+    rows = [each for each in ONE_LABEL if each.target != "fine"]
+    answered = [Prediction(each.id, "good", {"good": 0.9, "bad": 0.1}) for each in rows]
+    usual = TASK.score(answered, rows, prepare(rows))
+    named = TASK.score(answered, rows, prepare(rows, Preparation(positive_label="bad")))
+    assert (usual.details["positive_label"], named.details["positive_label"]) == ("good", "bad")
+    assert usual.metrics["recall"].value == 1.0
+    assert named.metrics["recall"].value == 0.0
+    three = TASK.score(answered, rows, TaskState(labels=("bad", "fine", "good")))
+    assert three.details["positive_label"] is None
+
+
 def test_score_of_several_labels_is_micro_f1_and_a_log_loss_per_decision() -> None:
     state = TaskState(labels=("bad", "food"), multi_label=True)
     asked = [dataclasses.replace(SEVERAL[0], target=("bad",))]

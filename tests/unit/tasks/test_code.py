@@ -50,6 +50,36 @@ def test_beginning_of_a_program_is_asked_as_it_is_and_a_task_in_words_as_a_docst
 
 
 @pytest.mark.parametrize(
+    "prompt",
+    [
+        "Return the words\nfrom a list that are long.",
+        "import numbers and add them",
+        "class is a word: count it in a text",
+        "@ is to be counted in a text",
+        "from the list [1, 2] take the last",
+    ],
+)
+def test_task_in_words_is_one_whatever_its_lines_begin_with(prompt: str) -> None:
+    example = read(**{**IN_WORDS, "prompt": prompt})
+    assert shown(example) == f'"""\n{prompt}\nassert add(1, 2) == 3\n"""\n'
+    assert outcome(example, "def add(x, y): return x + y")["pass_at_1"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "def add(a, b):",
+        "def add(a, b):\n    ",
+        'import re\n\n\ndef add(a, b):\n    """Say \\d."""\n',
+        "class Adder:\n    def add(self, a, b):\n        # go on\n",
+        "@cache\nasync def add(a, b):\n\tfor each in (a, b):\n",
+    ],
+)
+def test_beginning_of_a_program_is_one_where_a_body_is_all_that_it_lacks(prompt: str) -> None:
+    assert shown(read(prompt=prompt)) == prompt
+
+
+@pytest.mark.parametrize(
     ("values", "program", "passes"),
     [
         (VALUES, "    return a + b", True),
@@ -97,6 +127,25 @@ def test_how_programs_ended_is_told() -> None:
 def test_nothing_is_run_unless_the_user_allows_it() -> None:
     with pytest.raises(SettingError, match=r"Allow it with `--set task_settings.run_code=true`"):
         TASK.prepare([read()], Preparation(), multi_label=False)
+
+
+def test_tests_that_no_reference_passes_are_refused() -> None:
+    needs = read(tests="import numpy\nassert add(1, 2) == 3\n")
+    leaves = read(tests="import unittest\nunittest.main()\n")
+    told = r"row 7: the reference does not pass its own tests: ModuleNotFoundError: .*'numpy'\. So it is with all of the first 2"
+    with pytest.raises(DataError, match=told):
+        TASK.prove([needs, leaves])
+    with pytest.raises(DataError, match=r"own tests: SystemExit: .*, before its end\."):
+        TASK.prove([leaves])
+
+
+def test_references_that_do_not_pass_are_counted_and_the_first_is_named() -> None:
+    wrong = read(reference="    return a - b")
+    (note,) = TASK.prove([read(), replace(wrong, place="a.jsonl, row 9"), wrong])
+    assert note.startswith("2 of the first 3 test row(s) have a reference that does not pass its")
+    assert "The first is a.jsonl, row 9: AssertionError" in note
+    assert TASK.prove([read(), read(**IN_WORDS)] * 10 + [wrong]) == []
+    assert TASK.prove([]) == []
 
 
 def test_program_ends_where_something_else_begins_unless_training_has_that() -> None:

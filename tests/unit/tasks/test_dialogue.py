@@ -15,10 +15,12 @@ from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.batching import pack
+from lushan.data.columns import Notes, find_columns, form_of
+from lushan.data.splits import split
 from lushan.errors import DataError, ModelError
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
-from lushan.records import Example, Features, Row, TaskState, Written
+from lushan.records import GOES_ON, Example, Features, Row, TaskState, Written
 from lushan.tasks.dialogue import Task
 from tests.conftest import MakeTiny
 from tests.generation import plain_model
@@ -133,9 +135,31 @@ def test_marks_of_the_model_are_refused_wherever_a_template_may_write_them(
 def test_rows_that_are_compared_leave_the_system_out_and_begin_alike() -> None:
     told = [{"role": "system", "content": "Be brave. " * 50}, *TURNS[1:]]
     short, long = read(told[:3]), read(told)
-    assert short.group == long.group == TURNS[1]["content"]
-    assert "Be brave" not in long.text
+    assert short.group == long.group.split(GOES_ON)[0] == TURNS[1]["content"]
+    assert "Be brave" not in long.group + long.text
     assert read(TURNS).id != long.id
+
+
+@pytest.mark.parametrize("opening", [TURNS[1:3], [{**TURNS[1], "content": "Hello!"}, TURNS[2]]])
+def test_rows_of_a_conversation_that_was_cut_come_into_one_split(opening: list[Any]) -> None:
+    talks = [
+        [*opening, {**TURNS[1], "content": f"How much soup is left in pot {n}?"}, *TURNS[2:]]
+        for n in range(20)
+    ]
+    rows = [read(talk[:end]) for talk in talks for end in (2, 4, 6)]
+    parts = split(rows, validation_fraction=0.1, test_fraction=0.2, seed=0)
+    assert [len(part) for part in parts.as_dict().values()] == [20 + 28, 4, 8]
+    for part in (parts.validation, parts.test):
+        asked = [each.text for each in rows if any(x.group == each.group for x in part)]
+        assert sorted(each.text for each in part) == sorted(asked)
+
+
+def test_functions_of_openais_old_form_are_tools() -> None:
+    for form in ("messages", "conversations"):
+        wanted = form_of((form, "functions"), mapping={}, wanted=Task.columns)
+        found = find_columns((form, "functions"), mapping={}, wanted=wanted, notes=Notes("a"))
+        assert found == {form: form, "tools": "functions"}
+    assert read(tools=[TOOLS[0]["function"]]).extra["tools"] == TOOLS
 
 
 def test_answer_at_the_start_is_left_out_and_never_cut(tokenizer: Tokenizer) -> None:

@@ -173,6 +173,37 @@ def test_words_that_were_cut_off_are_outside_of_entities(backbone: Backbone) -> 
     assert all(isinstance(x, Span) and x.end <= last_character for x in prediction.answer)
 
 
+@pytest.mark.parametrize(("num_characters", "num_cut_off"), [(12, 2), (3, 2), (22, 1)])
+def test_entities_of_which_no_word_is_read_are_counted(
+    num_characters: int, num_cut_off: int, backbone: Backbone
+) -> None:
+    (encoded,) = backbone.tokenizer.encode([TEXT])
+    limit = LengthLimit(sum(end <= num_characters for _, end in encoded.offsets), "truncate")
+    (features,) = encode(backbone.tokenizer, example(), limit=limit)
+    assert features.num_cut_items == num_cut_off
+    (asked,) = encode(backbone.tokenizer, example(), limit=limit, with_target=False)
+    assert asked.num_cut_items == 0
+
+
+def test_names_that_were_cut_off_cannot_be_written(backbone: Backbone) -> None:
+    def grammar(limit: LengthLimit) -> tuple[str, int]:
+        (asked,) = TASK.encode(
+            [example()],
+            STATE,
+            backbone.tokenizer,
+            answer="generate",
+            limit=limit,
+            with_target=False,
+        )
+        return asked.grammar, len(asked.token_ids)
+
+    whole, num_tokens = grammar(LengthLimit(1000))
+    num_cut = len(backbone.tokenizer.encode([TEXT[TEXT.index("Paris") :]])[0].ids)
+    cut, _ = grammar(LengthLimit(num_tokens - num_cut, "truncate"))
+    assert [name in whole for name in ("Lovelace", "Paris")] == [True, True]
+    assert [name in cut for name in ("Lovelace", "Paris")] == [True, False]
+
+
 def test_loss_is_that_of_transformers(backbone: Backbone) -> None:
     (features,) = encode(backbone.tokenizer, example())
     found = TASK.loss(backbone, pack([features]), STATE, dropout=0.0)

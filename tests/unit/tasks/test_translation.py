@@ -4,6 +4,7 @@ import pytest
 
 from lushan.errors import DataError
 from lushan.records import Example, Prediction, Row, TaskState
+from lushan.tasks import Preparation
 from lushan.tasks.translation import Task
 
 TASK = Task()
@@ -39,6 +40,36 @@ def test_worked_examples_stand_before_the_question_and_the_answer_behind() -> No
     assert TASK.render(
         read(), TaskState(instruction="Say it."), answer="generate", with_target=False
     )[0].text.startswith("Say it.\n\nText:")
+
+
+def test_worked_examples_are_those_of_the_asked_languages() -> None:
+    rows = [
+        read(source=f"{code} {number}", source_lang="en", target_lang=code)
+        for code in ("de", "zh")
+        for number in range(20)
+    ]
+    state = TASK.prepare(rows, Preparation(num_shots=8), multi_label=False)
+    alone = TASK.prepare(rows[:20], Preparation(num_shots=8), multi_label=False)
+    assert [each for each in state.shots if each in rows[:20]] == list(alone.shots)
+    for code, name in (("de", "German"), ("de-AT", "German"), ("zh", "Chinese")):
+        written = text(read(source_lang="en", target_lang=code), shots=state.shots)
+        assert written.startswith(f"Translate from English to {name}.\n\nText: {code[:2]} ")
+        assert written.count("Translate") == 1
+        assert written.count(f"\n\nText: {code[:2]} ") == 8
+        assert written.count("\n\nText: ") == 9
+
+
+def test_worked_examples_of_other_languages_stand_under_their_names() -> None:
+    german = [read(source=f"{'long ' * n}cat", source_lang="en", target_lang="de") for n in (1, 0)]
+    chinese = read(source="long long dog", target="\u72d7", source_lang="en", target_lang="zh")
+    asked = read(source_lang="en", target_lang="fr")
+    assert text(asked, shots=(*german, chinese)) == (
+        "Translate from English to German.\n\nText: long cat\nTranslation: Ein Hund.\n\n"
+        "Translate from English to Chinese.\n\nText: long long dog\nTranslation: \u72d7\n\n"
+        "Translate from English to French.\n\nText: A dog.\nTranslation:"
+    )
+    plain = "Translate from English to German.\n\n"
+    assert text(asked, shots=tuple(german)).count(plain) == 1
 
 
 @pytest.mark.parametrize("value", [7, " ", ["de"]])

@@ -9,7 +9,16 @@ from lushan.backbones.load import load_backbone
 from lushan.errors import DataError
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
-from lushan.records import Example, Mention, Prediction, Row, TaskState, Triple, Written
+from lushan.records import (
+    Example,
+    Features,
+    Mention,
+    Prediction,
+    Row,
+    TaskState,
+    Triple,
+    Written,
+)
 from lushan.tasks import Preparation
 from lushan.tasks.triples import Task
 from tests.conftest import MakeTiny
@@ -106,6 +115,22 @@ def test_untouched_model_is_held_to_the_grammar_of_each_text(tiny_folder: MakeTi
     ]
     found = predictor.outputs(features, asked)
     assert [each.text for each in found] == [" fox!", " soup!"]
+
+
+def test_names_that_were_cut_off_cannot_be_written(tiny_folder: MakeTiny) -> None:
+    tokenizer = load_backbone(tiny_folder("llama"), purpose="language").tokenizer
+
+    def asked(limit: LengthLimit) -> Features:
+        (found,) = TASK.encode(
+            [read()], prepared(read()), tokenizer, answer="generate", limit=limit, with_target=False
+        )
+        return found
+
+    whole = asked(LengthLimit(1000))
+    num_cut = len(tokenizer.encode([" Ulm."])[0].ids)
+    cut = asked(LengthLimit(len(whole.token_ids) - num_cut, "truncate"))
+    assert [name in whole.grammar for name in ("Ada", "Ulm")] == [True, True]
+    assert [name in cut.grammar for name in ("Ada", "Ulm")] == [True, False]
 
 
 def test_wrong_direction_and_wrong_relation_are_wrong_and_places_are_not_asked() -> None:

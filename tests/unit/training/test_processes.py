@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lushan.errors import SettingError
 from lushan.training.processes import Team
 from tests.bad_inputs import good_rows, write_lines
 from tests.conftest import MakeTiny
@@ -46,10 +47,21 @@ def test_one_process_leads_and_shares_with_itself() -> None:
     assert team.sum(torch.ones(2)).tolist() == [1.0, 1.0]
 
 
+def test_several_processes_of_which_one_was_started_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    Team()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(SettingError, match=r"starts one process, however many .* `torchrun"):
+        Team()
+
+
 @pytest.mark.parametrize(
     ("adapter", "together"),
     [
         ("full", ()),
+        ("lora", ()),
         ("top:1", ("--set", "data.label_curve=true")),
         ("full", ("--set", "engine.spread_layers=true")),
     ],

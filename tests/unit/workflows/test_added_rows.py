@@ -46,6 +46,7 @@ def test_ledger_counts_them_by_themselves_and_a_note_tells(tmp_path: Path) -> No
         "test": 0,
     }
     assert any("2 rows of" in note and "a model wrote or labelled" in note for note in found.notes)
+    assert not any("not read" in note for note in found.notes)
 
 
 def test_added_rows_like_a_test_row_are_taken_out(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A file of answers: whole or not there, and gone on with where a process stopped."""
 
+import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,45 @@ def test_second_process_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"Another process is writing to .*a\.part"):
         second.begin(FACTS)
     first.write(LINES)
+
+
+@pytest.mark.parametrize(
+    ("resume", "told"),
+    [
+        (True, r"a\.part` is gone: another process has just finished it"),
+        (False, "is there already"),
+    ],
+)
+def test_file_that_another_process_has_just_finished_stays_whole(
+    resume: bool, told: str, tmp_path: Path
+) -> None:
+    first = AnswerFile(tmp_path / "a", resume=False, overwrite=False)
+    early = AnswerFile(tmp_path / "a", resume=False, overwrite=False)
+    first.begin(FACTS)
+    second = AnswerFile(tmp_path / "a", resume=True, overwrite=False) if resume else early
+    first.write(LINES)
+    with pytest.raises(RunError, match=told):
+        second.begin(FACTS)
+    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "".join(LINES)
+
+
+def test_file_that_is_finished_while_another_process_opens_it_stays_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = AnswerFile(tmp_path / "a", resume=False, overwrite=False)
+    first.begin(FACTS)
+    second = AnswerFile(tmp_path / "a", resume=False, overwrite=True)
+    lock = fcntl.flock
+
+    def finish_first(descriptor: int, how: int) -> None:
+        first.write(LINES)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", finish_first)
+    with pytest.raises(RunError, match=r"a\.part` is gone"):
+        second.begin(FACTS)
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "".join(LINES)
 
 
 def test_mistake_of_the_user_leaves_nothing_and_any_other_end_leaves_what_was_answered(

@@ -51,6 +51,14 @@ def test_rows_that_the_task_refuses_are_counted_by_what_it_says(setup: Setup) ->
     )
 
 
+def test_rows_that_the_model_cannot_read_are_refused_and_end_nothing(setup: Setup) -> None:
+    texts = [row("The cliff"), row("sea " * 1000), row("sea " * 2000), row("A crab.", "lake")]
+    assert kept(texts, setup)[1] == {
+        "too long: more tokens than `model.max_length`.": 2,
+        "label `lake` is not one of the 2 that the model knows.": 1,
+    }
+
+
 @pytest.mark.parametrize(
     ("part", "reason"),
     [
@@ -140,21 +148,31 @@ NEW = [
 ]
 
 
-def gain_of(low: float) -> dict[str, Any]:
-    return {"difference": {"value": low, "low": low, "high": 0.5}, "num_validation_rows": 4}
+def gain_of(low: float, p_value: float = 0.01) -> dict[str, Any]:
+    return {
+        "difference": {"value": low, "low": low, "high": 0.5},
+        "p_value": p_value,
+        "num_validation_rows": 4,
+    }
 
 
 @pytest.mark.parametrize(
-    ("low", "keep", "is_written"), [(0.1, False, True), (0.0, False, False), (-0.1, True, True)]
+    ("low", "p_value", "keep", "is_written"),
+    [
+        (0.1, 0.01, False, True),
+        (0.1, 0.125, False, False),
+        (0.0, 0.01, False, False),
+        (-0.1, 0.01, True, True),
+    ],
 )
 def test_file_is_written_where_rows_clearly_help_or_are_wanted_all_the_same(
-    low: float, keep: bool, is_written: bool, *, augment_with: AugmentWith,
+    low: float, p_value: float, keep: bool, is_written: bool, *, augment_with: AugmentWith,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(augmenting, "measure_gain", lambda *_, **__: gain_of(low))
+    monkeypatch.setattr(augmenting, "measure_gain", lambda *_, **__: gain_of(low, p_value))
     monkeypatch.setattr(augmenting, "_drop_disagreeing", lambda *_, **__: None)
     found, _ = augment_with(NEW, keep=keep)
-    assert (found["helps"], found["written"]) == (low > 0, is_written)
+    assert (found["helps"], found["written"]) == (low > 0 and p_value < 0.05, is_written)
     assert (tmp_path / "new.jsonl").exists() == is_written
     if is_written:
         lines = (tmp_path / "new.jsonl").read_text(encoding="utf-8").splitlines()
@@ -270,6 +288,36 @@ def test_place_where_new_rows_cannot_be_is_refused(
     with pytest.raises(RunError, match=message):
         augment_with(NEW, out=name)
     assert [each.name for each in tmp_path.iterdir()] == ["data.jsonl"]
+
+
+def test_file_that_has_come_meanwhile_is_not_replaced(
+    augment_with: AugmentWith, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measure(*_: object, **__: object) -> dict[str, Any]:
+        (tmp_path / "new.jsonl").write_text("mine", encoding="utf-8")
+        return gain_of(0.1)
+
+    monkeypatch.setattr(augmenting, "measure_gain", measure)
+    monkeypatch.setattr(augmenting, "_drop_disagreeing", lambda *_, **__: None)
+    with pytest.raises(RunError, match=r"new\.jsonl` is there already"):
+        augment_with(NEW)
+    assert (tmp_path / "new.jsonl").read_text(encoding="utf-8") == "mine"
+    assert [each.name for each in tmp_path.glob("*new.jsonl*")] == ["new.jsonl"]
+
+
+def test_rows_that_were_added_before_are_never_replaced(
+    tmp_path: Path, tiny_folder: MakeTiny
+) -> None:
+    file = write_lines(tmp_path / "earlier.jsonl", [{"text": "A fox.", "label": "hill"}])
+    flags = {"model": {"name": str(tiny_folder("llama"))}, "data": {"added": str(file)}}
+    recipe, before = make_recipe(None, flags, []), file.read_bytes()
+    for unlabelled in (None, tmp_path / "texts.jsonl"):
+        with pytest.raises(RunError, match=r"earlier\.jsonl` is read here"):
+            augment_or_label(
+                tmp_path / "data.jsonl", recipe, unlabelled=unlabelled, num_rows=None, out=file,
+                keep=True, overwrite=True, tell=lambda _: None,
+            )  # fmt: skip
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["data.jsonl", "folder/validation.jsonl"])

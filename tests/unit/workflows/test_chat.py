@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from lushan.backbones import packed
@@ -24,6 +25,7 @@ from lushan.workflows.chat import Conversation, LineAnswers, Talk, open_chat, sa
 from lushan.workflows.predict import Opened, open_run
 from tests.conftest import MakeTiny
 from tests.saved import meaning_of
+from tests.tiny import write_turns
 from tests.unit.backbones.test_tokenizer import change
 
 TEMPLATE = (
@@ -207,6 +209,18 @@ def test_base_model_is_written_to_in_plain_words_and_ends_before_it_speaks_for_t
     monkeypatch.setattr(module, "stream", lambda *call, **_: seen.append(call) or iter(()))
     say(talk, "Hi")
     assert seen[0][2].stop_strings == ("\n\nUser:",)
+
+
+def test_reply_ends_where_the_chat_template_ends_a_turn(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    base = write_turns(tiny_folder("llama"), tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"].zero_()  # all tokens are then as likely, and the first is written
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    talk, _ = talk_to(base)
+    assert say(talk, "Hi") == ""
+    assert (talk.last["ended"], talk.last["num_new_tokens"]) == ("stop", 1)
 
 
 def test_model_of_the_cache_may_be_named_by_its_folder(folder: Path, tmp_path: Path) -> None:

@@ -150,6 +150,27 @@ def test_baselines_answer_the_test_rows_once_and_are_described(
     assert len(told) == 3
 
 
+def test_texts_that_are_cut_for_the_untouched_model_are_told(
+    build_setup: BuildSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, told = build_setup("llama"), list[str]()
+    test = setup.parts.test
+    prompts = [f"{INSTRUCTION}Text: {each.text}\nLabel:" for each in test]
+    lengths = [len(each.ids) for each in setup.tokenizer.encode(prompts)]
+    with_context(setup, max(lengths), monkeypatch)
+    answer_untuned(setup, test, tell=told.append)
+    assert told == []
+    most = sorted({*lengths})[-2]
+    with_context(setup, most, monkeypatch)
+    answer_untuned(setup, test, tell=told.append)
+    num_cut = sum(each > most for each in lengths)
+    line = f"{num_cut} of {len(test)} texts were too long for the untouched model and were cut."
+    assert told == [line]
+    run_baselines(make_run(tmp_path), setup, tell=told.append)
+    assert told[-1].startswith("Baseline few_shot: ")
+    assert told[-1].endswith(line)
+
+
 def test_baselines_go_on_where_a_kill_stopped_them(
     build_setup: BuildSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

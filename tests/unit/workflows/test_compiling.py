@@ -12,6 +12,7 @@ from lushan.backbones.adapters import attach
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.errors import RunError, SettingError
 from lushan.training.loop import Evaluated, StepDone
+from lushan.training.processes import Team
 from lushan.workflows import compiling as workflow
 from lushan.workflows.compiling import compiled_layers
 from lushan.workflows.recipe import TuneRecipe, make_recipe
@@ -83,11 +84,14 @@ def test_run_goes_on_only_with_the_functions_that_it_began_with(
     flags = {"model": {"precision": precision}, "training": {"optimizer": optimizer}}
     recipe = make_recipe(None, flags, [])
     if told is None:
-        name = workflow.library_of(recipe, found=found, is_spread=False)
+        heard: list[str] = []
+        name = workflow.library_of(recipe, found=found, tell=heard.append)
         assert name == ("" if missing else "products-1")
+        assert all(missing in each for each in heard)
+        assert len(heard) == bool(missing)
     else:
         with pytest.raises(RunError, match=re.escape(told)):
-            workflow.library_of(recipe, found=found, is_spread=False)
+            workflow.library_of(recipe, found=found)
 
 
 @pytest.mark.parametrize(("optimizer", "is_spread"), [("sgd", False), ("adamw", True)])
@@ -95,9 +99,13 @@ def test_what_needs_no_functions_goes_on_without(
     optimizer: str, is_spread: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workflow.native, "why_missing", lambda: "")
-    flags = {"model": {"precision": "fp32"}, "training": {"optimizer": optimizer}}
-    recipe = make_recipe(None, flags, [])
-    assert not workflow.library_of(recipe, found="", is_spread=is_spread)
+    monkeypatch.setattr(Team, "place", (0, 2))
+    flags = {
+        "model": {"precision": "fp32"},
+        "training": {"optimizer": optimizer},
+        "engine": {"spread_layers": is_spread},
+    }
+    assert not workflow.library_of(make_recipe(None, flags, []), found="")
 
 
 def load(folder: Path) -> Backbone:

@@ -15,7 +15,7 @@ from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task, names_in
 from lushan.data.batching import PackedSource
 from lushan.data.feature_store import EncodedCache, FeatureStore
-from lushan.records import Example, Features, TaskState
+from lushan.records import Example, Features, Span, TaskState
 from lushan.tasks import Preparation, Task
 from lushan.workflows import encode as encoding
 from lushan.workflows.encode import Encoder, encode
@@ -90,6 +90,30 @@ def test_whatever_decides_a_token_makes_another_entry(
     encoded(cache, encoder, [*EXAMPLES[1:], EXAMPLES[0]])
     encoded(cache, encoder, [replace(EXAMPLES[0], text="other"), *EXAMPLES[1:]])
     assert num_entries(cache) == len(others) + 5
+
+
+def test_what_was_cut_off_is_left_out_for_training_alone(tiny_folder: MakeTiny) -> None:
+    tokenizer = Tokenizer.load(tiny_folder("llama"))
+    task, state = load_task("tagging"), TaskState(labels=("x",))
+    row = Example("1", "Ada met Bob", (Span(0, 3, "x"), Span(8, 11, "x")), "row 1")
+    encoder = Encoder(task, state, tokenizer, "generate", LengthLimit(1000))
+    (whole,) = encoder.encode([row], with_target=True)
+    limit = LengthLimit(len(whole.token_ids) - 2, "truncate")
+    asked, learned = (
+        replace(encoder, limit=limit, learns=learns).encode([row], with_target=True)[0]
+        for learns in (False, True)
+    )
+    assert (asked.num_cut_items, learned.num_cut_items) == (1, 1)
+    written = [tokenizer.decode(list(x.token_ids[x.targets_from : -1])) for x in (asked, learned)]
+    assert [each.strip() for each in written] == ["Ada (x); Bob (x)", "Ada (x)"]
+
+
+def test_learned_tokens_and_whole_ones_are_kept_apart(
+    cache: EncodedCache, encoder: Encoder
+) -> None:
+    encoded(cache, encoder)
+    encoded(cache, replace(encoder, learns=True))
+    assert num_entries(cache) == 2
 
 
 def files_that_run(encoder: Encoder, examples: Sequence[Example]) -> set[Path]:

@@ -36,12 +36,41 @@ def test_scores_are_those_of_scikit_learn_on_the_runs_own_answers(
     assert found.result["num_examples"] == len(truth) == len(found.correct)
 
 
+def test_rows_that_are_cut_are_told_and_counted(tiny_run: Path, tmp_path: Path) -> None:
+    rows = [*good_rows()[:4], {"text": "salt and wind " * 90, "label": "sea"}]
+    data = write_lines(tmp_path / "more.jsonl", rows)
+    told: list[str] = []
+    cut = {"data": {"columns": {"text": "text"}, "over_length": "truncate"}}
+    found = evaluate(tiny_run, data, settings=cut, tell=told.append).result
+    assert (found["num_examples"], found["num_cut_examples"]) == (5, 1)
+    assert any(line.startswith("1 of 5 rows were longer than 128 tokens") for line in told)
+    whole = write_lines(tmp_path / "whole.jsonl", rows[:4])
+    assert evaluate(tiny_run, whole, settings=cut).result["num_cut_examples"] == 0
+
+
 def test_of_a_folder_the_test_file_is_scored(tiny_run: Path, tmp_path: Path) -> None:
     write_lines(tmp_path / "train.jsonl", good_rows())
     write_lines(tmp_path / "test.jsonl", good_rows()[:6])
     found = evaluate(tiny_run, tmp_path, settings=WORDS)
     assert found.result["num_examples"] == 6
     assert found.result["data"] == str(tmp_path / "test.jsonl")
+
+
+def test_rows_that_the_run_was_tuned_on_are_told_and_marked(tiny_run: Path, data: Path) -> None:
+    own, told = tiny_run.parent / "reviews.jsonl", list[str]()
+    assert evaluate(tiny_run, own, tell=told.append).result["seen_in_training"] is True
+    assert any(f"`{own}` is what this run was tuned on" in line for line in told)
+    told.clear()
+    found = evaluate(tiny_run, data, settings=WORDS, tell=told.append)
+    assert found.result["seen_in_training"] is False
+    assert not any("tuned on" in line for line in told)
+
+
+def test_f1_of_two_labels_says_of_which_it_is(tiny_run: Path, data: Path) -> None:
+    result = evaluate(tiny_run, data, settings=WORDS).result
+    assert result["positive_label"] == "sea"
+    (sea,) = [each for each in result["per_class"] if each["label"] == "sea"]
+    assert result["metrics"]["f1"]["value"] == pytest.approx(sea["f1"])
 
 
 def test_a_label_that_the_model_does_not_know_is_refused_by_its_row(
@@ -79,6 +108,14 @@ def test_runs_are_compared_on_other_rows(tiny_run: Path, other: Path, data: Path
     accuracy = evaluate(tiny_run, data, settings=WORDS).result["metrics"]["accuracy"]["value"]
     assert found["num_examples"] == 48
     assert found["runs"][0]["accuracy"]["value"] == pytest.approx(accuracy)
+    assert [each["seen_in_training"] for each in found["runs"]] == [False, False]
+
+
+def test_runs_that_are_asked_about_their_own_rows_are_marked(tiny_run: Path, other: Path) -> None:
+    told: list[str] = []
+    found = compare([tiny_run, other], data=tiny_run.parent / "reviews.jsonl", tell=told.append)
+    assert [each["seen_in_training"] for each in found["runs"]] == [True, True]
+    assert len([line for line in told if "what this run was tuned on" in line]) == 2
 
 
 def test_runs_of_one_name_are_called_by_their_paths(tiny_run: Path, tmp_path: Path) -> None:

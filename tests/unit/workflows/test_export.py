@@ -1,6 +1,7 @@
 """An export appears whole, checked and told, or not at all."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lushan.atomic import lock_file
 from lushan.errors import CertificateError, MissingExtraError, RunError, SettingError
 from lushan.model_store.export_certificate import EXPORT_FILE
 from lushan.model_store.export_program import Answers, Questions
@@ -44,6 +46,7 @@ def test_export_is_scored_on_the_test_rows_of_the_run(run: Path) -> None:
     quality = told["quality"]
     results = read(run / "results.json")
     assert quality["rows"] == "the run's test rows"
+    assert quality["seen_in_training"] is False
     assert quality["num_examples"] == results["num_examples"]["test"]
     assert quality["run"] == results["after"]
     assert told["model_version"] == results["model_version"]
@@ -61,8 +64,11 @@ def test_files_are_told_with_their_digests(run: Path) -> None:
 
 def test_other_rows_are_taken_from_a_file(run: Path, tiny_run: Path) -> None:
     data = tiny_run.parent / "reviews.jsonl"
-    quality = export(run, to="hf", data=data)["quality"]
+    told: list[str] = []
+    quality = export(run, to="hf", data=data, tell=told.append)["quality"]
     assert quality["rows"] == str(data)
+    assert quality["seen_in_training"] is True
+    assert any("is what this run was tuned on" in line for line in told)
     assert quality["num_examples"] == len(data.read_text(encoding="utf-8").splitlines())
 
 
@@ -203,6 +209,40 @@ def test_older_export_stays_when_the_new_one_is_refused(
     with pytest.raises(CertificateError):
         export(run, to="hf", overwrite=True)
     assert read(run / "exports" / "hf" / EXPORT_FILE) == before
+
+
+def leave(out: Path, *names: str) -> Path:
+    """Give the folder that a killed export left beside `out`."""
+    place = out.parent / f".{out.name}.k1ll3d__.part"
+    for name in names:
+        (place / name).mkdir(parents=True)
+        (place / name / EXPORT_FILE).write_text(f'"{name}"', encoding="utf-8")
+    return place
+
+
+def test_what_a_killed_export_left_is_removed_unless_its_process_lives(run: Path) -> None:
+    out = run / "exports" / "hf"
+    place = leave(out, "hf")
+    (place.parent / ".hf.mine.part").mkdir()
+    kept = lock_file(place / ".lock")
+    assert kept is not None
+    export(run, to="hf")
+    assert files_in(out.parent) == {"hf", place.name, ".hf.mine.part"}
+    os.close(kept)
+    export(run, to="hf", overwrite=True)
+    assert files_in(out.parent) == {"hf", ".hf.mine.part"}
+
+
+def test_export_that_a_killed_one_had_put_aside_comes_back(run: Path) -> None:
+    out = run / "exports" / "hf"
+    leave(out, "hf", "old")
+    with pytest.raises(RunError, match="holds an export already"):
+        export(run, to="hf")
+    assert (out / EXPORT_FILE).read_text(encoding="utf-8") == '"old"'
+    leave(out, "old")
+    export(run, to="hf", overwrite=True)
+    assert read(out / EXPORT_FILE)["form"] == "hf"
+    assert files_in(out.parent) == {"hf"}
 
 
 @pytest.mark.slow

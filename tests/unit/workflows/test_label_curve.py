@@ -90,6 +90,19 @@ def test_few_rows_are_drawn_by_the_seed_and_repeated_to_enough_steps(
     assert few.recipe.training.keep == "last"
 
 
+def test_few_rows_are_learned_as_they_are_in_the_whole_run(build_setup: BuildSetup) -> None:
+    texts = [f"{row['text']} " * 6 + "End" for row in good_rows()]
+    rows = [
+        {"text": text, "entities": [[0, 3, "x"], [len(text) - 3, len(text), "x"]]} for text in texts
+    ]
+    cut = {"over_length": "truncate"}
+    setup = build_setup("llama", rows=rows, task="tagging", answer="generate", data=cut)
+    few = _with_few_rows(setup, 8, seed=0)
+    learned = {each.token_ids for each in setup.features["train"]}
+    assert {each.token_ids for each in few.features["train"]} <= learned
+    assert {each.num_cut_items for each in few.features["train"]} == {1}
+
+
 def test_head_begins_anew_in_every_draw_and_reads_what_frozen_layers_made(
     build_setup: BuildSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:

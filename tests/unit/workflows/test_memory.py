@@ -14,7 +14,7 @@ from lushan.backbones.native import why_missing
 from lushan.data.batching import pack
 from lushan.errors import SettingError
 from lushan.records import Batch, Features
-from lushan.workflows.memory import Fit, Load, load_of, make_fit, needed_bytes
+from lushan.workflows.memory import Fit, Load, check_reading, load_of, make_fit, needed_bytes
 from lushan.workflows.recipe import TuneRecipe
 from tests.conftest import MakeTiny
 
@@ -106,6 +106,12 @@ def test_what_never_fits_is_refused_with_what_helps(recipe: TuneRecipe, helps: s
     ) as e:
         fit_into(0.5, recipe)
     assert helps in str(e.value)
+
+
+def test_a_model_that_cannot_be_read_is_refused() -> None:
+    check_reading(FACTS, free_bytes=1.85 * GIB)
+    with pytest.raises(SettingError, match=r"takes about 1\.8 GiB of main memory, but 1\.7 GiB"):
+        check_reading(FACTS, free_bytes=1.7 * GIB)
 
 
 def test_load_is_that_of_the_longest_rows() -> None:

@@ -6,10 +6,20 @@ from typing import Any
 
 import pytest
 
+from lushan.atomic import is_locked
 from lushan.errors import RunError
 from lushan.records import Example, Interval, Scores
 from lushan.workflows import new_rows
-from lushan.workflows.new_rows import Measured, NewRow, Sifted, check_place, drop, measure_gain
+from lushan.workflows.new_rows import (
+    Measured,
+    NewRow,
+    Sifted,
+    check_place,
+    drop,
+    lock_of,
+    measure_gain,
+    reserved,
+)
 from tests.unit.workflows.conftest import BuildSetup
 
 REAL, WITH_NEW = (0.0, 0.0, 1.0, 0.0), (1.0, 0.0, 1.0, 1.0)
@@ -64,3 +74,32 @@ def test_place_that_no_command_reads_or_that_is_in_the_data_is_refused(
     with pytest.raises(RunError, match=message):
         check_place(tmp_path / out, tmp_path / "data")
     check_place(tmp_path / "new.jsonl", tmp_path / "data")
+
+
+def test_place_of_a_file_is_kept_for_one_process_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder" / "rows.jsonl"
+    with reserved(out, overwrite=False):
+        assert is_locked(lock_of(out))
+        with (
+            pytest.raises(RunError, match=r"Another process is making `.*rows\.jsonl`"),
+            reserved(out, overwrite=True),
+        ):
+            pytest.fail("two make one file")
+    assert list(tmp_path.iterdir()) == []
+    with reserved(out, overwrite=False):
+        out.touch()
+    assert list(out.parent.iterdir()) == [out]
+    with (
+        pytest.raises(RunError, match="is there already"),
+        reserved(out, overwrite=False),
+    ):
+        pytest.fail("what is there would be replaced")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux' own folder")
+def test_place_that_cannot_be_written_is_refused_at_once() -> None:
+    with (
+        pytest.raises(RunError, match=r"`--out /proc/rows\.jsonl` cannot be written"),
+        reserved(Path("/proc/rows.jsonl"), overwrite=False),
+    ):
+        pytest.fail("nothing can be written there")

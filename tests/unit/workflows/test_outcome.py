@@ -10,6 +10,7 @@ import psutil
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix
 
+from lushan.errors import RunError
 from lushan.model_store.run_folder import RunFolder, read_correct
 from lushan.records import Example, Interval, Prediction, Scores
 from lushan.workflows.outcome import (
@@ -90,6 +91,7 @@ def test_scores_are_those_of_the_answers_on_the_test_rows(setup: Setup, run: Run
     assert after is not None
     expected = confusion_matrix(truth, [str(each.answer) for each in after])
     assert results["labels"] == ["hill", "sea"]
+    assert results["positive_label"] == "sea"
     assert results["confusion"] == expected.tolist()
 
 
@@ -121,6 +123,16 @@ def test_every_answer_is_kept_with_whether_it_was_right(setup: Setup, run: RunFo
     assert [json.loads(line)["correct"] for line in lines] == [
         each.target == "hill" for each in test
     ]
+
+
+def test_answers_to_other_rows_are_refused(setup: Setup, run: RunFolder) -> None:
+    answers = run.predictions("before")
+    assert answers is not None
+    for other in (answers[1:], answers[::-1]):
+        run.save_predictions("before", other)
+        with pytest.raises(RunError, match=r"before\.jsonl` does not answer .* `--resume`"):
+            write_outcome(run, setup)
+    assert not (run.path / "results.json").exists()
 
 
 def test_without_baselines_only_before_is_compared(setup: Setup, run: RunFolder) -> None:

@@ -127,6 +127,30 @@ def test_a_text_that_is_too_long_is_found_before_any_is_answered(
     assert len(ask(tiny_run, data, settings={"data": {"over_length": "window"}})) == 2
 
 
+def test_rows_that_are_cut_are_told_and_counted(tiny_run: Path, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "new.jsonl", [{"words": "short"}, {"words": "long " * 200}])
+    told, lines = list[str](), list[str]()
+    opened = open_run(tiny_run, {"data": {"over_length": "truncate"}})
+    done = predict(opened, data, write=lines.extend, tell=told.append)
+    assert done["num_cut_examples"] == 1
+    assert [line for line in told if "cut" in line] == [
+        "1 of 2 rows were longer than 128 tokens and were cut (`data.over_length=truncate`): the model answers from what is "
+        "left of them."
+    ]
+    whole, cut = (json.loads(line) for line in lines)
+    assert "num_cut_tokens" not in whole
+    assert cut["num_cut_tokens"] > 0
+    (found,) = opened.predict(["long " * 200])
+    assert found.num_cut_tokens == cut["num_cut_tokens"]
+
+
+def test_whole_rows_leave_nothing_to_tell(tiny_run: Path, rows: Path) -> None:
+    told: list[str] = []
+    done = predict(open_run(tiny_run), rows, write=list[str]().extend, tell=told.append)
+    assert done["num_cut_examples"] == 0
+    assert not any("cut" in line for line in told)
+
+
 def test_progress_covers_every_row(tiny_run: Path, rows: Path) -> None:
     begun: list[int] = []
     done: list[int] = []

@@ -44,6 +44,17 @@ def test_one_file_is_cut_into_three_and_told(tmp_path: Path) -> None:
     assert found.notes[1].startswith("No test split: 10 of 48 rows were cut off for it")
 
 
+def test_split_that_gets_far_less_than_its_share_is_told(tmp_path: Path) -> None:
+    enough = prepared(write_lines(tmp_path / "enough.jsonl", good_rows()))
+    assert not any("belong together" in each for each in enough.notes)
+    rows = [row for row in good_rows() if "wave" in row["text"] or "ridge" in row["text"]]
+    rows += rows[:2] * 50
+    found = prepared(write_lines(tmp_path / "data.jsonl", rows))
+    told = [each for each in found.notes if "belong together" in each]
+    assert told[0].startswith("The validation split has 2 rows in place of some 11: rows that")
+    assert told[1].startswith("The test split has 2 rows in place of some 21: rows that")
+
+
 def test_only_the_missing_split_is_cut_off(tmp_path: Path) -> None:
     data = splits(tmp_path)
     (data / "validation.jsonl").unlink()

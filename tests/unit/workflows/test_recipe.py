@@ -7,7 +7,14 @@ import pytest
 import yaml
 
 from lushan.errors import SettingError
-from lushan.workflows.recipe import TuneRecipe, make_recipe, parse_adapter, parse_budget
+from lushan.workflows.recipe import (
+    TuneRecipe,
+    is_same_model,
+    make_recipe,
+    parse_adapter,
+    parse_budget,
+    with_model_path,
+)
 
 
 def test_nothing_given_is_the_default_recipe() -> None:
@@ -75,6 +82,38 @@ def test_budget_is_read_in_seconds(text: str, seconds: float) -> None:
 def test_budget_that_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(SettingError, match=rf"`--budget {text}`: expected a time such as `90s`"):
         parse_budget(text)
+
+
+def test_model_that_is_a_folder_is_named_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    made = make_recipe(None, {"model": {"name": "../models/base", "precision": "fp32"}}, [])
+    found = with_model_path(made, out=Path("run"))
+    assert found.model.name == str((tmp_path / "models" / "base").resolve())
+    assert found.model.precision == "fp32"
+    assert is_same_model(found.model.name, "../models/base")
+    assert not is_same_model(found.model.name, "../models")
+
+
+def test_run_that_would_be_taken_for_its_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = make_recipe(None, {"model": {"name": "SmolLM2"}}, [])
+    assert with_model_path(made, out=Path("runs/SmolLM2")) is made
+    with pytest.raises(SettingError, match=r"taken for the model `SmolLM2`.*Name another folder"):
+        with_model_path(made, out=tmp_path / "SmolLM2")
+
+
+@pytest.mark.parametrize(("said", "label"), [("1", "1"), ("good", "good"), ('"yes"', "yes")])
+def test_positive_label_may_be_a_number_as_tables_have_it(said: str, label: str) -> None:
+    recipe = make_recipe(None, {}, [f"task_settings.positive_label={said}"])
+    assert recipe.task_settings.positive_label == label
+    with pytest.raises(SettingError, match=r"`task_settings\.positive_label` is wrong: .*Got True"):
+        make_recipe(None, {}, ["task_settings.positive_label=yes"])
 
 
 def test_layers_of_top_must_be_positive() -> None:

@@ -11,10 +11,11 @@ from lushan.backbones.inspect import ModelFacts
 from lushan.catalog import load_task
 from lushan.errors import SettingError
 from lushan.training import processes
+from lushan.workflows.budget import Workload, predict_tokens_per_second
 from lushan.workflows.recipe import TuneRecipe, make_recipe
 from lushan.workflows.resolve import (
     Resolved,
-    predict_tokens_per_second,
+    refuse_to_spread,
     refuse_what_the_task_lacks,
     resolve,
     with_usual_answer,
@@ -55,7 +56,7 @@ def _known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     speed = Speed(
         device="cpu", fp32_gflops=2.0, bf16_gflops=8.0, bf16_training_works=True, torch_version=""
     )
-    for module in ("backbones.hardware", "workflows.resolve"):
+    for module in ("backbones.hardware", "workflows.budget"):
         monkeypatch.setattr(f"lushan.{module}.measure", lambda *_, **__: speed)
 
 
@@ -63,14 +64,15 @@ def recipe_of(**values: object) -> TuneRecipe:
     return make_recipe(None, values, [])
 
 
-def decide(*, num_train_rows: int = 5_000, facts: ModelFacts = FACTS, **values: object) -> Resolved:
-    return resolve(
-        recipe_of(**values),
-        facts=facts,
-        num_train_rows=num_train_rows,
-        mean_tokens=20.0,
-        device="cpu",
-    )
+def decide(
+    *,
+    num_train_rows: int = 5_000,
+    mean_tokens: float = 20.0,
+    facts: ModelFacts = FACTS,
+    **values: object,
+) -> Resolved:
+    work = Workload(num_train_rows, mean_tokens)
+    return resolve(recipe_of(**values), facts=facts, work=work, device="cpu")
 
 
 def decided(resolved: Resolved) -> dict[str, Any]:
@@ -202,6 +204,29 @@ def test_budget_that_all_rows_fit_draws_none() -> None:
     resolved = decide(budget_seconds=3600.0, num_train_rows=2_000)
     assert resolved.recipe.data.max_train_rows is None
     assert "data.max_train_rows" not in decided(resolved)
+
+
+def test_number_of_rows_that_was_given_is_lowered_where_the_budget_has_no_time_and_told() -> None:
+    given: dict[str, Any] = {"model": {"precision": "fp32"}, "training": {"epochs": 3}}
+    expected = decide(budget_seconds=60.0, **given).recipe.data.max_train_rows
+    resolved = decide(budget_seconds=60.0, data={"max_train_rows": 5_000}, **given)
+    assert resolved.recipe.data.max_train_rows == expected
+    (why,) = [each.why for each in resolved.decisions if each.name == "data.max_train_rows"]
+    assert f"{expected} of 5000 rows" in why
+    assert "`data.max_train_rows` = 5000 would take longer" in why
+    few = decide(budget_seconds=60.0, num_train_rows=10, data={"max_train_rows": 10}, **given)
+    assert few.recipe.data.max_train_rows == 10
+    assert "data.max_train_rows" not in decided(few)
+
+
+def test_rows_that_were_planned_for_are_kept_where_they_are_a_little_longer() -> None:
+    first = decide(budget_seconds=60.0, model={"precision": "fp32"})
+    num_rows = first.recipe.data.max_train_rows
+    assert num_rows
+    again = decide(num_train_rows=num_rows, mean_tokens=21.0, **first.recipe.model_dump())
+    assert again.recipe == first.recipe
+    longer = decide(num_train_rows=num_rows, mean_tokens=40.0, **first.recipe.model_dump())
+    assert longer.recipe.data.max_train_rows == num_rows // 2
 
 
 def test_quick_effort_is_a_budget_of_six_minutes() -> None:
@@ -389,6 +414,12 @@ def test_layers_are_not_spread_where_that_cannot_be(
     given = {**values, "engine": {"spread_layers": True}}
     with pytest.raises(SettingError, match=".*".join(map(re.escape, reasons))):
         decide(**given)
+
+
+def test_processes_of_a_later_run_are_not_those_of_now() -> None:
+    refuse_to_spread(recipe_of(engine={"spread_layers": True}), num_processes=2)
+    with pytest.raises(SettingError, match="several processes"):
+        refuse_to_spread(recipe_of(engine={"spread_layers": True}))
 
 
 def test_spread_layers_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def test_sure_rows_are_written_with_label_and_mark_where_they_clearly_help(
     low: float, keep: bool, is_written: bool, *, self_train_with: SelfTrain,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
-    gain = {"difference": {"value": low, "low": low, "high": 0.5}, "num_validation_rows": 4}
+    gain = {"difference": {"value": low, "low": low, "high": 0.5}, "p_value": 0.01}
     monkeypatch.setattr(self_training, "measure_gain", lambda *_, **__: gain)
     found = self_train_with(keep=keep)
     gone = sum(found["dropped"].values())

@@ -1,30 +1,37 @@
 """What is known before the first step: tokens in the ledger, and when a run may not be resumed."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lushan.backbones.hardware import Choice
 from lushan.backbones.inspect import describe
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
 from lushan.errors import DataError, SettingError
 from lushan.inference.generation_settings import GenerationSettings
-from lushan.records import SPLIT_NAMES
+from lushan.records import SPLIT_NAMES, Example
 from lushan.settings import merged
+from lushan.workflows import budget
+from lushan.workflows import setup as module
 from lushan.workflows.prepare import prepare
-from lushan.workflows.recipe import make_recipe
+from lushan.workflows.recipe import EngineSettings, make_recipe
 from lushan.workflows.resolve import with_usual_answer
 from lushan.workflows.setup import (
     Setup,
     check_same_data,
     check_same_recipe,
+    fitted_into_memory,
     make_setup,
     mean_tokens,
     plan,
 )
 from tests.bad_inputs import good_rows, write_lines, write_splits
 from tests.conftest import MakeTiny
+from tests.tiny import TURN_TEMPLATE, write_turns
 from tests.unit.workflows.conftest import BuildSetup
 
 
@@ -77,6 +84,53 @@ def test_text_that_is_cut_is_counted(build_setup: BuildSetup) -> None:
     assert sum(each.num_cut_examples for each in counts) == 1
     cut = sum(each.num_cut_tokens for each in counts)
     assert cut == raw_tokens(setup.base, str(rows[-1]["text"])) - 128
+
+
+def questions(*, answers_at_the_end: bool) -> list[dict[str, Any]]:
+    """Questions about long contexts: every fifth has no answer, every other one of the rest, or all, at the end."""
+    rows: list[dict[str, Any]] = []
+    for number, row in enumerate(good_rows()):
+        context, word = f"{row['text']} " * 12, row["text"].split()[0]
+        is_late = answers_at_the_end or number % 2
+        start = context.rindex(word) if is_late else context.index(word)
+        answers = {"text": [word], "answer_start": [start]}
+        if number % 5 == 0:
+            answers = {"text": [], "answer_start": []}
+        rows.append({"context": context, "question": "Which?", "answers": answers})
+    return rows
+
+
+CUT = {"task": "answering", "data": {"over_length": "truncate"}}
+
+
+@pytest.mark.parametrize("answer", ["head", "generate"])
+def test_training_rows_whose_answer_is_cut_off_are_left_out_and_told(
+    answer: str, build_setup: BuildSetup
+) -> None:
+    rows = questions(answers_at_the_end=False)
+    setup = build_setup("llama", rows=rows, answer=answer, **CUT)
+    ledger = setup.ledger.splits["train"]
+    assert len(setup.parts.train) == ledger.total.num_examples == len(setup.features["train"])
+    assert ledger.num_read == ledger.total.num_examples + sum(ledger.num_dropped.values())
+    num_left_out = ledger.num_dropped["answer cut off"]
+    assert num_left_out > 0
+    assert not any(is_late(each) for each in setup.parts.train)
+    assert all(each.weight > 0 for each in setup.features["train"])
+    num_late = sum(map(is_late, setup.parts.test))
+    assert setup.ledger.splits["test"].total.num_cut_truths == num_late > 0
+    assert f"{num_left_out} training rows are left out" in setup.notes[0]
+    assert f"test: of {num_late} rows the truth" in setup.notes[-1]
+
+
+def is_late(example: Example) -> bool:
+    """Whether the answer stands at the end of the context."""
+    target: Any = example.target
+    return bool(target) and target[0].start > 0
+
+
+def test_run_in_which_every_answer_is_cut_off_is_refused(build_setup: BuildSetup) -> None:
+    with pytest.raises(DataError, match="Zero training signal for `answer`"):
+        build_setup("llama", rows=questions(answers_at_the_end=True), **CUT)
 
 
 def test_setup_made_again_is_the_same(build_setup: BuildSetup) -> None:
@@ -143,6 +197,19 @@ def test_settings_that_differ_from_those_of_the_run_are_named(
         assert any(each.startswith(name) for each in found), found
 
 
+def test_model_of_a_run_may_be_named_in_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stored = make_recipe(None, {"model": {"name": str(tmp_path / "base")}}, [])
+    given = make_recipe(None, {"model": {"name": "x/../base", "precision": "fp32"}}, [])
+    assert check_same_recipe(given, stored) == [
+        "`model.precision` (the run has 'auto', not 'fp32')"
+    ]
+    other = make_recipe(None, {"model": {"name": "other"}}, [])
+    assert check_same_recipe(other, stored)[0].startswith("`model.name` (the run has")
+
+
 def room(task: str, *rows: dict[str, Any], base: Path, folder: Path, **settings: object) -> Setup:
     """Plan a run on rows that train, validate and test alike."""
     data = write_splits(folder, train=rows, validation=rows, test=rows)
@@ -190,6 +257,25 @@ def test_room_is_that_of_one_answer_however_many_a_conversation_holds(
     longest = max(each.num_supervised for each in one.features["train"])
     assert one.recipe.generation.max_new_tokens == longest + longest // 4 + 1
     assert many.recipe.generation == one.recipe.generation
+
+
+def test_what_the_chat_template_ends_a_turn_with_is_the_stop_token_of_conversations(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    talks = [
+        [{"role": "user", "content": f"soup {n}"}, {"role": "assistant", "content": f"fox {n}"}]
+        for n in range(4)
+    ]
+    rows = [{"messages": each} for each in talks]
+    base = write_turns(tiny_folder("llama"), tmp_path / "base")
+    setup = room("dialogue", *rows, base=base, folder=tmp_path)
+    assert {each.token_ids[-1] for each in setup.features["train"]} == {0}
+    told = [setup.ledger.splits[name].trains_stop_token for name in SPLIT_NAMES]
+    assert told == [True, True, True]
+    endless = TURN_TEMPLATE.replace("<pad>", "|")
+    (base / "chat_template.jinja").write_text(endless, encoding="utf-8")
+    with pytest.raises(DataError, match=r"would not learn to stop\..*chat template"):
+        room("dialogue", *rows, base=base, folder=tmp_path)
 
 
 @pytest.mark.parametrize("form", [{"regex": "(?=a)b"}, {"json_schema": {"type": "nonsense"}}])
@@ -244,3 +330,58 @@ def test_text_that_leaves_no_room_for_an_answer_stops_the_run_by_its_row(
         SettingError, match=r"`generation.max_new_tokens` is 128, but the model's context is 128"
     ):
         room("translation", *rows, base=base, folder=tmp_path, generation={"max_new_tokens": 128})
+
+
+def test_rows_are_drawn_for_the_time_that_asking_leaves_and_what_takes_longer_is_told(
+    tiny_folder: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "mean_tokens", lambda *_, **__: 1.0)
+    monkeypatch.setattr(budget, "predict_tokens_per_second", lambda *_, **__: 1.0)
+    base, task = tiny_folder("llama"), load_task("classification")
+    asked = {"name": str(base), "precision": "fp32"}
+    recipe = make_recipe(None, {"model": asked, "budget_seconds": 12.0}, ["training.epochs=1"])
+    data = write_lines(tmp_path / "data.jsonl", good_rows())
+    options: dict[str, Any] = {"task": task, "base": base, "facts": describe(base)}
+    options |= {"tokenizer": Tokenizer.load(base)}
+    prepared = prepare(data, task=task, recipe=recipe)
+    found = plan(prepared, recipe, **options)
+    assert len(found.setup.parts.train) == found.setup.recipe.data.max_train_rows == 3
+    assert "3 of 34 training rows were drawn (`--budget`)." in found.notes
+    assert "reading 10 test rows 3 time(s)" in found.notes[-1]
+    again = plan(prepared, recipe, **options, asks_test=False)
+    assert len(again.setup.parts.train) == 6
+    assert not any("test rows" in each for each in again.notes)
+
+
+def test_tests_that_no_reference_passes_stop_a_run_before_it_trains(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    rows = [
+        {
+            "prompt": f"def f{n}():\n",
+            "reference": f"    return {n}\n",
+            "tests": f"assert f{n}() == {n}",
+        }
+        for n in range(3)
+    ]
+    allowed, base = {"task_settings": {"run_code": True}}, tiny_folder("llama")
+    setup = room("code", *rows, base=base, folder=tmp_path, **allowed)
+    assert len(setup.parts.test) == 3
+    failing = [{**row, "tests": f"import numpy\n{row['tests']}"} for row in rows]
+    with pytest.raises(DataError, match=r"row 1: the reference does not pass .*'numpy'"):
+        room("code", *failing, base=base, folder=tmp_path, **allowed)
+
+
+def test_memory_of_an_accelerator_bounds_the_training(
+    build_setup: BuildSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = build_setup()
+    facts = describe(setup.base)
+    monkeypatch.setattr(module, "choose_device", lambda: Choice("cuda", "it is a test"))
+    monkeypatch.setattr(module, "device_memory_bytes", lambda _: 1_000)
+    with pytest.raises(SettingError, match=r"but 0\.0 GiB are free"):
+        fitted_into_memory(setup, facts)
+    monkeypatch.setattr(module, "device_memory_bytes", lambda _: math.inf)
+    limited = setup.recipe.model_copy(update={"engine": EngineSettings(memory_gigabytes=1e-6)})
+    with pytest.raises(SettingError, match=r"but 0\.0 GiB are free"):
+        fitted_into_memory(replace(setup, recipe=limited), facts)

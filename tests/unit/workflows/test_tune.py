@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score
 
 from lushan.errors import CertificateError, DataError, RunError, SettingError
+from lushan.model_store.tuned_model import load_predictor
 from lushan.settings import merged
 from lushan.training.checkpoint import Progress
 from lushan.training.loop import Evaluated, Fitted, StepDone
@@ -199,7 +200,6 @@ def test_real_scores_are_those_of_the_validation_rows(runs: Runs) -> None:
 
 
 def test_after_is_what_the_saved_model_answers_on_the_test_rows(runs: Runs) -> None:
-    from lushan.model_store.tuned_model import load_predictor
     from lushan.records import Example
 
     results = runs.tune("run")
@@ -275,6 +275,18 @@ def test_run_stopped_while_it_saves_is_saved_when_it_goes_on(
     assert not (runs.folder / "stopped" / "checkpoints").exists()
 
 
+def test_run_is_not_resumed_where_it_does_not_fit_any_more(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.heard = Heard(stop_after_step=1)
+    with pytest.raises(StoppedError):
+        runs.tune("stopped")
+    monkeypatch.setattr("lushan.workflows.setup.free_memory_bytes", lambda: 50_000)
+    monkeypatch.setattr("lushan.workflows.setup.check_reading", lambda *_, **__: None)
+    with pytest.raises(SettingError, match=r"but 0\.0 GiB are free\. Free memory"):
+        runs.tune("stopped", resume=True)
+
+
 def test_run_is_not_resumed_on_a_base_whose_weights_changed(runs: Runs) -> None:
     runs.tune("run", training={"epochs": 1})
     file = runs.base / "model.safetensors"
@@ -292,6 +304,19 @@ def test_run_is_not_resumed_on_other_data_or_with_other_settings(runs: Runs) -> 
     write_lines(runs.data, good_rows()[1:])
     with pytest.raises(DataError, match="is not the data that the run began with"):
         runs.tune("run", resume=True)
+
+
+def test_adapter_whose_base_was_named_from_another_folder_is_found_and_resumed(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs.base = Path("base")
+    runs.tune("run", adapter={"method": "lora"}, training={"epochs": 1})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = runs.tune("run", resume=True, model={"name": "../base"})
+    assert again["adapter"] == "lora"
+    assert load_predictor(tmp_path / "run").version == again["model_version"]
 
 
 def test_nothing_is_resumed_where_no_run_is(runs: Runs) -> None:

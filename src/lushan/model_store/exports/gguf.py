@@ -292,6 +292,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: GgufVocabulary) -> None
     }
     for role, number in vocabulary.special_ids.items():
         add_id[role](number)
+    for number in set(vocabulary.stop_ids) - {vocabulary.special_ids.get("eos")}:
+        writer.add_eot_token_id(number)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_eos_token(value=False)
     if vocabulary.chat_template:

@@ -19,7 +19,7 @@ def mount_page(app: FastAPI) -> FastAPI:
     """Put the page under `/ui/LANGUAGE/` of a server, and lead `/` to the language that the browser prefers.
 
     Args:
-        app: The server; `app.state` has `models`, `worker` and `settings`.
+        app: The server; `app.state` has what `make_app` gives it.
 
     Returns:
         The same server.

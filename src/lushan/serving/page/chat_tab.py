@@ -1,7 +1,8 @@
 """The tab in which people talk to a model, or to two side by side."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, NamedTuple, Self, cast
 
 import anyio.to_thread
@@ -13,6 +14,7 @@ from lushan.records import Row
 from lushan.serving.hosted import HostedModel
 from lushan.serving.page import drawing
 from lushan.serving.page.choosing import Triggers, among
+from lushan.serving.page.merging import merged
 from lushan.serving.page.studio import Studio
 from lushan.serving.page.texts import Texts
 from lushan.serving.prompts import make_settings
@@ -37,6 +39,16 @@ class Chat(NamedTuple):
     """0 always takes the likeliest token."""
 
 
+class Question(NamedTuple):
+    """The same, as the model reads it."""
+
+    hosted: HostedModel
+    token_ids: Sequence[int]
+    settings: GenerationSettings
+    num_cut_tokens: int
+    """Of the oldest turns, which were left out."""
+
+
 def build(opened: Triggers, studio: Studio, texts: Texts) -> None:
     """Put the tab together; `opened` tells that a visitor comes to it."""
     with gr.Row():
@@ -58,29 +70,22 @@ def build(opened: Triggers, studio: Studio, texts: Texts) -> None:
             0, MOST_TEMPERATURE, value=0.7, step=0.1, label=texts("chat.temperature")
         )
     talk = _Talk(studio, texts)
-    asked_by = [message, *(side.turns for side in sides)]
-    changed = [*asked_by, *(side.shown for side in sides)]
+    said = [side.turns for side in sides]
+    changed = [message, *said, *(side.shown for side in sides)]
 
     gr.on(opened, talk.list_models, inputs=models, outputs=models, show_progress="hidden")
     models[1].change(talk.begin_other, inputs=models[1], outputs=list(sides[1]))
-    asked = gr.on(
+    # While it goes on gradio does not begin it anew: the next message stays in its box.
+    sent = gr.on(
         [send.click, message.submit],
-        talk.add,
-        inputs=asked_by,
+        talk.send,
+        inputs=[message, system, temperature, *models, *said],
         outputs=changed,
+        trigger_mode="once",
         show_progress="hidden",
     )
-    answered = [
-        asked.then(
-            talk.answer,
-            inputs=[model, side.turns, system, temperature],
-            outputs=list(side),
-            show_progress="hidden",
-        )
-        for model, side in zip(models, sides, strict=True)
-    ]
-    stop.click(None, cancels=cast("Any", answered))
-    clear.click(talk.clear, outputs=changed, cancels=cast("Any", answered))
+    stop.click(None, cancels=cast("Any", sent))
+    clear.click(talk.clear, outputs=changed, cancels=cast("Any", sent))
 
 
 class _Side(NamedTuple):
@@ -108,15 +113,46 @@ class _Talk(NamedTuple):
     texts: Texts
 
     def list_models(self, *current: str | None) -> list[Any]:
-        choices = self.studio.choices(self.texts, lambda each: each.reads_conversations)
+        choices = self._models()
         none = (self.texts("none") if choices else self.texts("chat.none"), "")
         return [among(choices or [none], current[0]), among([none, *choices], current[1])]
+
+    def _models(self) -> list[tuple[str, str]]:
+        return self.studio.choices(self.texts, lambda each: each.reads_conversations)
 
     def begin_other(self, name: str) -> list[Any]:
         return [[], gr.update(visible=bool(name), value=drawing.chat([], self.texts))]
 
     def clear(self) -> list[Any]:
         return ["", [], [], *[drawing.chat([], self.texts)] * 2]
+
+    async def send(
+        self,
+        text: str,
+        system: str,
+        temperature: float,
+        *sides: *tuple[str | None, str | None, list[Turn], list[Turn]],
+    ) -> AsyncGenerator[list[Any]]:
+        """Put a message into both conversations, and have both models answer at once.
+
+        Args:
+            text: The message; where it is empty, those that nobody answered are asked again.
+            system: As in `Chat`.
+            temperature: As in `Chat`.
+            sides: The names of the models, None while they are not listed yet, and what was said so far.
+        """
+        first, other, *said = sides
+        first = first or next((name for _, name in self._models()), "")
+        added = self.add(text, *said)
+        yield added
+        answers = [
+            self.answer(name, turns, system, temperature)
+            for name, turns in zip((first, other), added[1:3], strict=True)
+        ]
+        async with aclosing(merged(answers)) as steps:
+            async for place, (turns, shown) in steps:
+                changes = {1 + place: turns, 3 + place: shown}
+                yield [changes.get(output, gr.skip()) for output in range(len(added))]
 
     def add(self, text: str, *said: list[Turn]) -> list[Any]:
         """Put a message into both conversations, in the place of one that nobody answered: they take turns."""
@@ -127,44 +163,51 @@ class _Talk(NamedTuple):
         return ["", *conversations, *(drawing.chat(each, self.texts) for each in conversations)]
 
     async def answer(
-        self, name: str, said: list[Turn], system: str, temperature: float
-    ) -> AsyncIterator[list[Any]]:
+        self, name: str | None, said: list[Turn], system: str, temperature: float
+    ) -> AsyncGenerator[list[Any]]:
         """Write what comes next in a conversation, if it is a model's turn."""
         if not name or not said or said[-1]["role"] != "user":
             yield [gr.skip(), gr.skip()]
             return
-        written, turns = "", said
+        # A message that nobody answered leaves: a conversation takes turns.
+        kept, turns = said[:-1], said
+        notes, end = "", drawing.note(self.texts("chat.silent"), self.texts)
         try:
             chat = Chat(said, system, temperature)
-            async with aclosing(reply(self.studio, name, chat)) as pieces:
-                async for piece in pieces:
-                    written += piece
-                    turns = [*said, {"role": "assistant", "content": written}]
-                    yield [turns, drawing.chat(turns, self.texts)]
+            question = await anyio.to_thread.run_sync(_asked, self.studio.model(name), chat)
+            notes = _note_of_cut(question, self.texts)
+            async with aclosing(reply(self.studio, question)) as steps:
+                async for written in steps:
+                    kept = turns = [*said, {"role": "assistant", "content": written}]
+                    end = ""
+                    yield [kept, drawing.chat(turns, self.texts) + notes]
         except LushanError as error:
-            # A message that nobody answered leaves: a conversation takes turns.
-            kept = turns if written else said[:-1]
-            problem = drawing.problem(error, self.texts)
-            yield [kept, drawing.chat(turns, self.texts) + problem]
+            end = drawing.problem(error, self.texts)
+        if end:
+            yield [kept, drawing.chat(turns, self.texts) + notes + end]
 
 
-async def reply(studio: Studio, name: str, chat: Chat) -> AsyncGenerator[str]:
-    """Write an answer piece by piece.
+async def reply(studio: Studio, question: Question) -> AsyncGenerator[str]:
+    """Write an answer; gives what is written so far, from the first piece on that says something.
 
     Raises:
-        UserError: If the conversation cannot be answered, or the answer not be finished.
+        UserError: If the answer cannot be finished.
     """
-    asked = await anyio.to_thread.run_sync(_asked, studio.model(name), chat)
-    async with aclosing(studio.worker.generate(*asked)) as events:
+    written = ""
+    events = studio.worker.generate(question.hosted, question.token_ids, question.settings)
+    async with aclosing(events):
         async for event in events:
-            yield event.text
+            written += event.text
+            if written.strip():
+                yield written
 
 
-def _asked(
-    hosted: HostedModel, chat: Chat
-) -> tuple[HostedModel, Sequence[int], GenerationSettings]:
-    predictor = hosted.predictor
-    told = [{"role": "system", "content": chat.system.strip()}] if chat.system.strip() else []
+def _asked(hosted: HostedModel, chat: Chat) -> Question:
+    predictor, system = hosted.predictor, chat.system.strip()
+    told: list[Turn] = []
+    if system:  # instead of what a run was tuned to be told, as with `lushan chat --system`
+        told = [{"role": "system", "content": system}]
+        predictor = replace(predictor, state=replace(predictor.state, instruction=None))
     row = Row({"messages": [*told, *chat.turns]}, "chat", 1)
     prompt = predictor.encode([predictor.task.read(row, needs_target=False)])[0]
     settings = make_settings(
@@ -173,7 +216,15 @@ def _asked(
         most_tokens=predictor.generation.max_new_tokens,
         stop_strings=predictor.state.stop_strings,
     )
-    return hosted, prompt.token_ids, settings
+    return Question(hosted, prompt.token_ids, settings, prompt.num_cut_tokens)
+
+
+def _note_of_cut(question: Question, texts: Texts) -> str:
+    """Tell that the model does not read the whole conversation; nothing where it does."""
+    if not question.num_cut_tokens:
+        return ""
+    most = question.hosted.predictor.asked_limit.max_tokens
+    return drawing.note(texts("chat.cut", count=f"{most:,}"), texts)
 
 
 def _answered(said: list[Turn]) -> list[Turn]:

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import gradio as gr
 from lushan.errors import DataError, LushanError
 from lushan.inference.grammar import check_forms
 from lushan.inference.predict import Predictor
-from lushan.records import Example
+from lushan.records import Example, plain_prediction
 from lushan.serving.hosted import HostedModel
 from lushan.serving.page import drawing
 from lushan.serving.page.choosing import Triggers, among
@@ -123,7 +122,7 @@ async def answer_file(
         for chunk in _chunks(rows):
             predictions = await studio.worker.predict(hosted, [each for _, each in chunk])
             for (number, _), prediction in zip(chunk, predictions, strict=True):
-                line = {"row": number, **asdict(prediction)}
+                line = {"row": number, **plain_prediction(prediction)}
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             num_done += len(chunk)
             yield Progress(num_done, num_rows)

@@ -2,9 +2,11 @@
 
 import json
 from importlib.resources import files
+from typing import cast
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.routes import App
 from gradio.themes import Base
 from starlette.routing import Mount
 
@@ -57,7 +59,10 @@ def mount_languages(app: FastAPI, *, place: str) -> None:
         )
         mounted = app.routes[-1]
         assert isinstance(mounted, Mount)  # noqa: S101 - what gradio has just put there
-        mounted.app = Gate(mounted.app, server=app)
+        page = cast("App", mounted.app)
+        # Every open tab holds a connection, which gradio ends only where it runs the server itself.
+        app.state.on_stop.append(page.stop_event.set)
+        mounted.app = Gate(page, server=app)
 
 
 def build_page(studio: Studio, texts: Texts) -> gr.Blocks:

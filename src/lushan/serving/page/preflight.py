@@ -25,6 +25,7 @@ def preflight_html(data: Path, task: str, model: str | None, texts: Texts) -> st
     options = {"task": task, "model": {"name": model}} if model else {"task": task}
     found = check(data, make_recipe(None, options, []), tell=lambda _: None)
     values = summary(found)
+    values["has_model"] = found["has_model"]
     values["notes"] = [texts.message(each) for each in values["notes"]]
     return draw("check", texts, **values)
 

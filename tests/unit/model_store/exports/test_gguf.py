@@ -31,6 +31,7 @@ from lushan.records import Features
 from lushan.workflows.export_check import equal_tokens
 from tests.conftest import MakeTiny
 from tests.exported import features_of, merged_of, write_form
+from tests.tiny import TURN_TEMPLATE
 from tests.unit.backbones.gguf_files import sentencepiece_vocabulary
 
 CONFIGS = {
@@ -157,6 +158,17 @@ def test_tokenizer_template_and_shape_stand_in_the_file(
     fields = gguf.GGUFReader(tmp_path / "gguf" / FILE).fields
     assert fields["llama.attention.head_count_kv"].contents() == 2
     assert fields["llama.context_length"].contents() == 128
+
+
+def test_end_of_a_turn_stands_in_the_file_beside_the_stop_token(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    base = wide_base(tiny_folder, tmp_path / "base")
+    exported(base, tmp_path / "plain")
+    assert read_vocabulary(tmp_path / "plain" / FILE).stop_ids == [2]
+    (base / "chat_template.jinja").write_text(TURN_TEMPLATE, encoding="utf-8")
+    exported(base, tmp_path / "turns")
+    assert read_vocabulary(tmp_path / "turns" / FILE).stop_ids == [2, 0]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from tests.exported import (
     write_form,
 )
 from tests.saved import EXAMPLES, save_tuned
+from tests.tiny import write_turns
 
 
 def load_plain(model_class: Any, folder: Path) -> Any:  # noqa: ANN401
@@ -85,6 +86,21 @@ def test_language_model_writes_the_same_tokens_in_plain_transformers(
         ids_1L = torch.tensor([prompt])
         written = model.generate(ids_1L, attention_mask=torch.ones_like(ids_1L), max_new_tokens=8)
         assert written[0, len(prompt) :].tolist() == each.token_ids
+
+
+def test_plain_transformers_stops_where_the_chat_template_ends_a_turn(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    base = write_turns(tiny_folder("llama"), tmp_path / "base")
+    merged = merged_of(base, "dialogue", "generate")
+    with torch.no_grad():  # all tokens are then as likely, and the first, `<pad>`, is written
+        merged.predictor.backbone.core.norm.weight.zero_()
+    write_form(merged, "hf", tmp_path / "hf")
+    assert load_form("hf").read_rules(tmp_path / "hf").stop_ids == (2, 0)
+    model = load_plain(AutoModelForCausalLM, tmp_path / "hf")
+    ids_1L = torch.tensor([features_of(merged)[0].token_ids])
+    written = model.generate(ids_1L, attention_mask=torch.ones_like(ids_1L), max_new_tokens=8)
+    assert written[0, ids_1L.shape[1] :].tolist() == [0]
 
 
 @pytest.mark.parametrize("model_type", ["bert", "modernbert", "gemma3_text"])

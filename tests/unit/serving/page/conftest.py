@@ -60,6 +60,7 @@ def make_server(models: Sequence[HostedModel], store: Path | None) -> FastAPI:
     app.state.store = store
     app.state.settings = SimpleNamespace(max_body_bytes=4_000_000, is_on_loopback=True)
     app.state.keys = None
+    app.state.on_stop = []
     return app
 
 

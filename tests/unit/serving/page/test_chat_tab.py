@@ -1,20 +1,22 @@
 """A conversation goes on with what the model writes, and a conversation that is left stops it."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+import gradio as gr
 import pytest
 
+from lushan.backbones.encoding import LengthLimit
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import generate
 from lushan.inference.generation_settings import GenerationSettings, check_settings
 from lushan.records import Row, TaskState
 from lushan.serving.errors import DeadlineError
 from lushan.serving.hosted import HostedModel
-from lushan.serving.page.chat_tab import Chat, Turn, _asked, _Talk, reply
+from lushan.serving.page.chat_tab import Chat, Turn, _asked, _Talk, build, reply
 from lushan.serving.page.studio import Studio
 from lushan.serving.page.texts import Texts
 from tests.unit.serving.page.conftest import MakeStudio
@@ -23,7 +25,8 @@ TURNS: list[Turn] = [{"role": "user", "content": "The children ran"}]
 
 
 async def whole_reply(studio: Studio, name: str, chat: Chat) -> str:
-    return "".join([piece async for piece in reply(studio, name, chat)])
+    question = _asked(studio.model(name), chat)
+    return [written async for written in reply(studio, question)][-1]
 
 
 def test_reply_is_what_the_model_writes_to_the_whole_conversation(
@@ -44,7 +47,7 @@ def test_leaving_a_reply_closes_the_request(make_studio: MakeStudio, talker: Hos
     studio = make_studio(talker)
 
     async def leave_after_one_piece() -> None:
-        async with aclosing(reply(studio, "talker", Chat(TURNS, "", 0))) as pieces:
+        async with aclosing(reply(studio, _asked(talker, Chat(TURNS, "", 0)))) as pieces:
             await anext(pieces)
 
     asyncio.run(leave_after_one_piece())
@@ -77,14 +80,18 @@ def test_temperature_of_the_page_takes_the_place_of_how_a_run_was_measured(
     own: GenerationSettings, temperature: float, talker: HostedModel
 ) -> None:
     model = with_predictor(talker, generation=own)
-    settings = _asked(model, Chat(TURNS, "", temperature))[-1]
+    settings = _asked(model, Chat(TURNS, "", temperature)).settings
     check_settings(settings)
     assert (settings.temperature, settings.max_new_tokens) == (temperature, 8)
 
 
-async def last_shown(studio: Studio, said: list[Turn], texts: Texts) -> list[Any]:
+async def all_shown(studio: Studio, said: list[Turn], texts: Texts) -> list[list[Any]]:
     talk = _Talk(studio, texts)
-    return [shown async for shown in talk.answer("talker", said, "", 0)][-1]
+    return [shown async for shown in talk.answer("talker", said, "", 0)]
+
+
+async def last_shown(studio: Studio, said: list[Turn], texts: Texts) -> list[Any]:
+    return (await all_shown(studio, said, texts))[-1]
 
 
 def test_problem_is_shown_and_its_message_leaves_the_conversation(
@@ -120,3 +127,96 @@ def test_what_was_written_before_a_problem_stays_without_it(
     turns, shown = asyncio.run(last_shown(studio, TURNS, english))
     assert turns == [*TURNS, {"role": "assistant", "content": "They ran"}]
     assert "not finished after 1 seconds" in shown
+
+
+def writes(*texts: str) -> Callable[..., AsyncGenerator[TokenEvent]]:
+    """Give what writes these pieces, whatever it is asked."""
+
+    async def generate(*_: object) -> AsyncGenerator[TokenEvent]:
+        for text in texts:
+            yield TokenEvent(0, 0, 5, 0.0, text, None)
+
+    return generate
+
+
+@pytest.mark.parametrize("pieces", [(), ("",), ("", " \n")])
+def test_model_that_says_nothing_leaves_no_turn(
+    pieces: tuple[str, ...], make_studio: MakeStudio, talker: HostedModel, english: Texts
+) -> None:
+    studio = make_studio(talker)
+    studio.app.state.worker.generate = writes(*pieces)
+    before = [*TURNS, {"role": "assistant", "content": "home."}]
+    ((turns, shown),) = asyncio.run(all_shown(studio, [*before, *TURNS], english))
+    assert turns == before
+    assert "The model said nothing." in shown
+
+
+async def sent(studio: Studio, names: tuple[str | None, str | None], texts: Texts) -> list[Any]:
+    steps = _Talk(studio, texts).send("The children ran", "", 0, *names, [], [])
+    return [each async for each in steps]
+
+
+def last_answer(steps: list[Any], *, place: int) -> Turn:
+    return [each[place] for each in steps if isinstance(each[place], list)][-1][-1]
+
+
+def test_message_that_is_written_meanwhile_stays_in_its_box(
+    make_studio: MakeStudio, talker: HostedModel, english: Texts
+) -> None:
+    steps = asyncio.run(sent(make_studio(talker), ("talker", ""), english))
+    assert [each[0] for each in steps] == ["", *[gr.skip()] * (len(steps) - 1)]
+    assert steps[0][1:3] == [TURNS, TURNS]
+    assert last_answer(steps, place=1)["role"] == "assistant"
+    assert last_answer(steps, place=2) == TURNS[-1]  # nobody answers there
+
+
+def test_nothing_is_sent_while_an_answer_is_written(
+    make_studio: MakeStudio, english: Texts
+) -> None:
+    async def built() -> gr.Blocks:  # where no event loop runs, gradio makes some of its own
+        with gr.Blocks() as page:
+            build([page.load], make_studio(), english)
+        return page
+
+    page = asyncio.run(built())
+    (send,) = [each for each in page.fns.values() if each.name == "send"]
+    assert send.trigger_mode == "once"
+    assert {event for _, event in send.targets} == {"click", "submit"}
+    cancelling = [each.targets[0] for each in page.fns.values() if send._id in each.cancels]
+    assert len(cancelling) == 2  # "Stop" and "New conversation"
+
+
+def test_both_models_answer(make_studio: MakeStudio, talker: HostedModel, english: Texts) -> None:
+    studio = make_studio(talker, replace(talker, name="other"))
+    steps = asyncio.run(sent(studio, ("talker", "other"), english))
+    answers = [last_answer(steps, place=place) for place in (1, 2)]
+    assert answers[0] == answers[1]
+    assert answers[0]["role"] == "assistant"
+
+
+def test_message_that_is_sent_before_the_models_are_listed_is_answered(
+    make_studio: MakeStudio, talker: HostedModel, english: Texts
+) -> None:
+    steps = asyncio.run(sent(make_studio(talker), (None, None), english))
+    assert last_answer(steps, place=1)["role"] == "assistant"
+
+
+def test_turns_that_a_run_does_not_read_are_told(
+    make_studio: MakeStudio, talker: HostedModel, english: Texts
+) -> None:
+    num_tokens = len(_asked(talker, Chat(TURNS, "", 0)).token_ids) + 1
+    model = with_predictor(talker, limit=LengthLimit(num_tokens, "truncate"))
+    note = f"longer than the {num_tokens} tokens that the model reads"
+    said = [*TURNS, {"role": "assistant", "content": "home."}, *TURNS]
+    studio = make_studio(model)
+    assert note in asyncio.run(last_shown(studio, said, english))[1]
+    assert note not in asyncio.run(last_shown(studio, TURNS, english))[1]
+
+
+def test_system_prompt_takes_the_place_of_what_a_run_was_tuned_to_be_told(
+    talker: HostedModel,
+) -> None:
+    run = with_predictor(talker, state=TaskState(instruction="Speak like a sailor."))
+    found = [_asked(run, Chat(TURNS, system, 0)).token_ids for system in ("", "Be brief.")]
+    told = ("Speak like a sailor.", "Be brief.")
+    assert found == [_asked(talker, Chat(TURNS, system, 0)).token_ids for system in told]

@@ -19,6 +19,7 @@ from lushan.serving.page.texts import texts_of
 from lushan.serving.page.tuning import Plan
 from tests.bad_inputs import good_rows, write_lines
 from tests.browser import Page, opened_browser
+from tests.served import wait_until
 from tests.unit.serving.page.conftest import make_server
 
 # Of gradio, when it counts what it did.
@@ -183,6 +184,24 @@ def test_answer_that_is_stopped_is_written_no_further(
     while not app.state.worker.num_closed and time.monotonic() < deadline:
         time.sleep(0.05)
     assert app.state.worker.num_closed == 1
+
+
+def test_message_that_is_sent_while_an_answer_is_written_stays_in_its_box(
+    browser: Page, address: str, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app.state.worker, "seconds_per_token", 0.3)
+    monkeypatch.setattr(app.state.worker, "num_closed", 0)
+    browser.open(f"{address}/ui/en/")
+    click(browser, "Chat")
+    write(browser, "Your message", "Soup?")
+    click(browser, "Send")
+    browser.wait_for("document.querySelector('.lushan-assistant') !== null")
+    write(browser, "Your message", "Salad?")
+    click(browser, "Send")
+    wait_until(lambda: app.state.worker.num_closed == 1)
+    assert browser.evaluate(f"{seen('Your message')}.querySelector('textarea').value") == "Salad?"
+    users = "[...document.querySelectorAll('.lushan-user')].map(each => each.innerText).join()"
+    assert browser.evaluate(users) == "Soup?"
 
 
 @pytest.fixture

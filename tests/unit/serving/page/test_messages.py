@@ -111,7 +111,10 @@ def test_findings_of_a_check_are_all_in_chinese(tmp_path: Path, tiny_folder: Mak
         {"body": f"A text of its own, {word}.", "label": "Rare"} for word in ("a", "b", "c", "d")
     ]
     rows += [{"text": "", "label": ""}] * 2
-    rows = [{"body": row.get("text", row.get("body")), "label": row["label"]} for row in rows]
+    rows = [
+        {"body": row.get("text", row.get("body")), "label": row["label"], "number": 1}
+        for row in rows
+    ]
     table = write_lines(
         tmp_path / "a.jsonl", [*rows, *rows[:3], {**rows[0], "label": rows[1]["label"]}]
     )

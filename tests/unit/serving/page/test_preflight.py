@@ -19,6 +19,9 @@ def test_preflight_shows_rows_and_labels(
     for label in {row["label"] for row in rows}:
         assert label in page
     assert "to learn from" in page
+    assert "Nothing blocks a run." in page
+    bare = preflight_html(table, "classification", None, english)
+    assert "Nothing blocks a run." not in bare
 
 
 def test_table_that_would_block_a_run_is_refused(tmp_path: Path, english: Texts) -> None:
