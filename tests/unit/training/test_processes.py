@@ -14,7 +14,13 @@ from tests.bad_inputs import good_rows, write_lines
 from tests.conftest import MakeTiny
 from tests.runs import QUICK, read, read_steps, tune
 
-TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
+ACCELERATE = (
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes=2",
+    "--main_process_port=0",
+)
 ROWS_PER_STEP = 3  # 34 rows: the last step has one, and the second process none
 
 
@@ -33,9 +39,9 @@ sys.exit(run(sys.argv[1:]))
 
 
 def run_two(
-    *words: str, program: tuple[str, ...] = ("-m", "lushan")
+    *words: str, program: tuple[str, ...] = ("-m", "lushan"), launcher: tuple[str, ...] = TORCHRUN
 ) -> subprocess.CompletedProcess[str]:
-    command = [*TWO, *program, *words]
+    command = [sys.executable, "-m", *launcher, *program, *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -58,16 +64,21 @@ def test_several_processes_of_which_one_was_started_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("adapter", "together"),
+    ("adapter", "together", "launcher"),
     [
-        ("full", ()),
-        ("lora", ()),
-        ("top:1", ("--set", "data.label_curve=true")),
-        ("full", ("--set", "engine.spread_layers=true")),
+        ("full", (), ACCELERATE),
+        ("lora", (), TORCHRUN),
+        ("top:1", ("--set", "data.label_curve=true"), TORCHRUN),
+        ("full", ("--set", "engine.spread_layers=true"), TORCHRUN),
     ],
 )
 def test_two_processes_give_the_curve_and_the_weights_of_one(
-    adapter: str, together: tuple[str, ...], tiny_folder: MakeTiny, tmp_path: Path
+    adapter: str,
+    together: tuple[str, ...],
+    *,
+    launcher: tuple[str, ...],
+    tiny_folder: MakeTiny,
+    tmp_path: Path,
 ) -> None:
     data = write_lines(tmp_path / "data.jsonl", good_rows())
     options = ["--model", str(tiny_folder("llama")), "--adapter", adapter, *QUICK]
@@ -76,7 +87,7 @@ def test_two_processes_give_the_curve_and_the_weights_of_one(
     program = tmp_path / "watched.py"
     program.write_text(WATCHED, encoding="utf-8")
     words = ("tune", str(data), "--out", str(tmp_path / "two"), *options, *together)
-    done = run_two(*words, program=(str(program),))
+    done = run_two(*words, program=(str(program),), launcher=launcher)
     assert done.returncode == 0, done.stderr
     is_spread = "engine.spread_layers=true" in together
     assert done.stderr.count("Layers are cut.") == (2 if is_spread else 0)
@@ -84,7 +95,7 @@ def test_two_processes_give_the_curve_and_the_weights_of_one(
     one, two = (read_steps(tmp_path / name) for name in ("one", "two"))
     for own, other in zip(one, two, strict=True):
         assert other == pytest.approx(own, rel=1e-4)
-    file = Path("model", "model.safetensors")
+    file = Path("model", f"{'adapter_' if adapter == 'lora' else ''}model.safetensors")
     torch.testing.assert_close(
         load_file(tmp_path / "two" / file), load_file(tmp_path / "one" / file), rtol=1e-3, atol=1e-5
     )
