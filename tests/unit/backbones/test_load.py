@@ -164,7 +164,7 @@ def test_another_model_or_other_code_is_proved_anew(
 ) -> None:
     load_backbone(own_llama, purpose="embed")
     if changed == "model":
-        edit_config(own_llama, rope_theta=1.0)
+        edit_config(own_llama, rms_norm_eps=0.5)
     else:
         monkeypatch.setattr(load, "_code_of_packing", lambda: "other code")
     monkeypatch.setattr(load, "_first_exact", lambda _, modes: "masked" in modes and "masked")
