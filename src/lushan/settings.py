@@ -1,5 +1,6 @@
 """Strict settings: frozen, nothing unknown, nothing of the wrong type, every message in one shape."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -125,6 +126,10 @@ class _Loader(yaml.SafeLoader):
             what = f"`{twice[-1].value}` stands there twice"
             raise yaml.constructor.ConstructorError(None, None, what, twice[-1].start_mark)
         return super().construct_mapping(node, deep=deep)
+
+
+# What Python, and half of the world's configuration, calls nothing.
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^None$"), ["N"])
 
 
 def _load(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds

@@ -1,6 +1,7 @@
 """The parts of the docs that come from the code. After a change: `python tests/style/generated.py`."""
 
 import ast
+import json
 from pathlib import Path
 
 from lushan.settings import Settings
@@ -67,7 +68,8 @@ def _row(part_name: str, name: str, part: type[Settings]) -> str:
     default = field.get_default(call_default_factory=True, validated_data={})
     full_name = f"{part_name}.{name}" if part_name else name
     meaning = (field.description or "").replace("\n", " ").replace("|", r"\|")
-    return f"| `{full_name}` | `{default}` | {meaning} |"
+    shown = default if isinstance(default, str) else json.dumps(default)
+    return f"| `{full_name}` | `{shown}` | {meaning} |"
 
 
 if __name__ == "__main__":

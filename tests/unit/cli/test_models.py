@@ -17,13 +17,13 @@ def answer_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def put_default(tiny: Path) -> None:
-    """Put a tiny model where the default model belongs, so that nothing needs fetching."""
-    folder = models_folder() / DEFAULT_MODEL
+def put(tiny: Path, name: str) -> None:
+    """Put a tiny model where another belongs, so that nothing needs fetching."""
+    folder = models_folder() / name
     folder.mkdir(parents=True)
     for file in tiny.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    (folder / "lushan.json").write_text(json.dumps({"name": DEFAULT_MODEL}), encoding="utf-8")
+    (folder / "lushan.json").write_text(json.dumps({"name": name}), encoding="utf-8")
 
 
 def test_list_as_json_names_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +41,7 @@ def test_list_for_people_marks_the_default(capsys: pytest.CaptureFixture[str]) -
 def test_get_without_a_name_gets_the_default_and_says_so(
     tiny_folder: MakeTiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put_default(tiny_folder("llama"))
+    put(tiny_folder("llama"), DEFAULT_MODEL)
     assert run(["models", "get", "--json"]) == 0
     output = capsys.readouterr()
     assert f"getting the default model, {DEFAULT_MODEL}" in output.err
@@ -71,11 +71,20 @@ def test_show_for_people_writes_to_stderr(
     assert "encoder" in output.err
 
 
+def test_terms_of_a_model_that_is_here_are_not_asked_again(
+    tiny_folder: MakeTiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tiny_folder("llama"), "gemma-3-270m")
+    assert run(["models", "get", "Gemma-3-270M", "--json"]) == 0
+    assert answer_of(capsys)["name"] == "gemma-3-270m"
+
+
+@pytest.mark.parametrize("name", ["gemma-3-270m", "GEMMA-3-270m"])
 def test_terms_are_shown_and_refused_without_a_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    assert run(["models", "get", "gemma-3-270m", "--json"]) == 2
+    assert run(["models", "get", name, "--json"]) == 2
     output = capsys.readouterr()
     assert "Prohibited Use Policy" in output.err
     assert "Add `--accept-terms`" in json.loads(output.out)["error"]
