@@ -128,7 +128,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-# What Python, and half of the world's configuration, calls nothing.
+# Python's word for nothing, where YAML has `null`.
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^None$"), ["N"])
 
 
