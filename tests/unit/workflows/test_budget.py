@@ -1,5 +1,6 @@
 """How much is trained within a wall time, and what is told where asking alone takes longer."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,22 +10,11 @@ from lushan.catalog import load_task
 from lushan.workflows import budget
 from lushan.workflows.budget import Plan, Workload, count_readings, limit_of, plan_training
 from lushan.workflows.recipe import TuneRecipe, make_recipe
+from tests.unit.workflows.test_resolve import FACTS
 
 
 def facts(family: Family = "decoder") -> ModelFacts:
-    return ModelFacts(
-        architecture="LlamaForCausalLM",
-        family=family,
-        num_layers=12,
-        width=100,
-        vocabulary_size=1_000,
-        context_tokens=512,
-        num_parameters=1_100_000,
-        tied=True,
-        has_chat_template=False,
-        model_type="llama",
-        weights_bytes=4_400_000,
-    )
+    return replace(FACTS, family=family)
 
 
 @pytest.fixture(autouse=True)
