@@ -201,7 +201,7 @@ SCORERS = (
     ),
     Scorer(
         name="score-openvino",
-        title="OpenVINO, int8, sorted by length",
+        title="OpenVINO, int8 weights, float32 products, sorted by length",
         form="openvino-int8",
         environment="openvino",
     ),

@@ -1,11 +1,14 @@
 """Attention over causal documents: Lushan's own call and its products beside torch's flash kernel, forward and backward.
 
+In float32 both are taken as training takes them, of documents that are gathered into a table.
+
 Prints a table in Markdown: milliseconds for 2,048 tokens (or one longer document) of one layer with SmolLM2's heads, the
 best of some turns that are taken one after another.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lushan.backbones import short_attention
-from lushan.backbones.attention import packed_attention
+from lushan.backbones import attention, short_attention
 from lushan.backbones.packing import plan_packing
 
 NUM_HEADS, NUM_KEY_HEADS, WIDTH = 9, 3, 64
@@ -44,13 +46,20 @@ def flash(parts: list[Tensor], num_documents: int) -> Tensor:
     )
 
 
-def ours(parts: list[Tensor], num_documents: int, *, short: bool = False) -> Tensor:
-    """As in training, with or without the call of our own."""
+def ours(
+    parts: list[Tensor],
+    num_documents: int,
+    *,
+    short: bool = False,
+    flash_from: int = attention.FLASH_FROM_TOKENS,
+) -> Tensor:
+    """As in training, with or without the call of our own, and with torch's kernel from another length on."""
     short_attention.SHORT_TOKENS = LONGEST_SHORT if short else 0
+    attention.FLASH_FROM_TOKENS = flash_from
     length = parts[0].shape[2] // num_documents
     packing = plan_packing([length] * num_documents)
     query, key, value = parts
-    return packed_attention(nn.Module(), query, key, value, None, packing=packing)[0]
+    return attention.packed_attention(nn.Module(), query, key, value, None, packing=packing)[0]
 
 
 def milliseconds(run: Callable[[], Tensor]) -> float:
@@ -73,14 +82,17 @@ def main() -> None:
         columns: list[str] = []
         for dtype in (torch.bfloat16, torch.float32):
             parts = heads(num_documents * length, dtype)
-            ways: list[Callable[[], Tensor]] = [
-                partial(ours, parts, num_documents),
-                partial(flash, parts, num_documents),
-            ]
-            if dtype == torch.bfloat16 and length <= LONGEST_SHORT:
-                ways.insert(0, partial(ours, parts, num_documents, short=True))
-            elif dtype == torch.bfloat16:
-                columns.append("-")
+            ways: list[Callable[[], Tensor]]
+            if dtype == torch.bfloat16:
+                ways = [
+                    partial(ours, parts, num_documents, short=True),
+                    partial(ours, parts, num_documents),
+                    partial(flash, parts, num_documents),
+                ]
+            else:
+                ways = [
+                    partial(ours, parts, num_documents, flash_from=each) for each in (sys.maxsize, 0)
+                ]
             turns = [[milliseconds(each) for each in ways] for _ in range(NUM_TURNS)]
             columns += [f"{min(each):.0f}" for each in zip(*turns, strict=True)]
         print(f"| {length:,} | {' | '.join(columns)} |", flush=True)

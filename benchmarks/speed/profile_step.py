@@ -1,6 +1,6 @@
 """Where the time of an optimizer step goes: products of matrices, attention, what is between, the optimizer.
 
-Prints a table in Markdown. Rows are those of the files, 16 a step; shares come from torch's profiler, which adds its own
+Prints a table in Markdown. Rows are those of the files, 16 a step or as many as it is told; shares come from torch's profiler, which adds its own
 time to small operations, so that those look a little larger than they are.
 """
 
@@ -33,7 +33,7 @@ from lushan.data.batching import pack, split_by_tokens
 from lushan.records import Batch, Features, LossSum, TaskState
 from lushan.training.optimizer import Optimizer
 
-ROWS_PER_STEP = 16
+ROWS_PER_CONVERSATION_STEP = 16
 NUM_STEPS = 10
 NUM_CONVERSATION_STEPS = 4
 MOST_TOKENS_AT_ONCE = 4_096
@@ -59,18 +59,18 @@ class Job:
     """Of the products of one step, on the mean."""
 
 
-def texts_job(method: Method, model: Path, file: Path) -> Job:
-    """Train a classifier on the first texts of a file, 16 at a time."""
+def texts_job(method: Method, model: Path, file: Path, *, rows_per_step: int) -> Job:
+    """Train a classifier on the first texts of a file."""
     backbone = load_backbone(model, purpose="classify", labels=STATE.labels, precision="bf16")
     attach(backbone, method=method)
     fuse_trained_layers(backbone)
-    lines = file.read_text(encoding="utf-8").splitlines()[: ROWS_PER_STEP * NUM_STEPS]
+    lines = file.read_text(encoding="utf-8").splitlines()[: rows_per_step * NUM_STEPS]
     encoded = backbone.tokenizer.encode([json.loads(line)["text"] for line in lines])
     features = [
         Features(tuple(each.ids), f"text {number}", number, target=number % 2)
         for number, each in enumerate(encoded)
     ]
-    batches = [pack(each) for each in batched(features, ROWS_PER_STEP)]
+    batches = [pack(each) for each in batched(features, rows_per_step)]
     if depth := num_frozen_layers(backbone, method=method, layers=4):
         backbone.frozen = frozen_states(backbone, depth, batches)
     tokens = statistics.mean(batch.num_tokens for batch in batches)
@@ -90,7 +90,7 @@ def conversations_job(model: Path, file: Path) -> Job:
     fuse_trained_layers(backbone)
     tokenizer, features = backbone.tokenizer, list[Features]()
     lines = file.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines[: ROWS_PER_STEP * NUM_CONVERSATION_STEPS]):
+    for number, line in enumerate(lines[: ROWS_PER_CONVERSATION_STEP * NUM_CONVERSATION_STEPS]):
         said = json.loads(line)["messages"]
         texts = [
             tokenizer.render_chat(said[:-1]),
@@ -100,7 +100,7 @@ def conversations_job(model: Path, file: Path) -> Job:
         features.append(Features(tuple(whole), f"row {number}", number, targets_from=len(asked)))
     steps = [
         [pack(part) for part in split_by_tokens(rows, MOST_TOKENS_AT_ONCE)]
-        for rows in batched(features, ROWS_PER_STEP)
+        for rows in batched(features, ROWS_PER_CONVERSATION_STEP)
     ]
     num_tokens = sum(len(each.token_ids) for each in features)
     num_answered = sum(each.num_supervised for each in features)
@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="JSON Lines with `text`")
     parser.add_argument("--conversations", type=Path, help="JSON Lines with `messages`")
     parser.add_argument("--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--rows-per-step", type=int, default=16, help="of texts")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if not options.data and not options.conversations:
@@ -218,7 +219,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     methods: tuple[Method, ...] = ("full", "lora", "top") if options.data else ()
     for method in methods:
-        print(profile_job(texts_job(method, options.model, options.data), limit), flush=True)
+        job = texts_job(
+            method, options.model, options.data, rows_per_step=options.rows_per_step
+        )
+        print(profile_job(job, limit), flush=True)
     if options.conversations:
         print(profile_job(conversations_job(options.model, options.conversations), limit))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from works import LAYER_WEIGHTS, TOKENS_PER_TEXT, WORKS, Measure, Target, Work
+from works import LAYER_WEIGHTS, TOKENS_PER_SCORED_TEXT, WORKS, Measure, Target, Work
 
 KEPT = (
     *("seconds", "train_tokens_per_second", "texts_per_second", "batch_size", "peak_rss_bytes"),
@@ -99,7 +99,7 @@ def _most_possible(
     if work.operations_per_weight is None or target.measure not in timed:
         return "-"
     if target.measure == "texts_per_second":
-        rates = [each["texts_per_second"] * TOKENS_PER_TEXT for each in theirs]
+        rates = [each["texts_per_second"] * TOKENS_PER_SCORED_TEXT for each in theirs]
     else:
         rates = [each["train_tokens_per_second"] for each in theirs]
     needed = work.operations_per_weight * LAYER_WEIGHTS * statistics.median(rates)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ import cases  # noqa: E402 - their folder is known only now
 import table  # noqa: E402
 
 CASE = cases.case_named("sst2")
+SCORED = replace(cases.case_named("clinc150"), num_train_rows=10_000)
+"""Texts that are scored; SST-2 has fewer."""
 TRAINER = HERE.parent / "quality" / "rival_trainer.py"
 LEARNING_RATE = 1e-4
 """Of every system, of all weights and of the new layer too, where losses are compared."""
@@ -46,9 +49,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", nargs="+", default=[work.name for work in WORKS])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct")
-    parser.add_argument("--rival-python", default=sys.executable, help="its environment's python")
-    for name in ("trl", "litgpt", "llamafactory"):
-        parser.add_argument(f"--{name}-python", help="the same; without it, its runs are left out")
+    for name in ("rival", "trl", "litgpt", "llamafactory"):
+        parser.add_argument(
+            f"--{name}-python", help="its environment's python; without it, its runs are left out"
+        )
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--table-only", action="store_true", help="run nothing")
@@ -87,8 +91,8 @@ def run_missing(options: argparse.Namespace, folder: Path) -> None:
     for repeat, work in itertools.product(range(options.repeats), works):
         options.seed = repeat
         for system in work.systems:
-            if work.kind == "sft" and python_of(system, options) is None:
-                print(f"{work.name}: no --{system}-python, left out.", file=sys.stderr)
+            if python_of(system, options) is None:
+                print(f"{work.name}: no interpreter for {system}, left out.", file=sys.stderr)
                 continue
             result = options.results / f"{work.name}-{system}-{repeat}.json"
             if result.exists():
@@ -108,10 +112,11 @@ def run_one(
     if work.kind == "sft":
         tune_on_conversations(work, system, options=options, folder=folder, out=out)
         return
-    rows = make_rows(work, system, folder)
     if work.kind == "scoring":
-        score(system, rows, options=options, folder=folder, out=out)
-    elif work.kind == "gemm":
+        score(system, options=options, folder=folder, out=out)
+        return
+    rows = make_rows(work, system, folder)
+    if work.kind == "gemm":
         machine = json.loads((options.results / "machine.json").read_text(encoding="utf-8"))
         words: list[Any] = ["--data", rows, "--model", options.model, "--threads", options.threads]
         words += ["--precision", work.precision]
@@ -146,6 +151,8 @@ def make_rows(work: Work, system: System, folder: Path) -> Path:
     sizes = {"train": num_train_rows, "validation": work.num_validation_rows, "test": 20}
     for split, size in sizes.items():
         lines = (folder / "all" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        if len(lines) < size:
+            raise SystemExit(f"{CASE.name}: {split} has {len(lines)} rows, not {size}.")
         (into / f"{split}.jsonl").write_text("\n".join(lines[:size]) + "\n", encoding="utf-8")
     return into
 
@@ -171,8 +178,10 @@ def tune_on_conversations(
 
 
 def python_of(system: System, options: argparse.Namespace) -> str | None:
-    """The interpreter with what a system of the work `sft` needs."""
-    return sys.executable if system == "lushan" else getattr(options, f"{system}_python")
+    """The interpreter with what a system needs; None where it was not told."""
+    if system == "lushan":
+        return sys.executable
+    return getattr(options, f"{system if system in SFT_SCRIPTS else 'rival'}_python")
 
 
 def tune(
@@ -269,14 +278,15 @@ def _trainer_curve(found: dict[str, Any], work: Work) -> dict[str, Any]:
     return {"curve": curve, "validation_loss": found["history"][-1]["eval_loss"]}
 
 
-def score(
-    system: System, rows: Path, *, options: argparse.Namespace, folder: Path, out: Path
-) -> None:
-    """Score with a classifier that is tuned once, on few rows: its weights do not matter here."""
-    run = folder / "run"
-    if not (run / "results.json").is_file():
-        tune(work_named("full-16"), rows, options=options, folder=folder, out=out)
-    words: list[Any] = ["--data", rows, "--out", out]
+def score(system: System, *, options: argparse.Namespace, folder: Path, out: Path) -> None:
+    """Score with a classifier that is tuned once, on few other rows: its weights do not matter here."""
+    run = folder / "classifier"
+    if not run.is_dir():
+        few = work_named("full-16")
+        tune(few, make_rows(few, system, folder), options=options, folder=folder, out=out)
+        (folder / "run").rename(run)
+        cases.write_rows(SCORED, Path(options.data), folder / "scored")
+    words: list[Any] = ["--data", folder / "scored", "--out", out]
     if system == "lushan":
         call(options, [sys.executable, HERE / "ours_scoring.py", *words, "--run", run])
         return

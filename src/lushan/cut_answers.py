@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional
 
@@ -236,6 +235,8 @@ def cut_prediction(
             leaves the probability out.
         may_abstain: Whether no answer may be given at all.
     """
+    from scipy.special import expit  # slow to import, and no training needs it
+
     best = max(windows, key=lambda each: each.log_odds)
     absence = float(expit(-best.log_odds))
     told = None if threshold is None else absence

@@ -110,6 +110,6 @@ def _check_same_rows(first: tuple[str, list[str]], other: tuple[str, list[str]])
     num_shared = len(set(first[1]) & set(other[1]))
     raise DataError(
         f"Runs `{first[0]}` and `{other[0]}` were not tested on the same rows: {len(first[1]):,} and "
-        f"{len(other[1]):,} rows, {num_shared:,} in common. Evaluate both on one file first: "
-        "`lushan evaluate RUN DATA`."
+        f"{len(other[1]):,} rows, {num_shared:,} in common. Ask them about the same rows: "
+        "`lushan compare RUN RUN --data DATA`."
     )

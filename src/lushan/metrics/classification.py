@@ -11,12 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lushan.errors import DataError
-from lushan.metrics.statistics import (
-    NUM_RESAMPLES,
-    difference_interval,
-    percentile_interval,
-    resample,
-)
+from lushan.metrics.statistics import NUM_RESAMPLES, percentile_interval, resample
 from lushan.records import Interval
 
 Answer = str | tuple[str, ...]
@@ -68,12 +63,11 @@ class ClassificationScores:
 
 @dataclass(frozen=True, slots=True)
 class _Patterns:
-    """Distinct combinations of truth and answers, and how many rows show each."""
+    """Distinct combinations of truth and answer, and how many rows show each."""
 
     count_P: NDArray[np.int64]
     truth_PL: NDArray[np.float64]
-    answers_PL: tuple[NDArray[np.float64], ...]
-    """One array per system that answered."""
+    answer_PL: NDArray[np.float64]
 
 
 def correct_rows(truth: Sequence[Answer], answers: Sequence[Answer]) -> list[bool]:
@@ -114,15 +108,13 @@ def score(
         DataError: If there are no rows, or a label is not one of `labels`.
         ValueError: If there are not as many answers as truths.
     """
-    patterns = _patterns(truth, [answers], labels)
+    patterns = _patterns(truth, answers, labels)
     values = _values(
         patterns.count_P[None].astype(float),
         patterns,
-        system=0,
         positive=_column(labels, positive, multi_label=multi_label),
     )
-    answer_PL = patterns.answers_PL[0]
-    confusion_LL = (patterns.truth_PL * patterns.count_P[:, None]).T @ answer_PL
+    confusion_LL = (patterns.truth_PL * patterns.count_P[:, None]).T @ patterns.answer_PL
     whole = {name: float(value_R[0]) for name, value_R in values.items()}
     return ClassificationScores(
         accuracy=whole["accuracy"],
@@ -153,11 +145,11 @@ def intervals(
     Raises:
         DataError: If there are no rows, or a label is not one of `labels`.
     """
-    patterns = _patterns(truth, [answers], labels)
+    patterns = _patterns(truth, answers, labels)
     column = _column(labels, positive, multi_label=multi_label)
-    whole = _values(patterns.count_P[None].astype(float), patterns, system=0, positive=column)
+    whole = _values(patterns.count_P[None].astype(float), patterns, positive=column)
     weight_RP = resample(patterns.count_P, seed=seed, num_resamples=num_resamples)
-    resampled = _values(weight_RP, patterns, system=0, positive=column)
+    resampled = _values(weight_RP, patterns, positive=column)
     about = _rows_about(patterns, positive=column)
     return {
         name: percentile_interval(
@@ -169,43 +161,11 @@ def intervals(
     }
 
 
-def differences(
-    truth: Sequence[Answer],
-    systems: tuple[Sequence[Answer], Sequence[Answer]],
-    labels: Sequence[str],
-    *,
-    multi_label: bool,
-    seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
-) -> dict[str, Interval]:
-    """Give second minus first system for every metric, with paired bootstrap intervals.
-
-    Raises:
-        DataError: If there are no rows, or a label is not one of `labels`.
-    """
-    patterns = _patterns(truth, systems, labels)
-    column = _column(labels, None, multi_label=multi_label)
-    weights = {
-        "whole": patterns.count_P[None].astype(float),
-        "resampled": resample(patterns.count_P, seed=seed, num_resamples=num_resamples),
-    }
-    changes: dict[str, dict[str, NDArray[np.float64]]] = {}
-    for name, weight_RP in weights.items():
-        first, second = (
-            _values(weight_RP, patterns, system=system, positive=column) for system in (0, 1)
-        )
-        changes[name] = {metric: second[metric] - first[metric] for metric in first}
-    return {
-        metric: difference_interval(float(change_R[0]), changes["resampled"][metric])
-        for metric, change_R in changes["whole"].items()
-    }
-
-
 def _values(
-    weight_RP: NDArray[np.float64], patterns: _Patterns, *, system: int, positive: int | None
+    weight_RP: NDArray[np.float64], patterns: _Patterns, *, positive: int | None
 ) -> dict[str, NDArray[np.float64]]:
     """Every metric, (R,), of R weightings of the patterns, (R, P); `positive` is the number of a label."""
-    truth_PL, answer_PL = patterns.truth_PL, patterns.answers_PL[system]
+    truth_PL, answer_PL = patterns.truth_PL, patterns.answer_PL
     right_P = (truth_PL == answer_PL).all(axis=1).astype(float)
     hit_RL = weight_RP @ (truth_PL * answer_PL)
     true_RL, given_RL = weight_RP @ truth_PL, weight_RP @ answer_PL
@@ -226,7 +186,7 @@ def _values(
 
 def _rows_about(patterns: _Patterns, *, positive: int | None) -> dict[str, NDArray[np.float64]]:
     """Whether each metric is about a pattern, (P,): about those that count in what it is divided by."""
-    truth_PL, answer_PL = patterns.truth_PL, patterns.answers_PL[0]
+    truth_PL, answer_PL = patterns.truth_PL, patterns.answer_PL
     either_PL = np.maximum(truth_PL, answer_PL)
     has_label_P = either_PL.any(axis=1).astype(float)
     about = {
@@ -242,7 +202,7 @@ def _rows_about(patterns: _Patterns, *, positive: int | None) -> dict[str, NDArr
 
 
 def _per_class(patterns: _Patterns, labels: Sequence[str]) -> tuple[ClassScores, ...]:
-    truth_PL, answer_PL = patterns.truth_PL, patterns.answers_PL[0]
+    truth_PL, answer_PL = patterns.truth_PL, patterns.answer_PL
     hit_L = patterns.count_P @ (truth_PL * answer_PL)
     true_L, given_L = patterns.count_P @ truth_PL, patterns.count_P @ answer_PL
     precision_L, recall_L = _ratio(hit_L, given_L), _ratio(hit_L, true_L)
@@ -256,17 +216,17 @@ def _per_class(patterns: _Patterns, labels: Sequence[str]) -> tuple[ClassScores,
 
 
 def _patterns(
-    truth: Sequence[Answer], systems: Sequence[Sequence[Answer]], labels: Sequence[str]
+    truth: Sequence[Answer], answers: Sequence[Answer], labels: Sequence[str]
 ) -> _Patterns:
     if not truth:
         raise DataError("No rows to score: expected at least one row with a known label.")
-    if any(len(answers) != len(truth) for answers in systems):
-        raise ValueError(f"{len(truth)} truths, but {[len(each) for each in systems]} answers.")
+    if len(answers) != len(truth):
+        raise ValueError(f"{len(truth)} truths, but {len(answers)} answers.")
     columns = {label: column for column, label in enumerate(labels)}
-    indicator = np.concatenate([_indicator(each, columns) for each in (truth, *systems)], axis=1)
+    indicator = np.concatenate([_indicator(each, columns) for each in (truth, answers)], axis=1)
     pattern_PK, count_P = np.unique(indicator, axis=0, return_counts=True)
-    truth_PL, *answers_PL = np.split(pattern_PK.astype(float), 1 + len(systems), axis=1)
-    return _Patterns(count_P, truth_PL, tuple(answers_PL))
+    truth_PL, answer_PL = np.split(pattern_PK.astype(float), 2, axis=1)
+    return _Patterns(count_P, truth_PL, answer_PL)
 
 
 def _indicator(answers: Sequence[Answer], columns: dict[str, int]) -> NDArray[np.bool_]:

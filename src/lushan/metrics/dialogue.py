@@ -6,10 +6,10 @@ Shapes: N rows, R resamples.
 import math
 from collections import Counter
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from lushan.errors import DataError
 from lushan.metrics.pieces import ngrams, pieces
@@ -101,5 +101,5 @@ def _distinct(parts: Sequence[Sequence[Part]], length_N: NDArray[np.int64]) -> I
     only_here_N = np.array([sum(rows_with[part] == 1 for part in set(row)) for row in parts])
     without_N = (len(rows_with) - only_here_N) / np.maximum(num_words - length_N, 1)
     variance = (len(parts) - 1) * float(np.var(without_N))
-    reach = float(ndtri((1 + CONFIDENCE_FRACTION) / 2)) * math.sqrt(variance)
+    reach = NormalDist().inv_cdf((1 + CONFIDENCE_FRACTION) / 2) * math.sqrt(variance)
     return Interval(value, max(0.0, value - reach), min(1.0, value + reach))

@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, stdtrit
 
 from lushan.records import Interval
 
@@ -73,6 +72,8 @@ def mcnemar(first_correct: Sequence[float], second_correct: Sequence[float]) -> 
     Raises:
         ValueError: If the sequences differ in length.
     """
+    from scipy.special import bdtr  # slow to import, and no training needs it
+
     change_N = _changes(first_correct, second_correct)
     wins, losses = int((change_N > 0).sum()), int((change_N < 0).sum())
     if wins == losses:
@@ -239,6 +240,8 @@ def mean_of_draws(found: Sequence[Interval]) -> Interval:
         found: The number in each draw, with its interval over the rows that are asked; of one draw, nothing is known
             of others, and its interval stays as it is.
     """
+    from scipy.special import stdtrit  # slow to import, rarely needed
+
     value_D, low_D, high_D = np.array([(each.value, each.low, each.high) for each in found]).T
     value = float(value_D.mean())
     reach = 0.0

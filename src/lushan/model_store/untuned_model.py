@@ -28,8 +28,14 @@ def untuned_predictor(backbone: Backbone, *, digest: str) -> Predictor:
         "generate",
         LengthLimit(context_tokens, "error"),
         version=digest[:12],
-        generation=GenerationSettings(max_new_tokens=min(MOST_ANSWER_TOKENS, context_tokens // 2)),
+        generation=untuned_generation(backbone),
     )
+
+
+def untuned_generation(backbone: Backbone) -> GenerationSettings:
+    """Say how long an answer may be where nobody says so: half the context at most."""
+    half = backbone.facts.context_tokens // 2
+    return GenerationSettings(max_new_tokens=min(MOST_ANSWER_TOKENS, half))
 
 
 def untuned_state(backbone: Backbone) -> TaskState:

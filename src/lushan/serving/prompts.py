@@ -79,7 +79,7 @@ def ask_chat(model: HostedModel, body: ChatRequest) -> Asked:
     tools, called = offered or (None, None)
     constraint = called or _constraint(body.response_format)
     example = read_conversation(model, body.messages, body.tools if tools else None)
-    predictor = _told_by_client(model.predictor, example)
+    predictor = told_by_client(model.predictor, example)
     given = body.max_completion_tokens or body.max_tokens
     settings = make_settings(
         predictor,
@@ -105,8 +105,13 @@ def ask_chat(model: HostedModel, body: ChatRequest) -> Asked:
     )
 
 
-def _told_by_client(predictor: Predictor, example: Example) -> Predictor:
-    """Have a client's system message stand in the place of the instruction that a run was tuned with."""
+def told_by_client(predictor: Predictor, example: Example) -> Predictor:
+    """Have a client's system message stand in the place of the instruction that a run was tuned with.
+
+    Args:
+        predictor: Of a run, or of an untuned model.
+        example: A conversation, or what another task asks about, which stays as it is.
+    """
     messages = example.extra.get("messages")
     if not messages or messages[0]["role"] != "system":
         return predictor

@@ -18,10 +18,10 @@ from lushan.inference.generate import stream
 from lushan.inference.predict import Predictor
 from lushan.inference.prefix_store import PrefixStore
 from lushan.model_store.tuned_model import is_tuned_model
-from lushan.model_store.untuned_model import untuned_state
+from lushan.model_store.untuned_model import untuned_generation, untuned_state
 from lushan.records import Prediction, Row, Span, Triple, plain_answer
 from lushan.settings import build
-from lushan.workflows.predict import Opened, Tell, open_run, with_generation
+from lushan.workflows.predict import Opened, Tell, open_run, told_cut, with_generation
 from lushan.workflows.recipe import TuneRecipe
 
 CHAT_TASK = "dialogue"
@@ -76,18 +76,19 @@ class Talk(Protocol):
 class Conversation:
     """A chat of several turns; where it is longer than the model reads, the oldest leave."""
 
-    def __init__(self, predictor: Predictor, *, tell: Tell) -> None:
+    def __init__(self, predictor: Predictor, *, tell: Tell, knows_length: bool = False) -> None:
         """Begin one.
 
         Args:
             predictor: Of the task that chats.
             tell: Takes one line for a person.
+            knows_length: Whether the person said how long a reply may be.
         """
         limit = replace(predictor.limit, policy="truncate")
         self._predictor = replace(predictor, limit=limit)
         self._tell = tell
         self._messages: list[dict[str, str]] = []
-        self._has_told_of_cut = False
+        self._has_told_of_cut, self._has_told_of_end = False, knows_length
         self._prefixes = PrefixStore(predictor.backbone.facts.context_tokens)
         self.last: dict[str, Any] = {}
 
@@ -127,6 +128,13 @@ class Conversation:
             reply = "".join(pieces).strip()
             if reply:
                 self._messages += [said, {"role": "assistant", "content": reply}]
+            elif ended:
+                self._tell("The model wrote nothing: what you said is not remembered either.")
+            if ended == "length" and not self._has_told_of_end:
+                self._has_told_of_end = True
+                self._tell(
+                    f" [ended at {num_tokens:,} tokens; `--set generation.max_new_tokens=N` lets replies be longer]"
+                )
             self.last = {
                 "reply": reply,
                 "ended": ended or "interrupted",
@@ -156,8 +164,9 @@ class Conversation:
 class LineAnswers:
     """A model of another task: every line is a row of its own."""
 
-    def __init__(self, opened: Opened) -> None:
+    def __init__(self, opened: Opened, *, tell: Tell) -> None:
         self._opened = opened
+        self._tell = tell
         self._rows: list[dict[str, Any]] = []
         self.last: dict[str, Any] = {}
 
@@ -178,12 +187,14 @@ class LineAnswers:
         row = self._row(line)
         (prediction,) = self._opened.predict([row])
         likely = dict(_likeliest(prediction))
-        self.last = {
+        self.last |= {
             "answer": plain_answer(prediction.answer),
             "probabilities": dict(prediction.probabilities),
             "log_likelihood": prediction.log_likelihood,
-            "model_version": prediction.model_version,
         }
+        if prediction.num_cut_tokens:
+            self.last["num_cut_tokens"] = prediction.num_cut_tokens
+            self._tell(told_cut(self._opened.predictor, 1, 1))
         self._rows.append({**row, **self.last})
         told = ", ".join(f"{name} {value:.3f}" for name, value in likely.items())
         return (piece for piece in (_shown(prediction), f"\n  {told}" if told else ""))
@@ -274,7 +285,7 @@ def open_chat(
     if is_tuned_model(folder):
         opened = open_run(folder, weights=weights, tell=tell)
         if opened.task_name != CHAT_TASK:
-            talk = LineAnswers(_written_so(opened, settings, generation))
+            talk = LineAnswers(_written_so(opened, settings, generation), tell=tell)
             if system is not None:
                 talk.set_system(system)
             return talk
@@ -282,7 +293,11 @@ def open_chat(
     else:
         _refuse_unfinished(folder)
         predictor = _untuned(locate(name), weights=weights, tell=tell)
-    talk = Conversation(with_generation(predictor, generation, CHAT_TASK), tell=tell)
+    talk = Conversation(
+        with_generation(predictor, generation, CHAT_TASK),
+        tell=tell,
+        knows_length="max_new_tokens" in generation,
+    )
     if system is not None:
         talk.set_system(system)
     return talk
@@ -336,7 +351,14 @@ def _untuned(folder: Path, *, weights: str, tell: Tell) -> Predictor:
             "`Assistant:`."
         )
     limit = LengthLimit(facts.context_tokens, "truncate")
-    return Predictor(backbone, load_task(CHAT_TASK), untuned_state(backbone), "generate", limit)
+    return Predictor(
+        backbone,
+        load_task(CHAT_TASK),
+        untuned_state(backbone),
+        "generate",
+        limit,
+        generation=untuned_generation(backbone),
+    )
 
 
 def save_talk(talk: Talk, file: Path) -> int:

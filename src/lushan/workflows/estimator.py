@@ -37,6 +37,7 @@ from lushan.workflows.compiling import compiled_layers
 from lushan.workflows.meaning import meaning_of
 from lushan.workflows.prepare import arrange
 from lushan.workflows.recipe import TuneRecipe, flags_of, make_recipe
+from lushan.workflows.resolve import refuse_what_the_task_lacks
 from lushan.workflows.setup import Planned, plan
 from lushan.workflows.tune import train, untrained
 
@@ -117,6 +118,7 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: If texts, labels or parameters do not fit.
+            SettingError: If a setting is wrong, or has no effect here.
             ModelError: If the model is not there, or cannot do what was asked.
         """
         values, labels = _check_array(X), _check_labels(y)
@@ -126,6 +128,11 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):
         texts = _texts_of(values)
         recipe = self._recipe()
         task: Task = load_task(recipe.task)
+        refuse_what_the_task_lacks(recipe, task)
+        if recipe.answer == "head" and recipe.task_settings.instruction is not None:
+            raise SettingError(
+                "Setting `task_settings.instruction` has no effect with `answer='head'`: nothing is written. Remove it."
+            )
         examples = _examples(texts, task, [names[label] for label in labels.tolist()])
         setup, decisions, notes = _plan(examples, recipe, task)
         for line in notes:

@@ -11,7 +11,6 @@ from sklearn import metrics
 from lushan.errors import DataError
 from lushan.metrics.classification import (
     correct_rows,
-    differences,
     intervals,
     positive_label,
     score,
@@ -209,19 +208,3 @@ def test_rows_without_a_label_do_not_make_f1_of_several_labels_surer() -> None:
     exact = stats.binomtest(4, 4).proportion_ci(0.95, method="exact")
     assert found["micro_f1"].low == found["macro_f1"].low == pytest.approx(exact.low)
     assert found["accuracy"].low > 0.96
-
-
-def test_difference_of_macro_f1_is_that_of_the_scores() -> None:
-    truth, worse, labels = _single(300, 4, seed=1)
-    found = differences(truth, (worse, truth), labels, multi_label=False)["macro_f1"]
-    expected = 1 - score(truth, worse, labels, multi_label=False).macro_f1
-    assert found.value == pytest.approx(expected)
-    assert 0 < found.low < found.value < found.high
-
-
-def test_difference_is_narrower_than_two_unpaired_intervals() -> None:
-    truth, first, labels = _single(400, 3, seed=8)
-    second = [*truth[:20], *first[20:]]
-    paired = differences(truth, (first, second), labels, multi_label=False)["accuracy"]
-    alone = intervals(truth, first, labels, multi_label=False)["accuracy"]
-    assert paired.high - paired.low < 0.5 * (alone.high - alone.low)

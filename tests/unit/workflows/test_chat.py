@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from lushan.backbones import packed
+from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.hardware import Choice
 from lushan.backbones.load import load_backbone
 from lushan.backbones.sources import RECORD_FILE
@@ -109,6 +110,15 @@ def test_reply_is_told_in_pieces_and_then_with_its_facts(folder: Path) -> None:
     assert json.loads(json.dumps(talk.last)) == talk.last
 
 
+def test_reply_that_ends_at_a_length_nobody_named_is_told_once(folder: Path) -> None:
+    talk, told = talk_to(folder, settings={})
+    assert say(talk, "Hi")
+    say(talk, "Why?")
+    assert talk.last["num_new_tokens"] == 64  # half of the context
+    (line,) = (each for each in told if "max_new_tokens" in each)
+    assert "[ended at 64 tokens" in line
+
+
 def test_oldest_turns_leave_when_the_context_is_full_and_that_is_said_once(
     folder: Path, prompts: list[list[int]]
 ) -> None:
@@ -157,6 +167,19 @@ def test_reply_that_was_stopped_before_it_began_is_not_the_one_before(
         talk.ask("Why?")
     assert (talk.last["ended"], talk.last["reply"]) == ("interrupted", "")
     assert talk.last.keys() == before.keys()
+
+
+def test_blank_reply_leaves_no_turn_and_that_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk, told = talk_to(folder)
+    say(talk, "Hi")
+    before = talk.rows()
+    blank = TokenEvent(0, 0, 1, 0.0, " ", "stop")
+    monkeypatch.setattr(module, "stream", lambda *_, **__: iter([blank]))
+    say(talk, "And?")
+    assert talk.rows() == before
+    assert told == ["The model wrote nothing: what you said is not remembered either."]
 
 
 def test_answer_to_a_line_that_was_stopped_is_not_the_one_before(
@@ -265,6 +288,21 @@ def test_run_of_another_task_answers_each_line_as_predict_does(tiny_run: Path) -
     assert [row["text"] for row in talk.rows()] == ["The boat sailed."] * 2
 
 
+def test_line_that_is_cut_is_told(tiny_run: Path) -> None:
+    opened, told = open_run(tiny_run), list[str]()
+    limit = LengthLimit(4, "truncate")
+    talk = LineAnswers(
+        replace(opened, predictor=replace(opened.predictor, limit=limit)), tell=told.append
+    )
+    say(talk, "The boat sailed over the sea, and came home in spring.")
+    assert talk.last["num_cut_tokens"] > 0
+    assert len(told) == 1
+    assert "1 of 1 rows were longer than 4 tokens and were cut" in told[0]
+    say(talk, "No")
+    assert "num_cut_tokens" not in talk.last
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize(
     ("answer", "shown"),
     [
@@ -285,7 +323,7 @@ def test_row_of_several_columns_is_asked_for_as_a_json_object(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = open_run(tiny_run)
-    talk = LineAnswers(opened)
+    talk = LineAnswers(opened, tell=print)
     columns = replace(opened.predictor.task.columns, asked_with=("question",))
     monkeypatch.setattr(opened.predictor.task, "columns", columns)
     with pytest.raises(DataError, match=r'needs `text`, `question`.*\{"text": "\.\.\.", "quest'):

@@ -267,6 +267,9 @@ def test_predict_refuses_what_is_no_text(texts: ArrayLike) -> None:
         ({"settings": {"training.epochs": 3}}, "`training.epochs` is the parameter `epochs`"),
         ({"settings": {"data.test_fraction": 0.3}}, "`data.test_fraction` has no effect"),
         ({"settings": {"baselines": True}}, "`baselines` has no effect"),
+        ({"settings": {"task_settings.run_code": True}}, "`task_settings.run_code` has no effect"),
+        ({"settings": {"generation.top_k": 7}}, "`generation.top_k` has no effect here"),
+        ({"settings": {"task_settings.instruction": "Sort."}}, "instruction` has no effect with"),
     ],
 )
 def test_fit_refuses_a_wrong_parameter(parameters: dict[str, object], message: str) -> None:

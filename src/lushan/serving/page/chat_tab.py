@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any, NamedTuple, Self, cast
 
 import anyio.to_thread
@@ -17,7 +16,7 @@ from lushan.serving.page.choosing import Triggers, among
 from lushan.serving.page.merging import merged
 from lushan.serving.page.studio import Studio
 from lushan.serving.page.texts import Texts
-from lushan.serving.prompts import make_settings
+from lushan.serving.prompts import make_settings, told_by_client
 from lushan.serving.schemas import Sampled
 
 Turn = dict[str, str]
@@ -203,13 +202,12 @@ async def reply(studio: Studio, question: Question) -> AsyncGenerator[str]:
 
 
 def _asked(hosted: HostedModel, chat: Chat) -> Question:
-    predictor, system = hosted.predictor, chat.system.strip()
-    told: list[Turn] = []
-    if system:  # instead of what a run was tuned to be told, as with `lushan chat --system`
-        told = [{"role": "system", "content": system}]
-        predictor = replace(predictor, state=replace(predictor.state, instruction=None))
+    system = chat.system.strip()
+    told: list[Turn] = [{"role": "system", "content": system}] if system else []
     row = Row({"messages": [*told, *chat.turns]}, "chat", 1)
-    prompt = predictor.encode([predictor.task.read(row, needs_target=False)])[0]
+    example = hosted.predictor.task.read(row, needs_target=False)
+    predictor = told_by_client(hosted.predictor, example)
+    prompt = predictor.encode([example])[0]
     settings = make_settings(
         predictor,
         Sampled(model=hosted.name, temperature=float(chat.temperature)),
