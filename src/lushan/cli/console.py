@@ -24,13 +24,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperCommand, TyperOption
 
 if TYPE_CHECKING:
     from lushan.database.connect import Database
     from lushan.training.loop import Evaluated, StepDone
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 """For people; stdout belongs to results."""
 
 JsonOption = Annotated[
@@ -191,16 +192,12 @@ def show_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = ""
 ) -> None:
     """Print a table on stderr; cells are printed as they are."""
-    table = Table(title=title or None, title_justify="left")
+    table = Table(title=Text(title) if title else None, title_justify="left")
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(_escaped(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
-
-
-def _escaped(cell: object) -> str:
-    return str(cell).replace("[", r"\[")
 
 
 class TrainingBar:

@@ -86,6 +86,7 @@ class Conversation:
         """
         limit = replace(predictor.limit, policy="truncate")
         self._predictor = replace(predictor, limit=limit)
+        self._own_instruction = predictor.state.instruction
         self._tell = tell
         self._messages: list[dict[str, str]] = []
         self._has_told_of_cut, self._has_told_of_end = False, knows_length
@@ -150,8 +151,8 @@ class Conversation:
         self._messages.clear()
 
     def set_system(self, text: str) -> None:
-        """Say how to behave from the next turn on; no text takes that back."""
-        state = replace(self._predictor.state, instruction=text or None)
+        """Say how to behave from the next turn on; no text takes that back, to what a run was tuned with."""
+        state = replace(self._predictor.state, instruction=text or self._own_instruction)
         self._predictor = replace(self._predictor, state=state)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -205,7 +206,8 @@ class LineAnswers:
             try:
                 return json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"The line is no JSON object: {error}.") from None
+                if others:
+                    raise DataError(f"The line is no JSON object: {error}.") from None
         if others:
             raise DataError(
                 f"A model of the task `{self._opened.task_name}` needs {', '.join(f'`{name}`' for name in self.columns)}. "

@@ -180,7 +180,8 @@ def open_run(
     """
     recipe = _read_settings(settings or {})
     given = recipe.data
-    task_name = read_meaning(model_folder(run)).task
+    folder = model_folder(run)
+    task_name = read_meaning(folder).task
     predictor = load_predictor(run, weights=weights)
     if weights != "auto":
         tell(describe_weights(predictor.backbone))
@@ -192,8 +193,9 @@ def open_run(
         written = {"seed": seed, **written}
     if written:
         predictor = with_generation(predictor, written, task_name)
-    recipe_file = run / "recipe.yaml"
-    values = read_yaml(recipe_file) if recipe_file.is_file() else {}
+    recipe_file = folder.parent / "recipe.yaml"
+    is_of_run = folder.name == "model" and recipe_file.is_file()
+    values = read_yaml(recipe_file) if is_of_run else {}
     data = values.get("data")
     run_columns = data.get("columns", {}) if isinstance(data, Mapping) else {}
     return Opened(run, predictor, task_name, given.columns, run_columns)

@@ -79,10 +79,17 @@ def test_messages_keep_their_brackets_and_stay_on_one_line(
 
 
 def test_table_goes_to_stderr_with_brackets(capsys: pytest.CaptureFixture[str]) -> None:
-    show_table(["name", "value"], [["[red]", 3]], title="Scores")
+    texts = ("[red]", "id:id:7", r"\[x^2+1\]", r"\[/a]")
+    show_table(["name", "value"], [[each, 3] for each in texts], title="[Scores]")
     output = capsys.readouterr()
     assert output.out == ""
-    assert "[red]" in output.err
+    for each in (*texts, "[Scores]"):
+        assert each in output.err
+
+
+def test_messages_keep_what_looks_like_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    show_error("form:id:7 :key:")
+    assert capsys.readouterr().err == "Error: form:id:7 :key:\n"
 
 
 def test_training_bar_says_every_evaluation_and_draws_nothing_without_a_terminal(

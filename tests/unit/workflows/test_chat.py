@@ -272,6 +272,8 @@ def test_run_that_was_tuned_to_chat_keeps_its_instruction_and_its_stop_strings(
     save_model(tmp_path / "run" / "model", backbone, meaning)
     talk, _ = talk_to(tmp_path / "run")
     assert isinstance(talk, Conversation)
+    talk.set_system("Be brief.")
+    talk.set_system("")
     say(talk, "Hi")
     assert prompts == [their_ids(folder, [turn("system", "Be kind."), turn("user", "Hi")])]
 
@@ -285,7 +287,9 @@ def test_run_of_another_task_answers_each_line_as_predict_does(tiny_run: Path) -
     assert talk.last["answer"] == expected.answer
     assert talk.last["probabilities"] == dict(expected.probabilities)
     assert say(talk, '{"text": "The boat sailed."}') == shown
-    assert [row["text"] for row in talk.rows()] == ["The boat sailed."] * 2
+    say(talk, "{name}, the boat sailed.")
+    assert talk.rows().pop()["text"] == "{name}, the boat sailed."
+    assert [row["text"] for row in talk.rows()][:2] == ["The boat sailed."] * 2
 
 
 def test_line_that_is_cut_is_told(tiny_run: Path) -> None:

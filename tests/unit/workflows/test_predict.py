@@ -46,6 +46,7 @@ def test_rows_are_answered_in_order_by_the_column_that_the_run_was_tuned_on(
     answers = ask(tiny_run, rows)
     texts = [row["text"] for row in good_rows()]
     assert [each["row"] for each in answers] == list(range(1, len(texts) + 1))
+    assert ask(tiny_run / "model", rows) == answers
     alone = [open_run(tiny_run).predict([text])[0] for text in texts[:5]]
     assert [each["answer"] for each in answers[:5]] == [each.answer for each in alone]
 
