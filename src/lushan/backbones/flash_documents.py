@@ -3,6 +3,9 @@
 Shapes: T tokens, N documents, F = heads * width.
 """
 
+from functools import cache
+from inspect import signature
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -12,6 +15,8 @@ from lushan.backbones.native_training import Looks
 _TYPES = frozenset({torch.bfloat16, torch.float16})
 _OLDEST_CAPABILITY = (8, 0)
 _MOST_WIDTH, _WIDTH_UNIT = 256, 8
+_OPTIONS = frozenset({"scale", "window_size", "enable_gqa"})
+"""What the kernels are told; older versions of torch lack them, or some of it."""
 
 
 def can_attend(query_TF: Tensor, width: int) -> bool:
@@ -23,7 +28,17 @@ def can_attend(query_TF: Tensor, width: int) -> bool:
         and width % _WIDTH_UNIT == 0
         and torch.cuda.get_device_capability(query_TF.device) >= _OLDEST_CAPABILITY
         and torch.backends.cuda.is_flash_attention_available()
+        and _is_in_torch()
     )
+
+
+@cache
+def _is_in_torch() -> bool:
+    try:
+        from torch.nn.attention import varlen  # registers its kernels, which only GPUs have
+    except ImportError:
+        return False
+    return _OPTIONS <= signature(varlen.varlen_attn).parameters.keys()
 
 
 def attend(flat: tuple[Tensor, Tensor, Tensor], looks: Looks) -> Tensor:
@@ -33,7 +48,7 @@ def attend(flat: tuple[Tensor, Tensor, Tensor], looks: Looks) -> Tensor:
         flat: Queries, keys and values of all, (T, F) each.
         looks: How.
     """
-    from torch.nn.attention import varlen  # registers its kernels, which only GPUs have
+    from torch.nn.attention import varlen
 
     query_THW, key_TGW, value_TGW = (each.unflatten(1, (-1, looks.width)) for each in flat)
     ends_N = functional.pad(looks.lengths_N.cumsum(0), (1, 0)).to(flat[0].device, torch.int32)

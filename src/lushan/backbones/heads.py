@@ -159,9 +159,15 @@ def _scaled(model: nn.Module, logits: Tensor) -> Tensor:
 
 
 def logit_scale(model: nn.Module) -> float:
-    """What the vocabulary's scores are multiplied by: not 1 in cohere and granite."""
+    """What the vocabulary's scores are multiplied by: not 1 in cohere and granite, nor in HyperCLOVA X.
+
+    The latter multiplies by what the others divide by, under the same name.
+    """
     config: Any = model.config
-    return getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    scaling = getattr(config, "logits_scaling", None) or 1.0
+    if config.model_type.startswith("hyperclovax"):
+        return scaling
+    return (getattr(config, "logit_scale", None) or 1.0) / scaling
 
 
 def logit_softcap(model: nn.Module) -> float | None:

@@ -164,13 +164,19 @@ void after_attention(const Layer &layer, const Adapted *adapted, int64_t first, 
   add(layer, made, layer.norm_after_network, outputs, outputs, rows, threads);
 }
 
-// Calls `work(row, rows, threads)` for all rows: many are shared out among threads, few are worked on by all of them together.
+// Calls `work(row, rows, threads)` for all rows: many are shared out among threads, few are worked on by all of them together. The
+// latter stand outside of any parallel region, even one of a single thread: inside, every product would start threads of its own.
 template <typename Work> void in_pieces(int64_t num_rows, int threads, Work work) {
   const bool shares = threads > 1 && num_rows >= threads * MANY_ROWS;
   const int64_t workers = shares ? threads : 1, rounds = (num_rows + workers * ROWS_AT_ONCE - 1) / (workers * ROWS_AT_ONCE);
-  const int64_t pieces = std::max<int64_t>(1, rounds * workers), rows = ((num_rows + pieces - 1) / pieces + 7) / 8 * 8;
-#pragma omp parallel for num_threads(threads) if (shares) schedule(static)
-  for (int64_t row = 0; row < num_rows; row += rows) work(row, std::min(rows, num_rows - row), shares ? 1 : threads);
+  const int64_t pieces = std::max<int64_t>(1, rounds * workers);
+  const int64_t rows = std::max<int64_t>(8, ((num_rows + pieces - 1) / pieces + 7) / 8 * 8);
+  if (!shares) {
+    for (int64_t row = 0; row < num_rows; row += rows) work(row, std::min(rows, num_rows - row), threads);
+    return;
+  }
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < num_rows; row += rows) work(row, std::min(rows, num_rows - row), 1);
 }
 
 }  // namespace

@@ -178,6 +178,7 @@ class _Forward:
         self._name: str = layer.active_adapters[0]
         self._peft = layer.forward
         self._product: FrozenProduct | None = None
+        self._device: torch.device | None = None
 
     def forget_product(self) -> None:
         """Lay the weight out anew at the next call."""
@@ -206,6 +207,8 @@ class _Forward:
 
     def _parts(self, layer: Any) -> InOnePiece:  # noqa: ANN401
         base, down, up = layer.base_layer, layer.lora_A[self._name], layer.lora_B[self._name]
+        if self._device != down.weight.device:  # the model was moved, and what is laid out was not
+            self._product, self._device = None, down.weight.device
         # A packed layer (`packed.py`) brings its own product.
         product = self._product or getattr(base, "product", None) or frozen_product(base)
         self._product, scaling = product, layer.scaling[self._name]

@@ -1,5 +1,7 @@
 """What goes into FlashAttention's kernel: a stand-in, which does what its documentation says, gives what transformers does."""
 
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -81,3 +83,15 @@ def test_documents_come_out_as_each_alone(
 
 def test_no_kernel_is_taken_on_the_processor() -> None:
     assert not flash_documents.can_attend(torch.zeros(4, 64, dtype=torch.bfloat16), 64)
+
+
+def test_versions_of_torch_without_such_a_kernel_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert flash_documents._is_in_torch.__wrapped__()
+
+    def older(query: Tensor, *, is_causal: bool = False, scale: float | None = None) -> None:
+        """Have no window, nor groups of heads."""
+
+    monkeypatch.setattr(varlen, "varlen_attn", older)
+    assert not flash_documents._is_in_torch.__wrapped__()
+    monkeypatch.setitem(sys.modules, "torch.nn.attention", types.ModuleType("attention"))
+    assert not flash_documents._is_in_torch.__wrapped__()

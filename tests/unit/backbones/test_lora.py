@@ -91,6 +91,15 @@ def test_dropout_stands_in_front_of_the_adapter_alone_and_only_in_training(
             assert_close(our_gradients[name], each)
 
 
+def test_model_that_was_moved_multiplies_where_it_is(tiny_folder: MakeTiny) -> None:
+    backbone = with_adapters(tiny_folder("llama"))
+    run(backbone, training=False)
+    layer = next(each for each in backbone.model.modules() if "forward" in vars(each))
+    layer.to("meta")
+    rows_TI = torch.empty(3, layer.in_features, device="meta")
+    assert layer(rows_TI).device.type == "meta"
+
+
 def test_adapters_can_still_be_left_out_and_merged(tiny_folder: MakeTiny) -> None:
     backbone = with_adapters(tiny_folder("llama"))
     with_them, _ = run(backbone, training=False)
