@@ -2,13 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
 
 TINY_TYPES = (
     *("llama", "gpt2", "gpt_neo", "gpt_neox", "qwen2", "qwen3", "gemma3_text", "mistral"),
@@ -40,6 +45,20 @@ def write_turns(source: Path, folder: Path) -> Path:
     """Write a copy of a tiny decoder with that template."""
     shutil.copytree(source, folder)
     (folder / "chat_template.jinja").write_text(TURN_TEMPLATE, encoding="utf-8")
+    return folder
+
+
+def write_class_model(source: Path, folder: Path, labels: Sequence[str]) -> Path:
+    """Write a copy of a tiny model with a class layer, in the place of output weights of its own."""
+    shutil.copytree(source, folder)
+    torch.manual_seed(3)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        source,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+    )
+    model.save_pretrained(folder)
     return folder
 
 

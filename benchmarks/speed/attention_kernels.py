@@ -91,7 +91,8 @@ def main() -> None:
                 ]
             else:
                 ways = [
-                    partial(ours, parts, num_documents, flash_from=each) for each in (sys.maxsize, 0)
+                    partial(ours, parts, num_documents, flash_from=each)
+                    for each in (sys.maxsize, 0)
                 ]
             turns = [[milliseconds(each) for each in ways] for _ in range(NUM_TURNS)]
             columns += [f"{min(each):.0f}" for each in zip(*turns, strict=True)]

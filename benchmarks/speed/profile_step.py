@@ -219,9 +219,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     methods: tuple[Method, ...] = ("full", "lora", "top") if options.data else ()
     for method in methods:
-        job = texts_job(
-            method, options.model, options.data, rows_per_step=options.rows_per_step
-        )
+        job = texts_job(method, options.model, options.data, rows_per_step=options.rows_per_step)
         print(profile_job(job, limit), flush=True)
     if options.conversations:
         print(profile_job(conversations_job(options.model, options.conversations), limit))

@@ -89,6 +89,8 @@ def _from_sharegpt(turn: object) -> object:
     if not isinstance(turn, Mapping):
         return turn
     speaker, value = turn.get("from"), turn.get("value")
+    if speaker is None and turn.get("role") is not None:  # a message already
+        return turn
     role = _SHAREGPT_ROLES.get(str(speaker), speaker)
     names = ("weight", "tool_calls", _OLD_CALL, *_REASONING)
     kept = {name: turn[name] for name in names if name in turn}

@@ -18,7 +18,6 @@ from lushan.backbones.heads import class_logits
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.draws import draw_in_turn
-from lushan.data.example_store import kinds_of
 from lushan.data.splits import count_labels
 from lushan.errors import DataError, SettingError
 from lushan.records import (
@@ -98,10 +97,7 @@ def _check_positive(label: str | None, labels: Sequence[str], *, multi_label: bo
 
 def _choose_shots(examples: Sequence[Example], preparation: Preparation) -> list[Example]:
     """Worked examples, the classes in turn."""
-    codes, kinds = kinds_of(examples)
-    classes_and_ids = (
-        (kinds[code].classes, each.id) for each, code in zip(examples, codes.tolist(), strict=True)
-    )
+    classes_and_ids = ((each.classes, each.id) for each in examples)
     num_shots = preparation.num_shots
     drawn = draw_in_turn(classes_and_ids, num_each=num_shots, seed=preparation.seed)
     return [examples[place] for place in drawn[:num_shots]]

@@ -144,6 +144,8 @@ JSON Schema that accepts it (which then stands alone)."""
 
 GOES_ON = "\x1f"
 """Parts what a group begins with from what follows: rows of a conversation that was cut earlier have less of it."""
+EITHER_WAY = "\x1e"
+"""Parts the two texts of a group of which each is the answer to the other: a row and its reverse give each other away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +166,8 @@ class Example:
     labels: tuple[str, ...] | None = None
     """The class names in the truth; None takes those of the target. Empty where a target is free text."""
     group: str = ""
-    """Rows with the same are never cut into two splits, where that is less than the text: what a conversation begins with, turns
-    parted by `GOES_ON`; the text around two spans; empty where it is the text."""
+    """Rows with the same are never cut into two splits, where that is not the text: what a conversation begins with, turns
+    parted by `GOES_ON`; the text around two spans; a text and its answer, parted by `EITHER_WAY`; empty where it is the text."""
 
     @property
     def shown(self) -> str:
@@ -235,6 +237,8 @@ class Rendered:
     """What messages call the rest, which is never shortened."""
     ends_with_stop: bool = False
     """Whether the stop token follows the text, and is supervised."""
+    asked_at: tuple[int, ...] = ()
+    """Where in `text` a model is asked, beside the start of what is supervised: no token stands across such a place."""
     given: tuple[tuple[int, int], ...] = ()
     """Character ranges that the user wrote, in order; empty where that is the cuttable range alone."""
     grammar: str = ""

@@ -105,7 +105,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not (path.is_file() or path.is_fifo()):
         raise SettingError(f"Settings file `{path}` does not exist.")
     try:
-        values = _load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise SettingError(f"Settings file `{path}` is not valid YAML: {error}.") from None
     if values is None:
@@ -128,11 +128,30 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-# Python's word for nothing, where YAML has `null`.
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^None$"), ["N"])
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around every text that `_Loader` would take for something else."""
 
 
-def _load(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds
+def _written_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # PyYAML writes a next line as it is, and reads it as a space, but for texts in double quotes.
+    style = '"' if "\x85" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _written_text)
+
+
+for _each in (_Loader, _Dumper):
+    # Python's word for nothing, where YAML has `null`.
+    _each.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^None$"), ["N"])
+
+
+def written_yaml(values: Mapping[str, Any]) -> str:
+    """Give settings as the text of a YAML file, of which `read_yaml` makes the same again."""
+    return yaml.dump(dict(values), Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+
+
+def load_yaml(text: str) -> Any:  # noqa: ANN401 - whatever YAML holds
     """Read YAML.
 
     Raises:
@@ -160,7 +179,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         if not equals or not all(name.split(".")):
             raise SettingError(f"`--set {assignment}`: expected `part.name=value`.")
         try:
-            value = _load(text)
+            value = load_yaml(text)
         except ValueError:
             raise SettingError(f"`--set {assignment}`: `{text}` is no YAML value.") from None
         if isinstance(value, str) and _is_number(value):

@@ -318,7 +318,7 @@ RUNS = (
         "compare run fewer",
         "`run` and `fewer`",
         "10 and 9 rows, 9 in common",
-        "lushan evaluate RUN",
+        "lushan compare RUN RUN --data",
     ),
     bad("compare run same --data nowhere.csv", "`nowhere.csv` does not exist", "Give a file (.csv"),
 )

@@ -65,6 +65,17 @@ def test_turns_of_sharegpt_that_call_are_calls() -> None:
         read_messages(row(conversations=[turns[0], {"from": "function_call", "value": "find it"}]))
 
 
+def test_turns_of_sharegpt_may_be_messages() -> None:
+    told = {"role": "system", "content": "Be brave."}
+    found = read_messages(row(conversations=[ASKED, ANSWER], system="Be brave."))
+    assert found == [told, ASKED, ANSWER]
+    unnamed = {"from": None, "value": None}  # as parquet fills turns where others have these fields
+    filled = [{**each, **unnamed} for each in (ASKED, ANSWER)]
+    assert read_messages(row(conversations=filled)) == [ASKED, ANSWER]
+    with pytest.raises(DataError, match=r"row 7: message 1 has no text in `content`, got ''"):
+        read_messages(row(conversations=[{**ASKED, "content": ""}, ANSWER]))
+
+
 def test_tool_is_told_as_openais_api_has_it() -> None:
     told = {"parameters": {"type": "object"}, "name": "find"}
     wrapped = {"type": "function", "function": told}

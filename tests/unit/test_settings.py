@@ -11,7 +11,16 @@ import yaml
 from pydantic import Field
 
 from lushan.errors import SettingError
-from lushan.settings import Settings, build, merged, nested, parse_assignments, read_yaml
+from lushan.settings import (
+    Settings,
+    build,
+    load_yaml,
+    merged,
+    nested,
+    parse_assignments,
+    read_yaml,
+    written_yaml,
+)
 
 
 class Inner(Settings):
@@ -165,3 +174,11 @@ def test_names_with_dots_become_nested_values() -> None:
 def test_nothing_is_written_as_in_yaml_or_python(nothing: str) -> None:
     assert parse_assignments([f"task.instruction={nothing}"]) == {"task": {"instruction": None}}
     assert parse_assignments(["task.instruction=None of it"])["task"]["instruction"] == "None of it"
+
+
+@pytest.mark.parametrize(
+    "text", ["None", "null", "~", "", "true", "1e-3", "2026-02-31", "None of it", "a\x85b\u2028"]
+)
+def test_text_is_written_so_that_it_is_read_as_the_same_text(text: str) -> None:
+    values = {"name": text, text: [text, None]}
+    assert load_yaml(written_yaml(values)) == values

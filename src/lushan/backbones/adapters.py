@@ -5,7 +5,8 @@ from typing import Literal
 from torch import nn
 
 from lushan.backbones.frozen import keep_in_eval
-from lushan.backbones.load import Backbone, is_head
+from lushan.backbones.inspect import is_head
+from lushan.backbones.load import Backbone
 from lushan.backbones.lora import compute_in_one_piece
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.token_models import is_token_model

@@ -1,13 +1,17 @@
 """From a rendered text to token ids: the one way, for training, evaluation, prediction and HTTP.
 
 What is supervised is found through character offsets of one joint tokenisation, never by searching
-token ids: a prompt that ends in a space is not a token prefix of prompt + answer.
+token ids: a prompt that ends in a space is not a token prefix of prompt + answer. A token across the
+place where a model is asked is parted there, as it is asked with the tokens of what is before alone.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import itemgetter
 from typing import Literal
 
 from lushan.backbones.tokenizer import Encoded, Tokenizer
@@ -15,6 +19,8 @@ from lushan.errors import DataError
 from lushan.records import Rendered
 
 LengthPolicy = Literal["error", "truncate", "window"]
+_CONTEXTS = ("\n", "a")
+"""What is put before a text that goes on: tokenizers join the one with space at most, the other with letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,7 @@ def _windows(
     place: str,
     overlapping: bool,
 ) -> list[Window]:
+    encoded = _parted(encoded, rendered, tokenizer)
     ids = list(encoded.ids)
     supervised = _first_supervised(encoded, rendered)
     if rendered.ends_with_stop:
@@ -164,11 +171,48 @@ def _token_range(encoded: Encoded, rendered: Rendered) -> tuple[int, int]:
     return (inside[0], inside[-1] + 1) if inside else (0, 0)
 
 
+def _parted(encoded: Encoded, rendered: Rendered, tokenizer: Tokenizer) -> Encoded:
+    """Part every token across a place where the model is asked into the end of what is before and the start of what follows."""
+    asked_at = sorted({*rendered.asked_at, *(start for start, _ in rendered.supervised)})
+    starts = [start for start in asked_at if _is_inside_token(start, encoded)]
+    if not starts:
+        return encoded
+    (parted,) = tokenizer.encode([rendered.text[: starts[0]]])
+    for start, end in pairwise((*starts, len(rendered.text))):
+        following = _continued(rendered.text[start:end], tokenizer)
+        if following is None:
+            return encoded
+        offsets = [(start + first, start + last) for first, last in following.offsets]
+        parted = Encoded(parted.ids + following.ids, parted.offsets + offsets)
+    return parted
+
+
+def _is_inside_token(character: int, encoded: Encoded) -> bool:
+    index = _first_behind(character, encoded)
+    return index < len(encoded.ids) and encoded.offsets[index][0] < character
+
+
+def _continued(text: str, tokenizer: Tokenizer) -> Encoded | None:
+    """Give the tokens of a text that goes on, without the space that some tokenizers put before the first word of all.
+
+    Returns:
+        None where this tokenizer joins the text with whatever it is put behind.
+    """
+    for context in _CONTEXTS:
+        (whole,) = tokenizer.encode([context + text])
+        if not _is_inside_token(len(context), whole):
+            first = _first_behind(len(context), whole)
+            offsets = [(start - len(context), end - len(context)) for start, end in whole.offsets]
+            return Encoded(whole.ids[first:], offsets[first:])
+    return None
+
+
 def _first_supervised(encoded: Encoded, rendered: Rendered) -> int:
     if not rendered.supervised:
         return -1
-    start = rendered.supervised[0][0]
-    for index, (_, end) in enumerate(encoded.offsets):
-        if end > start:
-            return index
-    return len(encoded.ids)
+    return _first_behind(rendered.supervised[0][0], encoded)
+
+
+def _first_behind(character: int, encoded: Encoded) -> int:
+    """Give the first token that ends behind a character; the number of tokens where none does."""
+    return bisect_right(encoded.offsets, character, key=itemgetter(1))

@@ -38,7 +38,7 @@ def _is_in_torch() -> bool:
         from torch.nn.attention import varlen  # registers its kernels, which only GPUs have
     except ImportError:
         return False
-    return _OPTIONS <= signature(varlen.varlen_attn).parameters.keys()
+    return signature(varlen.varlen_attn).parameters.keys() >= _OPTIONS
 
 
 def attend(flat: tuple[Tensor, Tensor, Tensor], looks: Looks) -> Tensor:

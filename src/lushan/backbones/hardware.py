@@ -98,7 +98,7 @@ class Choice:
 
 def machine() -> Machine:
     """Look at this machine; takes milliseconds."""
-    num_threads = min(_num_allowed_threads(), _container_cores())
+    num_threads = num_usable_threads()
     return Machine(
         processor=_processor_name(),
         features=_features(),
@@ -109,10 +109,13 @@ def machine() -> Machine:
     )
 
 
-def _num_allowed_threads() -> int:
+def num_usable_threads() -> int:
+    """Hardware threads that this process may use: those it is bound to, and no more than the share of its container."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        num_allowed = len(os.sched_getaffinity(0))
+    else:
+        num_allowed = os.cpu_count() or 1
+    return min(num_allowed, _container_cores())
 
 
 def _container_cores() -> int:

@@ -57,6 +57,7 @@ _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _OUTPUTS = ("lm_head.weight", "embed_out.weight")
+_CLASS_LAYERS = ("score", "classifier")
 _COUNTING_BEHIND_PADDING = frozenset({
     *("camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm"),
     *("xlm-roberta", "xlm-roberta-xl", "xmod"),
@@ -86,6 +87,32 @@ class ModelFacts:
     """Size of the weights on disk."""
     first_position: int = 0
     """Of a document's first token."""
+    can_write: bool = True
+    """Whether it is a decoder with weights that score the next token."""
+    has_class_layer: bool = False
+    """Whether it was saved with a layer that scores labels."""
+
+    @property
+    def why_silent(self) -> str:
+        """Why it cannot write, to be said behind its name; empty where it can."""
+        if self.family == "encoder":
+            return "is an encoder: it fills gaps and cannot write"
+        if self.can_write:
+            return ""
+        return (
+            "has no weights that score the next token (`lm_head`): it was saved without them, as class models are, and "
+            "cannot write"
+        )
+
+    @property
+    def asked_as(self) -> Family:
+        """The family in whose way the untouched model is asked: whatever cannot write is asked as encoders are."""
+        return "encoder" if self.why_silent else "decoder"
+
+
+def is_head(parameter_name: str) -> bool:
+    """Whether a weight belongs to the class layer."""
+    return any(part in _CLASS_LAYERS for part in parameter_name.split("."))
 
 
 def describe(folder: Path) -> ModelFacts:
@@ -105,12 +132,14 @@ def describe(folder: Path) -> ModelFacts:
         for name, shape in shapes.items()
         if not (tied and name in _OUTPUTS) and not name.endswith(_CONSTANTS)
     )
+    vocabulary_size = _number(folder, config, ("vocab_size",))
+    by_token = [each for each in shapes.values() if len(each) == 2 and each[0] == vocabulary_size]
     return ModelFacts(
         architecture=(config.get("architectures") or [""])[0],
         family=family,
         num_layers=_number(folder, config, _LAYERS),
         width=_number(folder, config, _WIDTHS),
-        vocabulary_size=_number(folder, config, ("vocab_size",)),
+        vocabulary_size=vocabulary_size,
         context_tokens=_context_tokens(folder, config),
         num_parameters=num_parameters,
         tied=tied,
@@ -119,6 +148,8 @@ def describe(folder: Path) -> ModelFacts:
         model_type=model_type,
         weights_bytes=weights_bytes,
         first_position=_first_position(config),
+        can_write=family == "decoder" and (tied or len(by_token) > 1),
+        has_class_layer=any(map(is_head, shapes)),
     )
 
 

@@ -26,7 +26,7 @@ from lushan.backbones import attention
 from lushan.backbones.attention import block_mask
 from lushan.backbones.frozen import FrozenStates, run_until, skip_layers
 from lushan.backbones.hardware import keep_freed_memory
-from lushan.backbones.inspect import ModelFacts, describe
+from lushan.backbones.inspect import ModelFacts, describe, is_head
 from lushan.backbones.packing import Prefix, plan_packing
 from lushan.backbones.pretrained import read_pretrained
 from lushan.backbones.remembered import remembered
@@ -87,7 +87,7 @@ class Backbone:
     packing_mode: PackingMode
     """`packed`: own attention. `masked`: an explicit mask keeps documents apart. `alone`: one by one."""
     fresh_weights: tuple[str, ...] = ()
-    """Weights that the folder does not have and that were drawn anew: the class layer of an untuned model."""
+    """Weights that were drawn anew: the class layer of an untuned model, or of one that was tuned on other labels."""
     weight_form: WeightForm | None = None
     """How weights are packed (`packed.py`); None where they are as they were trained."""
     frozen: FrozenStates | None = None
@@ -303,17 +303,15 @@ def load_backbone(
         multi_label: Whether a text may have several labels.
         both_ways: Whether the tokens of a decoder also see those behind them; those of an encoder always do.
         precision: Arithmetic of everything but the class layer, which stays in float32.
-        seed: Seed of a class layer that the folder does not have.
+        seed: Seed of a class layer that the folder does not have, or has for another number of labels.
         tokenizer: The folder's, where it is loaded already.
 
     Raises:
         ModelError: If the folder cannot be used for this purpose; says why.
     """
     facts = describe(folder)
-    if purpose == "language" and facts.family == "encoder":
-        raise ModelError(
-            f"`{folder.name}` is an encoder: it fills gaps and cannot write. Use `--answer head`."
-        )
+    if purpose == "language" and facts.why_silent:
+        raise ModelError(f"`{folder.name}` {facts.why_silent}. Use `--answer head`.")
     tokenizer = tokenizer or Tokenizer.load(folder)
     options = class_options(purpose, labels, multi_label=multi_label)
     if purpose == "tag":
@@ -364,11 +362,6 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in model.named_parameters():
         if not is_head(name):
             parameter.data = parameter.data.to(dtype)
-
-
-def is_head(parameter_name: str) -> bool:
-    """Whether a weight belongs to the class layer."""
-    return any(part in ("score", "classifier") for part in parameter_name.split("."))
 
 
 def _find_packing_mode(backbone: Backbone) -> PackingMode:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lushan.backbones import attention
+from lushan.backbones.inspect import is_head
 from lushan.backbones.quiet import quiet_transformers
 from lushan.errors import ModelError
 
@@ -28,7 +29,7 @@ def read_pretrained(
 
     Returns:
         The model, with the attention that keeps packed documents apart where its architecture lets it be replaced, and
-        the names of weights of a class layer that the folder does not have.
+        the names of weights of a class layer that the folder does not have, or has for another number of labels.
 
     Raises:
         ModelError: If the folder cannot be read, or its weights do not fit its configuration or are not finite.
@@ -39,7 +40,8 @@ def read_pretrained(
         raise ModelError(f"`{folder}` cannot be loaded: {error}") from None
     _check_keys(folder, info)
     check_values(folder, model.named_parameters())
-    return model, tuple(sorted(info["missing_keys"]))
+    other_shapes = {name for name, _, _ in info["mismatched_keys"]}
+    return model, tuple(sorted({*info["missing_keys"], *other_shapes}))
 
 
 def _load_in_some_way(folder: Path, model_class: Any, options: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -61,7 +63,7 @@ def _load(folder: Path, model_class: Any, attention_name: str, options: dict[str
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `_check_keys` refuses them, and names them
+            ignore_mismatched_sizes=True,  # `_check_keys` refuses and names them
             **options,
         )
 
@@ -72,9 +74,11 @@ def _check_keys(folder: Path, info: dict[str, Any]) -> None:
         for name in info["missing_keys"]
         if not any(part in _HEAD_NAMES for part in name.split("."))
     ]
+    # A class layer for another number of labels has been drawn anew, as one that is missing.
     other_shapes = [
         f"{name} {list(found)} (expected {list(expected)})"
         for name, found, expected in info["mismatched_keys"]
+        if not is_head(name)
     ]
     if missing or other_shapes:
         names = ", ".join([*sorted(missing), *sorted(other_shapes)][:5])

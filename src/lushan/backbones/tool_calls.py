@@ -5,7 +5,7 @@ names of its two fields, are the form of a call.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lushan.backbones.tokenizer import Tokenizer
@@ -15,6 +15,8 @@ from lushan.records import Call, ToolForm
 _NAME = "made_up_tool"
 _ARGUMENTS = {"made_up_argument": "made_up_value"}
 _ASKED = {"role": "user", "content": "Hello"}
+_BETWEEN = " \n,;"
+"""Characters that may stand between calls, and mean nothing there."""
 
 
 def tool_form(tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]]) -> ToolForm | None:
@@ -59,6 +61,8 @@ def read_calls(
 ) -> tuple[str, list[Call]]:
     """Part what a model wrote into what it says and what it calls; what is no whole call of a known tool is said.
 
+    Behind the first mark with no such call nothing more is called.
+
     Args:
         text: What was written, without special tokens.
         form: How calls are written.
@@ -66,27 +70,37 @@ def read_calls(
         has_mark: Whether a call begins with its mark; else the text is the JSON of calls and nothing else.
     """
     mark = form.mark if has_mark else ""
-    start = text.find(mark)
-    calls = list(_calls(text[start + len(mark) :], form, names)) if start >= 0 else []
-    return (text[:start].strip(), calls) if calls else (text, [])
+    said, calls, rest = list[str](), list[Call](), text
+    while (start := rest.find(mark)) >= 0:
+        found, behind = _calls(rest[start + len(mark) :], form, names)
+        if not found:
+            break
+        said.append(rest[:start])
+        calls += found
+        rest = behind
+    parts = [each.strip() for each in (*said, rest)]
+    return ("\n".join(filter(None, parts)), calls) if calls else (text, [])
 
 
-def _calls(written: str, form: ToolForm, names: Collection[str] | None) -> Iterator[Call]:
-    """Give the calls that stand one after another, up to the first that is none."""
-    marks = [each for each in (form.mark, form.after.strip()) if each]
+def _calls(written: str, form: ToolForm, names: Collection[str] | None) -> tuple[list[Call], str]:
+    """Give the calls that stand one after another, up to the first that is none, and what is behind them."""
+    found: list[Call] = []
     while True:
-        written = written.lstrip(" \n,;")
+        written = written.lstrip(_BETWEEN)
         try:
             value, end = json.JSONDecoder().raw_decode(written)
         except (ValueError, RecursionError):
-            return
+            return found, written
         called = _call(value, form, names)
         if called is None:
-            return
-        yield called
-        written = written[end:].lstrip()
-        for each in reversed(marks):
-            written = written.removeprefix(each).lstrip()
+            return found, written
+        found.append(called)
+        written = _without_end(written[end:].lstrip(), form.after.strip())
+
+
+def _without_end(written: str, mark: str) -> str:
+    """Take off what ends a call, or as much of it as was written before the answer was cut."""
+    return "" if mark.startswith(written) else written.removeprefix(mark)
 
 
 def _call(value: Any, form: ToolForm, names: Collection[str] | None) -> Call | None:  # noqa: ANN401 - any JSON value

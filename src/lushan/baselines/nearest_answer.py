@@ -34,17 +34,18 @@ def answer(parts: Parts, *, state: TaskState) -> Baseline:
         DataError: If there is no training row, or one has no target; names its place.
     """
     del state
-    targets = [_target(each) for each in parts.train]
-    if not targets:
+    for each in parts.train:
+        _target(each)
+    if not parts.train:
         raise DataError("No training row: the most similar one cannot be looked for.")
-    nearest_T = _nearest([each.text for each in parts.train], [each.text for each in parts.test])
+    nearest_T = _nearest(parts.train, [each.text for each in parts.test])
     predictions = [
-        Prediction(each.id, targets[place])
+        Prediction(each.id, _target(parts.train[place]))
         for each, place in zip(parts.test, nearest_T.tolist(), strict=True)
     ]
     return Baseline(
         predictions,
-        f"The answer to the most similar of {len(targets):,} training texts, by TF-IDF of 1 to 3 characters.",
+        f"The answer to the most similar of {len(parts.train):,} training texts, by TF-IDF of 1 to 3 characters.",
     )
 
 
@@ -54,7 +55,7 @@ def _target(example: Example) -> str:
     return example.target
 
 
-def _nearest(train: Sequence[str], test: Sequence[str]) -> NDArray[np.int64]:
+def _nearest(train: Sequence[Example], test: Sequence[str]) -> NDArray[np.int64]:
     """Number of the most similar training text for each test text, (T,)."""
     weight_C = _rarity(train)
     best_T = np.full(len(test), -1.0)
@@ -75,17 +76,17 @@ def _nearest(train: Sequence[str], test: Sequence[str]) -> NDArray[np.int64]:
     return nearest_T
 
 
-def _parts(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
-    for start in range(0, len(texts), ROWS_AT_ONCE):
-        yield start, texts[start : start + ROWS_AT_ONCE]
+def _parts(examples: Sequence[Example]) -> Iterator[tuple[int, list[str]]]:
+    for start in range(0, len(examples), ROWS_AT_ONCE):
+        yield start, [each.text for each in examples[start : start + ROWS_AT_ONCE]]
 
 
-def _rarity(texts: Sequence[str]) -> NDArray[np.float64]:
+def _rarity(examples: Sequence[Example]) -> NDArray[np.float64]:
     """Inverse document frequency as scikit-learn smooths it, (C,)."""
     num_with_C = np.zeros(_NUM_COLUMNS)
-    for _, part in _parts(texts):
+    for _, part in _parts(examples):
         num_with_C += np.bincount(_counts(part).indices, minlength=_NUM_COLUMNS)
-    return np.log((1 + len(texts)) / (1 + num_with_C)) + 1
+    return np.log((1 + len(examples)) / (1 + num_with_C)) + 1
 
 
 def _counts(texts: Sequence[str]) -> csr_matrix:

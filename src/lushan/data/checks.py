@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lushan.data.example_store import count_kinds, hash_text, hashes_of, kinds_of, take
+from lushan.data.example_store import hash_text, hashes_of, of_kinds, take
 from lushan.data.overlap import OverlapCounts, OverlapPolicy, find_overlap, remove_overlap
 from lushan.data.splits import Parts, count_labels, labels_of
 from lushan.errors import DataError
-from lushan.records import Example, Span, Triple, plain_answer
+from lushan.records import Example, Span, SplitName, Triple, plain_answer
 
 __all__ = [
     "Findings",
@@ -71,9 +71,11 @@ def check_parts(parts: Parts, *, needs_test: bool = True, weighs_classes: bool =
             that training does not.
     """
     _refuse_empty(parts, needs_test=needs_test)
-    labels = {name: count_labels(part) for name, part in parts.as_dict().items()}
+    labels: dict[SplitName, Counter[str]] = {
+        name: count_labels(part) for name, part in parts.as_dict().items()
+    }
     _refuse_one_answer(parts.train)
-    _refuse_unknown_labels(parts, labels["train"])
+    _refuse_unknown_labels(parts, labels)
     num_repeats: dict[str, int] = {}
     contradictions: dict[str, _Found] = {}
     for name, part in parts.as_dict().items():
@@ -96,32 +98,37 @@ def _refuse_empty(parts: Parts, *, needs_test: bool) -> None:
         if not part and (needs_test or name != "test"):
             raise DataError(
                 f"The {name} split has no rows left. Give it rows of its own that are not in a "
-                "later split."
+                "later split, or keep those that are with `--overlap keep`."
             )
 
 
 def _refuse_one_answer(train: Sequence[Example]) -> None:
-    kinds = [kind for kind, _ in count_kinds(train)]
-    answers = {kind.target for kind in kinds}
-    only = next(iter(answers))
-    what = "answer" if kinds[0].labels == () else "label"
+    answers = of_kinds(train, _answer_hash)
+    only = train[0].target
+    what = "answer" if train[0].labels == () else "label"
+    is_same = bool((answers == answers[0]).all())
     # The same spans in every row still have to be found.
-    if len(answers) < 2 and not any(isinstance(each, Span | Triple) for each in only or ()):
+    if is_same and not any(isinstance(each, Span | Triple) for each in only or ()):
         raise DataError(
             f"All {len(train):,} training rows have the same {what}, {only!r}: there is nothing to "
             f"learn. Give rows of at least two {what}s."
         )
 
 
-def _refuse_unknown_labels(parts: Parts, known: Counter[str]) -> None:
+def _answer_hash(example: Example) -> int:
+    """Give 64 bits of an answer; equal ones have the same in one process."""
+    return hash(example.target) % 2**64
+
+
+def _refuse_unknown_labels(parts: Parts, labels: Mapping[SplitName, Counter[str]]) -> None:
+    known = labels["train"]
     for name, part in parts.as_dict().items():
-        codes, kinds = kinds_of(part)
-        is_unknown = np.array(
-            [any(label not in known for label in labels_of(kind)) for kind in kinds], dtype=bool
-        )
-        (unknown,) = np.nonzero(is_unknown[codes])
-        if not len(unknown):
+        if labels[name].keys() <= known.keys():
             continue
+        is_unknown = of_kinds(
+            part, lambda each: any(label not in known for label in labels_of(each))
+        )
+        (unknown,) = np.nonzero(is_unknown)
         counts = count_labels(take(part, unknown))
         for label in known:
             del counts[label]
@@ -149,19 +156,16 @@ def _repeats(name: str, part: Sequence[Example]) -> tuple[int, _Found]:
     """Count the rows whose text stands earlier, and find those texts that have several labels."""
     if not part:
         return 0, _Found(0, [])
-    codes, kinds = kinds_of(part)
     # Different questions about one text are no repeats.
-    questions = [hash_text(_question(kind.extra)) for kind in kinds]
-    hashes = hashes_of(part).plain ^ np.array(questions, dtype=np.uint64)[codes]
-    targets: dict[object, int] = {}
-    target_of = np.array([targets.setdefault(kind.target, len(targets)) for kind in kinds])
+    questions = of_kinds(part, lambda each: hash_text(_question(each.extra)))
+    hashes = hashes_of(part).plain ^ questions
     # Equal texts stand together, in the order of the rows.
     order = np.argsort(hashes, kind="stable")
     is_first = np.diff(hashes[order], prepend=hashes[order[0]] ^ np.uint64(1)) != 0
     starts = np.append(np.flatnonzero(is_first), len(order))
-    ordered_targets = target_of[codes[order]]
+    answers = of_kinds(part, _answer_hash)[order]
     groups = np.cumsum(is_first) - 1
-    (differing,) = np.nonzero(ordered_targets != ordered_targets[starts[groups]])
+    (differing,) = np.nonzero(answers != answers[starts[groups]])
     contradicted = np.unique(groups[differing])
     first_rows = order[starts[contradicted]]
     shown = contradicted[np.argsort(first_rows)][:NUM_SHOWN]
@@ -184,8 +188,7 @@ def _contradiction(name: str, examples: Sequence[Example]) -> Contradiction:
         text=examples[0].shown,
         labels=tuple(
             sorted({
-                " + ".join(labels_of(kind)) or str(plain_answer(kind.target))
-                for kind, _ in count_kinds(examples)
+                " + ".join(labels_of(each)) or str(plain_answer(each.target)) for each in examples
             })
         ),
         places=tuple(each.place for each in examples[:NUM_SHOWN]),

@@ -14,7 +14,8 @@ WHOLE_NUMBER = re.compile(r"[+-]?\d+\.0+")
 _MARK = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?|true|false", re.IGNORECASE)
 """What a list that has a place for every label holds there."""
 MISSING_WORDS = frozenset({"nan", "null"})
-LABEL_SEPARATORS = ("|", ";")
+LABEL_SEPARATORS = ("|", ";\uff1b")
+"""Marks between the labels of a text: it is cut at the first of these that it holds, or at several that stand together."""
 _WITHOUT_LENGTHS = (
     "only a model that is tuned with `--set task_settings.length_control=true` keeps to a length."
 )
@@ -35,7 +36,7 @@ class Columns:
     labels: tuple[str, ...] = ()
     """Those that hold class names: stripped, and `1.0` is read as `1`."""
     lists: tuple[str, ...] = ()
-    """Those labels of which a row may have several: a list, also as a text of JSON, or text cut at `|` or `;`."""
+    """Those labels of which a row may have several: a list, also as a text of JSON, or text that `cut_labels` cuts."""
     lengths: tuple[str, ...] = ()
     """Optional ones that say how long an answer is wanted, of which only a model that learned to keep to it makes anything
     (`task_settings.length_control`)."""
@@ -239,6 +240,16 @@ def looks_like_list(value: object) -> bool:
     return text.startswith(("['", '["')) and text.endswith("]")
 
 
+def cut_labels(text: str) -> tuple[list[str], list[str]]:
+    """Give the labels of a text that may hold several, and the marks that cut it: `|`, or else `;` and its full-width form."""
+    for separators in LABEL_SEPARATORS:
+        marks = [mark for mark in separators if mark in text]
+        if marks:
+            parts = re.split(f"[{separators}]", text)
+            return [part for part in parts if part.strip()], marks
+    return [text], []
+
+
 class Cleaner:
     """Turns the values of one file's columns into text, lists, or None; tells what it changed."""
 
@@ -328,14 +339,13 @@ class Cleaner:
                 f"{self._place(number)}: `{name}` holds a list that is not JSON: {text[:80]!r}. Write it "
                 'with double quotes, such as ["a", "b"].'
             )
-        separator = next((mark for mark in LABEL_SEPARATORS if mark in text), None)
         if not text.strip():
             self._notes.count(f"`{name}` is empty; read as no label", number)
             return []
-        if separator is None:
-            return [text]
-        self._notes.count(f"`{name}` was cut into several labels at `{separator}`", number)
-        return [part for part in text.split(separator) if part.strip()]
+        labels, marks = cut_labels(text)
+        for mark in marks:
+            self._notes.count(f"`{name}` was cut into several labels at `{mark}`", number)
+        return labels
 
     def _label(self, name: str, value: object, number: int) -> str | None:
         if value is None:

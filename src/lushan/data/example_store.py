@@ -1,34 +1,41 @@
 """Examples by the million: their texts in a temporary file, and some 20 bytes of memory for each.
 
-What many examples have in common (their label) is kept once, as a *kind*; hashes of the texts stand in the file, too, for
-whoever looks for equal ones. The functions take any sequence of examples, so that nobody needs to know how it is stored.
+What many examples have in common (their label) is kept once, as a *kind*; of an example that has an answer of its own, all
+stands in the file. Hashes of the texts are there, too, for whoever looks for equal ones. The functions take any sequence
+of examples, so that nobody needs to know how it is stored.
 """
 
 import hashlib
+import marshal
 import os
 import tempfile
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self, overload
+from typing import Any, BinaryIO, NamedTuple, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lushan.atomic import naming_full_disk
 from lushan.data.near import Positions, bare_of, comparable, plain
-from lushan.records import Example
+from lushan.records import Example, answer_from_plain, plain_answer
 
-_MOST_SHARED_KINDS = 2**16
-"""Where there are more, targets are as good as all different, and looking for equal ones only costs."""
+_MOST_KIND_CHARACTERS = 2**20
+"""So much is kept in memory of what examples have in common: where there is more, most answers are no others'."""
+_WHOLE = -1
+"""Code of an example of which all stands in the file."""
+_MARSHAL_VERSION = 2
+"""Later ones have texts interned when they are read, which Python 3.12 then keeps for ever."""
 _ROWS_PER_READ = 4096
 _MOST_READ_BYTES = 2**24
 _BUFFER_BYTES = 2**20
 
 _HASH = np.dtype(np.uint64)
 
+Key = TypeVar("Key", bound=Hashable)
 Hashes = NDArray[np.uint64]
 
 
@@ -51,11 +58,11 @@ class _Table:
     """All examples that were collected together."""
 
     file: "_NamelessFile"
-    """The id, place, group and text of each example; then the hashes, each kind of hash of all examples together."""
+    """The id, place, group and text of each example, or all of it; then the hashes, each kind of hash of all examples together."""
     ends: Positions
     """Where each example ends in the file; the first begins at 0."""
     codes: NDArray[np.int32]
-    """The kind of each example."""
+    """The kind of each example, or `_WHOLE`."""
     kinds: list[Example]
     """Examples without id, place, group and text."""
 
@@ -85,9 +92,10 @@ class ExampleStore(Sequence[Example]):
         with full, file.writer() as writer:
             for example in examples:
                 kind = _kind(example)
-                num_bytes += writer.write(_to_bytes(example))
+                code, content = kinds.write(example, kind)
+                num_bytes += writer.write(content)
                 ends.append(num_bytes)
-                codes.append(kinds.code_of(kind))
+                codes.append(code)
                 for column, found in zip(hashes, _hashes(example, kind), strict=True):
                     column.append(found)
             for column in hashes:
@@ -120,9 +128,16 @@ class ExampleStore(Sequence[Example]):
         """Give the examples at some places, in that order."""
         return type(self)(self._table, self._rows[places])
 
-    def kinds(self) -> tuple[NDArray[np.int32], list[Example]]:
-        """Give the kind of each example, and one example of each kind; see `kinds_of`."""
-        return self._table.codes[self._rows], self._table.kinds
+    def of_kinds(self, value: Callable[[Example], int]) -> Hashes:
+        """Give each example a number that its kind decides; see `of_kinds`."""
+        codes, kinds = self._table.codes[self._rows], self._table.kinds
+        values = np.zeros(len(kinds) + 1, dtype=_HASH)  # `_WHOLE` takes the last, for now
+        for code in np.flatnonzero(np.bincount(codes[codes != _WHOLE])).tolist():
+            values[code] = value(kinds[code])
+        found = values[codes]
+        (places,) = np.nonzero(codes == _WHOLE)
+        found[places] = _values(self.take(places), value)
+        return found
 
     def hashes(self) -> ContentHashes:
         """Give the hashes of each example."""
@@ -144,7 +159,7 @@ class ExampleStore(Sequence[Example]):
                 if span is None
                 else span[start - first : end - first]
             )
-            yield _from_bytes(content, table.kinds[code])
+            yield _from_bytes(content, None if code == _WHOLE else table.kinds[code])
 
 
 class _NamelessFile:
@@ -168,20 +183,29 @@ class _NamelessFile:
 
 
 class _Kinds:
-    """What examples have beside id, place, group and text."""
+    """What examples have beside id, place, group and text, where there is room for it."""
 
     def __init__(self) -> None:
         self.kinds: list[Example] = []
         self._codes: dict[str, int] = {}
+        self._num_characters = 0
 
-    def code_of(self, kind: "_Kind") -> int:
-        if len(self._codes) >= _MOST_SHARED_KINDS:
-            self.kinds.append(kind.example)
-            return len(self.kinds) - 1
-        code = self._codes.setdefault(kind.written, len(self.kinds))
-        if code == len(self.kinds):
-            self.kinds.append(kind.example)
-        return code
+    def write(self, example: Example, kind: "_Kind") -> tuple[int, bytes]:
+        """Give the code of an example, and what the file is to hold of it."""
+        code = self._codes.get(kind.written)
+        if code is None and self._num_characters + len(kind.written) <= _MOST_KIND_CHARACTERS:
+            code = self._add(kind)
+        if code is not None:
+            return code, _to_bytes(example)
+        try:
+            return _WHOLE, _whole_to_bytes(example)
+        except ValueError:  # it holds what JSON does not know, such as a date of a parquet file
+            return self._add(kind), _to_bytes(example)
+
+    def _add(self, kind: "_Kind") -> int:
+        self._num_characters += len(kind.written)
+        self.kinds.append(kind.example)
+        return self._codes.setdefault(kind.written, len(self.kinds) - 1)
 
 
 class _Kind(NamedTuple):
@@ -197,24 +221,44 @@ def _kind(example: Example) -> _Kind:
     return _Kind(kind, repr(kind))
 
 
-def kinds_of(examples: Sequence[Example]) -> tuple[NDArray[np.int32], list[Example]]:
-    """Give the kind of each example, and one example of each kind; not every kind needs to occur.
+def of_kinds(examples: Sequence[Example], value: Callable[[Example], int]) -> Hashes:
+    """Give each example a number; of those that have all but id, place, group and text in common, it is found out once.
 
-    Examples of one kind are equal but for id, place, group and text; those of two kinds may be.
+    Args:
+        examples: Any examples.
+        value: Gives the number, from 0, of an example whose id, place, group and text are of no account: they may be empty.
     """
     if isinstance(examples, ExampleStore):
-        return examples.kinds()
-    kinds = _Kinds()
-    codes = np.array([kinds.code_of(_kind(each)) for each in examples], dtype=np.int32)
-    return codes, kinds.kinds
+        return examples.of_kinds(value)
+    return _values(examples, value)
 
 
-def count_kinds(examples: Sequence[Example]) -> list[tuple[Example, int]]:
-    """Give one example of each kind that there is and how many are of it, in the order of the first of each."""
-    codes, kinds = kinds_of(examples)
-    present, firsts, times = np.unique(codes, return_index=True, return_counts=True)
+def _values(examples: Sequence[Example], value: Callable[[Example], int]) -> Hashes:
+    return np.fromiter(map(value, examples), dtype=_HASH, count=len(examples))
+
+
+def numbered(
+    examples: Sequence[Example], key: Callable[[Example], Key]
+) -> tuple[Positions, list[Key]]:
+    """Number different keys of examples as they first come: gives the number of each example's, and all keys.
+
+    Args:
+        examples: Any examples.
+        key: Gives the key of an example, of which it knows what `of_kinds` says; few should be different.
+    """
+    found: dict[Key, int] = {}
+    codes = of_kinds(examples, lambda each: found.setdefault(key(each), len(found)))
+    numbers, keys = codes.astype(np.int64), list(found)
+    firsts = np.empty(len(keys), dtype=np.int64)
+    firsts[numbers[::-1]] = np.arange(len(numbers))[::-1]  # of several places the last one stays
     order = np.argsort(firsts)
-    return [(kinds[present[place]], int(times[place])) for place in order]
+    return np.argsort(order)[numbers], [keys[place] for place in order.tolist()]
+
+
+def counted(examples: Sequence[Example], key: Callable[[Example], Key]) -> list[tuple[Key, int]]:
+    """Give different keys of examples as `numbered` does, each with the number of examples that have it."""
+    numbers, keys = numbered(examples, key)
+    return list(zip(keys, np.bincount(numbers, minlength=len(keys)).tolist(), strict=True))
 
 
 def hashes_of(examples: Sequence[Example]) -> ContentHashes:
@@ -257,6 +301,22 @@ def _to_bytes(example: Example) -> bytes:
     return "\0".join(parts).encode("utf-8", "surrogatepass")
 
 
-def _from_bytes(content: bytes, kind: Example) -> Example:
+def _whole_to_bytes(example: Example) -> bytes:
+    """Write all of an example, as plain values.
+
+    Raises:
+        ValueError: If it holds others.
+    """
+    target: Any = plain_answer(example.target)
+    extra: Any = example.extra
+    head = (example.id, example.text, target, example.place)
+    return marshal.dumps((*head, extra, example.labels, example.group), _MARSHAL_VERSION)
+
+
+def _from_bytes(content: bytes, kind: Example | None) -> Example:
+    if kind is None:
+        # It gives plain values and runs nothing, and nobody else can open the file.
+        id_, text, target, *rest = marshal.loads(content)  # noqa: S302
+        return Example(id_, text, answer_from_plain(target), *rest)
     id_, place, group, text = content.decode("utf-8", "surrogatepass").split("\0", 3)
     return replace(kind, id=id_, text=text, place=place, group=group)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lushan.data.example_store import count_kinds, kinds_of
+from lushan.data.example_store import counted, numbered
 from lushan.data.feature_store import columns_of
 from lushan.data.overlap import PairCounts
 from lushan.data.splits import Parts, labels_of
@@ -114,15 +114,15 @@ def count_tokens(
         features: What they became; `example_index` points into `examples`.
         stop_ids: Tokens that end an answer.
     """
-    counted = _count_examples(features, len(examples))
-    codes, kinds = kinds_of(examples)
-    totals = [np.bincount(codes, weights=each, minlength=len(kinds)) for each in counted]
-    times = np.bincount(codes, minlength=len(kinds))
+    columns = _count_examples(features, len(examples))
+    numbers, keys = numbered(examples, labels_of)
+    totals = [np.bincount(numbers, weights=each, minlength=len(keys)) for each in columns]
+    times = np.bincount(numbers, minlength=len(keys))
     total, per_class = Counts(), dict[str, Counts]()
-    for code in np.flatnonzero(times).tolist():
-        counts = Counts(int(times[code]), *(int(each[code]) for each in totals))
+    for number, labels in enumerate(keys):
+        counts = Counts(int(times[number]), *(int(each[number]) for each in totals))
         total = _sum(total, counts)
-        for label in labels_of(kinds[code]) or (NO_LABEL,):
+        for label in labels or (NO_LABEL,):
             per_class[label] = _sum(per_class.get(label, Counts()), counts)
     before = ledger.splits[split]
     after = replace(
@@ -197,8 +197,8 @@ def refuse_without_signal(ledger: Ledger) -> None:
 
 def _count_split(part: Sequence[Example], num_dropped: Mapping[str, int]) -> SplitLedger:
     per_class: Counter[str] = Counter()
-    for kind, times in count_kinds(part):
-        for label in labels_of(kind) or (NO_LABEL,):
+    for labels, times in counted(part, labels_of):
+        for label in labels or (NO_LABEL,):
             per_class[label] += times
     return SplitLedger(
         num_read=len(part) + sum(num_dropped.values()),

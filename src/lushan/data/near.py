@@ -1,7 +1,8 @@
 """When two texts are the same, and when nearly: exact by a plain form, near by shared pieces.
 
 Near means: the sets of character pieces (five letters; two characters where most are Chinese,
-Japanese or Korean) have a Jaccard similarity of at least `NEAR`. Candidates are found by prefix filtering:
+Japanese or Korean) have a Jaccard similarity of at least `NEAR`. So have the sets without what belongs to an instruction
+that many texts have, which does not make them alike (`find_common`). Candidates are found by prefix filtering:
 sort each set from rare to common; two sets that are so similar must share a piece among the first
 few (Bayardo, Ma, Srikant: Scaling up all pairs similarity search, WWW 2007). Bit maps of the sets
 sort most out (Sandes, Teodoro, Melo: Bitmap filter, 2018), and what is left is measured, so what is
@@ -14,7 +15,7 @@ where a sample is far off.
 import re
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -22,13 +23,23 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-RULES = b"compared 3"
+from lushan.data.pieces import (
+    HASH_BITS,
+    Common,
+    Numbers,
+    Positions,
+    common_pieces,
+    distinct,
+    hash_pieces,
+)
+
+RULES = b"compared 4"
 """Changes whenever texts are compared in another way: what is split by that comes out otherwise."""
 NEAR = 0.75
-PIECE_CHARACTERS = 5
-WIDE_PIECE_CHARACTERS = 2
 FEWEST_PIECES = 12
 """Shorter texts are near only when nothing but case, space and punctuation differs."""
+MOST_COUNTED_TEXTS = 2**10
+"""In so many it is counted how common a piece is; its share is then known to some percent."""
 
 ASCII_NOT_WORD = {code: " " for code in range(128) if not chr(code).isalnum()}
 LOOSE_ACCENT = re.compile(r" [\u0300-\u036f]+")
@@ -36,16 +47,13 @@ LOOSE_ACCENT = re.compile(r" [\u0300-\u036f]+")
 NO_SIGNS = {"\u2044", "\u2212", *map(chr, range(0xFE00, 0xFE10))}
 """The slash and the minus, which stand for those of ASCII, and what chooses between two pictures of one sign."""
 LAST_SIGN = 0x1FFFF
-WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
 
 # A piece is one number of 64 bits: 12 its text in the chunk, 8 how common it is, 44 its hash. One
 # sort of such numbers puts each text's pieces together, from rare to common.
 TEXTS_PER_CHUNK = 2**12
 CHARACTERS_PER_CHUNK = 2**20
-HASH_BITS = 44
 SAMPLE_SHIFT = 24
 TEXT_SHIFT = np.uint64(52)
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 SIZE_SHIFT = np.uint64(12)
 MOST_SIZE = 2**12 - 1
 MOST_BUCKETS = 2**24
@@ -61,9 +69,6 @@ SHORT_CHARACTERS = 400
 LEVEL_FACTOR = 4
 SAMPLED_NEAR = 0.6
 """Pieces of a sample look less alike than all of them, by chance: four standard deviations below `NEAR`."""
-
-Numbers = NDArray[np.uint64]
-Positions = NDArray[np.int64]
 
 
 def plain(text: str) -> str:
@@ -121,44 +126,61 @@ class Comparables(Protocol):
         ...
 
 
+def find_common(*sides: Comparables) -> Common:
+    """Find the pieces that are left out of every text: those of an instruction that many texts of a side have.
+
+    They are looked for in some of the texts, chosen by their hashes; equal texts count once.
+    """
+    found = [np.array([], dtype=np.uint64)]
+    for side in sides:
+        _, places = _first_places(side.hashes)
+        if len(places):
+            texts, _ = next(_lists(side, places[:MOST_COUNTED_TEXTS]))
+            found.append(common_pieces(texts))
+    return Common(np.unique(np.concatenate(found)))
+
+
 def match_near(
-    queries: Comparables, base: Comparables, advance: Callable[[int], None] | None = None
+    queries: Comparables,
+    base: Comparables,
+    advance: Callable[[int], None] | None = None,
+    *,
+    common: Common | None = None,
 ) -> dict[int, list[int]]:
     """Find the queries that equal, or nearly equal, texts of the base.
 
-    Neither needs to be in memory: queries are gone through once, the base twice.
+    Neither needs to be in memory: queries are gone through once, the base three times.
 
     Args:
         queries: Repeats and empty texts do not matter.
         base: As well.
         advance: Hears how many queries were gone through since the last call.
+        common: Pieces that are left out; None finds those of queries and base.
 
     Returns:
         Hash of a query to places in the base, the most similar first; of equal texts only the first place.
     """
+    if not len(queries.hashes) or not len(base.hashes):
+        return {}
+    common = find_common(queries, base) if common is None else common
     hashes, places = _first_places(queries.hashes)
     base_hashes, base_places = _first_places(base.hashes)
     _, found_at, known_at = np.intersect1d(
         hashes, base_hashes, assume_unique=True, return_indices=True
     )
     equal = dict(zip(hashes[found_at].tolist(), base_places[known_at].tolist(), strict=True))
-    indices = _indices(base, np.sort(base_places))
+    indices = _indices(base, np.sort(base_places), common)
     found: dict[int, list[int]] = {}
-    for texts, chunk in _chunks(queries, np.sort(places)):
-        numbers = queries.hashes[chunk].tolist()
-        for text, number in zip(texts, numbers, strict=True):
+    for chunk in _chunks(queries, np.sort(places), common):
+        numbers = queries.hashes[chunk.places].tolist()
+        for text, number in zip(chunk.texts, numbers, strict=True):
             if text and number in equal:
                 found[number] = [equal[number]]
         for index in indices:
-            asked = [
-                place
-                for place, text in enumerate(texts)
-                if _is_long(text) and index.level.holds(text)
-            ]
-            for query, matches in index.match([texts[place] for place in asked]).items():
-                found.setdefault(numbers[asked[query]], []).extend(matches)
+            for query, matches in index.match(chunk).items():
+                found.setdefault(numbers[query], []).extend(matches)
         if advance:
-            advance(len(texts))
+            advance(len(chunk.texts))
     return {number: list(dict.fromkeys(matches)) for number, matches in found.items()}
 
 
@@ -166,14 +188,24 @@ def _first_places(hashes: Numbers) -> tuple[Numbers, Positions]:
     return np.unique(hashes, return_index=True)
 
 
-def _indices(base: Comparables, places: Positions) -> list["_Index"]:
+def _indices(base: Comparables, places: Positions, common: Common) -> list["_Index"]:
     """Put the texts of the base into an index for each level that has some."""
     lengths = array("q")
-    for texts, _ in _chunks(base, places):
-        lengths.extend(len(text) if _is_long(text) else 0 for text in texts)
+    for chunk in _chunks(base, places, common):
+        lengths.extend(chunk.lengths.tolist())
     found = np.array(lengths, dtype=np.int64)
-    chosen = [(level, places[level.holds_lengths(found)]) for level in _levels(found)]
-    return [_Index(base, level=level, places=members) for level, members in chosen if len(members)]
+    chosen = [(level, level.holds(found)) for level in _levels(found)]
+    return [
+        _Index(
+            base,
+            level=level,
+            places=places[is_held],
+            common=common,
+            num_characters=int(found[is_held].sum()),
+        )
+        for level, is_held in chosen
+        if is_held.any()
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +214,12 @@ class _Level:
 
     number: int
 
-    def holds(self, text: str) -> bool:
-        """Whether the text is short enough, and long enough to be near one that no lower level holds."""
-        shortest, longest = self._bounds
-        return shortest <= len(text) <= longest
+    def holds(self, lengths: Positions) -> NDArray[np.bool_]:
+        """Say which texts are short enough, and long enough to be near one that no lower level holds.
 
-    def holds_lengths(self, lengths: Positions) -> NDArray[np.bool_]:
-        """Say the same of texts with these numbers of characters; 0 stands for one that no level holds."""
+        Args:
+            lengths: Number of characters of each; 0 stands for one that no level holds.
+        """
         shortest, longest = self._bounds
         return (lengths > 0) & (shortest <= lengths) & (lengths <= longest)
 
@@ -214,17 +245,44 @@ def _levels(lengths: Positions) -> list[_Level]:
     return [_Level(each) for each in range(number + 1)]
 
 
-def _width(text: str) -> int:
-    if text.isascii():
-        return PIECE_CHARACTERS
-    return WIDE_PIECE_CHARACTERS if len(WIDE.findall(text)) * 2 > len(text) else PIECE_CHARACTERS
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A list of texts and their pieces, without those that are left out."""
+
+    texts: list[str]
+    places: Positions
+    hashes: Numbers
+    """Of every piece."""
+    owners: Positions
+    """The text of each."""
+    lengths: Positions
+    """Characters of each text, without as many as pieces were left out; 0 where few are left, so that only an equal text is near."""
+
+    def sampled(self, level: _Level) -> tuple[Numbers, Positions]:
+        """Give the sampled pieces of the texts of a level, and the text of each."""
+        is_kept = level.keeps(self.hashes) & level.holds(self.lengths)[self.owners]
+        return self.hashes[is_kept], self.owners[is_kept]
 
 
-def _is_long(text: str) -> bool:
-    return len(text) >= FEWEST_PIECES + _width(text) - 1
+def _chunks(texts: Comparables, places: Positions, common: Common) -> Iterator[_Chunk]:
+    """Give the texts at some places in lists, each with its pieces."""
+    for chunk, its_places in _lists(texts, places):
+        hashes, numbers = hash_pieces(chunk)
+        owners, is_out = numbers.astype(np.int64), common.left_out(hashes, numbers)
+        num_characters = np.array([len(text) for text in chunk], dtype=np.int64)
+        num_padding = np.bincount(owners, minlength=len(chunk)) - num_characters
+        lengths = num_characters - np.bincount(owners[is_out], minlength=len(chunk))
+        lengths[lengths < FEWEST_PIECES + num_padding] = 0
+        yield _Chunk(
+            chunk,
+            places=its_places,
+            hashes=hashes[~is_out],
+            owners=owners[~is_out],
+            lengths=lengths,
+        )
 
 
-def _chunks(texts: Comparables, places: Positions) -> Iterator[tuple[list[str], Positions]]:
+def _lists(texts: Comparables, places: Positions) -> Iterator[tuple[list[str], Positions]]:
     """Give the texts at some places in lists, each cut where it is full, and the places of each list."""
     chunk: list[str] = []
     start, num_characters = 0, 0
@@ -236,53 +294,6 @@ def _chunks(texts: Comparables, places: Positions) -> Iterator[tuple[list[str], 
             start, num_characters, chunk = start + len(chunk), 0, []
     if chunk:
         yield chunk, places[start:]
-
-
-def _padded(text: str, width: int) -> str:
-    pad = " " * (width - 1)
-    return f"{pad}{text}{pad}"
-
-
-def hash_pieces(texts: Sequence[str]) -> tuple[Numbers, Numbers]:
-    """Give the hash of every piece of every text, and the index of its text, in order.
-
-    Texts are padded, so that a letter at an end is in as many pieces as one in the middle.
-    """
-    widths = np.array([_width(text) for text in texts], dtype=np.int64)
-    padded = [_padded(text, width) for text, width in zip(texts, widths.tolist(), strict=True)]
-    lengths = np.array([len(text) for text in padded], dtype=np.int64)
-    ends = np.cumsum(lengths)
-    codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    characters = np.zeros(len(codes) + PIECE_CHARACTERS, dtype=np.uint64)
-    characters[: len(codes)] = codes + np.uint64(1)
-    hashes = np.zeros(len(codes), dtype=np.uint64)
-    is_whole = np.ones(len(codes), dtype=bool)
-    is_wide = widths == WIDE_PIECE_CHARACTERS
-    wide_hashes = hashes
-    for offset in range(PIECE_CHARACTERS):
-        if offset == WIDE_PIECE_CHARACTERS and is_wide.any():
-            wide_hashes = hashes.copy()
-        hashes += characters[offset : offset + len(codes)]
-        hashes *= MULTIPLIER
-        hashes ^= hashes >> np.uint64(29)
-        if offset:
-            is_whole[ends[widths > offset] - offset] = False
-    if is_wide.any():
-        hashes = np.where(np.repeat(is_wide, lengths), wide_hashes, hashes)
-    owners = np.repeat(np.arange(len(texts), dtype=np.uint64), lengths)
-    return hashes[is_whole] >> np.uint64(64 - HASH_BITS), owners[is_whole]
-
-
-def _distinct(keys: Numbers) -> Numbers:
-    """Give the sorted, distinct keys; several times as fast as `np.unique`, which hashes."""
-    ordered = np.sort(keys)
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]]
-
-
-def _piece_set(text: str) -> set[str]:
-    width = _width(text)
-    padded = _padded(text, width)
-    return {padded[start : start + width] for start in range(len(padded) - width + 1)}
 
 
 def _jaccard(one: set[str], other: set[str]) -> float:
@@ -334,39 +345,46 @@ class _Prefixes(NamedTuple):
 class _Index:
     """The pieces of the base texts, to be asked for near texts."""
 
-    def __init__(self, base: Comparables, *, level: _Level, places: Positions) -> None:
-        self.level = level
-        self._base, self._places = base, places
-        num_characters = sum(len(text) for text in base.texts(places))
+    def __init__(
+        self,
+        base: Comparables,
+        *,
+        level: _Level,
+        places: Positions,
+        common: Common,
+        num_characters: int,
+    ) -> None:
+        self._base, self._level = base, level
+        self._places, self._common = places, common
         self._num_buckets = min(MOST_BUCKETS, 2 ** (2 * num_characters).bit_length())
         self._times = np.zeros(self._num_buckets, dtype=np.uint32)
-        for texts, _ in _chunks(base, places):
-            hashes, _ = self._hashes(texts)
+        for chunk in _chunks(base, places, common):
+            hashes, _ = chunk.sampled(level)
             np.add.at(self._times, self._buckets(hashes), np.uint32(1))
         sizes, maps, keys, owners, ranks = [], [], [], [], []
         start = 0
-        for texts, _ in _chunks(base, places):
-            pieces = self._pieces(texts)
+        for chunk in _chunks(base, places, common):
+            pieces = self._pieces(chunk)
             sizes.append(pieces.counts())
             maps.append(pieces.bit_maps())
             first = pieces.prefixes(level.near)
             keys.append(_with_size(first.values, sizes[-1][first.owners]))
             owners.append((first.owners + start).astype(np.int32))
             ranks.append(first.ranks.astype(np.uint8))
-            start += len(texts)
+            start += len(chunk.texts)
         self._sizes, self._maps = np.concatenate(sizes), np.concatenate(maps)
         order = np.argsort(np.concatenate(keys), kind="stable")
         self._keys, self._owners = np.concatenate(keys)[order], np.concatenate(owners)[order]
         self._ranks = np.concatenate(ranks)[order]
 
-    def match(self, texts: Sequence[str]) -> dict[int, list[int]]:
-        """Give the places of the near base texts of each text that has some, best first; takes one chunk."""
+    def match(self, chunk: _Chunk) -> dict[int, list[int]]:
+        """Give the places of the near base texts of each text that has some, best first."""
         found: dict[int, list[tuple[float, int]]] = {}
-        for query, likely in self._candidates(self._pieces(texts)).items():
-            pieces = _piece_set(texts[query])
+        for query, likely in self._candidates(self._pieces(chunk)).items():
+            sets = self._common.sets(chunk.texts[query])
             places = self._places[likely[:MOST_MEASURED]]
             for place, text in zip(places.tolist(), self._base.texts(places), strict=True):
-                similarity = _jaccard(pieces, _piece_set(text))
+                similarity = min(map(_jaccard, sets, self._common.sets(text)))
                 if similarity >= NEAR:
                     found.setdefault(query, []).append((-similarity, place))
         return {query: [base for _, base in sorted(found[query])] for query in found}
@@ -374,19 +392,15 @@ class _Index:
     def _buckets(self, hashes: Numbers) -> Positions:
         return (hashes % np.uint64(self._num_buckets)).astype(np.int64)
 
-    def _hashes(self, texts: Sequence[str]) -> tuple[Numbers, Numbers]:
-        hashes, owners = hash_pieces(texts)
-        is_kept = self.level.keeps(hashes)
-        return hashes[is_kept], owners[is_kept]
-
-    def _pieces(self, texts: Sequence[str]) -> _Pieces:
-        hashes, owners = self._hashes(texts)
+    def _pieces(self, chunk: _Chunk) -> _Pieces:
+        hashes, owners = chunk.sampled(self._level)
         times = self._times[self._buckets(hashes)]
         common = np.minimum(np.log2(times + 1.0) * 10, 255).astype(np.uint64)
-        keys = _distinct((owners << TEXT_SHIFT) | (common << np.uint64(HASH_BITS)) | hashes)
-        sizes = np.bincount((keys >> TEXT_SHIFT).astype(np.int64), minlength=len(texts))
+        texts = owners.astype(np.uint64) << TEXT_SHIFT
+        keys = distinct(texts | (common << np.uint64(HASH_BITS)) | hashes)
+        counts = np.bincount((keys >> TEXT_SHIFT).astype(np.int64), minlength=len(chunk.texts))
         values = keys & ((np.uint64(1) << TEXT_SHIFT) - np.uint64(1))
-        return _Pieces(values, starts=np.concatenate([[0], np.cumsum(sizes)]))
+        return _Pieces(values, starts=np.concatenate([[0], np.cumsum(counts)]))
 
     def _candidates(self, pieces: _Pieces) -> dict[int, list[int]]:
         """Give the base texts that may be near to each text, the most alike first."""
@@ -394,7 +408,7 @@ class _Index:
         if not len(pairs):
             return {}
         sizes, maps = pieces.counts(), pieces.bit_maps()
-        share = (1 - self.level.near) / (1 + self.level.near)
+        share = (1 - self._level.near) / (1 + self._level.near)
         likely: list[Positions] = []
         for start in range(0, len(pairs), PAIRS_PER_BLOCK):
             query, base = np.divmod(pairs[start : start + PAIRS_PER_BLOCK], len(self._sizes))
@@ -414,7 +428,7 @@ class _Index:
 
     def _sharing_pairs(self, pieces: _Pieces) -> Positions:
         """Give text * (number of base texts) + base text, where both share a piece of their prefixes."""
-        near = self.level.near
+        near = self._level.near
         first = pieces.prefixes(near)
         sizes = pieces.counts()[first.owners]
         # Sets of unlike size are not near; those of a piece stand in the order of their size.
@@ -436,7 +450,7 @@ class _Index:
         )
         asking, owners = asking[is_early], owners[is_early]
         pairs = first.owners[asking] * len(self._sizes) + owners
-        return _distinct(pairs.astype(np.uint64)).astype(np.int64)
+        return distinct(pairs.astype(np.uint64)).astype(np.int64)
 
 
 def _with_size(values: Numbers, sizes: NDArray[Any]) -> Numbers:

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lushan.data.example_store import hashes_of, take
-from lushan.data.near import Positions, comparable, match_near
+from lushan.data.near import comparable, find_common, match_near
+from lushan.data.pieces import Common, Numbers, Positions
 from lushan.data.splits import Parts
 from lushan.errors import DataError
-from lushan.records import SPLIT_NAMES, Example, SplitName
+from lushan.records import EITHER_WAY, SPLIT_NAMES, Example, SplitName
 
 Advance = Callable[[int], None]
 OverlapPolicy = Literal["remove", "error", "keep"]
@@ -31,7 +32,7 @@ class Rows:
     exact: tuple[int, ...]
     """The texts are equal but for case and space."""
     near: tuple[int, ...]
-    """The texts are nearly equal, as `near.py` defines it."""
+    """The texts are nearly equal, as `near.py` defines it, or each is the answer to the other (`EITHER_WAY`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,9 @@ class OverlapCounts:
 def find_overlap(parts: Parts, advance: Advance | None = None) -> list[PairOverlap]:
     """Find the rows that two splits share, for each two splits; `advance` hears how many rows were looked for."""
     forms = {name: _Forms(part) for name, part in parts.as_dict().items()}
+    common = find_common(*forms.values())
     return [
-        _compare(earlier, later, forms[earlier], forms[later], advance=advance)
+        _compare(earlier, later, forms[earlier], forms[later], common=common, advance=advance)
         for earlier, later in PAIRS
     ]
 
@@ -198,6 +200,17 @@ class _Forms:
         stored = hashes_of(examples)
         self.hashes = stored.comparable
         self.plain_hashes = stored.plain
+        self._group_hashes = stored.group
+        self._is_grouped = stored.group != stored.comparable
+
+    @property
+    def groups(self) -> Numbers:
+        """Hashes of the groups that are not a row's own text."""
+        return self._group_hashes[self._is_grouped]
+
+    def group(self, place: int) -> Numbers:
+        """Give the hash of the group of one row."""
+        return self._group_hashes[[place]]
 
     def texts(self, places: Positions) -> Iterator[str]:
         """Give the comparable texts at some places; all of them would need much memory."""
@@ -207,19 +220,44 @@ class _Forms:
         """Give the places of the rows whose comparable texts have one of these hashes."""
         return np.flatnonzero(np.isin(self.hashes, np.array([*hashes], dtype=np.uint64)))
 
+    def places_of_groups(self, groups: Numbers) -> Positions:
+        """Give the places of the rows whose groups have one of these hashes, and are not their own texts."""
+        return np.flatnonzero(self._is_grouped & np.isin(self._group_hashes, groups))
+
+
+def _turned_groups(one: _Forms, other: _Forms) -> Numbers:
+    """Give the groups of both, where they say text and answer whichever is which; others are no overlap."""
+    shared = np.intersect1d(one.groups, other.groups)
+    if not len(shared):
+        return shared
+    first = one.examples[int(one.places_of_groups(shared)[0])]
+    return shared if EITHER_WAY in first.group else shared[:0]
+
 
 def _compare(
-    earlier: SplitName, later: SplitName, one: _Forms, other: _Forms, *, advance: Advance | None
+    earlier: SplitName,
+    later: SplitName,
+    one: _Forms,
+    other: _Forms,
+    *,
+    common: Common,
+    advance: Advance | None,
 ) -> PairOverlap:
-    matches = match_near(one, other, advance)
+    matches = match_near(one, other, advance, common=common)
     matched = {int(other.hashes[place]) for places in matches.values() for place in places}
-    places, later_places = one.places(matches), other.places(matched)
+    groups = _turned_groups(one, other)
+    places = np.union1d(one.places(matches), one.places_of_groups(groups))
+    later_places = np.union1d(other.places(matched), other.places_of_groups(groups))
     shared = np.intersect1d(one.plain_hashes[places], other.plain_hashes[later_places])
     rows, later_rows = _rows(one, places, shared), _rows(other, later_places, shared)
     shown: list[Shown] = []
     for place in (*rows.near, *rows.exact)[:NUM_SHOWN]:
-        best = other.hashes[matches[int(one.hashes[place])][0]]
-        likely = other.places([int(best)])
+        near = matches.get(int(one.hashes[place]))
+        likely = (
+            other.places([int(other.hashes[near[0]])])
+            if near
+            else other.places_of_groups(one.group(place))
+        )
         is_equal = other.plain_hashes[likely] == one.plain_hashes[place]
         later_place = likely[np.argmax(is_equal)]  # the first if none is
         first, second = one.examples[place], other.examples[int(later_place)]

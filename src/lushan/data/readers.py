@@ -221,7 +221,7 @@ class _Gaps:
 
 
 def find_files(path: Path) -> tuple[dict[SplitName, Path], list[str]]:
-    """Find the file of each split, in the order train, validation, test; and what was guessed.
+    """Find the file of each split, in the order train, validation, test; and tell what was guessed, or is not read.
 
     Raises:
         DataError: If the path does not exist, holds no such file, or two files for one split.
@@ -240,9 +240,11 @@ def find_files(path: Path) -> tuple[dict[SplitName, Path], list[str]]:
         )
     files: dict[SplitName, Path] = {}
     notes: list[str] = []
-    for file in sorted(path.iterdir()):
-        split = _split_of(file)
+    unread: list[Path] = []
+    for file in _data_files(path):
+        split = ALIASES.get(_stem(file))
         if split is None:
+            unread.append(file)
             continue
         if split in files:
             raise DataError(
@@ -257,11 +259,24 @@ def find_files(path: Path) -> tuple[dict[SplitName, Path], list[str]]:
             f"`{path}` has no train, validation or test file ({', '.join(EXTENSIONS)}, each also with "
             f"`.gz`). Found: {_content(path)}."
         )
+    if unread:
+        notes.append(_unread_note(unread))
     return {name: files[name] for name in SPLIT_NAMES if name in files}, notes
 
 
-def _split_of(file: Path) -> SplitName | None:
-    return ALIASES.get(_stem(file)) if format_of(file) and file.is_file() else None
+def _data_files(folder: Path) -> list[Path]:
+    files = (each for each in sorted(folder.iterdir()) if not each.name.startswith("."))
+    return [each for each in files if format_of(each) and each.is_file()]
+
+
+def _unread_note(files: Sequence[Path]) -> str:
+    """Name some of the files that hold data, but are of no split."""
+    named = ", ".join(f"`{file.name}`" for file in files[:NUM_PLACES])
+    more = f" and {len(files) - NUM_PLACES:,} more" if len(files) > NUM_PLACES else ""
+    return (
+        f"Not read: {named}{more}. A split has one file, called `train`, "
+        f"`validation` or `test`, such as `test{format_of(files[0])}`."
+    )
 
 
 def _stem(file: Path) -> str:

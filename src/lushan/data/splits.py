@@ -1,7 +1,7 @@
 """Train, validation and test: stratified, and decided by the content of a row, not by its place."""
 
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lushan.data.example_store import (
-    count_kinds,
+    counted,
     hash_text,
     hashes_of,
-    kinds_of,
+    numbered,
+    of_kinds,
     take,
 )
 from lushan.data.near import Positions, comparable
@@ -22,6 +23,9 @@ from lushan.records import GOES_ON, SPLIT_NAMES, Example, SplitName
 NUM_NAMED = 10
 SEVERAL = -1
 """Stands for the group that begins like another where there is more than one."""
+
+Stratum = str | tuple[str, ...]
+"""What is drawn in proportion: a label, or a set of labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def split(
 ) -> Parts:
     """Cut one list into parts with the same shares of labels; each part keeps the order of the list.
 
-    Texts (or groups, where rows have one) that are equal but for case, space and punctuation stay together, and so does a group
+    Texts that are equal but for case, space and punctuation stay together, and so do groups, where rows have one, and a group
     with the one that begins like it; one that several begin like, such as a greeting, is for training. The same rows and seed
     give the same parts, whatever the order of the rows. A fraction of 0 leaves that part empty.
 
@@ -76,16 +80,13 @@ def subsample(examples: Sequence[Example], num_rows: int, *, seed: int) -> Seque
     """
     if num_rows >= len(examples):
         return examples
-    codes, kinds = kinds_of(examples)
-    strata: dict[object, list[int]] = defaultdict(list)
-    for code in dict.fromkeys(codes.tolist()):
-        strata[_stratum_key(kinds[code])].append(code)
-    places = {
-        stratum: np.flatnonzero(np.isin(codes, members)) for stratum, members in strata.items()
-    }
+    numbers, strata = numbered(examples, _stratum_key)
+    ordered = np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
+    places = dict(zip(strata, ordered, strict=True))
     ranks = _ranks(seed, (each.id for each in examples))
     drawn = _drawn(places, ranks, num_rows)
-    held = {label for code in np.unique(codes[drawn]).tolist() for label in labels_of(kinds[code])}
+    present = (strata[number] for number in np.unique(numbers[drawn]).tolist())
+    held = {label for stratum in present for label in _labels_in(stratum)}
     if held < count_labels(examples).keys():  # rows have several labels, and few the same ones
         first = _one_of_each(places, ranks)
         if len(first) <= num_rows:
@@ -96,7 +97,7 @@ def subsample(examples: Sequence[Example], num_rows: int, *, seed: int) -> Seque
 
 
 def _drawn(
-    places: Mapping[object, Positions], ranks: NDArray[np.uint64], num_rows: int
+    places: Mapping[Stratum, Positions], ranks: NDArray[np.uint64], num_rows: int
 ) -> Positions:
     """Draw rows of each stratum in proportion."""
     quotas = _quotas({stratum: len(rows) for stratum, rows in places.items()}, num_rows)
@@ -107,9 +108,9 @@ def _drawn(
     return np.concatenate(drawn)
 
 
-def _one_of_each(places: Mapping[object, Positions], ranks: NDArray[np.uint64]) -> Positions:
+def _one_of_each(places: Mapping[Stratum, Positions], ranks: NDArray[np.uint64]) -> Positions:
     """Draw rows until every label has one, those of the rarest first."""
-    labels = {stratum: stratum if isinstance(stratum, tuple) else (stratum,) for stratum in places}
+    labels = {stratum: _labels_in(stratum) for stratum in places}
     times: Counter[str] = Counter()
     for stratum, rows in places.items():
         times.update(dict.fromkeys(map(str, labels[stratum]), len(rows)))
@@ -123,10 +124,13 @@ def _one_of_each(places: Mapping[object, Positions], ranks: NDArray[np.uint64]) 
     return np.array(chosen, dtype=np.int64)
 
 
-def _stratum_key(example: Example) -> object:
-    """Give what is drawn in proportion: the label, or the set of labels."""
+def _stratum_key(example: Example) -> Stratum:
     labels = labels_of(example)
     return labels[0] if isinstance(example.target, str) and labels else labels
+
+
+def _labels_in(stratum: Stratum) -> tuple[str, ...]:
+    return stratum if isinstance(stratum, tuple) else (stratum,)
 
 
 def stratum_of(example: Example, frequencies: Mapping[str, int]) -> str:
@@ -142,8 +146,8 @@ def labels_of(example: Example) -> tuple[str, ...]:
 def count_labels(examples: Sequence[Example]) -> Counter[str]:
     """Give how many examples have each label."""
     counts: Counter[str] = Counter()
-    for kind, times in count_kinds(examples):
-        for label in labels_of(kind):
+    for labels, times in counted(examples, labels_of):
+        for label in labels:
             counts[label] += times
     return counts
 
@@ -152,9 +156,8 @@ class _Groups:
     """Which examples must not be separated; numbered as they first come."""
 
     def __init__(self, examples: Sequence[Example], *, seed: int) -> None:
-        hashes, firsts, inverse = np.unique(
-            hashes_of(examples).group, return_index=True, return_inverse=True
-        )
+        stored = hashes_of(examples)
+        hashes, firsts, inverse = np.unique(stored.group, return_index=True, return_inverse=True)
         order = np.argsort(firsts)
         number_of = np.empty_like(order)
         number_of[order] = np.arange(len(order))
@@ -162,18 +165,44 @@ class _Groups:
         for number, first in enumerate(take(examples, firsts[order])):
             ranks.append(_rank(seed, comparable(first.group or first.text)))
             beginnings.add(number, first.group)
-        into = beginnings.joined(len(order))
+        groups = beginnings.joined(len(order))[number_of[inverse]]
+        with_texts = np.arange(len(order))
+        if not np.array_equal(stored.group, stored.comparable):
+            with_texts = _joined_by_text(groups, stored.comparable, num_groups=len(order))
         kept, numbers, sizes = np.unique(
-            into[number_of[inverse]], return_inverse=True, return_counts=True
+            with_texts[groups], return_inverse=True, return_counts=True
         )
+        least_ranks, present = np.array(ranks, dtype=np.uint64), np.unique(groups)
+        np.minimum.at(least_ranks, with_texts[present], least_ranks[present])
         self.sizes: Positions = sizes
         """How many examples each group has."""
         self.numbers: Positions = numbers
         """The group of each example."""
-        self.ranks: NDArray[np.uint64] = np.array(ranks, dtype=np.uint64)[kept]
+        self.ranks: NDArray[np.uint64] = least_ranks[kept]
         """The order of the groups, which only their content and the seed decide."""
-        self.are_dealt: NDArray[np.bool_] = ~np.isin(kept, beginnings.of_several())
+        self.are_dealt: NDArray[np.bool_] = ~np.isin(kept, with_texts[beginnings.of_several()])
         """Whether each group may come into any part; else it is for training."""
+
+
+def _joined_by_text(groups: Positions, texts: NDArray[np.uint64], *, num_groups: int) -> Positions:
+    """Give the first of the groups that each group hangs together with, by texts that stand in several.
+
+    Args:
+        groups: The group of each example.
+        texts: The hash of the text of each example.
+        num_groups: How many groups there are.
+    """
+    _, texts_of = np.unique(texts, return_inverse=True)
+    joined = np.arange(num_groups)
+    while True:
+        firsts = np.full(len(groups), num_groups)
+        np.minimum.at(firsts, texts_of, joined[groups])
+        further = joined.copy()
+        np.minimum.at(further, groups, firsts[texts_of])
+        further = further[further]
+        if np.array_equal(further, joined):
+            return joined
+        joined = further
 
 
 class _Beginnings:
@@ -219,12 +248,10 @@ class _Beginnings:
 def _strata(examples: Sequence[Example], groups: _Groups, *, num_needed: int) -> list[Positions]:
     """Give the groups of each label. Labels with too few are refused; of several labels, go to train."""
     frequencies = count_labels(examples)
-    codes, kinds = kinds_of(examples)
-    names = {code: stratum_of(kinds[code], frequencies) for code in np.unique(codes).tolist()}
-    labels = sorted(set(names.values()))
+    codes, names = numbered(examples, lambda each: stratum_of(each, frequencies))
+    labels = sorted(names)
     numbers = {label: number for number, label in enumerate(labels)}
-    number_of = np.zeros(len(kinds), dtype=np.int64)
-    number_of[list(names)] = [numbers[name] for name in names.values()]
+    number_of = np.array([numbers[name] for name in names], dtype=np.int64)
     # Of the labels of a group's rows the most frequent one; of equally frequent ones the first.
     pairs, times = np.unique(groups.numbers * len(labels) + number_of[codes], return_counts=True)
     group_of, label_of = np.divmod(pairs, len(labels))
@@ -237,7 +264,7 @@ def _strata(examples: Sequence[Example], groups: _Groups, *, num_needed: int) ->
     small = [
         label for label, rows in zip(labels, strata, strict=True) if 0 < len(rows) < num_needed
     ]
-    if small and not any(isinstance(kinds[code].target, tuple) for code in names):
+    if small and not of_kinds(examples, lambda each: isinstance(each.target, tuple)).any():
         if labels == [""]:  # answers without labels
             raise DataError(
                 f"Too few rows to split: {len(strata[0])} different text(s), at least {num_needed} are needed. Add rows, or "

@@ -29,7 +29,7 @@ def export_rows(
     task: str | None = None,
     model: str | None = None,
 ) -> Exported:
-    """Write one JSON line for each corrected input, in bounded memory.
+    """Write one JSON line for each corrected input, in bounded memory; what comes meanwhile is left for the next time.
 
     Args:
         store: Where the feedback is.
@@ -42,7 +42,8 @@ def export_rows(
         SettingError: If there is no such task.
         StoreError: If the store cannot be read.
     """
-    tallies = store.tally(model=model)
+    until = store.last_number()
+    tallies = store.tally(model=model, until=until)
     corrected = [name for name, tally in tallies.items() if tally.num_corrected]
     if task is None and len(corrected) > 1:
         raise DataError(
@@ -60,7 +61,8 @@ def export_rows(
 
     def lines() -> Iterator[str]:
         nonlocal num_rows
-        for row in training_rows(store.corrected(task=task, model=model), columns):
+        found = store.corrected(task=task, model=model, until=until)
+        for row in training_rows(found, columns):
             num_rows += 1
             yield json.dumps(row, ensure_ascii=False) + "\n"
 

@@ -100,29 +100,47 @@ class FeedbackStore:
         """
         yield from self._stream(_of(model=model))
 
-    def corrected(self, *, task: str, model: str | None = None) -> Iterator[Feedback]:
-        """Give the rows with a correction; of several for one input, the last. In bounded memory.
+    def last_number(self) -> int:
+        """Give the number of the row that came last, 0 where there is none; what comes later has a higher one.
 
         Raises:
             StoreError: If the store cannot be read.
         """
+        with self._database.reading() as session:
+            return session.scalar(select(func.max(FeedbackRow.number))) or 0
+
+    def corrected(
+        self, *, task: str, model: str | None = None, until: int | None = None
+    ) -> Iterator[Feedback]:
+        """Give the rows with a correction; of several for one input, the last. In bounded memory.
+
+        Args:
+            task: What was asked.
+            model: Only feedback about this model; None takes all.
+            until: As if nothing had come behind the row of this number; None takes the last that is there now.
+
+        Raises:
+            StoreError: If the store cannot be read.
+        """
+        until = self.last_number() if until is None else until
         later = aliased(FeedbackRow)
         replaced = exists().where(
             later.input_digest == FeedbackRow.input_digest,
             later.number > FeedbackRow.number,
+            later.number <= until,
             later.correction.is_not(None),
             later.task == task,
             *((later.model == model,) if model is not None else ()),
         )
         yield from self._stream([
-            *_of(model=model),
+            *_of(model=model, until=until),
             FeedbackRow.task == task,
             FeedbackRow.correction.is_not(None),
             ~replaced,
         ])
 
-    def tally(self, *, model: str | None = None) -> dict[str, Tally]:
-        """Count the feedback of each task.
+    def tally(self, *, model: str | None = None, until: int | None = None) -> dict[str, Tally]:
+        """Count the feedback of each task; with `until`, as if nothing had come behind the row of this number.
 
         Raises:
             StoreError: If the store cannot be read.
@@ -134,7 +152,7 @@ class FeedbackStore:
             func.count().filter(FeedbackRow.rating == "bad"),
             func.count().filter(FeedbackRow.correction.is_not(None)),
         )
-        grouped = counted.where(*_of(model=model)).group_by(FeedbackRow.task)
+        grouped = counted.where(*_of(model=model, until=until)).group_by(FeedbackRow.task)
         with self._database.reading() as session:
             return {task: Tally(*counts) for task, *counts in session.execute(grouped)}
 
@@ -149,8 +167,9 @@ class FeedbackStore:
             number = rows[-1].number
 
 
-def _of(*, model: str | None) -> list[ColumnElement[bool]]:
-    return [] if model is None else [FeedbackRow.model == model]
+def _of(*, model: str | None, until: int | None = None) -> list[ColumnElement[bool]]:
+    of_model = [] if model is None else [FeedbackRow.model == model]
+    return of_model if until is None else [*of_model, FeedbackRow.number <= until]
 
 
 def _find(session: Session, id_: str) -> FeedbackRow | None:

@@ -29,6 +29,7 @@ from lushan.backbones import native
 from lushan.backbones.frozen import FrozenStates, Position
 from lushan.backbones.load import Backbone, is_causal
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
+from lushan.errors import RunError
 from lushan.records import Features
 
 Tell = Callable[[str], None]
@@ -50,7 +51,7 @@ class FrozenPart:
     position: Position
     """Which tokens of a document are read later."""
     identity: tuple[str, ...]
-    """What decides the states beside that: the digest of the weights, the fingerprint of the tokenizer."""
+    """What decides the states beside that: the digests of weights and configuration, the fingerprint of the tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,13 @@ class FrozenCache:
     limit_bytes: float
 
     def states(
-        self, backbone: Backbone, part: FrozenPart, features: Sequence[Features], *, tell: Tell
+        self,
+        backbone: Backbone,
+        part: FrozenPart,
+        features: Sequence[Features],
+        *,
+        is_needed: bool = False,
+        tell: Tell,
     ) -> FrozenStates | None:
         """Give the states of documents, computing them if they are not there; None if they have no room.
 
@@ -69,7 +76,11 @@ class FrozenCache:
             backbone: A model whose first layers are frozen.
             part: Which.
             features: Documents that will be asked for many times; equal ones are kept once.
+            is_needed: Whether nothing else will do.
             tell: Takes one line for a person.
+
+        Raises:
+            RunError: If they are needed and have no room; says what is in the way.
         """
         documents = _Documents(features)
         kept_tokens = (
@@ -93,6 +104,12 @@ class FrozenCache:
             if why is None:
                 tell(f"Computing {what} once: {num_bytes / 1e6:,.1f} MB in `{path}`.")
                 why = _write(path, backbone, part, documents)
+            if why is not None and is_needed:
+                raise RunError(
+                    f"This run reads what its {part.depth} frozen layers make of its rows, and that cannot be kept now: "
+                    f"{why}. Computed anew it would round otherwise. Make room, then go on with `--resume`, or start "
+                    "again with `--overwrite`."
+                )
             if why is not None:
                 tell(f"Computing the {part.depth} frozen layers anew in every pass: {why}.")
                 return None

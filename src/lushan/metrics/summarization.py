@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lushan.errors import DataError
-from lushan.metrics.pieces import is_unspaced, ngrams, pieces, share_of_letters
+from lushan.metrics.pieces import OTHER_SCRIPTS, is_unspaced, ngrams, pieces, share_of_letters
 from lushan.metrics.statistics import difference_interval, percentile_interval, resampled_totals
 from lushan.records import Interval
 
@@ -51,9 +51,10 @@ def score_rows(
 ) -> list[SummaryScore]:
     """Compare each summary with those that people wrote, and with its document.
 
-    Words are those of the ROUGE scripts: runs of a to z and digits, stemmed by Porter's rules. Where the references
-    are mostly written in other letters, words of any letters are taken as they are; of scripts without spaces each
-    character is one. Of several references the best counts, for each metric by itself.
+    Words are those of the ROUGE scripts: runs of a to z and digits, stemmed by Porter's rules. Where a row's references
+    have a letter of another script, or those of all rows are mostly written in others, words of any letters are taken as
+    they are; of scripts without spaces each character is one. Greek letters count only where most letters are none of
+    a to z, for English formulas have them too. Of several references the best counts, for each metric by itself.
 
     Args:
         documents: What was summarised.
@@ -64,12 +65,13 @@ def score_rows(
         DataError: If a row has no reference.
         ValueError: If the sequences differ in length.
     """
-    plain, by_piece = _scorers()
     rows: list[SummaryScore] = []
-    for document, right, answer in zip(documents, references, answers, strict=True):
+    scorers = _scorers(references)
+    for document, right, answer, scorer in zip(
+        documents, references, answers, scorers, strict=True
+    ):
         if not right:
             raise DataError("A row without a reference cannot be scored by ROUGE.")
-        scorer = by_piece if _needs_pieces(right) else plain
         rouge = scorer.score_multi(right, answer)
         rouge_1, rouge_2, rouge_l = (float(rouge[name].fmeasure) for name in scorer.rouge_types)
         against = _against_document(document, answer)
@@ -108,13 +110,17 @@ def _means(totals_RM: np.ndarray, num_rows: int) -> dict[str, np.ndarray]:
     return means
 
 
-def _scorers() -> "tuple[RougeScorer, RougeScorer]":
-    """One that cuts words as the ROUGE scripts do, and one for other scripts."""
+def _scorers(references: Sequence[Sequence[str]]) -> "list[RougeScorer]":
+    """For each row one that cuts words as the ROUGE scripts do, or one for other scripts."""
     # The library imports nltk, which takes seconds that no other task should wait for.
     from rouge_score.rouge_scorer import RougeScorer
 
     names = ["rouge1", "rouge2", "rougeL"]
-    return RougeScorer(names, use_stemmer=True), RougeScorer(names, tokenizer=PieceTokenizer())
+    plain = RougeScorer(names, use_stemmer=True)
+    by_piece = RougeScorer(names, tokenizer=PieceTokenizer())
+    if _is_mostly_other([each for right in references for each in right]):
+        return [by_piece] * len(references)
+    return [by_piece if _needs_pieces(right) else plain for right in references]
 
 
 class PieceTokenizer:
@@ -126,6 +132,11 @@ class PieceTokenizer:
 
 
 def _needs_pieces(references: Sequence[str]) -> bool:
+    """Whether the ROUGE scripts would drop whole words, in which answers may differ."""
+    return share_of_letters(references, OTHER_SCRIPTS) > 0 or _is_mostly_other(references)
+
+
+def _is_mostly_other(references: Sequence[str]) -> bool:
     return is_unspaced(references) or share_of_letters(references, "\u0250-\U0003ffff") > 1 / 2
 
 

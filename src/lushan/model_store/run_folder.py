@@ -17,12 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lushan.atomic import is_locked, lock_file, write_json, write_parts, write_text
 from lushan.errors import RunError
 from lushan.records import Call, Prediction, answer_from_plain, plain_answer
-from lushan.settings import read_yaml
+from lushan.settings import load_yaml, read_yaml, written_yaml
 
 _RECIPE = "recipe.yaml"
 _STATUS = "run.json"
@@ -60,8 +58,8 @@ class RunFolder:
             raise RunError(
                 f"`{path}` cannot be made: `{path.parent}` takes no folders. Choose another place."
             ) from None
-        text = yaml.safe_dump(dict(recipe), allow_unicode=True, sort_keys=False)
-        status = {**status, _DIGEST: _digest(yaml.safe_load(text))}
+        text = written_yaml(recipe)
+        status = {**status, _DIGEST: _digest(load_yaml(text))}
         run = cls(path, status, _lock(path))  # refuses while an older run is still going
         try:
             check_is_free(path, overwrite=overwrite)
@@ -276,10 +274,12 @@ def is_being_written(path: Path) -> bool:
 
 def _plain(prediction: Prediction) -> dict[str, Any]:
     likely = sorted(prediction.probabilities.items(), key=lambda each: -each[1])
+    # Choices of a row's own are few, and scored by what is read back; labels may be hundreds.
+    num_kept = len(likely) if prediction.log_likelihoods else _MOST_PROBABILITIES
     return {
         "id": prediction.id,
         "answer": plain_answer(prediction.answer),
-        "probabilities": dict(likely[:_MOST_PROBABILITIES]),
+        "probabilities": dict(likely[:num_kept]),
         "log_likelihood": prediction.log_likelihood,
         "model_version": prediction.model_version,
         "log_likelihoods": dict(prediction.log_likelihoods),

@@ -93,8 +93,11 @@ class Bases:
         Raises:
             ModelError: If it cannot be loaded, or would take too much memory.
         """
-        if describe(folder).family == "encoder":
+        facts = describe(folder)
+        if facts.family == "encoder":
             return Apart("encoders do not share layers")
+        if facts.why_silent:
+            return Apart(f"its base {facts.why_silent}")
         check_room(predicted_bytes(folder, key.form))
         backbone = load_backbone(
             folder,

@@ -221,7 +221,8 @@ def load_predictor(
         backbone.tokenizer = backbone.tokenizer.with_chat_of(folder)
         compute_in_one_piece(backbone.model)
     elif meaning.answer == "head" and backbone.fresh_weights:
-        raise RunError(f"`{folder}` lacks weights, such as `{backbone.fresh_weights[0]}`.")
+        name = backbone.fresh_weights[0]
+        raise RunError(f"`{folder}` lacks weights, such as `{name}`, or has them for other labels.")
     if form is not None:
         pack_weights(backbone, form)
     return make_predictor(folder, meaning, backbone)

@@ -96,14 +96,14 @@ class Verdict:
 
 
 def run_programs(
-    programs: Sequence[str], limits: Limits | None = None, *, num_workers: int | None = None
+    programs: Sequence[str], limits: Limits | None = None, *, num_workers: int
 ) -> list[Verdict]:
     """Run programs, some at a time, and give a verdict on each, in their order.
 
     Args:
         programs: Python sources; tests stand at the end of each and raise where something is wrong.
         limits: Of each program; None for the default ones.
-        num_workers: How many run at once; None for as many as there are cores.
+        num_workers: How many run at once: no more than there are cores, or right ones run out of time.
 
     Raises:
         UserError: On Windows, which has none of these limits; where the limits are too low for Python itself.
@@ -114,8 +114,6 @@ def run_programs(
             "Running untrusted programs needs Linux or macOS: Windows has no limits for them. "
             "Use WSL or a Linux container."
         )
-    if num_workers is None:
-        num_workers = os.cpu_count() or 1
     if num_workers < 1:
         raise SettingError(f"`num_workers` must be at least 1. Got {num_workers}.")
     chosen = limits or Limits()

@@ -26,6 +26,8 @@ class Call:
         self._model = model
         self._asked = asked
         note(request.scope, model=model.name)
+        if asked.num_cut_tokens:
+            note(request.scope, num_cut_tokens=asked.num_cut_tokens)
 
     def head(self, kind: str) -> dict[str, Any]:
         """Write what stands at the start of an answer, with a new id that begins with its kind."""

@@ -101,13 +101,12 @@ async def chat(request: Request, body: ChatRequest) -> Response | ChatCompletion
         return {"delta": {**role, **said}, "logprobs": logprobs}
 
     call = Call(request, body, model, asked)
+    head = {**call.head("chatcmpl"), "num_cut_tokens": asked.num_cut_tokens}
     if body.stream:
-        return await call.stream(
-            events, call.head("chatcmpl") | {"object": "chat.completion.chunk"}, delta
-        )
+        return await call.stream(events, head | {"object": "chat.completion.chunk"}, delta)
     answers = await call.collect(events)
     return ChatCompletion(
-        **call.head("chatcmpl"),
+        **head,
         choices=[
             chat_choice(each, tokenizer, with_logprobs=bool(body.logprobs))
             for each in answers.in_order

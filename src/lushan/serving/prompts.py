@@ -16,7 +16,7 @@ from lushan.errors import SettingError
 from lushan.inference.generate import encode_prompts
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
-from lushan.inference.predict import Predictor, Prompted
+from lushan.inference.predict import Predictor, Prompted, cut_tokens
 from lushan.records import Answer, Example, Features, Row, Written, plain_answer
 from lushan.serving.errors import RequestError
 from lushan.serving.hosted import HostedModel
@@ -44,8 +44,17 @@ NO_TOKEN = -1
 """Stands for an answer that was not written token by token."""
 _SYSTEM = ("system", "developer")
 """Roles that say how to behave, by their older and newer name."""
-_ONLY_WRITTEN = ("n", "stop", "response_format", "logprobs", "top_k", "min_p", "repetition_penalty")
-"""Fields that a model which does not write is not to be sent; `temperature` and its like cannot matter to it."""
+_ONLY_WRITTEN: dict[str, object] = {
+    "n": 1,
+    "stop": None,
+    "response_format": None,
+    "logprobs": False,
+    "top_k": None,
+    "min_p": 0,
+    "repetition_penalty": 1,
+}
+"""Fields that a model which does not write is not to be sent, but for the value that asks for nothing; `temperature` and its
+like cannot matter to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,8 @@ class Asked:
     """What may be called in the answer."""
     is_list: bool = False
     """Whether an answer is told as JSON, which only the whole of it can be."""
+    num_cut_tokens: int = 0
+    """Tokens of the text that the model does not read, because it is too long and the run cuts such texts."""
 
     def prompt_of(self, choice: int) -> Prompted:
         """Give the prompt that an answer is to."""
@@ -87,6 +98,7 @@ def ask_chat(model: HostedModel, body: ChatRequest) -> Asked:
         most_tokens=given or predictor.generation.max_new_tokens,
         stop_strings=() if constraint else predictor.state.stop_strings,
     )
+    _refuse_alternatives(model, settings, body.top_logprobs, param="top_logprobs")
     asking = replace(predictor, generation=settings)
     features = _encoded(asking, example)
     prompt_ids = (*features.token_ids, *_beginning(predictor, tools))
@@ -102,6 +114,7 @@ def ask_chat(model: HostedModel, body: ChatRequest) -> Asked:
         clean,
         tools,
         is_list,
+        features.num_cut_tokens,
     )
 
 
@@ -181,6 +194,22 @@ def _refuse_tools(model: HostedModel, body: ChatRequest) -> None:
             )
 
 
+def _refuse_alternatives(
+    model: HostedModel, settings: GenerationSettings, num_wanted: int | None, *, param: str
+) -> None:
+    """Beam search tells no other tokens than those that it took.
+
+    Raises:
+        RequestError: If others are asked for.
+    """
+    if num_wanted and settings.num_beams > 1:
+        raise RequestError(
+            f"`{param}`: `{model.name}` writes by beam search (`num_beams` {settings.num_beams}), which tells no other tokens "
+            f"than those that it takes, got {num_wanted}. Ask for 0, or send a `temperature` above 0, which draws instead.",
+            param=param,
+        )
+
+
 def ask_label(model: HostedModel, body: ChatRequest) -> tuple[Asked, Example]:
     """Read the one message for a model that does not write, but chooses or marks.
 
@@ -188,18 +217,22 @@ def ask_label(model: HostedModel, body: ChatRequest) -> tuple[Asked, Example]:
         UserError: If the message does not fit, or a field has no meaning there.
     """
     _refuse_tools(model, body)
-    for name in _ONLY_WRITTEN:
+    for name, neutral in _ONLY_WRITTEN.items():
         value = getattr(body, name)
-        if value not in (None, 1, False) and not isinstance(value, TextFormat):
+        if value not in (None, neutral) and not isinstance(value, TextFormat):
             raise RequestError(
                 f"`{name}` has no effect here: `{model.name}` does not write its answers. Remove it.",
                 param=name,
             )
     example = read_conversation(model, body.messages)
     predictor = model.predictor
+    features = predictor.encode([example])
     # All that is read for the one answer, be it in several windows.
-    read_ids = tuple(x for each in predictor.encode([example]) for x in each.token_ids)
-    return Asked([Prompted(read_ids, predictor.generation, None)], 1, 0, str), example
+    prompted = Prompted(
+        tuple(x for each in features for x in each.token_ids), predictor.generation, None
+    )
+    num_cut = cut_tokens(features).get(0, 0)
+    return Asked([prompted], 1, 0, str, num_cut_tokens=num_cut), example
 
 
 def ask_completion(model: HostedModel, body: CompletionRequest) -> Asked:
@@ -218,6 +251,7 @@ def ask_completion(model: HostedModel, body: CompletionRequest) -> Asked:
     prompts = read_texts(predictor, body.prompt, param="prompt", most=MOST_PROMPTS)
     most_tokens = body.max_tokens or COMPLETION_TOKENS
     settings = make_settings(predictor, body, most_tokens=most_tokens)
+    _refuse_alternatives(model, settings, body.logprobs, param="logprobs")
     _check_room(predictor, prompts, most_tokens=most_tokens)
     prompted = [Prompted(each, settings, None) for each in prompts]
     return Asked(prompted, settings.num_return_sequences, body.logprobs or 0, str)

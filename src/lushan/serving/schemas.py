@@ -418,6 +418,8 @@ class ChatCompletion(BaseModel):
     """Version of the model that answered."""
     choices: list[ChatChoice]
     usage: WrittenUsage
+    num_cut_tokens: int = 0
+    """Tokens of a text that the model did not read, because it is too long and the run cuts such texts. Not of OpenAI's API."""
 
 
 class CompletionLogprobs(BaseModel):

@@ -269,10 +269,10 @@ class Task:
         truth = [str(each.target) for each in examples]
         answers = [str(each.answer) for each in predictions]
         details: dict[str, Any] = {"labels": [], "per_class": []}
-        if all(each.probabilities for each in predictions):
-            shares = [
-                each.probabilities[right] for each, right in zip(predictions, truth, strict=True)
-            ]
+        asked = list(zip(predictions, truth, strict=True))
+        # Runs of earlier versions kept the five likeliest choices alone.
+        if all(right in each.probabilities for each, right in asked):
+            shares = [each.probabilities[right] for each, right in asked]
             details["log_loss"] = float(-np.log(np.maximum(shares, 1e-300)).mean())
         likelihoods = [each.log_likelihoods for each in predictions]
         return Scores(

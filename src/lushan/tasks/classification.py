@@ -12,7 +12,7 @@ from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.inspect import Family
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.data.columns import Columns
+from lushan.data.columns import Columns, cut_labels
 from lushan.errors import DataError
 from lushan.metrics import classification as metrics
 from lushan.records import (
@@ -234,8 +234,7 @@ def _read_label(row: Row, label: object) -> str:
 
 def _read_labels(row: Row, label: object) -> tuple[str, ...]:
     if isinstance(label, str):
-        separator = "|" if "|" in label else ";"
-        label = label.split(separator)
+        label, _ = cut_labels(label)
     if not isinstance(label, list | tuple):
         raise DataError(f"{row.place}: column `label` must hold a list of labels, got {label!r}.")
     return tuple(sorted({str(each).strip() for each in label} - {""}))

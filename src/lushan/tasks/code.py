@@ -18,6 +18,7 @@ from itertools import chain, islice
 from typing import Any
 
 from lushan import text_answers
+from lushan.backbones.hardware import num_usable_threads
 from lushan.data.columns import Columns
 from lushan.errors import DataError, SettingError
 from lushan.metrics.code import intervals, pass_at_k
@@ -109,9 +110,10 @@ class Task(text_answers.WritingTask):
                 "Allow it with `--set task_settings.run_code=true`."
             )
         state = text_answers.learn_to_write(examples, preparation)
-        targets = [f"\n{each.target}" for each in examples]
-        stops = [x for x in _STOP_STRINGS if not any(x in each[1:] for each in targets)]
-        return replace(state, stop_strings=tuple(stops))
+        stops = _STOP_STRINGS
+        for each in examples:
+            stops = tuple(stop for stop in stops if stop not in str(each.target))
+        return replace(state, stop_strings=stops)
 
     def prove(self, examples: Sequence[Example]) -> list[str]:
         """Run the references of the first rows, and tell how many do not pass their own tests.
@@ -121,7 +123,7 @@ class Task(text_answers.WritingTask):
         """
         known = [each for each in examples[:_NUM_PROVEN] if each.target is not None]
         programs = [_program(each, str(each.target)) for each in known]
-        verdicts = zip(known, run_programs(programs, LIMITS), strict=True)
+        verdicts = zip(known, _run(programs), strict=True)
         failed = [(each.place, verdict.detail) for each, verdict in verdicts if not verdict.passed]
         if not failed:
             return []
@@ -192,7 +194,7 @@ class Task(text_answers.WritingTask):
             for example, texts in zip(examples, written, strict=True)
             for text in texts
         ]
-        verdicts = iter(run_programs(programs, LIMITS))
+        verdicts = iter(_run(programs))
         found = [list(islice(verdicts, len(texts))) for texts in written]
         num_passed = [sum(each.passed for each in row) for row in found]
         num_samples = [len(row) for row in found]
@@ -231,6 +233,10 @@ class Task(text_answers.WritingTask):
             )
             for number, (name, arguments, result, test) in enumerate(samples, start=1)
         ]
+
+
+def _run(programs: Sequence[str]) -> list[Verdict]:
+    return run_programs(programs, LIMITS, num_workers=num_usable_threads())
 
 
 def _told(verdicts: Iterable[Verdict]) -> dict[str, Any]:

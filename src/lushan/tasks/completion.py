@@ -34,6 +34,7 @@ _TOLD = ("topic", "tone", "length", "keywords")
 """What stands in front of the text, in this order."""
 _LISTS = ("keywords", "must", "must_not")
 _CONTROL = (*_TOLD, *FORM_FIELDS)
+_COMMA = re.compile("[,\uff0c\u3001]")
 
 
 class Task(text_answers.WritingTask):
@@ -200,7 +201,7 @@ def _read_control_text(row: Row, name: str) -> str:
 def _read_words(row: Row, name: str, value: object) -> list[str]:
     parts = unpacked(value)
     if isinstance(value, str) and not isinstance(parts, list):
-        parts = value.split(",")
+        parts = _COMMA.split(value)
     if not isinstance(parts, list | tuple) or not all(
         isinstance(each, str) and each.strip() for each in parts
     ):

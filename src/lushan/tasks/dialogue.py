@@ -2,8 +2,8 @@
 
 Columns: `messages`, a list of objects with `role` (`system`, `user`, `assistant`, `tool`) and `content`, of which the last
 is the assistant's: a text, or calls of tools (`tool_calls`); `tools` (a list) where some may be called. A message of the
-assistant with `weight` 0 is read, but not learned. The forms of ShareGPT (`conversations` with `from` and `value`) and
-Alpaca (`instruction`, `input`, `output`, and `history`, the pairs before them) are read too.
+assistant with `weight` 0 is read, but not learned. The forms of ShareGPT (`conversations` with `from` and `value`, or with
+such messages) and Alpaca (`instruction`, `input`, `output`, and `history`, the pairs before them) are read too.
 
 The model's own chat template writes the conversation; a base model that has none gets a plain one, which is saved with it.
 The loss is taken on what the assistant says, its stop token included, and on nothing else.
@@ -317,7 +317,8 @@ def _tool_form(chat: _Chat, messages: Sequence[Message], example: Example) -> To
         return None
     form = tool_form(chat.tokenizer, chat.tools or ())
     if form is None and calls:
-        _refuse_unwritten_tools(chat, [*messages, example.extra["reply"]])
+        reply = example.extra["reply"]
+        _refuse_unwritten_tools(chat, messages if messages[-1] is reply else [*messages, reply])
         raise DataError(
             f"{chat.place}: the last message calls tools, but this model's chat template writes calls in another form than "
             "JSON with a name and arguments, and such answers are not read back. Take a model whose template does."
@@ -357,6 +358,7 @@ def _fitted(
         contents = _content_ranges(text, kept)
         rendered = Rendered(
             text,
+            asked_at=tuple(start for start, _ in spans),
             # What an assistant says is learned, and begins where it begins.
             cuttable=contents[num_system] if kept[num_system]["role"] == "user" else (0, 0),
             given=tuple(contents[:-1] if with_target else contents),
@@ -365,14 +367,22 @@ def _fitted(
         )
         try:
             ((window,),) = encode_rendered(
-                [rendered], chat.tokenizer, limit=limit, places=[chat.place]
+                [rendered],
+                chat.tokenizer,
+                limit=replace(limit, policy="truncate"),
+                places=[chat.place],
             )
         except DataError:
-            if limit.policy == "error" or first == (questions or [num_system])[-1]:
+            if first == (questions or [num_system])[-1]:
                 raise
             num_tokens = num_tokens or len(chat.tokenizer.encode([text])[0].ids)
             continue
         num_tokens = num_tokens or len(window.token_ids) + window.num_cut_tokens
+        if limit.policy == "error" and num_tokens > limit.max_tokens:
+            raise DataError(
+                f"{chat.place}: the conversation has {num_tokens} tokens, but at most {limit.max_tokens} fit. Choose "
+                "`--set data.over_length=truncate`, which leaves out its oldest part, or raise `model.max_length`."
+            )
         return window, spans, num_tokens - len(window.token_ids)
     raise AssertionError("a conversation has messages")
 
@@ -399,19 +409,36 @@ def _refuse_unwritten_tools(chat: _Chat, messages: Sequence[Message]) -> None:
     if not any(given.values()):
         return
     whole = chat.write(messages, ask=False)
-    calls_nothing = [
-        {name: value for name, value in each.items() if name != "tool_calls"} for each in messages
+    # Without its calls a turn would be an empty one, which some templates count in another way.
+    other_calls = [
+        {**each, "tool_calls": [_renamed(call) for call in each["tool_calls"]]}
+        if "tool_calls" in each
+        else each
+        for each in messages
     ]
-    less = {
-        "column `tools`": chat._replace(tools=None).write(messages, ask=False),
-        "`tool_calls` of a message": chat.write(calls_nothing, ask=False),
+    others = {
+        "column `tools`": _written(chat._replace(tools=None), messages),
+        "`tool_calls` of a message": _written(chat, other_calls),
     }
     for name, is_given in given.items():
-        if is_given and less[name] == whole:
+        if is_given and others[name] == whole:
             raise DataError(
                 f"{chat.place}: {name} would be lost: this model's chat template does not write tools. Take them out, "
                 "or take a model whose template does."
             )
+
+
+def _renamed(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return {**call, "function": {**function, "name": f"{function['name']}_"}}
+
+
+def _written(chat: _Chat, messages: Sequence[Message]) -> str | None:
+    """Write messages; None where the template refuses them, and so does not write them as others."""
+    try:
+        return chat.write(messages, ask=False)
+    except DataError:
+        return None
 
 
 def _content_ranges(text: str, messages: Sequence[Message]) -> list[tuple[int, int]]:

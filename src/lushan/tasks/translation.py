@@ -11,9 +11,11 @@ from collections.abc import Sequence
 
 from lushan import text_answers
 from lushan.data.columns import Columns
+from lushan.data.near import comparable
 from lushan.errors import DataError
 from lushan.metrics import translation as metrics
 from lushan.records import (
+    EITHER_WAY,
     AnswerMode,
     Example,
     Prediction,
@@ -99,9 +101,9 @@ class Task(text_answers.WritingTask):
         if row.values.get("target") in (None, "") and not needs_target:
             return Example(content_id(source, languages), source, None, row.place, languages, ())
         target = text_answers.read_text(row, "target")
-        return Example(
-            content_id(source, languages, target), source, target, row.place, languages, ()
-        )
+        id_ = content_id(source, languages, target)
+        group = EITHER_WAY.join(sorted((source, target), key=comparable))
+        return Example(id_, source, target, row.place, languages, (), group)
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Whether the languages are known, and told apart."""

@@ -5,6 +5,7 @@ position in the data, from which follows what is drawn, and the best weights so 
 """
 
 import json
+import math
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ LEAST_INTERVAL_SECONDS = 10.0
 """Time from one checkpoint to the next, at least."""
 SPENT_FRACTION = 0.05
 """Checkpoints may cost at most this share of the training time."""
+_USUAL_BYTES_PER_SECOND = 500e6
+"""Of writing a checkpoint, until one was written."""
 
 
 @dataclass(slots=True)
@@ -33,10 +36,16 @@ class Progress:
     """One entry per evaluation: epoch, step, score, loss."""
     best_step: int = -1
     num_stale: int = 0
-    """Evaluations since the best one."""
+    """Evaluations since the best one, those within the warm-up left out."""
     num_tokens: int = 0
     seconds: float = 0.0
     """Training time so far, without evaluations."""
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The evaluation of `best_step`; before there is one, one that is worse than any."""
+        worst = {"score": -math.inf, "loss": math.inf}
+        return next((each for each in self.validation if each["step"] == self.best_step), worst)
 
 
 class Checkpoints:
@@ -47,6 +56,10 @@ class Checkpoints:
         self._folder = folder
         self._last_write_seconds = 0.0
         self._last_written_at = time.monotonic()
+
+    def expect(self, num_bytes: int) -> None:
+        """Say how large the first checkpoint will be, so that it comes when it costs little, too."""
+        self._last_write_seconds = num_bytes / _USUAL_BYTES_PER_SECOND
 
     @property
     def is_due(self) -> bool:

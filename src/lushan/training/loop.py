@@ -40,7 +40,7 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """What an evaluation on the validation rows found; `score` is better when higher."""
+    """What an evaluation on the validation rows found; `score` is better when higher, of equal ones the lower `loss` is."""
 
     score: float
     loss: float
@@ -88,6 +88,8 @@ def fit(
 ) -> Fitted:
     """Train until the epochs are over or `evaluate` stops improving, then take the best weights (or the last).
 
+    Evaluations of no improvement count from the end of the warm-up on: before, learning has hardly begun.
+
     Goes on from the last checkpoint if there is one, bit for bit. Of several processes the leader evaluates and
     writes, and ends with those weights.
 
@@ -97,6 +99,7 @@ def fit(
     """
     team = Team()
     progress = _resume(source, optimizer, checkpoints)
+    checkpoints.expect(optimizer.num_state_bytes)
     num_steps = settings.num_epochs * source.num_steps_per_epoch
     while source.epoch < settings.num_epochs and not _is_stale(progress, settings.patience):
         model.train()
@@ -137,6 +140,7 @@ def fit(
             optimizer=optimizer,
             checkpoints=checkpoints,
             progress=progress,
+            keeps_best=settings.keep == "best",
         )
         progress.seconds += time.perf_counter() - started
     if settings.keep == "best" and (team.leads or optimizer.is_spread):
@@ -224,20 +228,24 @@ def _consider(
     optimizer: Optimizer,
     checkpoints: Checkpoints,
     progress: Progress,
+    keeps_best: bool,
 ) -> None:
     """Note an evaluation; the leader keeps the best weights so far, and writes a checkpoint if one is due."""
     step = optimizer.num_steps_done
-    is_best = found.score > max((each["score"] for each in progress.validation), default=-math.inf)
+    best = progress.best
+    # Few rows score the same again and again while the model still learns, which their loss shows.
+    is_best = (found.score, -found.loss) > (best["score"], -best["loss"])
     progress.validation.append({
         "epoch": source.epoch,
         "step": step,
         "score": found.score,
         "loss": found.loss,
     })
-    progress.num_stale = 0 if is_best else progress.num_stale + 1
     if is_best:
-        progress.best_step = step
-    if is_best and (team.leads or optimizer.is_spread):
+        progress.best_step, progress.num_stale = step, 0
+    elif step > optimizer.num_warmup_steps:  # steps on the way to the learning rate prove nothing
+        progress.num_stale += 1
+    if is_best and keeps_best and (team.leads or optimizer.is_spread):
         weights = optimizer.weights()
         if team.leads:
             checkpoints.save_best(step, weights)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim._adafactor import adafactor  # the public class makes its state anew when resumed
 from torch.optim.adamw import adamw
 
-from lushan.backbones.load import is_head
+from lushan.backbones.inspect import is_head
 from lushan.backbones.native_training import (
     Moving,
     add_gradient,
@@ -54,13 +54,18 @@ class OptimizerSettings:
     max_gradient_norm: float
 
 
+def count_warmup_steps(num_steps: int, settings: OptimizerSettings) -> int:
+    """Give the steps over which the learning rate rises: never all of them, for the first has a share of 0."""
+    return min(math.ceil(settings.warmup_fraction * num_steps), num_steps - 1)
+
+
 def schedule_factor(step: int, num_steps: int, settings: OptimizerSettings) -> float:
     """Give the share of the peak learning rate at a step, counted from 0.
 
     Rises linearly over `ceil(warmup_fraction * num_steps)` steps, but never over all of them, for the first has a share of
     0; then falls to zero (linear, cosine) or stays.
     """
-    num_warmup_steps = min(math.ceil(settings.warmup_fraction * num_steps), num_steps - 1)
+    num_warmup_steps = count_warmup_steps(num_steps, settings)
     if step < num_warmup_steps:
         return step / max(1, num_warmup_steps)
     done_fraction = (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps)
@@ -96,6 +101,12 @@ class _Trained:
         """Whether the weight is a part of its master."""
         return self.master.dtype == torch.int16
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the master, put together, and of what is remembered."""
+        kept = sum(each.nbytes for each in self.state.values())
+        return self.master.numel() * torch.float32.itemsize + kept
+
 
 class Optimizer:
     """AdamW, Adafactor or SGD with momentum; theta <- theta - eta * direction - eta * lambda * theta.
@@ -124,6 +135,7 @@ class Optimizer:
         self._settings = settings
         self._num_steps = num_steps
         self.num_steps_done = 0
+        self.num_warmup_steps = count_warmup_steps(num_steps, settings)
         rows = read_rows or {}
         weights = [named for named in model.named_parameters() if named[1].requires_grad]
         is_spread = any(is_part(weight) for _, weight in weights)
@@ -131,6 +143,8 @@ class Optimizer:
             _begin(name, weight, settings, rows_U=rows.get(name), may_split=not is_spread)
             for name, weight in weights
         ]
+        self.num_state_bytes = sum(each.num_bytes for each in self._trained)
+        """Size of the masters and moments that this process holds."""
 
     @property
     def names(self) -> list[str]:

@@ -4,8 +4,6 @@ The first leads: it checks, decides, asks, compares and writes. The others help 
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -83,9 +81,3 @@ class Team:
     def close(self) -> None:
         """Disconnect; a process that ends without would be aborted."""
         self._state.destroy_process_group()
-
-    @contextmanager
-    def leader_first(self) -> Iterator[None]:
-        """Have the leader do something first; the others then find it done."""
-        with nullcontext() if self._is_closed else self._state.main_process_first():
-            yield

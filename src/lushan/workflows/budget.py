@@ -1,14 +1,13 @@
 """How many rows are trained on, and how often: so many that a run keeps to its wall time, where that can be."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from lushan.backbones.hardware import machine, measure
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.sources import cache_folder
 from lushan.evaluation.phrases import duration
-from lushan.tasks import Task
 from lushan.workflows.recipe import TuneRecipe
 
 _EPOCHS = {"quick": 3, "normal": 3, "thorough": 5}
@@ -29,8 +28,13 @@ _SAME_SHARE = 0.9
 than all were."""
 _READING_SPEED = 3
 """Times as fast as training: a pass forward takes two operations per weight and token, training six."""
+_LOW_RANK_SHARE = 2 / 3
+"""Of full tuning, what low-rank adapters take: the frozen weights have no gradients of their own."""
+_HEAD_SHARE = 1e-3
+"""Of full tuning, what the head alone takes, where it reads what frozen layers made of a row once: next to nothing."""
 EFFICIENCY = 0.3
 """Share of the measured GEMM speed that whole training steps reach; low on purpose, so that promises are kept."""
+_READERS = ("the tuned model", "the untouched one", "that one with worked examples")
 
 
 class Workload(NamedTuple):
@@ -42,8 +46,10 @@ class Workload(NamedTuple):
     num_validation_rows: int = 0
     """Asked about after every epoch."""
     num_test_rows: int = 0
-    num_readings: int = 1
-    """How often each test row is read, as `count_readings` says."""
+    readings: tuple[float, ...] = ()
+    """Tokens that each reading of a test row takes, on the mean, as `tokens_of_readings` says."""
+    reads_one_token: bool = False
+    """Whether the layer that answers reads one token of a row: with `--adapter head`, no more of it is kept."""
 
 
 class Plan(NamedTuple):
@@ -58,29 +64,50 @@ class Plan(NamedTuple):
     """What is to be told where the run takes longer than it may."""
 
 
+class _Cost(NamedTuple):
+    """What a row takes, in passes of full tuning."""
+
+    once: float
+    """What frozen layers make of it, which is kept, of training and validation rows."""
+    trained: float
+    """In each epoch."""
+    asked: float
+    """After each epoch, of a validation row."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Budget:
-    """A wall time, counted in passes: how many rows can be trained on once within it."""
+    """A wall time, counted in passes: how many rows full tuning can be run on once within it."""
 
     seconds: float
     tokens_per_second: float
     passes: float
-    validation_passes: float
-    """What asking about the validation rows takes, after each epoch."""
+    num_validation_rows: int
     test_passes: float
     """What reading the test rows takes, as often as that is."""
+    cost: _Cost
+
+    def training_passes(self, num_rows: int, epochs: int) -> float:
+        """Give what training takes."""
+        return num_rows * (self.cost.once + epochs * self.cost.trained)
+
+    def validation_passes(self, epochs: int) -> float:
+        """Give what asking about the validation rows takes, after each epoch."""
+        return self.num_validation_rows * (self.cost.once + epochs * self.cost.asked)
 
     def most_rows(self, epochs: int) -> int:
         """Give the rows that can be trained on in so many epochs, one at least."""
-        left = self.passes - self.test_passes - epochs * self.validation_passes
+        left = self.passes - self.test_passes - self.validation_passes(epochs)
         wanted = min(_MOST_SHARE * self.passes, max(left, _LEAST_SHARE * self.passes))
-        return max(1, int(wanted / epochs))
+        return max(1, int(wanted / self.training_passes(1, epochs)))
 
     def most_epochs(self, num_rows: int) -> int:
         """Give the epochs that so many rows can be trained for; none or less where asking alone takes too long."""
-        left = self.passes - self.test_passes
-        trained = _MOST_SHARE * self.passes / num_rows
-        return math.floor(min(trained, left / (num_rows + self.validation_passes)))
+        once, trained, asked = self.cost
+        share = _MOST_SHARE * self.passes - num_rows * once
+        left = self.passes - self.test_passes - (num_rows + self.num_validation_rows) * once
+        each = num_rows * trained
+        return math.floor(min(share / each, left / (each + self.num_validation_rows * asked)))
 
     def seconds_of(self, passes: float) -> float:
         """Give the wall time of so many passes."""
@@ -94,17 +121,14 @@ def plan_training(recipe: TuneRecipe, facts: ModelFacts, work: Workload, *, prec
     answers takes longer than reading, and nobody knows how long.
 
     Args:
-        recipe: `effort`, `budget_seconds`, and what was given of `data.max_train_rows` and `training`.
+        recipe: `effort`, `budget_seconds`, `adapter`, and what was given of `data.max_train_rows` and `training`.
         facts: The model's size.
         work: The rows, already drawn where `data.max_train_rows` was given.
         precision: `bf16` or `fp32`.
     """
-    budget = _budget_of(recipe, facts, work, precision=precision)
     epochs = recipe.training.epochs or _EPOCHS[recipe.effort]
+    budget = _budget_of(recipe, facts, work, precision=precision, epochs=epochs)
     num_rows = _num_rows(recipe, work, budget, epochs)
-    why_rows = "no budget"
-    if budget is not None:
-        why_rows = _why_rows(recipe, work, budget, num_rows=num_rows, epochs=epochs)
     why = f"effort `{recipe.effort}` with {num_rows} training rows"
     if recipe.training.epochs is None:
         usual = 2 * epochs if num_rows < _SMALL_ROWS else epochs
@@ -116,16 +140,16 @@ def plan_training(recipe: TuneRecipe, facts: ModelFacts, work: Workload, *, prec
             epochs, wanted if budget is None else min(wanted, budget.most_epochs(num_rows))
         )
     max_rows = num_rows if num_rows < work.num_train_rows else None
-    notes: tuple[str, ...] = ()
-    if budget is not None:
-        notes = _notes(recipe, work, budget, num_rows=num_rows, epochs=epochs)
+    if budget is None:
+        return Plan(max_rows, "no budget", epochs, why)
+    why_rows = _why_rows(recipe, work, budget, num_rows=num_rows, epochs=epochs)
+    notes = _notes(recipe, work, budget, num_rows=num_rows, epochs=epochs)
     return Plan(max_rows, why_rows, epochs, why, notes)
 
 
-def count_readings(recipe: TuneRecipe, task: Task, facts: ModelFacts) -> int:
-    """Say how often each test row is read: by the tuned model, the untouched one, and that one with worked examples."""
-    way = task.untuned[facts.family]
-    return 1 + (way != "nothing") + (way == "prompt" and recipe.baselines)
+def seconds_allowed(recipe: TuneRecipe) -> float | None:
+    """Give the wall time of a run; None where it has none."""
+    return recipe.budget_seconds or (QUICK_SECONDS if recipe.effort == "quick" else None)
 
 
 def limit_of(recipe: TuneRecipe) -> str:
@@ -134,19 +158,44 @@ def limit_of(recipe: TuneRecipe) -> str:
 
 
 def _budget_of(
-    recipe: TuneRecipe, facts: ModelFacts, work: Workload, *, precision: str
+    recipe: TuneRecipe, facts: ModelFacts, work: Workload, *, precision: str, epochs: int
 ) -> _Budget | None:
-    seconds = recipe.budget_seconds or (QUICK_SECONDS if recipe.effort == "quick" else None)
+    """Give the wall time, with what frozen layers compute taken as kept where the cache has room for that."""
+    seconds = seconds_allowed(recipe)
     if seconds is None:
         return None
     tokens_per_second = predict_tokens_per_second(facts, precision=precision)
-    return _Budget(
+    row_tokens = max(work.mean_tokens, 1.0)
+    budget = _Budget(
         seconds,
         tokens_per_second,
-        passes=seconds * tokens_per_second / max(work.mean_tokens, 1.0),
-        validation_passes=work.num_validation_rows / _READING_SPEED,
-        test_passes=work.num_readings * work.num_test_rows / _READING_SPEED,
+        passes=seconds * tokens_per_second / row_tokens,
+        num_validation_rows=work.num_validation_rows,
+        test_passes=work.num_test_rows * sum(work.readings) / row_tokens / _READING_SPEED,
+        cost=_cost_of(recipe, facts, keeps=True),
     )
+    adapter = recipe.adapter
+    num_rows = min(work.num_train_rows, budget.most_rows(epochs)) + work.num_validation_rows
+    kept_tokens = 1.0 if adapter.method == "head" and work.reads_one_token else row_tokens
+    kept_bytes = num_rows * kept_tokens * facts.width * (2 if precision == "bf16" else 4)
+    if kept_bytes > adapter.cache_gigabytes * 1e9:
+        return replace(budget, cost=_cost_of(recipe, facts, keeps=False))
+    return budget
+
+
+def _cost_of(recipe: TuneRecipe, facts: ModelFacts, *, keeps: bool) -> _Cost:
+    """Say what rows take; `keeps` says whether what frozen layers make of them is kept, or computed in every epoch."""
+    adapter, reading = recipe.adapter, 1 / _READING_SPEED
+    if adapter.method == "lora":
+        return _Cost(0.0, _LOW_RANK_SHARE, reading)
+    layers = adapter.layers / facts.num_layers
+    share = {"head": _HEAD_SHARE, "top": layers}.get(adapter.method, 1.0)
+    frozen = (1 - share) * reading
+    if not keeps:
+        return _Cost(0.0, frozen + share, reading)
+    # Prompts are kept with their answers, and asked about without: only a head is asked about what is kept.
+    asked = share * reading if recipe.answer == "head" else reading
+    return _Cost(frozen, share, asked)
 
 
 def _num_rows(recipe: TuneRecipe, work: Workload, budget: _Budget | None, epochs: int) -> int:
@@ -156,6 +205,10 @@ def _num_rows(recipe: TuneRecipe, work: Workload, budget: _Budget | None, epochs
     is_given = recipe.data.max_train_rows is not None
     if is_given and fitting >= _SAME_SHARE * work.num_train_rows:
         return work.num_train_rows
+    is_cheap = budget.cost.trained <= _HEAD_SHARE
+    if is_cheap and fitting < work.num_train_rows and recipe.training.epochs is None:
+        # A few rows less pay for all the epochs that they need.
+        fitting = budget.most_rows(max(epochs, _fewest_epochs(recipe, fitting)))
     return min(work.num_train_rows, fitting)
 
 
@@ -166,7 +219,11 @@ def _why_rows(
         f"{num_rows} of {work.num_train_rows} rows, drawn per class, {epochs} times each: "
         f"{budget.seconds:.0f} s in all, about {budget.tokens_per_second:.0f} tokens/s expected on this machine"
     )
-    asked = budget.seconds_of(budget.test_passes + epochs * budget.validation_passes)
+    method = recipe.adapter.method
+    if method != "full":
+        percent = 100 * budget.training_passes(1, epochs) / epochs
+        why += f" in full tuning, of whose time `--adapter {method}` takes {percent:.0f} %"
+    asked = budget.seconds_of(budget.test_passes + budget.validation_passes(epochs))
     if asked >= 1:
         why += f", and about {asked:.0f} s to ask about validation and test rows"
     if recipe.data.max_train_rows is not None:
@@ -178,7 +235,8 @@ def _notes(
     recipe: TuneRecipe, work: Workload, budget: _Budget, *, num_rows: int, epochs: int
 ) -> tuple[str, ...]:
     """Tell where the run takes longer than it may, what takes it, and what helps."""
-    trained, validated = epochs * num_rows, epochs * budget.validation_passes
+    trained = budget.training_passes(num_rows, epochs)
+    validated = budget.validation_passes(epochs)
     if trained + validated + budget.test_passes <= budget.passes:
         return ()
     shares = [f"training about {_written(budget, trained)}"]
@@ -189,17 +247,26 @@ def _notes(
         )
     helps = [f"a longer {'`--budget`' if recipe.budget_seconds else 'time, such as `--budget 1h`'}"]
     if work.num_test_rows:
-        shares.append(
-            f"reading {work.num_test_rows:,} test rows {work.num_readings} time(s) "
-            f"about {_written(budget, budget.test_passes)}"
-        )
+        shares.append(_told_readings(work, budget))
         helps.insert(0, "fewer test rows, which are never left out unasked")
-        if work.num_readings > 2:  # with worked examples too
+        if len(work.readings) > 2:  # with worked examples too
             helps.insert(0, "`--no-baselines`")
     return (
         f"This run may take longer than the {duration(budget.seconds)} of {limit_of(recipe)}: {', '.join(shares)}, and "
         f"answers that are written take longer still. What helps: {'; '.join(helps)}.",
     )
+
+
+def _told_readings(work: Workload, budget: _Budget) -> str:
+    told = (
+        f"reading {work.num_test_rows:,} test rows {len(work.readings)} time(s) "
+        f"about {_written(budget, budget.test_passes)}"
+    )
+    if len(work.readings) < 2:
+        return told
+    shares = [budget.test_passes * each / sum(work.readings) for each in work.readings]
+    parts = zip(_READERS, shares, strict=False)
+    return f"{told} ({', '.join(f'{who} {_written(budget, share)}' for who, share in parts)})"
 
 
 def _written(budget: _Budget, passes: float) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lushan.backbones.class_layer import notes_on_layer
 from lushan.backbones.hardware import choose_device
 from lushan.backbones.inspect import describe
 from lushan.backbones.sources import locate
@@ -71,7 +72,8 @@ def check(data: Path, recipe: TuneRecipe, *, tell: Callable[[str], None]) -> dic
         notes.append(f"Tokens were not counted. {missing}")
     else:
         ledger = _with_tokens(prepared, recipe, state, task=task, base=base, tell=tell)
-        notes += [*_token_notes(ledger), *notes_on_cuts(ledger)]
+        layer = task.layer(state, answer=recipe.answer)
+        notes += [*_token_notes(ledger), *notes_on_cuts(ledger), *notes_on_layer(base, layer)]
     for note in notes:
         tell(note)
     return {

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from lushan.backbones.encoding import LengthLimit
-from lushan.backbones.inspect import Family, describe
+from lushan.backbones.inspect import ModelFacts, describe
 from lushan.backbones.packed import load_untuned
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.baselines import Baseline
@@ -13,6 +13,7 @@ from lushan.inference.predict import Predictor
 from lushan.inference.similarity import predict_by_similarity
 from lushan.model_store.run_folder import RunFolder
 from lushan.records import Example, Prediction
+from lushan.workflows import asking
 from lushan.workflows.progress import say_nothing
 from lushan.workflows.setup import Setup
 
@@ -47,7 +48,7 @@ def _answer_untuned(
 ) -> list[Prediction]:
     weights = "bf16" if setup.recipe.model.precision == "bf16" else "fp32"
     facts = describe(setup.base)
-    way = setup.task.untuned[facts.family]
+    way = setup.task.untuned[facts.asked_as]
     if way == "nothing":
         asked = replace(setup.parts, test=list(examples))
         return load_baseline("nothing").answer(asked, state=setup.state).predictions
@@ -67,7 +68,7 @@ def _answer_untuned(
 
 def what_is_asked(setup: Setup) -> str:
     """Say for people what `answer_untuned` does."""
-    if setup.task.untuned[describe(setup.base).family] == "nothing":
+    if setup.task.untuned[describe(setup.base).asked_as] == "nothing":
         return (
             f"an untouched model cannot be asked for `{setup.recipe.task}`; that nothing is found stands in its "
             "place,"
@@ -79,11 +80,11 @@ def run_baselines(run: RunFolder, setup: Setup, *, tell: Callable[[str], None]) 
     """Have every baseline answer the test rows, unless it has already; each is described in `run.json`."""
     told: dict[str, str] = run.get("baselines") or {}
     names = [*setup.task.baselines]
-    family = describe(setup.base).family
-    if setup.task.untuned[family] == "prompt":
+    facts = describe(setup.base)
+    if setup.task.untuned[facts.asked_as] == "prompt":
         names.append(FEW_SHOT)
     else:
-        tell(f"No few-shot baseline: {_why_not(setup, family)}.")
+        tell(f"No few-shot baseline: {_why_not(setup, facts)}.")
     for name in names:
         if run.predictions(name) is not None:
             continue
@@ -94,9 +95,11 @@ def run_baselines(run: RunFolder, setup: Setup, *, tell: Callable[[str], None]) 
         run.note(baselines=told)
 
 
-def _why_not(setup: Setup, family: Family) -> str:
-    if family == "encoder":
+def _why_not(setup: Setup, facts: ModelFacts) -> str:
+    if facts.family == "encoder":
         return "an encoder cannot be prompted"
+    if facts.why_silent:
+        return f"the model {facts.why_silent}"
     return f"an untouched model cannot be asked for `{setup.recipe.task}`"
 
 
@@ -116,17 +119,10 @@ def _few_shot(setup: Setup) -> Baseline:
 
 def shots_that_fit(setup: Setup) -> tuple[Example, ...]:
     """Give as many worked examples as leave half of the model's context to the text that is asked about."""
-    tokenizer = Tokenizer.load(setup.base)
-    most_tokens = describe(setup.base).context_tokens // 2
-    if setup.task.writes:
-        most_tokens -= setup.recipe.generation.max_new_tokens
-    blank = Example("", "", None)
-    for num_shots in range(len(setup.state.shots), 0, -1):
-        shots = setup.state.shots[:num_shots]
-        prompts = setup.task.render(
-            blank, setup.state, answer="generate", with_target=False, shots=shots
-        )
-        encoded = tokenizer.encode([prompt.text for prompt in prompts])
-        if max(len(each.ids) for each in encoded) <= most_tokens:
-            return shots
-    return ()
+    return asking.shots_that_fit(
+        setup.task,
+        setup.state,
+        Tokenizer.load(setup.base),
+        context_tokens=describe(setup.base).context_tokens,
+        generation=setup.recipe.generation,
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lushan
 from lushan import cut_answers, label_answers, records, span_answers, text_answers, triple_answers
-from lushan.backbones import chat, encoding, inspect, tokenizer
+from lushan.backbones import chat, encoding, inspect, tokenizer, tool_calls
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.sources import cache_folder
 from lushan.backbones.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ from lushan.workflows.recipe import TuneRecipe
 CODE = (
     *(label_answers, text_answers, span_answers, cut_answers, triple_answers),
     *(pairs, spans, triples, verbatim, words, pieces, records),
-    *(chat, encoding, inspect, tokenizer, learned_parts),
+    *(chat, encoding, inspect, tokenizer, tool_calls, learned_parts),
 )
 """Modules that run while a task encodes, beside its own: another text of one makes other entries of the cache."""
 

@@ -158,7 +158,7 @@ def needed_bytes(
     number = _HALF_BYTES if recipe.model.precision == "bf16" else 4
     embedding = facts.vocabulary_size * facts.width
     laid_out = 0  # frozen weights, once more for either direction
-    inner = facts.num_parameters - embedding * (1 if facts.tied else 2)
+    inner = facts.num_parameters - embedding * (1 if facts.tied or not facts.can_write else 2)
     adapter = recipe.adapter
     trained_layers = min(
         facts.num_layers, {"top": adapter.layers, "head": 0}.get(adapter.method, facts.num_layers)

@@ -174,9 +174,9 @@ def begin(data: Path, recipe: TuneRecipe, *, writes: bool, tell: Tell) -> tuple[
     refuse_what_the_task_lacks(recipe, task)
     base = locate(recipe.model.name)
     facts = describe(base)
-    if writes and facts.family == "encoder":
+    if writes and facts.why_silent:
         raise ModelError(
-            f"`{recipe.model.name}` is an encoder: it fills gaps and cannot write rows. Choose a decoder "
+            f"`{recipe.model.name}` {facts.why_silent} rows. Choose a decoder "
             "(`lushan models list`)."
         )
     tokenizer = Tokenizer.load(base)

@@ -88,7 +88,7 @@ def collect_results(
     found_baselines = {
         name: plain(scores[name]) for name in _baseline_names(setup) if name in scores
     }
-    is_model = setup.task.untuned[describe(setup.base).family] != "nothing"
+    is_model = setup.task.untuned[describe(setup.base).asked_as] != "nothing"
     if found_baselines and is_model:
         # Before tuning, the untouched model was asked without examples: that is the zero-shot baseline.
         found_baselines["zero_shot"] = plain(scores["before"])

@@ -44,6 +44,8 @@ class Prepared:
     """What was guessed, changed, taken out or is worth a look, for a person."""
     fingerprint: str
     """Hash of the files' content."""
+    whole: "Prepared | None" = None
+    """The same before rows were drawn; None where none were."""
 
 
 def prepare(path: Path, *, task: Task, recipe: TuneRecipe, tell: Tell = say_nothing) -> Prepared:
@@ -146,9 +148,10 @@ def arrange(
         if not exact + near:
             raise
         # What was taken out may be why.
+        shown = overlap.shown[0]
         raise DataError(
             f"{error} Before that, {exact + near:,} training row(s) were taken out, as validation or test has them too "
-            f"({exact:,} exactly, {near:,} nearly)."
+            f"({exact:,} exactly, {near:,} nearly), such as {shown.earlier_place} and {shown.later_place}."
         ) from None
     notes += findings.warnings
     dropped: dict[SplitName, dict[str, int]] = {
@@ -181,14 +184,17 @@ def arrange(
 def draw(prepared: Prepared, num_rows: int, *, seed: int, why: str) -> Prepared:
     """Keep at most `num_rows` training rows, drawn per label; told and counted.
 
+    They are drawn of the rows as they were before any draw, so that the same are drawn again at once.
+
     Raises:
         DataError: If the rows that are left cannot be trained on, as they have one label only, or not all.
     """
-    train = subsample(prepared.parts.train, num_rows, seed=seed)
-    num_gone = len(prepared.parts.train) - len(train)
+    whole = prepared.whole or prepared
+    train = subsample(whole.parts.train, num_rows, seed=seed)
+    num_gone = len(whole.parts.train) - len(train)
     if not num_gone:
-        return prepared
-    parts = replace(prepared.parts, train=train)
+        return whole
+    parts = replace(whole.parts, train=train)
     try:
         check_parts(parts, needs_test=bool(parts.test))
     except DataError as error:
@@ -197,16 +203,17 @@ def draw(prepared: Prepared, num_rows: int, *, seed: int, why: str) -> Prepared:
             f"Allow more. With them alone: {error}"
         ) from None
     dropped: dict[SplitName, dict[str, int]] = {
-        name: dict(each.num_dropped) for name, each in prepared.ledger.splits.items()
+        name: dict(each.num_dropped) for name, each in whole.ledger.splits.items()
     }
-    dropped["train"][NOT_DRAWN] = dropped["train"].get(NOT_DRAWN, 0) + num_gone
-    num_added = count_added(train) if prepared.ledger.splits["train"].num_added else 0
+    dropped["train"][NOT_DRAWN] = num_gone
+    num_added = count_added(train) if whole.ledger.splits["train"].num_added else 0
     note = f"{len(train):,} of {len(train) + num_gone:,} training rows were drawn ({why})."
     return replace(
-        prepared,
+        whole,
         parts=parts,
-        ledger=count_rows(parts, dropped, overlap=prepared.ledger.overlap, num_added=num_added),
-        notes=[*prepared.notes, note],
+        ledger=count_rows(parts, dropped, overlap=whole.ledger.overlap, num_added=num_added),
+        notes=[*whole.notes, note],
+        whole=whole,
     )
 
 

@@ -20,6 +20,8 @@ from lushan.settings import Settings, build, merged, parse_assignments, read_yam
 Effort = Literal["quick", "normal", "thorough"]
 OverlapPolicy = Literal["remove", "error", "keep"]
 LengthPolicy = Literal["error", "truncate", "window"]
+NULL_IS_AN_ANSWER = frozenset({"training.patience"})
+"""Settings whose null says something where it is given, and leaves nothing open."""
 
 
 def _as_label(value: object) -> object:
@@ -158,7 +160,8 @@ class TrainingSettings(Settings):
     """Gradients are scaled down to this norm."""
 
     patience: int | None = Field(default=None, ge=1)
-    """Stop after this many evaluations without a better validation score; None never stops early."""
+    """Stop after this many evaluations that were no better: no higher validation score nor, of an equal one, a lower loss. The
+    warm-up does not count. A `null` that is given never stops early; where nothing is, the effort decides."""
 
     keep: Literal["best", "last"] = "best"
     """Which weights the run ends with: those of the best evaluation, or of the last."""
@@ -277,12 +280,12 @@ def is_same_model(one: str, other: str) -> bool:
     return one == other or expanded(one).resolve() == expanded(other).resolve()
 
 
-def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what was not given."""
+def _given(flags: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Leave out what was not given; no option, but a caller from Python, has a null that is an answer."""
     found: dict[str, Any] = {}
     for name, value in flags.items():
-        inner = _given(value) if isinstance(value, Mapping) else value
-        if inner is not None and inner != {}:
+        inner = _given(value, f"{place}{name}.") if isinstance(value, Mapping) else value
+        if (inner is not None or f"{place}{name}" in NULL_IS_AN_ANSWER) and inner != {}:
             found[name] = inner
     return found
 

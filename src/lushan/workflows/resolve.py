@@ -1,5 +1,6 @@
 """What was left open in a recipe, decided from the data, the model and the machine, each with its reason."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,18 +15,20 @@ from lushan.tasks import Task
 from lushan.training.processes import Team
 from lushan.workflows.budget import (
     EFFICIENCY,
+    FEWEST_STEPS,
     Workload,
     plan_training,
     predict_tokens_per_second,
 )
 from lushan.workflows.compiling import work_of
-from lushan.workflows.recipe import TuneRecipe
+from lushan.workflows.recipe import NULL_IS_AN_ANSWER, TuneRecipe
 
 _LEARNING_RATES = {"full": 5e-5, "top": 1e-4, "lora": 3e-4, "head": 1e-3}
 _HEAD_LEARNING_RATES = {"full": 1e-3, "top": 1e-3, "lora": 1e-3, "head": 3e-3}
 _OPTIMIZER_FACTORS = {"adamw": 1.0, "adafactor": 20.0, "sgd": 100.0}
 """Adafactor multiplies its rate by the size of a weight's numbers, which is about a twentieth."""
-_PATIENCE = {"quick": None, "normal": None, "thorough": 2}
+_PATIENCE_EPOCHS = 2
+"""With `--effort thorough`; where less is wanted, all epochs are trained, for they are few."""
 _USUAL_EFFICIENCY = 0.6
 """What training steps do reach: a share that is not too low, for what saves time must not be overrated either."""
 
@@ -71,7 +74,7 @@ def resolve(recipe: TuneRecipe, *, facts: ModelFacts, work: Workload, device: st
     refuse_to_compile(recipe, device)
     precision = choose_precision(recipe.model.precision, device, cache=cache_folder())
     plan = plan_training(recipe, facts, work, precision=precision.value)
-    method, effort = recipe.adapter.method, recipe.effort
+    method = recipe.adapter.method
     num_rows = plan.max_train_rows or work.num_train_rows
     rates = _usual_rates(recipe)
     rate_reason = f"default of `{method}` with {recipe.training.optimizer}"
@@ -80,7 +83,7 @@ def resolve(recipe: TuneRecipe, *, facts: ModelFacts, work: Workload, device: st
         Decision("data.max_train_rows", plan.max_train_rows, plan.why_rows),
         Decision("training.epochs", plan.epochs, plan.why_epochs),
         *(Decision(f"training.{name}", rate, rate_reason) for name, rate in rates.items()),
-        Decision("training.patience", _PATIENCE[effort], f"effort `{effort}`"),
+        _patience(recipe, num_rows),
         Decision("model.max_length", facts.context_tokens, "the model's context"),
         _compiling(
             recipe,
@@ -123,6 +126,22 @@ def _compiling(
     return Decision("engine.compile", choice.value == "on", choice.why)
 
 
+def _patience(recipe: TuneRecipe, num_rows: int) -> Decision:
+    """Say after how many epochs that were no better training stops: a new layer shows nothing in fewer than some steps."""
+    why = f"effort `{recipe.effort}`"
+    if recipe.effort != "thorough":
+        return Decision("training.patience", None, why)
+    num_epochs = _PATIENCE_EPOCHS
+    if recipe.answer == "head":
+        num_steps = math.ceil(num_rows / recipe.training.rows_per_step)
+        num_epochs = max(num_epochs, math.ceil(FEWEST_STEPS / num_steps))
+    if num_epochs > _PATIENCE_EPOCHS:
+        why += (
+            f" with {num_rows} training rows, whose epochs are too short for one to tell anything"
+        )
+    return Decision("training.patience", num_epochs, why)
+
+
 def _usual_rates(recipe: TuneRecipe) -> dict[str, float]:
     method = recipe.adapter.method
     factor = _OPTIMIZER_FACTORS[recipe.training.optimizer]
@@ -135,8 +154,10 @@ def _usual_rates(recipe: TuneRecipe) -> dict[str, float]:
 def _is_open(recipe: TuneRecipe, name: str) -> bool:
     """Whether a setting is decided here. A number of rows that was given is the most, and there may be time for fewer."""
     part, setting = name.split(".")
-    given = getattr(getattr(recipe, part), setting)
-    return given in (None, "auto") or name == "data.max_train_rows"
+    settings = getattr(recipe, part)
+    if name in NULL_IS_AN_ANSWER and setting in settings.model_fields_set:
+        return False
+    return getattr(settings, setting) in (None, "auto") or name == "data.max_train_rows"
 
 
 def refuse_without_effect(recipe: TuneRecipe) -> None:
@@ -284,10 +305,9 @@ def refuse_what_does_not_fit(recipe: TuneRecipe, facts: ModelFacts) -> None:
     if recipe.answer == "head":
         _refuse_what_prompts_say(recipe, facts)
         return
-    if facts.family == "encoder":
+    if facts.why_silent:
         raise SettingError(
-            "`--answer generate`: the model is an encoder: it fills gaps and cannot write. "
-            "Use `--answer head`, or another model."
+            f"`--answer generate`: the model {facts.why_silent}. Use `--answer head`, or another model."
         )
     if adapter.method == "head":
         raise SettingError(
@@ -297,13 +317,13 @@ def refuse_what_does_not_fit(recipe: TuneRecipe, facts: ModelFacts) -> None:
 
 
 def _refuse_what_prompts_say(recipe: TuneRecipe, facts: ModelFacts) -> None:
-    """Stop on what only a prompt says where none is written: an encoder's head reads the text alone."""
-    if facts.family != "encoder":
+    """Stop on what only a prompt says where none is written: what cannot write is not asked by one."""
+    if not facts.why_silent:
         return
     settings = recipe.task_settings
     for name in ("num_shots", "instruction"):
         if getattr(settings, name) != type(settings).model_fields[name].default:
             raise SettingError(
-                f"Setting `task_settings.{name}` has no effect here: the model is an encoder, which cannot be prompted. "
+                f"Setting `task_settings.{name}` has no effect here: the model {facts.why_silent}, so it is not prompted. "
                 "Remove it, or choose another model."
             )

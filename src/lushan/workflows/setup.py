@@ -1,14 +1,15 @@
 """Everything of a run that is known before the first step, made again in the same way when it is resumed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lushan.backbones.class_layer import notes_on_layer
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.frozen import FrozenStates
 from lushan.backbones.hardware import choose_device, device_memory_bytes, free_memory_bytes
@@ -32,13 +33,14 @@ from lushan.records import SPLIT_NAMES, Features, SplitName, TaskState
 from lushan.tasks import Preparation, Proves, Task
 from lushan.training.processes import Team
 from lushan.workflows.added_rows import count_added
-from lushan.workflows.budget import Workload, count_readings, limit_of
+from lushan.workflows.asking import tokens_of_readings
+from lushan.workflows.budget import Workload, limit_of, seconds_allowed
 from lushan.workflows.encode import Encoder, encode, open_cache
 from lushan.workflows.memory import GIB, check_reading, load_of, make_fit
 from lushan.workflows.prepare import Prepared, draw
 from lushan.workflows.progress import Tell, say_nothing
-from lushan.workflows.recipe import TuneRecipe, is_same_model
-from lushan.workflows.resolve import Decision, resolve
+from lushan.workflows.recipe import NULL_IS_AN_ANSWER, TuneRecipe, is_same_model
+from lushan.workflows.resolve import Decision, refuse_what_does_not_fit, resolve
 
 _FIRST_ROWS = 2_000
 """Rows that stand for all where only a length is to be known."""
@@ -102,12 +104,15 @@ def plan(
     state = learn(prepared, recipe, task)
     proven = prove(prepared, task)
     parts = prepared.parts
-    work = Workload(
-        num_train_rows=len(parts.train),
-        mean_tokens=mean_tokens(prepared, recipe, state, task=task, tokenizer=tokenizer),
-        num_validation_rows=len(parts.validation),
-        num_test_rows=len(parts.test) if asks_test else 0,
-        num_readings=count_readings(recipe, task, facts),
+    refuse_what_does_not_fit(recipe, facts)  # before anything is asked of it
+    work = _work_of(
+        prepared,
+        recipe,
+        state,
+        task=task,
+        facts=facts,
+        tokenizer=tokenizer,
+        asks_test=asks_test,
     )
     resolved = resolve(recipe, facts=facts, work=work, device=choose_device().value)
     num_rows = resolved.recipe.data.max_train_rows
@@ -124,14 +129,47 @@ def plan(
         tell=tell,
     )
     decisions = list(resolved.decisions)
-    if task.writes and facts.family == "decoder":
+    if task.writes and facts.asked_as == "decoder":
         setup, found = _with_room_for_answers(setup, recipe, facts, tokenizer)
         decisions += found
     setup, found = fitted_into_memory(setup, facts)
     decisions += found
-    learned_from = [*proven, *task.notes(prepared.parts.train)]
+    layer = task.layer(setup.state, answer=setup.recipe.answer)
+    learned_from = [*proven, *task.notes(prepared.parts.train), *notes_on_layer(base, layer)]
     notes = [*tokenizer.notes, *prepared.notes, *setup.notes, *learned_from, *resolved.notes]
     return Planned(setup, decisions, notes)
+
+
+def _work_of(
+    prepared: Prepared,
+    recipe: TuneRecipe,
+    state: TaskState,
+    *,
+    task: Task,
+    facts: ModelFacts,
+    tokenizer: Tokenizer,
+    asks_test: bool,
+) -> Workload:
+    """Say what a run trains on and asks about; what is asked is measured where there is a wall time to keep."""
+    parts = prepared.parts
+    is_measured = asks_test and seconds_allowed(recipe) is not None
+    readings = tokens_of_readings(
+        parts.test if is_measured else (),
+        recipe,
+        state,
+        task=task,
+        facts=facts,
+        tokenizer=tokenizer,
+    )
+    layer = task.layer(state, answer=recipe.answer)
+    return Workload(
+        num_train_rows=len(parts.train),
+        mean_tokens=mean_tokens(prepared, recipe, state, task=task, tokenizer=tokenizer),
+        num_validation_rows=len(parts.validation),
+        num_test_rows=len(parts.test) if asks_test else 0,
+        readings=readings,
+        reads_one_token=facts.family == "decoder" and layer.purpose == "classify",
+    )
 
 
 def _with_room_for_answers(
@@ -376,12 +414,26 @@ def check_same_data(setup_fingerprint: str, run_fingerprint: str, data: Path) ->
         )
 
 
-def check_same_recipe(given: TuneRecipe, stored: TuneRecipe) -> list[str]:
-    """Name the settings that were given and differ from those of the run, as `name (run: value)`."""
+def check_same_recipe(
+    given: TuneRecipe, stored: TuneRecipe, *, choices: Sequence[Mapping[str, Any]] = ()
+) -> list[str]:
+    """Name the settings that were given and differ from those of the run, as `name (run: value)`.
+
+    Where a budget chose the number of rows, a larger one that is given does not differ: it would be lowered to that too.
+
+    Args:
+        given: What is asked for now.
+        stored: The recipe of the run.
+        choices: What was left open when the run began, as `run.json` has it.
+    """
     asked, known = given.model_dump(exclude_unset=True), stored.model_dump()
     name = asked.get("model", {}).get("name")
     if name is not None and is_same_model(name, stored.model.name):
         known["model"]["name"] = name  # a folder has more than one
+    rows = asked.get("data", {}).get("max_train_rows")
+    is_lowered = any(each["name"] == "data.max_train_rows" for each in choices)
+    if rows is not None and is_lowered and rows > known["data"]["max_train_rows"]:
+        known["data"]["max_train_rows"] = rows
     return _differences(asked, known, "")
 
 
@@ -389,8 +441,9 @@ def _differences(given: dict[str, object], stored: dict[str, object], place: str
     found: list[str] = []
     for name, value in given.items():
         mine = stored.get(name)
+        is_open = value in (None, "auto") and f"{place}{name}" not in NULL_IS_AN_ANSWER
         if isinstance(value, dict) and isinstance(mine, dict):
             found += _differences(value, mine, f"{place}{name}.")
-        elif value != mine and value not in (None, "auto"):
+        elif value != mine and not is_open:
             found.append(f"`{place}{name}` (the run has {mine!r}, not {value!r})")
     return found

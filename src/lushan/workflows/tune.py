@@ -21,10 +21,11 @@ import transformers
 import lushan
 from lushan.atomic import write_json
 from lushan.backbones.adapters import attach, trained_parts
+from lushan.backbones.class_layer import draw_class_layer, has_other_layer
 from lushan.backbones.compiling import CompiledLayers
 from lushan.backbones.hardware import choose_num_threads
 from lushan.backbones.inspect import describe
-from lushan.backbones.load import load_backbone
+from lushan.backbones.load import Backbone, load_backbone
 from lushan.backbones.sources import locate
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.backbones.trained_layers import (
@@ -36,16 +37,11 @@ from lushan.backbones.trained_layers import (
 from lushan.catalog import load_task
 from lushan.data.batching import PackedSource
 from lushan.data.feature_store import distinct_tokens
-from lushan.errors import CertificateError, SettingError
+from lushan.errors import CertificateError
 from lushan.inference.predict import Predictor
 from lushan.model_store.certificate import certify
 from lushan.model_store.run_folder import RunFolder, check_is_free, check_keeps
-from lushan.model_store.tuned_model import (
-    load_predictor,
-    model_version,
-    save_model,
-    weights_digest,
-)
+from lushan.model_store.tuned_model import load_predictor, model_version, save_model
 from lushan.records import Batch, LossSum
 from lushan.settings import build
 from lushan.training.checkpoint import Checkpoints
@@ -55,7 +51,7 @@ from lushan.training.processes import Team
 from lushan.training.sharding import shard
 from lushan.workflows.comparison import answer_untuned, run_baselines, what_is_asked
 from lushan.workflows.compiling import compiled_layers, library_of
-from lushan.workflows.frozen_rows import frozen_states
+from lushan.workflows.frozen_rows import GiveStates, frozen_states, noted_states
 from lushan.workflows.label_curve import run_label_curve
 from lushan.workflows.meaning import meaning_of
 from lushan.workflows.no_answer import with_threshold
@@ -63,15 +59,9 @@ from lushan.workflows.outcome import peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
 from lushan.workflows.progress import Tell, say_nothing
 from lushan.workflows.recipe import TuneRecipe, with_model_path
+from lushan.workflows.reopen import NOTED, digests_of_base, reopen, same_setup
 from lushan.workflows.resolve import refuse_what_the_task_lacks, with_usual_answer
-from lushan.workflows.setup import (
-    Setup,
-    check_same_data,
-    check_same_recipe,
-    check_still_fits,
-    make_setup,
-    plan,
-)
+from lushan.workflows.setup import Setup, plan
 from lushan.workflows.steps_file import StepsFile
 from lushan.workflows.validation import Clock, asked_features, validated
 
@@ -116,7 +106,7 @@ def tune(
             return {}
         try:
             if resume:
-                run, setup = _reopen(data, recipe, out=out, tell=tell)
+                run, setup = reopen(data, recipe, out=out, tell=tell)
             else:
                 run, setup = _begin(data, recipe, out=out, overwrite=overwrite, tell=tell)
             write_json(run.path / "ledger.json", setup.ledger.as_dict())
@@ -186,7 +176,7 @@ def _begin(
     status = {
         "data": str(data.resolve()),
         "fingerprint": prepared.fingerprint,
-        "base_digest": weights_digest(base),
+        **digests_of_base(base),
         "num_threads": int(threads.value),
         "choices": choices,
         "notes": notes,
@@ -205,52 +195,13 @@ def _begin(
     return run, setup
 
 
-def _reopen(data: Path, given: TuneRecipe, *, out: Path, tell: Tell) -> tuple[RunFolder, Setup]:
-    """Take up a run with its own recipe, data and model, or refuse."""
-    run = RunFolder.open(out)
-    recipe = build(TuneRecipe, run.recipe(), source=str(out / "recipe.yaml"))
-    if differences := check_same_recipe(given, recipe):
-        raise SettingError(
-            f"`--resume`: the run in `{out}` was begun with other settings: {'; '.join(differences)}. "
-            "Leave them out, or start again with `--overwrite`."
-        )
-    fingerprint, base_digest = run.get("fingerprint"), run.get("base_digest")
-    setup = _same_setup(data, recipe, fingerprint=fingerprint, base_digest=base_digest, tell=tell)
-    if run.get("training") is None:
-        check_still_fits(setup, describe(setup.base))
-    return run, setup
-
-
-def _same_setup(
-    data: Path,
-    recipe: TuneRecipe,
-    *,
-    fingerprint: str,
-    base_digest: str,
-    tell: Tell = say_nothing,
-) -> Setup:
-    """Make the setup of a run that has begun, or refuse if its data or its model changed."""
-    task = load_task(recipe.task)
-    base = locate(recipe.model.name)
-    prepared = prepare(data, task=task, recipe=recipe, tell=tell)
-    check_same_data(prepared.fingerprint, fingerprint, data)
-    if weights_digest(base) != base_digest:
-        raise SettingError(
-            f"`{base}` is not the model that the run began with: its weights changed."
-        )
-    tokenizer = Tokenizer.load(base)
-    return make_setup(prepared, recipe, task=task, base=base, tokenizer=tokenizer, tell=tell)
-
-
 def _help(data: Path, team: Team) -> None:
     """Train along with the leader, as soon as it says what."""
     told: dict[str, Any] | None = team.share()
     if told is None:
         return
     recipe = build(TuneRecipe, told["recipe"], source="recipe.yaml")
-    setup = _same_setup(
-        data, recipe, fingerprint=told["fingerprint"], base_digest=told["base_digest"]
-    )
+    setup = same_setup(data, recipe, noted=told)
     torch.set_num_threads(told["num_threads"])
     library_of(recipe, found=told["library"])  # or the processes would round in different ways
     predictor = untrained(setup, tell=say_nothing)
@@ -273,18 +224,11 @@ def _trained(
         "recipe": run.recipe(),
         "checkpoints": str(run.checkpoints.resolve()),
         "library": library,
-        **{name: run.get(name) for name in ("fingerprint", "base_digest", "num_threads")},
+        **{name: run.get(name) for name in (*NOTED, "num_threads")},
     })
     predictor = untrained(setup, tell=tell)
     backbone = predictor.backbone
-    with run.clock("compile") if setup.recipe.engine.compile else nullcontext():
-        layers = compiled_layers(
-            backbone,
-            setup.recipe,
-            found=run.get("compiled"),
-            gain_decides="engine.compile" in {each["name"] for each in run.get("choices")},
-            tell=tell,
-        )
+    layers = _compiled(run, backbone, setup.recipe, tell=tell)
     run.note(compiled=layers is not None, library=library)
     steps_file = StepsFile(run.path / "steps.jsonl", first_step=checkpoints.last_step() + 1)
     with closing(steps_file) as steps:
@@ -293,6 +237,7 @@ def _trained(
             setup,
             checkpoints=checkpoints,
             layers=layers,
+            frozen=partial(noted_states, run),
             clock=partial(run.clock, "validation"),
             tell=tell,
             listeners=[steps, *listeners],
@@ -305,7 +250,7 @@ def _trained(
         certify(run.path, predictor, setup.parts.test)
         tell("Certified: the saved model, loaded in a fresh process, gives the same answers.")
     progress = fitted.progress
-    best = max(progress.validation, key=lambda each: each["score"])
+    best = progress.best
     kept = best if setup.recipe.training.keep == "best" else progress.validation[-1]
     run.note(
         training={
@@ -323,6 +268,20 @@ def _trained(
     )
     checkpoints.remove()
     return replace(predictor, version=model_version(run.path / "model"))
+
+
+def _compiled(
+    run: RunFolder, backbone: Backbone, recipe: TuneRecipe, *, tell: Tell
+) -> CompiledLayers | None:
+    """Compile the layers where the recipe says so; a run that is resumed does as before."""
+    with run.clock("compile") if recipe.engine.compile else nullcontext():
+        return compiled_layers(
+            backbone,
+            recipe,
+            found=run.get("compiled"),
+            gain_decides="engine.compile" in {each["name"] for each in run.get("choices")},
+            tell=tell,
+        )
 
 
 def tuned_apart(setup: Setup, *, tell: Tell) -> tuple[Predictor, int]:
@@ -355,13 +314,16 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
     """Load the pretrained model with what is to be trained, ready to train and to answer."""
     recipe, adapter = setup.recipe, setup.recipe.adapter
     precision: Literal["bf16", "fp32"] = "bf16" if recipe.model.precision == "bf16" else "fp32"
+    layer = setup.task.layer(setup.state, answer=recipe.answer)
     backbone = load_backbone(
         setup.base,
-        **setup.task.layer(setup.state, answer=recipe.answer)._asdict(),
+        **layer._asdict(),
         precision=precision,
         seed=recipe.seed,
         tokenizer=setup.tokenizer,
     )
+    if has_other_layer(setup.base, layer):
+        draw_class_layer(backbone, seed=recipe.seed)
     attach(
         backbone,
         method=adapter.method,
@@ -399,6 +361,7 @@ def train(
     *,
     checkpoints: Checkpoints,
     layers: CompiledLayers | None = None,
+    frozen: GiveStates = frozen_states,
     clock: Clock = nullcontext,
     tell: Tell,
     listeners: Sequence[Listener] = (),
@@ -410,6 +373,7 @@ def train(
         setup: What to train on.
         checkpoints: Goes on from the last, if there is one.
         layers: Compiled layers to train with; None trains with them as they are.
+        frozen: Gives what the layers that stay frozen make of the rows, where that is kept.
         clock: Measures the time of asking about the validation rows.
         tell: Takes one line for a person.
         listeners: Hear of steps and evaluations.
@@ -439,8 +403,7 @@ def train(
         read_rows=backbone.read_rows(distinct_tokens(setup.features["train"]).tolist()),
     )
     started = time.perf_counter()
-    with team.leader_first():
-        backbone.frozen = frozen_states(setup, backbone, tell=tell)
+    backbone.frozen = frozen(setup, backbone, tell=tell)
     frozen_seconds = time.perf_counter() - started
     asked = asked_features(setup, predictor, tell=tell)
     evaluate = partial(validated, setup, predictor, asked, clock)
@@ -473,7 +436,7 @@ def train(
 
 
 def _refuse_another_score(fitted: Fitted, again: Evaluated, *, runs_code: bool) -> None:
-    best = max(fitted.progress.validation, key=lambda each: each["score"])
+    best = fitted.progress.best
     # A program that runs into its limit passes at one time and fails at another; the loss is the same then.
     if again.score == best["score"] or (runs_code and math.isclose(again.loss, best["loss"])):
         return

@@ -1,10 +1,14 @@
 """From rendered text to token ids: limits, windows, and where the supervised tokens start."""
 
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lushan.backbones.encoding import (
     LengthLimit,
@@ -18,6 +22,7 @@ from lushan.backbones.tokenizer import Tokenizer
 from lushan.errors import DataError
 from lushan.records import Rendered
 from tests.conftest import MakeTiny
+from tests.tiny import CORPUS
 
 PROMPT, ANSWER = "Text: the fox lived in the forest\nLabel:", " good"
 TEXT = (6, 33)
@@ -69,13 +74,61 @@ def test_supervised_tokens_are_the_answer_and_the_stop_token(plain: Tokenizer) -
     assert plain.decode(list(supervised[:-1])) == ANSWER
 
 
-def test_token_across_the_border_of_prompt_and_answer_is_supervised(plain: Tokenizer) -> None:
-    text = "the fox"
-    (encoded,) = plain.encode([text])
-    start, end = next(place for place in encoded.offsets if place[1] - place[0] > 1)
-    middle = Rendered(text, supervised=((start + 1, len(text)),))
-    (window,) = encode(middle, plain, 1000)
-    assert encoded.offsets[window.targets_from] == (start, end)
+def with_raw(raw: tokenizers.Tokenizer, model: Path, folder: Path) -> Tokenizer:
+    shutil.copytree(model, folder)
+    raw.save(str(folder / "tokenizer.json"))
+    return Tokenizer.load(folder)
+
+
+def parted(text: str, tokenizer: Tokenizer) -> list[Window]:
+    """Supervise a text from every place inside of a token on, and compare with how it is asked."""
+    (joint,) = tokenizer.encode([text])
+    windows: list[Window] = []
+    for border in (place for start, end in joint.offsets for place in range(start + 1, end)):
+        (asked,) = tokenizer.encode([text[:border]])
+        told = Rendered(text, supervised=((border, len(text)),), ends_with_stop=True)
+        (window,) = encode(told, tokenizer, 1000)
+        assert list(window.token_ids[: window.targets_from]) == asked.ids
+        learned = slice(window.targets_from, None)
+        assert tokenizer.decode(window.token_ids[learned]) == text[border:]
+        assert "".join(text[start:end] for start, end in window.offsets[learned]) == text[border:]
+        windows.append(window)
+    assert windows
+    return windows
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_token_across_the_start_of_an_answer_is_parted_as_the_model_is_asked(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    parted("Label: the fox", Tokenizer.load(tiny_folder(model_type)))
+
+
+def test_answer_behind_a_parted_token_begins_without_the_space_of_a_first_word(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    raw = tokenizers.Tokenizer(models.BPE())
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=200, special_tokens=["<pad>", "<bos>", "<eos>"], show_progress=False
+    )
+    raw.train_from_iterator(CORPUS, trainer)
+    for window in parted("the fox", with_raw(raw, tiny_folder("llama"), tmp_path / "model")):
+        first = raw.id_to_token(window.token_ids[window.targets_from])
+        assert first is not None
+        assert not first.startswith("\u2581")
+
+
+def test_answer_that_joins_with_everything_is_learned_from_the_joint_token_on(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    names = ["<pad>", "<bos>", "<eos>", *"\napx", "\nx", "ax", "px"]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    model = models.BPE(vocab=vocabulary, merges=[(each, "x") for each in "\nap"])
+    joining = with_raw(tokenizers.Tokenizer(model), tiny_folder("llama"), tmp_path / "model")
+    (window,) = encode(Rendered("apx", supervised=((2, 3),)), joining, 1000)
+    assert window.token_ids == (vocabulary["a"], vocabulary["px"])
+    assert window.targets_from == 1
 
 
 def test_too_long_text_is_refused_with_its_place_and_length(plain: Tokenizer) -> None:

@@ -47,6 +47,17 @@ def test_machine_in_a_container_tells_the_limits_of_the_container(
     assert (found.num_cores, found.num_threads, found.memory_bytes) == (1, 1, 1_000_000)
 
 
+@pytest.mark.parametrize(
+    ("share", "expected"), [("", 2), ("max 100000", 2), ("150000 100000", 2), ("100000 100000", 1)]
+)
+def test_threads_that_may_be_used_are_those_that_the_process_is_bound_to(
+    share: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {4, 7}, raising=False)
+    monkeypatch.setattr(hardware, "_read", lambda _path: share)
+    assert hardware.num_usable_threads() == expected
+
+
 def test_files_that_a_container_has_read_leave_its_memory_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

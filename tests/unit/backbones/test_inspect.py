@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from lushan.backbones.inspect import describe, read_shapes
+from lushan.backbones.inspect import describe, is_head, read_shapes
 from lushan.errors import ModelError
 from tests.conftest import MakeTiny
-from tests.tiny import TINY_TYPES
+from tests.tiny import TINY_TYPES, write_class_model
 
 
 def write_config(folder: Path, **values: object) -> Path:
@@ -201,3 +201,37 @@ def test_describe_names_a_missing_size(tiny_folder: MakeTiny, tmp_path: Path) ->
     folder = changed_copy(tiny_folder("llama"), tmp_path, hidden_size=None)
     with pytest.raises(ModelError, match="lacks `hidden_size`"):
         describe(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("score.weight", True),
+        ("base_model.model.classifier.modules_to_save.default.bias", True),
+        ("model.layers.0.scores.weight", False),
+        ("lm_head.weight", False),
+    ],
+)
+def test_class_layer_is_known_by_its_name(name: str, expected: bool) -> None:
+    assert is_head(name) is expected
+
+
+@pytest.mark.parametrize(
+    ("model_type", "could", "can"),
+    [
+        ("llama", True, False),
+        ("gpt_neox", True, False),
+        ("gpt2", True, True),
+        ("bert", False, False),
+    ],
+)
+def test_describe_sees_a_class_layer_that_took_the_place_of_output_weights(
+    model_type: str, tiny_folder: MakeTiny, tmp_path: Path, *, could: bool, can: bool
+) -> None:
+    before = describe(tiny_folder(model_type))
+    after = describe(write_class_model(tiny_folder(model_type), tmp_path / "tuned", ("a", "b")))
+    assert (before.has_class_layer, after.has_class_layer) == (False, True)
+    assert (before.can_write, after.can_write) == (could, can)
+    for facts in (before, after):
+        assert facts.asked_as == ("decoder" if facts.can_write else "encoder")
+        assert (facts.why_silent == "") is facts.can_write

@@ -17,14 +17,19 @@ from lushan.backbones.load import (
     Backbone,
     PackingMode,
     cast_weights,
-    is_head,
     load_backbone,
 )
 from lushan.data.batching import pack
 from lushan.errors import ModelError
 from lushan.records import Features
 from tests.conftest import MakeTiny
-from tests.tiny import ENCODER_TYPES, OTHER_ENCODER_TYPES, TINY_TYPES, TINY_VOCABULARY
+from tests.tiny import (
+    ENCODER_TYPES,
+    OTHER_ENCODER_TYPES,
+    TINY_TYPES,
+    TINY_VOCABULARY,
+    write_class_model,
+)
 
 LENGTHS = (1, 2, 9, 13, 30, 60, 70)
 """Together more than the 128 tokens that the tiny models have positions for."""
@@ -150,6 +155,16 @@ def test_encoder_cannot_write(model_type: str, tiny_folder: MakeTiny) -> None:
         load_backbone(tiny_folder(model_type), purpose="language")
 
 
+def test_decoder_that_lost_its_output_weights_cannot_write(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = write_class_model(tiny_folder("llama"), tmp_path / "tuned", LABELS)
+    with pytest.raises(ModelError, match=r"`tuned` has no weights .* Use `--answer head`"):
+        load_backbone(folder, purpose="language")
+    tied = write_class_model(tiny_folder("gpt2"), tmp_path / "tied", LABELS)
+    assert load_backbone(tied, purpose="language").fresh_weights == ()
+
+
 def test_a_packing_that_was_proved_is_not_proved_again(
     tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,12 +196,14 @@ def test_a_packing_that_failed_is_recalled_with_eager_attention(
         assert_same_as_alone(backbone, folder)
 
 
-def test_class_layer_for_other_labels_is_refused(own_llama: Path, tmp_path: Path) -> None:
-    backbone = load_backbone(own_llama, purpose="classify", labels=LABELS)
-    backbone.model.save_pretrained(tmp_path / "three")
-    backbone.tokenizer.save(tmp_path / "three")
-    with pytest.raises(ModelError, match=r"score\.weight \[3, 16\] \(expected \[2, 16\]\)"):
-        load_backbone(tmp_path / "three", purpose="classify", labels=("yes", "no"))
+def test_class_layer_for_another_number_of_labels_is_drawn_anew(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = write_class_model(tiny_folder("llama"), tmp_path / "three", LABELS)
+    backbone = load_backbone(folder, purpose="classify", labels=("yes", "no"))
+    assert backbone.fresh_weights == ("score.weight",)
+    assert backbone.model.score.weight.shape == (2, 16)
+    assert backbone.model.config.id2label == {0: "yes", 1: "no"}
 
 
 def test_weights_that_the_folder_lacks_are_named_and_drawn_from_the_seed(
@@ -255,19 +272,6 @@ def test_padding_token_beyond_the_vocabulary_is_told(own_llama: Path) -> None:
     edit_config(own_llama, pad_token_id=TINY_VOCABULARY)
     with pytest.raises(ModelError, match=r"spoilt` cannot be loaded: Padding_idx"):
         load_backbone(own_llama, purpose="embed")
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("score.weight", True),
-        ("base_model.model.classifier.modules_to_save.default.bias", True),
-        ("model.layers.0.scores.weight", False),
-        ("lm_head.weight", False),
-    ],
-)
-def test_class_layer_is_known_by_its_name(name: str, expected: bool) -> None:
-    assert is_head(name) is expected
 
 
 def test_backbone_is_where_its_weights_are(tiny_folder: MakeTiny) -> None:

@@ -12,6 +12,7 @@ from tests.conftest import MakeTiny
 
 FORM = ToolForm("<call>\n", "\n</call>", "name", "arguments")
 ONE = '{"name": "light", "arguments": {"on": true}}'
+UNKNOWN = '{"name": "rm", "arguments": {}}'
 
 
 def tokenizer_with(template: str, source: Path, folder: Path) -> Tokenizer:
@@ -81,6 +82,33 @@ def test_known_names_alone_are_calls_and_without_names_all_are() -> None:
 def test_call_that_could_not_be_sent_stays_text(arguments: str) -> None:
     text = '<call>\n{"name": "light", "arguments": ' + arguments + "}\n</call>"
     assert read_calls(text, FORM, names=["light"]) == (text, [])
+
+
+@pytest.mark.parametrize(
+    ("behind", "said", "num_more"),
+    [
+        ("</call>\nIt is on.", "Wait.\nIt is on.", 0),
+        (f"</call>\n<call>{UNKNOWN}</call>", f"Wait.\n<call>{UNKNOWN}</call>", 0),
+        (f"</call>\n<call>{ONE[:-3]}", f"Wait.\n<call>{ONE[:-3]}", 0),
+        (f"</call> Again: <call>{ONE}</call> Done.", "Wait.\nAgain:\nDone.", 1),
+        (f"</call> <call>{UNKNOWN} <call>{ONE}", f"Wait.\n<call>{UNKNOWN} <call>{ONE}", 0),
+        ("\n</call>;\n", "Wait.", 0),
+        ("\n</ca", "Wait.", 0),
+    ],
+)
+def test_what_is_behind_a_call_is_said_or_called(behind: str, said: str, num_more: int) -> None:
+    text = f"Wait. <call>\n{ONE}{behind}"
+    calls = [Call("light", {"on": True})] * (1 + num_more)
+    assert read_calls(text, FORM, names=["light"]) == (said, calls)
+
+
+def test_behind_calls_in_a_list_or_without_a_mark_is_text_too() -> None:
+    light = Call("light", {"on": True})
+    listed = ToolForm("[CALLS] [", "]", "name", "arguments")
+    bare = ToolForm("", "", "name", "arguments")
+    text = f"[CALLS] [{ONE}, {ONE}] See [1]."
+    assert read_calls(text, listed, names=["light"]) == ("See [1].", [light, light])
+    assert read_calls(f"{ONE}\nDone.", bare, names=["light"]) == ("Done.", [light])
 
 
 def test_character_that_is_written_as_two_halves_can_be_sent() -> None:

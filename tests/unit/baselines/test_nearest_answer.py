@@ -1,7 +1,10 @@
 """The most similar training text is scikit-learn's, however many parts the rows are read in."""
 
 import random
+import weakref
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ def _examples(num_rows: int, seed: int) -> list[Example]:
     return [Example(f"{seed}-{n}", text, f"reply {n}") for n, text in enumerate(texts)]
 
 
-def _answers(train: list[Example], test: list[Example]) -> list[object]:
+def _answers(train: Sequence[Example], test: list[Example]) -> list[object]:
     found = nearest_answer.answer(Parts(train, [], test), state=TaskState())
     assert [each.id for each in found.predictions] == [each.id for each in test]
     return [each.answer for each in found.predictions]
@@ -67,3 +70,45 @@ def test_training_rows_without_an_answer_are_refused_by_place() -> None:
         _answers([Example("id", "text", None, "a.csv, row 2")], _examples(1, 0))
     with pytest.raises(DataError, match="No training row"):
         _answers([], _examples(1, 0))
+
+
+class _Text(str):
+    """Text whose end can be heard of."""
+
+
+class _Rows(Sequence[Example]):
+    """Rows that are made anew whenever they are asked for, with the number of their texts that were in memory at once."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+        self.num_texts = self.most_texts = 0
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - an example, or some
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        made = self._examples[index]
+        return replace(made, text=self._told(made.text), target=self._told(str(made.target)))
+
+    def _told(self, text: str) -> str:
+        told = _Text(text)
+        self.num_texts += 1
+        self.most_texts = max(self.most_texts, self.num_texts)
+        weakref.finalize(told, self._forget)
+        return told
+
+    def _forget(self) -> None:
+        self.num_texts -= 1
+
+
+def test_texts_of_a_part_of_the_training_rows_are_in_memory_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train, test = _examples(300, 0), _examples(5, 1)
+    expected = _answers(train, test)
+    monkeypatch.setattr(nearest_answer, "ROWS_AT_ONCE", 20)
+    rows = _Rows(train)
+    assert _answers(rows, test) == expected
+    assert 20 < rows.most_texts < 100

@@ -1,10 +1,14 @@
 """What blocks a run, and what is told."""
 
+import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
+from lushan.data import example_store
 from lushan.data.checks import check_parts
+from lushan.data.example_store import ExampleStore
 from lushan.data.splits import Parts
 from lushan.errors import DataError
 from lushan.records import Example, Span, content_id
@@ -83,7 +87,7 @@ def test_an_unknown_label_among_several_is_refused() -> None:
 
 def test_an_empty_part_is_refused() -> None:
     empty = Parts(part("train", MANY), part("validation", MANY), [])
-    with pytest.raises(DataError, match="The test split has no rows left"):
+    with pytest.raises(DataError, match=r"The test split has no rows left.*`--overlap keep`"):
         check_parts(empty)
 
 
@@ -170,3 +174,35 @@ def test_free_answers_are_called_answers_and_shown_where_they_differ() -> None:
     several = [row("text", "fox"), row("text", "wolf"), row("other", "fox")]
     (shown,) = check_parts(Parts(several, same, same)).contradictions
     assert shown.labels == ("fox", "wolf")
+
+
+def test_rows_are_checked_alike_wherever_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example_store, "_MOST_KIND_CHARACTERS", 100)
+    rows = part("train", [*MANY, ("Text 1", "a"), ("text 2", "a"), ("text 3", ("a", "b"))])
+    store = ExampleStore.collect(rows)
+    found = check_parts(Parts(store, store[3:8], store[::-1]))
+    assert found == check_parts(Parts(rows, rows[3:8], rows[::-1]))
+    assert found.num_contradictions["train"] == 2
+    unknown = Example("u", "text", "c", "u.csv, row 9")
+    with pytest.raises(
+        DataError, match=r"test split .*`c` \(1\); first in u\.csv, row 9\. Known: `a`"
+    ):
+        check_parts(Parts(store, store, ExampleStore.collect([*rows, unknown])))
+    same = ExampleStore.collect(replace(each, target="a") for each in rows)
+    with pytest.raises(DataError, match="All 23 training rows have the same label, 'a'"):
+        check_parts(Parts(same, store, store))
+
+
+def test_answers_that_are_all_different_are_not_in_memory_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(example_store, "_MOST_KIND_CHARACTERS", 0)
+    monkeypatch.setattr(example_store, "_ROWS_PER_READ", 16)
+    rows = ExampleStore.collect(
+        Example(f"{n}", f"text {n}", f"answer {n} " * 500, labels=()) for n in range(2_000)
+    )
+    tracemalloc.start()
+    check_parts(Parts(rows, rows, rows))
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 200 * len(rows) + 2**20

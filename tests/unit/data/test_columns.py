@@ -205,6 +205,9 @@ def test_a_broken_character_is_told_and_kept() -> None:
         ("a|b", ("a", "b")),
         ("a; b;", ("a", "b")),
         ("a;b|c", ("a;b", "c")),
+        ("\u4f53\u80b2\uff1b\u8d22\u7ecf", ("\u4f53\u80b2", "\u8d22\u7ecf")),
+        ("a\uff1bb; c", ("a", "b", "c")),
+        ("a\uff1bb|c", ("a\uff1bb", "c")),
         ("[a]|[b]", ("[a]", "[b]")),
         ("[a]; [b]", ("[a]", "[b]")),
         ("a", ("a",)),
@@ -247,6 +250,7 @@ def test_name_that_a_list_gives_twice_is_read_once_and_told() -> None:
 
 def test_cutting_a_label_at_a_separator_is_told() -> None:
     assert "cut into several labels at `|`" in clean("label", "a|b", SEVERAL)[1][0]
+    assert "cut into several labels at `\uff1b`" in clean("label", "a\uff1bb", SEVERAL)[1][0]
 
 
 def test_no_value_is_not_the_same_as_no_label() -> None:
@@ -267,6 +271,7 @@ def test_text_that_is_a_list_but_no_json_is_refused_where_a_list_is_expected(val
 
 def test_one_label_is_not_cut_where_a_text_has_one() -> None:
     assert clean("label", "rock|pop") == ("rock|pop", [])
+    assert clean("label", "rock\uff1bpop") == ("rock\uff1bpop", [])
 
 
 def test_notes_count_each_kind_once_and_keep_the_first_place() -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from lushan.data import example_store
+from lushan.data.example_store import ExampleStore
 from lushan.data.ledger import (
     CUT_OFF,
     Counts,
@@ -182,3 +184,17 @@ def test_truth_that_was_cut_off_is_told_for_each_split() -> None:
     assert train.endswith(": it is not learned.")
     assert test.startswith("test: of 1 rows the truth")
     assert test.endswith(": it counts as missed.")
+
+
+def test_rows_and_tokens_are_counted_alike_wherever_the_rows_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(example_store, "_MOST_KIND_CHARACTERS", 100)
+    several = [*TRAIN, Example("4", "w", ("b", "c")), Example("5", "v", ()), Example("6", "u", "a")]
+    features = [answering(n, 9 - n, targets_from=3, cut=n % 2) for n in range(6)]
+    store = ExampleStore.collect(several)
+    ledger = count_rows(Parts(store, store[:1], store[2:]), {})
+    assert ledger == count_rows(Parts(several, several[:1], several[2:]), {})
+    assert count_tokens(ledger, "train", examples=store, features=features) == count_tokens(
+        ledger, "train", examples=several, features=features
+    )

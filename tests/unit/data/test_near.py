@@ -1,12 +1,15 @@
 """Equal and nearly equal texts, against sets compared one by one."""
 
 import random
+import re
 import string
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from lushan.data.near import NEAR, Numbers, Positions, bare, hash_pieces, match_near, plain
+from lushan.data.near import NEAR, bare, match_near, plain
+from lushan.data.pieces import FEWEST_WITH_COMMON, Numbers, Positions
 
 WORDS = [
     "river",
@@ -187,10 +190,105 @@ def test_long_texts_are_compared_by_samples_across_levels(num_words: int) -> Non
     assert found == {query: [text] for query, text in queries.items()}
 
 
-def test_no_piece_reaches_into_the_next_text() -> None:
-    texts = ["ab cd", "山高水长", "efg", "天地a"]
-    together, owners = hash_pieces(texts)
-    for number, text in enumerate(texts):
-        alone, _ = hash_pieces([text])
-        assert together[owners == number].tolist() == alone.tolist()
-        assert len(alone) == len(text) + (4 if text.isascii() else 1)
+INSTRUCTION = (
+    "You are given a sentence about the weather, the sea or the mountains. Read it with care, and say in one word, without any "
+    "remark, which of these the person who wrote it was thinking of. Where you are not sure, say so. The sentence stands here: "
+)
+ORDER = (
+    "请仔细阅读下面给出的句子并判断作者当时想到的是天气还是大海或者群山只用一个词语回答不要附加任何说明如果无法确定就直接写出"
+    "无法判断四个字也不能重复原文内容更不许翻译成别种语言答案必须放在最后一行前面留空并且保持简体书写格式整齐标点统一"
+)
+
+
+def sentences(units: str | list[str], num: int, seed: int) -> list[str]:
+    generator = random.Random(seed)
+    join = " " if isinstance(units, list) else ""
+    return [join.join(generator.choices(units, k=4 if join else 14)) for _ in range(num)]
+
+
+def vocabulary() -> list[str]:
+    generator = random.Random(4)
+    return ["".join(generator.choices(string.ascii_lowercase, k=6)) for _ in range(400)]
+
+
+@pytest.mark.parametrize(
+    ("order", "units"), [(INSTRUCTION, vocabulary()), (ORDER, SIGNS), ("", vocabulary())]
+)
+def test_an_instruction_in_all_texts_does_not_make_them_near(
+    order: str, units: str | list[str]
+) -> None:
+    base, others = sentences(units, 200, 5), sentences(units, 300, 6)
+    close = {f"{order}{text}{text[-1]}": f"{order}{text}" for text in base[:50]}
+    found = find_near([*close, *(order + text for text in others)], [order + text for text in base])
+    assert found == {query: [text] for query, text in close.items()}
+
+
+def own_pieces(text: str, common: set[str]) -> set[str]:
+    """Pieces of five letters, without 16 common ones or more that follow each other."""
+    padded = f"    {text}    "
+    every = [padded[start : start + 5] for start in range(len(padded) - 4)]
+    marks = "".join("x" if piece in common else "." for piece in every)
+    gone = {place for row in re.finditer("x{16,}", marks) for place in range(*row.span())}
+    return {piece for place, piece in enumerate(every) if place not in gone}
+
+
+def test_what_is_near_but_for_instructions_is_found_as_by_a_comparison_of_all_with_all() -> None:
+    base = [INSTRUCTION + text for text in sentences(vocabulary(), 250, 8)]
+    queries = [INSTRUCTION + text for text in sentences(vocabulary(), 20, 9)]
+    queries += variants(base, vocabulary(), random.Random(7))
+    times = Counter(piece for text in base for piece in pieces(text, 5))
+    common = {piece for piece, number in times.items() if number > len(base) / 4}
+    sets = {text: own_pieces(text, common) for text in base + queries}
+
+    def similarity(one: str, other: str) -> float:
+        own = len(sets[one] & sets[other]) / len(sets[one] | sets[other])
+        return min(own, jaccard(one, other, 5)) if own >= NEAR else own
+
+    assert all(jaccard(query, base[0], 5) > NEAR for query in queries[:20])
+    expected = {
+        query: {text for text in base if similarity(query, text) >= NEAR} for query in queries
+    }
+    found = {query: set(texts) for query, texts in find_near(queries, base).items()}
+    assert found == {query: texts for query, texts in expected.items() if texts}
+    assert 20 < sum(query not in base for query in found) < 200
+
+
+def test_two_instructions_of_which_each_stands_in_half_of_the_texts_make_none_near() -> None:
+    other = INSTRUCTION.replace("the", "some").replace("an", "").upper()
+    base, more = sentences(vocabulary(), 240, 5), sentences(vocabulary(), 60, 6)
+    texts = [order + text for order in (INSTRUCTION, other) for text in base]
+    asked = [order + text for order in (INSTRUCTION, other) for text in more]
+    assert find_near(asked, texts) == {}
+    close = f"{texts[0]}{texts[0][-1]}"
+    assert find_near([close], texts) == {close: [texts[0]]}
+
+
+def test_texts_of_few_words_are_compared_by_all_of_them_however_many_there_are() -> None:
+    generator = random.Random(1)
+    base = [" ".join(generator.choices(WORDS, k=generator.randint(14, 40))) for _ in range(220)]
+    queries = variants(base, WORDS, generator)
+    expected = {
+        query: {text for text in base if jaccard(query, text, 5) >= NEAR} for query in queries
+    }
+    found = {query: set(texts) for query, texts in find_near(queries, base).items()}
+    assert found == {query: texts for query, texts in expected.items() if texts}
+
+
+def test_in_few_texts_what_all_of_them_have_counts() -> None:
+    base = [INSTRUCTION + text for text in sentences(vocabulary(), FEWEST_WITH_COMMON, 5)]
+    asked = INSTRUCTION + "another"
+    assert len(find_near([asked], base)[asked]) > 20
+    assert find_near([asked], [*base, INSTRUCTION + "one more of them"]) == {}
+
+
+def test_what_many_texts_of_either_side_have_is_common() -> None:
+    one = [INSTRUCTION + text for text in sentences(vocabulary(), 300, 5)]
+    few = [INSTRUCTION + text for text in sentences(vocabulary(), 20, 6)]
+    assert find_near(one, few) == find_near(few, one) == {}
+    assert find_near(one, [*few, one[0]]) == {one[0]: [one[0]]}
+
+
+def test_behind_a_long_instruction_near_texts_are_found_by_what_is_their_own() -> None:
+    base = [INSTRUCTION * 8 + text for text in sentences(vocabulary(), 300, 5)]
+    close = {text + text[-1]: [text] for text in base[:40]}
+    assert find_near([*close], base) == close

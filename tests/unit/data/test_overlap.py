@@ -11,7 +11,7 @@ from lushan.data.overlap import (
 )
 from lushan.data.splits import Parts
 from lushan.errors import DataError
-from lushan.records import Example
+from lushan.records import EITHER_WAY, Example
 
 LONG = "The committee will publish its report on the harbour in the first week of {month}."
 
@@ -149,3 +149,62 @@ def test_repeats_are_the_places_of_texts_that_an_earlier_one_is_like() -> None:
     march, may = LONG.format(month="March"), LONG.format(month="May")
     assert places_of_repeats(part("new", "one", march, "One!", may, "two", "one")) == {2, 3, 5}
     assert places_of_repeats([]) == set()
+
+
+ORDER = (
+    "Read the following note of a reader with care, find out what it is mainly about, and say so in a single word that a child "
+    "would understand; where several words would fit, take the one that comes first in the alphabet, and add no more. Note: "
+)
+
+
+def templated(name: str, num_rows: int) -> list[Example]:
+    return part(name, *(f"{ORDER}{name} {number:04} {number * 7:05}" for number in range(num_rows)))
+
+
+def test_an_instruction_in_all_rows_is_no_overlap_of_splits_large_or_small() -> None:
+    train = templated("train", 300)
+    parts = Parts(train, templated("validation", 20), templated("test", 20))
+    after, counts = removed(parts)
+    assert after == parts
+    assert counts.lines() == []
+    few = Parts(train[:30], parts.validation, parts.test)
+    _, counts = remove_overlap(few, "remove", are_given=False)
+    assert counts.num_near_removed["train"] == 30
+
+
+def translations(name: str, *pairs: tuple[str, str]) -> list[Example]:
+    return [
+        Example(
+            f"{name}{number}",
+            source,
+            target,
+            f"{name}.csv, row {number}",
+            labels=(),
+            group=EITHER_WAY.join(sorted((source, target), key=str.casefold)),
+        )
+        for number, (source, target) in enumerate(pairs, start=1)
+    ]
+
+
+def test_a_translation_whose_reverse_a_later_split_has_is_taken_out() -> None:
+    test = translations(
+        "test", ("Good day", "Guten Tag"), *((f"x {n}", f"y {n}") for n in range(60))
+    )
+    pairs = [("guten tag!", "Good day."), ("Guten Tag", "Hello"), ("Fox", "Fuchs"), ("x 7", "z 7")]
+    parts = Parts(translations("train", *pairs), translations("validation", ("a", "b")), test)
+    after, counts = removed(parts)
+    assert [each.text for each in after.train] == ["Guten Tag", "Fox"]
+    assert counts.lines() == [
+        "2 row(s) of train are also in test (1 exactly, 1 nearly): taken out."
+    ]
+    assert counts.num_test_rows == 2
+    assert (counts.shown[0].earlier_text, counts.shown[0].later_text) == ("guten tag!", "Good day")
+    assert counts.shown[0].later_place == "test.csv, row 1"
+
+
+def test_groups_that_are_no_two_answers_are_no_overlap() -> None:
+    def row(name: str, text: str) -> Example:
+        return Example(name, text, "a", f"{name}.csv, row 1", group="How a talk begins")
+
+    parts = Parts([row("train", "one")], [row("validation", "two")], [row("test", "three")])
+    assert removed(parts)[1].lines() == []

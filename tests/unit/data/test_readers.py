@@ -111,6 +111,28 @@ def test_a_folder_gives_its_splits_in_order_whatever_their_format(tmp_path: Path
     assert dataset.notes == ["dev.json is read as validation."]
 
 
+def test_data_files_that_are_no_split_are_named(tmp_path: Path) -> None:
+    for name in ("train", "validation"):
+        write_lines(tmp_path / f"{name}.jsonl", good_rows())
+    for name in ("README.md", "LICENSE", ".test.csv", "notes.txt"):
+        (tmp_path / name).write_text("words", encoding="utf-8")
+    (tmp_path / "folder.csv").mkdir()
+    assert read(tmp_path).notes == []
+    names = ["eval.csv", "test-00000-of-00001.parquet", "test_set.csv.gz"]
+    for name in names:
+        (tmp_path / name).write_text("words", encoding="utf-8")
+    assert read(tmp_path).notes == [
+        "Not read: `eval.csv`, `test-00000-of-00001.parquet`, `test_set.csv.gz`. A split has one file, called `train`, "
+        "`validation` or `test`, such as `test.csv`."
+    ]
+    for number in range(30):
+        (tmp_path / f"a{number:02}.json").write_text("{}", encoding="utf-8")
+    (note,) = find_files(tmp_path)[1]
+    assert note.startswith(
+        "Not read: `a00.json`, `a01.json`, `a02.json`, `a03.json`, `a04.json` and 28 more. A split"
+    )
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "dev"])
 def test_other_names_of_the_validation_split_are_known(name: str, tmp_path: Path) -> None:
     file = write_lines(tmp_path / f"{name}.jsonl", good_rows())

@@ -1,15 +1,17 @@
 """Cutting data into parts, and drawing from it."""
 
 import random
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
 
+from lushan.data import example_store
 from lushan.data.example_store import ExampleStore
 from lushan.data.splits import Parts, count_labels, split, subsample
 from lushan.errors import DataError
-from lushan.records import GOES_ON, Example, content_id
+from lushan.records import EITHER_WAY, GOES_ON, Example, content_id
 
 
 def example(text: str, target: str | tuple[str, ...], place: str = "") -> Example:
@@ -24,7 +26,7 @@ def examples(**num_rows: int) -> list[Example]:
     ]
 
 
-def cut(rows: list[Example], *, seed: int = 0) -> Parts:
+def cut(rows: Sequence[Example], *, seed: int = 0) -> Parts:
     return split(rows, validation_fraction=0.1, test_fraction=0.2, seed=seed)
 
 
@@ -225,3 +227,78 @@ def test_large_groups_of_equal_texts_leave_no_part_empty() -> None:
     ]
     for part in cut(rows).as_dict().values():
         assert count_labels(part) == {"a": 10, "b": 10}
+
+
+@pytest.mark.parametrize("num_characters", [2**20, 0])
+def test_rows_are_cut_drawn_and_counted_alike_wherever_they_are_kept(
+    num_characters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example_store, "_MOST_KIND_CHARACTERS", num_characters)
+    rows = [example(f"text {n}", ("often", f"{n % 7}", f"{n % 11}")) for n in range(200)]
+    rows += examples(a=40, b=30)
+    store = ExampleStore.collect(rows)
+    assert [list(part) for part in cut(store).as_dict().values()] == [*cut(rows).as_dict().values()]
+    assert [*subsample(store, 31, seed=1)] == subsample(rows, 31, seed=1)
+    assert [*count_labels(store).items()] == [*count_labels(rows).items()]
+
+
+def test_answers_that_are_all_different_are_not_in_memory_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(example_store, "_MOST_KIND_CHARACTERS", 0)
+    monkeypatch.setattr(example_store, "_ROWS_PER_READ", 16)
+    rows = ExampleStore.collect(
+        Example(f"{n}", f"text {n}", f"answer {n} " * 500, labels=()) for n in range(2_000)
+    )
+    tracemalloc.start()
+    cut(rows)
+    subsample(rows, 500, seed=0)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 300 * len(rows) + 2**20
+
+
+def translations(*pairs: tuple[str, str]) -> list[Example]:
+    return [
+        Example(
+            content_id(*pair),
+            pair[0],
+            pair[1],
+            labels=(),
+            group=EITHER_WAY.join(sorted(pair, key=str.casefold)),
+        )
+        for pair in pairs
+    ]
+
+
+def both_ways(num: int) -> list[Example]:
+    """Translations of which every third has a second wording, each with its reverse."""
+    pairs = [(f"fox {n}", f"Fuchs {n}") for n in range(num)]
+    pairs += [(f"fox {n}", f"Rotfuchs {n}") for n in range(0, num, 3)]
+    return translations(*pairs, *((target.upper(), source) for source, target in pairs))
+
+
+@pytest.mark.parametrize("collect", [list, ExampleStore.collect])
+def test_translations_stay_with_their_reverse_and_with_equal_texts(
+    collect: Callable[[list[Example]], Sequence[Example]],
+) -> None:
+    parts = cut(collect(both_ways(60)))
+    homes = [{each.text.split()[1] for each in part} for part in parts.as_dict().values()]
+    assert sum(map(len, homes)) == len(set().union(*homes)) == 60
+    assert len(parts.test) == pytest.approx(32, abs=2)
+    assert len(parts.validation) == pytest.approx(16, abs=2)
+
+
+def test_the_order_of_translations_decides_nothing() -> None:
+    rows = both_ways(60)
+    shuffled = random.Random(3).sample(rows, len(rows))
+    assert texts(cut(rows).test) == texts(cut(shuffled).test)
+
+
+def test_a_long_chain_of_texts_that_hang_together_stays_together() -> None:
+    chain = [(f"word {n}", f"word {n + 1}") for n in range(1000)]
+    rows = translations(
+        *chain, *((other, one) for one, other in chain), ("fox", "Fuchs"), ("ox", "Ochse")
+    )
+    random.Random(5).shuffle(rows)
+    assert {len(part) for part in cut(rows).as_dict().values()} == {2000, 1}

@@ -12,6 +12,7 @@ from lushan.catalog import load_task
 from lushan.data.readers import read_dataset
 from lushan.database.connect import Database
 from lushan.errors import DataError, SettingError
+from lushan.feedback import store as store_module
 from lushan.feedback.export import Exported, export_rows
 from lushan.feedback.store import FeedbackStore
 from lushan.workflows.prepare import columns_for
@@ -60,6 +61,26 @@ def test_rows_of_one_model_and_task_are_chosen(database: Database) -> None:
     )
     assert [json.loads(line) for line in lines] == [{"text": "b", "label": "good"}]
     assert done.num_rows == 1
+
+
+def test_feedback_that_comes_meanwhile_is_left_for_the_next_export(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "PAGE_ROWS", 1)
+    for text in "ab":
+        add(database, input=text, correction="good")
+    written: list[str] = []
+
+    def write(lines: Iterable[str]) -> None:
+        stream = iter(lines)
+        written.append(next(stream))
+        add(database, input="a", correction="bad")
+        add(database, input="b", correction=None, rating="bad")
+        written.extend(stream)
+
+    done = export_rows(FeedbackStore(database), write=write)
+    assert [tuple(json.loads(line).values()) for line in written] == [("a", "good"), ("b", "good")]
+    assert done == Exported("classification", num_rows=2, num_replaced=0, num_only_rated=0)
 
 
 def test_several_tasks_need_a_choice(database: Database) -> None:

@@ -162,6 +162,30 @@ def test_last_correction_of_an_input_counts(
     assert [(each.input, each.correction) for each in of_model] == [("a", "1"), ("b", "2")]
 
 
+def test_corrections_that_come_while_others_are_read_count_the_next_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "PAGE_ROWS", 1)
+    add(database, input="a", correction="1")
+    add(database, input="b", correction="2")
+    store = FeedbackStore(database)
+    stream = store.corrected(task="classification")
+    first = next(stream)
+    add(database, input="a", correction="3")
+    add(database, input="b", correction="4")
+    assert [each.correction for each in (first, *stream)] == ["1", "2"]
+    assert [each.correction for each in store.corrected(task="classification")] == ["3", "4"]
+
+
+def test_tally_until_a_row_leaves_out_what_came_behind_it(database: Database) -> None:
+    store = FeedbackStore(database)
+    assert store.last_number() == 0
+    add(database, rating="bad")
+    until = store.last_number()
+    add(database, rating="good")
+    assert store.tally(until=until) == {"classification": Tally(1, 0, 1, 1)}
+
+
 def test_tally_counts_each_task(database: Database) -> None:
     add(database, rating="bad")
     add(database, rating="good", correction=None)

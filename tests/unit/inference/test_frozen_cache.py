@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from lushan.backbones import native
 from lushan.backbones.frozen import FrozenStates
 from lushan.backbones.load import Backbone, load_backbone
 from lushan.data.batching import pack
+from lushan.errors import RunError
 from lushan.inference import frozen_cache
 from lushan.inference.frozen_cache import FrozenCache, FrozenPart
 from lushan.records import Features
@@ -170,6 +172,18 @@ def test_a_full_disk_is_told_and_leaves_nothing(
     assert disk.states() is None
     assert "0.00 GB to spare" in disk.told[-1]
     assert disk.files() == []
+
+
+def test_what_is_needed_and_has_no_room_is_refused(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(disk.cache.folder.parent)._replace(free=frozen_cache._SPARE_BYTES + 8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    needed = partial(disk.cache.states, disk.backbone, PART, DOCUMENTS, tell=disk.told.append)
+    with pytest.raises(RunError, match=r"0\.00 GB to spare\. .* Make room, .*`--overwrite`"):
+        needed(is_needed=True)
+    monkeypatch.undo()
+    assert needed(is_needed=True) is not None
 
 
 def test_a_write_that_fails_is_told_and_leaves_nothing(

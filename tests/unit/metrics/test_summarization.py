@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -73,6 +74,57 @@ def test_500_random_chinese_summaries_score_as_rouge_score_says_of_their_charact
     ]  # fmt: skip
     assert _rouge(score_rows(answers, references, answers)) == expected
     assert len(set(expected)) > 200
+
+
+@pytest.mark.parametrize(
+    ("right", "answer"),
+    [
+        ("OpenAI\u53d1\u5e03GPT-4o", "OpenAI\u8d77\u8bc9GPT-4o"),
+        ("OpenAI \uacf5\uac1c \ucd9c\uc2dc GPT-4o", "OpenAI \uacf5\uc2dd \uace0\uc18c GPT-4o"),
+        ("OpenAI \u0431\u0435\u0440\u0435\u0442 \u043a\u043e\u0434 GPT-4o", "OpenAI \u0436\u0434\u0435\u0442 \u0441\u0443\u0434 GPT-4o"),
+    ],
+)  # fmt: skip
+def test_words_of_other_scripts_between_latin_names_count(right: str, answer: str) -> None:
+    (found,) = score_rows(["d"], [[right]], [answer])
+    # Of five pieces openai, gpt and 4o are the same, and of four pairs `gpt 4o`.
+    assert (found.rouge_1, found.rouge_2, found.rouge_l) == pytest.approx((3 / 5, 1 / 4, 3 / 5))
+
+
+def test_latin_name_alone_is_counted_as_the_chinese_set_that_it_stands_in() -> None:
+    references = [["ChatGPT"], ["\u98ce\u666f\u597d" * 4]]
+    found = score_rows(["d", "d"], references, ["ChatGPT\u5d29\u6e83", "\u98ce\u666f\u597d" * 4])
+    assert [each.rouge_1 for each in found] == pytest.approx([1 / 2, 1])
+
+
+def test_chinese_row_of_an_english_set_is_counted_by_characters() -> None:
+    references = [["The runners ran again and again"]] * 9 + [["\u98ce\u666f\u597d"]]
+    found = score_rows(["d"] * 10, references, ["runner"] * 9 + ["\u98ce\u666f"])
+    assert [each.rouge_1 for each in found] == pytest.approx([2 / 7] * 9 + [4 / 5])
+
+
+def test_500_english_summaries_with_signs_of_other_letters_score_as_rouge_score_says() -> None:
+    signs = [
+        "\u03b1-helix",
+        "caf\u00e9",
+        "\ufb01ne",
+        "nai\u0308ve",
+        "Hawai\u02bbi",
+        "\U0001d465\u00b2",
+    ]
+    references, answers = _random_rows([*WORDS, *signs], " ")
+    answers = [f"{each} \u5fae\u4fe1 running" for each in answers]
+    scorer = RougeScorer(NAMES, use_stemmer=True)
+    expected = [
+        tuple(scorer.score_multi(right, answer)[name].fmeasure for name in NAMES)
+        for right, answer in zip(references, answers, strict=True)
+    ]
+    assert _rouge(score_rows(answers, references, answers)) == expected
+
+
+def test_hindi_and_loose_accents_are_words_for_what_is_copied_too() -> None:
+    text = "\u0928\u092e\u0938\u094d\u0924\u0947 \u0926\u0941\u0928\u093f\u092f\u093e caf\u00e9"
+    found = _scored(text, unicodedata.normalize("NFD", text))
+    assert (found.num_copied, found.num_ngrams) == (1, 1)
 
 
 def test_best_reference_counts_for_each_metric_by_itself() -> None:

@@ -65,6 +65,24 @@ def test_predictions_are_read_back(answer: str | tuple[str, ...], tmp_path: Path
     assert run.predictions("after") is None
 
 
+@pytest.mark.parametrize(("likelihoods", "num_kept"), [({}, 5), ({"0": -1.0}, 7)])
+def test_all_probabilities_are_kept_where_a_row_has_choices_of_its_own(
+    likelihoods: dict[str, float], num_kept: int, tmp_path: Path
+) -> None:
+    run = create(tmp_path / "run")
+    shares = {str(n): (n + 1) / 28 for n in range(7)}
+    run.save_predictions("after", [Prediction("one", "6", shares, log_likelihoods=likelihoods)])
+    (found,) = run.predictions("after") or []
+    assert list(found.probabilities.items()) == list(shares.items())[::-1][:num_kept]
+
+
+def test_text_that_reads_like_nothing_stays_a_text_in_the_recipe(tmp_path: Path) -> None:
+    words = ("None", "null", "~", "yes", "1e-3", "=", "", "N")
+    recipe = {"names": dict(zip(words, words, strict=True)), "nothing": None}
+    run = RunFolder.create(tmp_path / "run", recipe=recipe, status={}, overwrite=False)
+    assert reopen(tmp_path / "run", run).recipe() == recipe
+
+
 def test_what_was_right_is_kept_beside_the_answers(tmp_path: Path) -> None:
     run = create(tmp_path / "run")
     predictions = [Prediction(name, "good") for name in ("one", "two")]

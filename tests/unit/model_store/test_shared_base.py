@@ -14,6 +14,7 @@ from lushan.errors import ModelError
 from lushan.model_store import shared_base
 from lushan.model_store.shared_base import Apart, Base, BaseKey, Bases, predicted_bytes
 from tests.conftest import MakeTiny
+from tests.tiny import write_class_model
 
 
 class Doubling(nn.Linear):
@@ -95,6 +96,16 @@ def test_encoder_and_model_without_packed_attention_are_not_shared(tiny_folder: 
     assert neo.why == "`gpt_neo` cannot use packed attention"
     assert neo.backbone is not None
     assert bases.num_bytes == 0
+
+
+def test_decoder_without_output_weights_is_not_shared(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = write_class_model(tiny_folder("llama"), tmp_path / "tuned", ("a", "b"))
+    found = Bases().load(folder, key_of(folder), anything_fits)
+    assert isinstance(found, Apart)
+    assert found.why.startswith("its base has no weights that score the next token")
+    assert found.backbone is None
 
 
 def test_model_whose_linear_layers_do_more_is_not_shared(

@@ -11,6 +11,7 @@ from lushan.backbones.tokenizer import Tokenizer
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Prompted
+from lushan.records import ToolForm
 from lushan.serving.answers import (
     Answers,
     TokenPlaces,
@@ -20,6 +21,7 @@ from lushan.serving.answers import (
 )
 from lushan.serving.hosted import HostedModel
 from lushan.serving.prompts import NO_TOKEN, Asked
+from lushan.serving.tool_calls import Tools
 from tests.tiny import write_byte_fallback_tokenizer
 
 PROMPTED = Prompted((5, 6, 7), GenerationSettings(), None)
@@ -54,6 +56,18 @@ def test_list_is_told_once_it_is_whole() -> None:
     asked = Asked([PROMPTED], 1, 0, lambda text: f"[{text}]", is_list=True)
     last = replace(event("b"), ended="stop")
     assert collected(asked, [event("a"), last])[1] == ["", "[ab]"]
+
+
+def test_last_piece_tells_calls_and_what_was_said_behind_them() -> None:
+    form = ToolForm("<call>", "</call>", "name", "arguments")
+    tools = Tools(form, frozenset({"light"}), is_forced=False, most_calls=None)
+    call = '<call>{"name": "light", "arguments": {}}</call>'
+    events = [event(call), replace(event(" It is on."), ended="stop")]
+    answers, pieces = collected(Asked([PROMPTED], 1, 0, str, tools), events)
+    assert pieces == ["", "It is on."]
+    (answer,) = answers.in_order
+    assert [each.function.name for each in answer.tool_calls] == ["light"]
+    assert answer.finish_reason == "tool_calls"
 
 
 def test_choices_count_the_answers_to_all_prompts() -> None:

@@ -3,10 +3,12 @@
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from lushan.backbones.encoding import LengthLimit
 from lushan.serving.hosted import HostedModel
 from lushan.serving.observation import JsonLines
 from lushan.serving.worker import Worker
@@ -83,6 +85,16 @@ def test_rows_vectors_and_explanations_tell_their_model_and_size(
         assert [each["num_prompt_tokens"] for each in lines[1:]] == [num_tokens] * 2
         assert [SAID in json.dumps(each) for each in lines] == [log_texts] * 3
     assert lines[2]["answered"] == [each["answer"] for each in found[2].json()["explanations"]]
+
+
+def test_chat_about_a_text_that_was_cut_tells_how_much(classifier: HostedModel, log: Lines) -> None:
+    limit = LengthLimit(16, "truncate")
+    short = replace(classifier, predictor=replace(classifier.predictor, limit=limit))
+    with serving([short]) as served:
+        asked = {"model": "run", "messages": [{"role": "user", "content": SAID * 9}]}
+        found = served.post("/v1/chat/completions", asked)
+        (line,) = log.of(found.headers["x-request-id"])
+    assert line["num_cut_tokens"] == found.json()["num_cut_tokens"] > 0
 
 
 def test_failure_of_ours_has_an_id_that_the_log_has_too_and_no_traceback(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 from transformers import AutoTokenizer
 
+from lushan.backbones.encoding import LengthLimit
 from lushan.inference.draft import TokenEvent
 from lushan.serving.hosted import HostedModel
 from lushan.serving.worker import PROMPTS_AT_ONCE, Worker
@@ -270,6 +272,26 @@ def test_classifier_is_not_told_how_to_write(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="run", messages=ASKED, n=2)
     with pytest.raises(openai.BadRequestError, match=r"answers about one text.*got 4 messages"):
         client.chat.completions.create(model="run", messages=MESSAGES)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_that_was_cut_is_told_beside_the_answer(stream: bool, classifier: HostedModel) -> None:
+    limit = LengthLimit(16, "truncate")
+    short = replace(classifier, predictor=replace(classifier.predictor, limit=limit))
+    asked: list[list[Any]] = [
+        [{"role": "user", "content": "The gull. " * number}] for number in (20, 1)
+    ]
+    with (
+        serving([short]) as served,
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        found: list[Any] = [
+            client.chat.completions.create(model="run", messages=each, stream=stream)
+            for each in asked
+        ]
+        answers = [next(iter(each)) if stream else each for each in found]
+    assert answers[0].num_cut_tokens > 0
+    assert answers[1].num_cut_tokens == 0
 
 
 def test_completions_continue_texts_and_tokens_alike(

@@ -18,7 +18,7 @@ from lushan.model_store.resident import Resident
 from lushan.records import Example, TaskState
 from lushan.serving.errors import RequestError
 from lushan.serving.hosted import HostedModel, host
-from lushan.serving.prompts import ask_chat, ask_completion, make_settings
+from lushan.serving.prompts import ask_chat, ask_completion, ask_label, make_settings
 from lushan.serving.schemas import ChatRequest, CompletionRequest, Sampled
 from tests.conftest import MakeTiny
 from tests.saved import save_tuned
@@ -109,6 +109,7 @@ def test_conversation_that_is_longer_than_the_run_reads_is_refused_and_never_cut
     if policy == "truncate":
         asked = ask_chat(replace(model, predictor=texts), chat(messages=messages[:1]))
         assert len(asked.prompted[0].prompt_ids) == 100
+        assert asked.num_cut_tokens > 0
 
 
 def test_answer_whose_length_is_not_told_gets_what_the_context_leaves(chatter: HostedModel) -> None:
@@ -163,6 +164,37 @@ def test_beams_of_a_run_give_way_to_draws(chatter: HostedModel) -> None:
     kept = make_settings(predictor, Sampled(model="m"), most_tokens=5)
     drawn = make_settings(predictor, Sampled(model="m", temperature=1.0), most_tokens=5)
     assert (kept.num_beams, drawn.num_beams, drawn.length_penalty) == (4, 1, 1.0)
+
+
+def test_likeliest_tokens_are_refused_where_a_run_writes_by_beam_search(
+    chatter: HostedModel,
+) -> None:
+    own = GenerationSettings(num_beams=4, max_new_tokens=5)
+    model = replace(chatter, predictor=replace(chatter.predictor, generation=own))
+    told = r"`chatter` writes by beam search \(`num_beams` 4\).* got 3\. Ask for 0, or send"
+    with pytest.raises(RequestError, match=rf"`top_logprobs`: {told}") as of_chat:
+        ask_chat(model, chat(logprobs=True, top_logprobs=3))
+    with pytest.raises(RequestError, match=rf"`logprobs`: {told}") as of_completion:
+        ask_completion(model, CompletionRequest(model="m", prompt="the fox", logprobs=3))
+    assert (of_chat.value.param, of_completion.value.param) == ("top_logprobs", "logprobs")
+    assert ask_chat(model, chat(logprobs=True, top_logprobs=0)).num_alternatives == 0
+    drawn = ask_chat(model, chat(logprobs=True, top_logprobs=3, temperature=0.5))
+    assert drawn.num_alternatives == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("logprobs", True), ("top_k", 1), ("min_p", 1.0), ("n", 2), ("stop", "a")]
+)
+def test_field_that_only_matters_to_what_is_written_is_refused_elsewhere(
+    name: str, value: object, classifier: HostedModel
+) -> None:
+    messages = [{"role": "user", "content": "the fox"}]
+    with pytest.raises(RequestError, match=rf"`{name}` has no effect here: `run`") as refused:
+        ask_label(classifier, chat(messages=messages, **{name: value}))
+    assert refused.value.param == name
+    asks_nothing = {"logprobs": False, "n": 1, "min_p": 0.0, "repetition_penalty": 1.0}
+    asked, _ = ask_label(classifier, chat(messages=messages, **asks_nothing))
+    assert asked.num_cut_tokens == 0
 
 
 def test_list_of_names_is_held_to_its_text_unless_another_form_is_asked_for(

@@ -75,6 +75,7 @@ CALLED: list[ChatCompletionMessageParam] = [
 FORM = ToolForm("<call>\n", "\n</call>", "name", "arguments")
 ONE = '{"name": "light", "arguments": {"on": true}}'
 OTHER = '{"name": "weather", "arguments": {"city": "\u00dclm", "days": 2}}'
+RM = '{"name": "rm", "arguments": {}}'
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +248,9 @@ def test_what_cannot_be_done_is_refused_with_the_reason(
         (f"Let me see. <call>{ONE}</call>", "Let me see.", [ONE]),
         (f"<call>\n{ONE}\n</call>\n<call>\n{OTHER}\n</call>", "", [ONE, OTHER]),
         (f"<call>{ONE}", "", [ONE]),
+        (f"<call>{ONE}</call>\nIt is on.", "It is on.", [ONE]),
+        (f"<call>{ONE}</call>\n<call>{RM}</call>", f"<call>{RM}</call>", [ONE]),
+        (f"<call>{ONE}</call>\n<call>{ONE[:-3]}", f"<call>{ONE[:-3]}", [ONE]),
         (f"<call>{ONE[:-3]}", f"<call>{ONE[:-3]}", []),
         ('<call>{"name": "rm", "arguments": {}}', '<call>{"name": "rm", "arguments": {}}', []),
         ('<call>{"name": "light", "arguments": 3}', '<call>{"name": "light", "arguments": 3}', []),

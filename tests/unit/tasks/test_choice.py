@@ -1,5 +1,6 @@
 """Choice: what is read, scored and answered; compared with transformers as lm-evaluation-harness asks it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -210,3 +211,14 @@ def test_head_is_refused_and_worked_examples_are_drawn_by_the_seed() -> None:
     ]  # fmt: skip
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 4
+
+
+def test_answers_that_lack_the_right_choices_probability_are_scored_without_log_loss() -> None:
+    logs = {each: -float(n) for n, each in enumerate(CHOICES, start=1)}
+    whole = Prediction("a", CHOICES[1], dict.fromkeys(CHOICES, 0.25), log_likelihoods=logs)
+    kept = replace(whole, probabilities={CHOICES[1]: 0.25})  # as runs of earlier versions did
+    examples = [read(), read(answer=1)]
+    assert TASK.score([whole, whole], examples, STATE).details["log_loss"] == -math.log(0.25)
+    found = TASK.score([kept, whole], examples, STATE)
+    assert found.correct == [False, True]
+    assert "log_loss" not in found.details

@@ -71,7 +71,9 @@ def prompt(state: TaskState, text: str = "cold soup", shots: Sequence[Example] =
 # Reading
 
 
-@pytest.mark.parametrize("label", ["food|bad|food", " bad ; food ", ["food", "bad", ""]])
+@pytest.mark.parametrize(
+    "label", ["food|bad|food", " bad ; food ", "bad\uff1bfood", ["food", "bad", ""]]
+)
 def test_several_labels_are_read_from_a_list_or_from_joined_text(label: object) -> None:
     assert read(label, multi_label=True).target == ("bad", "food")
 

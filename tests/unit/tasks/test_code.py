@@ -1,11 +1,16 @@
 """Code: what is asked, what is run, and that nobody's program runs unasked."""
 
+import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
+from lushan.data import example_store
+from lushan.data.example_store import ExampleStore
 from lushan.errors import DataError, SettingError
 from lushan.records import Example, Prediction, Row, TaskState
+from lushan.sandbox.run import Limits, Verdict, run_programs
 from lushan.tasks import Preparation
 from lushan.tasks.code import LIMITS, Task
 
@@ -117,6 +122,22 @@ def test_pass_at_k_is_told_of_several_samples() -> None:
     assert "pass_at_100" not in found
 
 
+def test_no_more_programs_run_at_once_than_this_process_may_use_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[int] = []
+
+    def run(programs: Sequence[str], limits: Limits, *, num_workers: int) -> list[Verdict]:
+        told.append(num_workers)
+        return run_programs(programs, limits, num_workers=num_workers)
+
+    monkeypatch.setattr("lushan.tasks.code.num_usable_threads", lambda: 3)
+    monkeypatch.setattr("lushan.tasks.code.run_programs", run)
+    assert outcome(read(), "    return a + b")["pass_at_1"] == 1.0
+    assert TASK.prove([read()]) == []
+    assert told == [3, 3]
+
+
 def test_how_programs_ended_is_told() -> None:
     examples = [read(), read(tests="assert add(2, 2) == 5")]
     predictions = [Prediction(each.id, "    return a + b") for each in examples]
@@ -183,3 +204,15 @@ def test_program_ends_where_something_else_begins_unless_training_has_that() -> 
 def test_row_that_cannot_be_run_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=rf"a\.jsonl, row 7: {message}"):
         read(**values)
+
+
+def test_references_of_all_rows_are_not_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example_store, "_ROWS_PER_READ", 16)
+    rows = ExampleStore.collect(
+        read(reference="    x = 1\n" * 2_000 + f"    return {n}") for n in range(400)
+    )
+    tracemalloc.start()
+    TASK.prepare(rows, Preparation(run_code=True), multi_label=False)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 4 * 2**20

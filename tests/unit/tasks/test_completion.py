@@ -52,9 +52,19 @@ def test_texts_of_the_same_topic_are_not_the_same_text() -> None:
     assert one.id != other.id
 
 
-@pytest.mark.parametrize("given", [["fox", "old town"], '["fox", "old town"]', "fox, old town"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["fox", "old town"],
+        '["fox", "old town"]',
+        "fox, old town",
+        "fox\uff0cold town",
+        "fox\u3001old town",
+    ],
+)
 def test_words_are_a_list_or_its_json_or_have_commas_between_them(given: object) -> None:
     assert read(text="A fox.", keywords=given).extra["keywords"] == ["fox", "old town"]
+    assert read(text="A fox.", must=given).extra["form"] == {"must": ["fox", "old town"]}
 
 
 @pytest.mark.parametrize(

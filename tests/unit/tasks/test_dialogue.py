@@ -48,6 +48,13 @@ MARKED = (
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 """As that of SmolLM2: says something before the first message, and knows no tools."""
+KNOWING = MARKED.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}{{ tools }}")
+ALTERNATING = (
+    "{% for m in messages if not m.tool_calls and m.role != 'tool' %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('conversation roles must alternate') }}{% endif %}{% endfor %}"
+)
+"""As in that of Mistral: turns that call, and what tools say, are not counted."""
 
 
 def with_template(tokenizer: Tokenizer, folder: Path, template: str) -> Tokenizer:
@@ -223,6 +230,23 @@ def test_every_turn_of_the_assistant_is_learned_with_its_end_and_nothing_else(
     assert len(with_shot.token_ids) > len(encode(tokenizer, read(silent)).token_ids)
 
 
+def test_answer_that_joins_with_what_asks_for_it_is_learned_as_it_is_asked(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    spaced = MARKED.replace("assistant:{%", "assistant: {%")
+    joining = with_template(tokenizer, tmp_path, spaced)
+    turns = [
+        *(TURNS[1], {**TURNS[2], "content": "a fox"}),
+        *(TURNS[3], {**TURNS[4], "content": "the forest"}),
+    ]
+    features = encode(joining, read(turns))
+    asked = encode(joining, read(turns[:2]), with_target=False)
+    assert features.token_ids[: len(asked.token_ids)] == asked.token_ids
+    assert features.positions is not None
+    assert features.positions[0] == len(asked.token_ids) - 1
+    assert learned(joining, features) == "a fox|the forest|"
+
+
 def test_loss_is_that_of_transformers_on_the_same_tokens(
     backbone: Backbone, tiny_folder: MakeTiny
 ) -> None:
@@ -256,6 +280,21 @@ def test_oldest_turns_are_left_out_of_a_long_conversation_and_the_system_stays(
         encode(tokenizer, read(), limit=LengthLimit(12))
     with pytest.raises(DataError, match="The last turn is too long by itself"):
         encode(tokenizer, read(), limit=LengthLimit(8, "truncate"))
+
+
+def test_conversation_that_is_too_long_is_refused_with_what_would_help(
+    tokenizer: Tokenizer,
+) -> None:
+    num_tokens = len(encode(tokenizer, read()).token_ids)
+    most = len(encode(tokenizer, read([TURNS[0], *TURNS[3:]])).token_ids)
+    told = (
+        rf"row 7: the conversation has {num_tokens} tokens, but at most {most} fit\. "
+        r"Choose `--set data\.over_length=truncate`, which leaves out its oldest part"
+    )
+    with pytest.raises(DataError, match=told):
+        encode(tokenizer, read(), limit=LengthLimit(most))
+    with pytest.raises(DataError, match=r"at most 8 fit\. The last turn is too long by itself"):
+        encode(tokenizer, read(), limit=LengthLimit(8))
 
 
 def test_conversation_is_cut_before_a_turn_that_asks(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -294,10 +333,37 @@ def test_tools_that_the_template_does_not_write_are_refused(
     ):
         with pytest.raises(DataError, match=rf"a\.jsonl, row 7: .*{name}.*chat template"):
             encode(silent, read(**values))
-    knowing = MARKED.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}{{ tools }}")
-    other = with_template(tokenizer, tmp_path / "knowing", knowing)
+    other = with_template(tokenizer, tmp_path / "knowing", KNOWING)
     told = encode(other, read(calling, tools=TOOLS), limit=LengthLimit(4096))
     assert "find_fox" in other._raw.decode(list(told.token_ids))
+
+
+def test_turn_that_calls_is_no_empty_one_to_a_template_that_counts_turns(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    answered = [*CALLING, {"role": "tool", "content": "Here."}, TURNS[-1]]
+    counting = with_template(tokenizer, tmp_path / "counting", ALTERNATING + KNOWING)
+    told = encode(counting, read(answered, tools=TOOLS), limit=LengthLimit(4096))
+    assert "find_fox" in learned(counting, told)
+    silent = with_template(tokenizer, tmp_path / "silent", ALTERNATING + MARKED)
+    with pytest.raises(DataError, match=r"row 7: `tool_calls` of a message would be lost"):
+        encode(silent, read(answered))
+    needing = "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}" + KNOWING
+    needs = with_template(tokenizer, tmp_path / "needs", needing)
+    told = encode(needs, read(TURNS[1:3], tools=TOOLS), limit=LengthLimit(4096))
+    assert "find_fox" in needs.decode(told.token_ids)
+
+
+def test_answer_that_calls_is_written_once_where_its_form_is_looked_for(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    counted = ALTERNATING.replace("not m.tool_calls and ", "")
+    strict = with_template(tokenizer, tmp_path, counted + KNOWING)
+    for with_target in (True, False):
+        with pytest.raises(
+            DataError, match=r"row 7: the last message calls tools, but .* not read"
+        ):
+            encode(strict, read(CALLING, tools=TOOLS), with_target=with_target)
 
 
 def test_call_is_learned_as_the_template_writes_it(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import pytest
 
+from lushan.data.near import comparable
+from lushan.data.splits import split
 from lushan.errors import DataError
-from lushan.records import Example, Prediction, Row, TaskState
+from lushan.records import EITHER_WAY, Example, Prediction, Row, TaskState
 from lushan.tasks import Preparation
 from lushan.tasks.translation import Task
 
@@ -96,3 +98,23 @@ def test_chinese_is_scored_by_its_own_tokenizer() -> None:
     scores = TASK.score([Prediction(example.id, "\u4e00\u53ea\u732b")], [example], STATE)
     assert "tok:zh" in scores.details["signatures"]["bleu"]
     assert 0 < scores.correct[0] < 1
+
+
+def test_row_and_its_reverse_have_one_group_and_other_rows_others() -> None:
+    there = read(source="A dog.", target="Ein Hund.", source_lang="en", target_lang="de")
+    back = read(source="ein hund", target="a dog", source_lang="de", target_lang="en")
+    assert comparable(there.group) == comparable(back.group)
+    assert {*there.group.split(EITHER_WAY)} == {"A dog.", "Ein Hund."}
+    assert comparable(read(target="Der Hund.").group) != comparable(there.group)
+    asked = Row({"source": "A dog."}, "a.csv", 7)
+    assert TASK.read(asked, needs_target=False).group == ""
+
+
+def test_pair_and_its_reverse_come_into_one_split() -> None:
+    pairs = [(f"A dog, {number}.", f"Ein Hund, {number}.") for number in range(50)]
+    rows = [read(source=one, target=other) for one, other in pairs]
+    rows += [read(source=other, target=one) for one, other in pairs]
+    parts = split(rows, validation_fraction=0.1, test_fraction=0.2, seed=0)
+    numbers = [{each.text.split(", ")[1] for each in part} for part in parts.as_dict().values()]
+    assert [len(each) for each in numbers] == [35, 5, 10]
+    assert len(set().union(*numbers)) == 50

@@ -1,11 +1,13 @@
 """Checkpoints: whole or absent, and what they bring back."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from lushan.errors import RunError
+from lushan.training import checkpoint
 from lushan.training.checkpoint import Checkpoints, Progress
 
 TENSORS = {"weight/a": torch.arange(6.0).reshape(2, 3), "exp_avg/a": torch.full((2, 3), 0.5)}
@@ -26,6 +28,39 @@ def test_nothing_saved_is_nothing_to_go_on_from(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.load_last() is None
     assert checkpoints.last_step() == 0
+
+
+def test_best_evaluation_is_that_of_its_step_and_worse_than_any_before_the_first() -> None:
+    points = [
+        {"epoch": n, "step": 3 * n, "score": 0.5, "loss": loss}
+        for n, loss in ((1, 0.9), (2, 0.4), (3, 0.6))
+    ]
+    assert Progress(validation=points, best_step=6).best == points[1]
+    assert Progress().best == {"score": -math.inf, "loss": math.inf}
+
+
+def test_no_checkpoint_costs_more_than_its_share_nor_does_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
+    checkpoints = Checkpoints(tmp_path)
+    dues: list[bool] = []
+    for num_bytes, seconds in (
+        (1, 9.0),
+        (1, 11.0),
+        (10**10, 11.0),
+        (10**10, 390.0),
+        (10**10, 410.0),
+    ):
+        checkpoints.expect(num_bytes)
+        clock[0] = seconds
+        dues.append(checkpoints.is_due)
+    assert dues == [False, True, False, False, True]
+    checkpoints.save(1, TENSORS, progress_at(1))  # takes no time by this clock
+    assert not checkpoints.is_due
+    clock[0] += 11
+    assert checkpoints.is_due
 
 
 def test_last_checkpoint_is_read_back_by_another_process_bit_for_bit(tmp_path: Path) -> None:

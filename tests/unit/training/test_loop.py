@@ -81,14 +81,14 @@ def source(max_batch_tokens: int = 4096) -> PackedSource:
     )
 
 
-def optimizer_of(model: nn.Module) -> Optimizer:
+def optimizer_of(model: nn.Module, *, warmup_fraction: float = 0.2) -> Optimizer:
     settings = OptimizerSettings(
         optimizer="adamw",
         learning_rate=1e-2,
         head_learning_rate=1e-2,
         momentum=0.9,
         weight_decay=0.1,
-        warmup_fraction=0.2,
+        warmup_fraction=warmup_fraction,
         schedule="linear",
         max_gradient_norm=1.0,
     )
@@ -257,6 +257,57 @@ def test_patience_stops_the_run_and_the_best_weights_are_taken(tmp_path: Path) -
     best = Checkpoints(tmp_path).load_best(3)
     trained = dict(model.named_parameters())
     assert all(torch.equal(trained[name], weight) for name, weight in best.items())
+
+
+def watch(folder: Path, *found: Evaluated, warmup_fraction: float = 0.2) -> Fitted:
+    """Train with a patience of one evaluation, of which all are known beforehand; the best weights are kept."""
+    model, left = Model(), iter(found)
+    return fit(
+        model,
+        source(),
+        settings=FitSettings(NUM_EPOCHS, patience=1),
+        optimizer=optimizer_of(model, warmup_fraction=warmup_fraction),
+        loss=model.loss,
+        evaluate=lambda: next(left),
+        checkpoints=Always(folder),
+    )
+
+
+@pytest.mark.parametrize("losses", [(0.9, 0.7, 0.8), (0.9, 0.7, 0.7)])
+def test_of_equal_scores_the_lower_loss_is_better(
+    losses: tuple[float, ...], tmp_path: Path
+) -> None:
+    fitted = watch(tmp_path, *(Evaluated(0.5, loss) for loss in losses))
+    assert (fitted.num_steps, fitted.progress.best_step) == (9, 6)
+    assert fitted.progress.num_stale == 1
+    assert {folder.name for folder in tmp_path.iterdir()} == {"step-00000009", "best-00000006"}
+
+
+def test_higher_score_is_better_whatever_the_loss(tmp_path: Path) -> None:
+    fitted = watch(tmp_path, Evaluated(0.5, 0.1), Evaluated(0.6, 0.9), Evaluated(0.5, 0.1))
+    assert (fitted.num_steps, fitted.progress.best_step) == (9, 6)
+
+
+@pytest.mark.parametrize(("warmup_fraction", "num_steps"), [(0.3, 6), (0.6, 9), (1.0, 9)])
+def test_evaluations_within_the_warm_up_stop_nothing(
+    warmup_fraction: float, num_steps: int, tmp_path: Path
+) -> None:
+    found = [Evaluated(score, 0.5) for score in (0.5, 0.4, 0.4)]
+    fitted = watch(tmp_path, *found, warmup_fraction=warmup_fraction)
+    assert (fitted.num_steps, fitted.progress.best_step) == (num_steps, 3)
+
+
+def test_resumed_run_knows_the_loss_of_its_best_evaluation(tmp_path: Path) -> None:
+    first = [Evaluated(0.5, 0.9), Evaluated(0.5, 0.7)]
+    with pytest.raises(StopIteration):  # as if it were killed in the third evaluation
+        watch(tmp_path, *first)
+    fitted = watch(tmp_path, Evaluated(0.5, 0.8))
+    assert (fitted.num_steps, fitted.progress.best_step) == (9, 6)
+
+
+def test_best_weights_are_not_written_where_the_last_are_kept(tmp_path: Path) -> None:
+    run(Model(), tmp_path, keep="last")
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-00000009"]
 
 
 def test_keeping_the_last_takes_the_last_weights(tmp_path: Path) -> None:

@@ -245,7 +245,9 @@ def test_going_on_from_a_saved_state_is_equal_bit_for_bit(
     left = Optimizer(first, settings, num_steps=6)
     train(first, left, range(3))
     taken_up = Optimizer(second, settings, num_steps=6)
-    taken_up.load_state_dict({name: value.clone() for name, value in left.state_dict().items()})
+    state = left.state_dict()
+    assert left.num_state_bytes == sum(each.nbytes for each in state.values() if each.dim())
+    taken_up.load_state_dict({name: value.clone() for name, value in state.items()})
     train(second, taken_up, range(3, 6))
     for one, other in zip(whole.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)

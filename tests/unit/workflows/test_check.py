@@ -9,6 +9,7 @@ from lushan.workflows.check import check
 from lushan.workflows.recipe import make_recipe
 from tests.bad_inputs import good_rows, write_lines, write_splits
 from tests.conftest import MakeTiny
+from tests.tiny import write_class_model
 
 
 @pytest.fixture
@@ -119,3 +120,15 @@ def test_compiling_that_cannot_be_blocks(data: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("lushan.workflows.resolve.why_impossible", lambda _: reason)
     with pytest.raises(SettingError, match=f"`engine.compile` is on, but {reason}"):
         check(data, make_recipe(None, {}, ["engine.compile=true"]), tell=lambda _: None)
+
+
+def test_class_layer_is_told_of_and_one_in_the_place_of_output_weights_blocks_writing(
+    data: Path, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    base = write_class_model(tiny_folder("llama"), tmp_path / "base", ("a", "b", "c"))
+    recipe = make_recipe(None, {"model": {"name": str(base)}}, [])
+    notes = check(data, recipe, tell=lambda _: None)["notes"]
+    assert any("3 labels (`a`, `b`, `c`), which are not those" in each for each in notes)
+    writing = make_recipe(None, {"model": {"name": str(base)}, "answer": "generate"}, [])
+    with pytest.raises(SettingError, match="no weights that score the next token"):
+        check(data, writing, tell=lambda _: None)

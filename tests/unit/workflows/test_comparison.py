@@ -1,6 +1,7 @@
 """What the tuned model is measured against; answers compared with plain transformers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lushan.workflows.comparison import (
 )
 from lushan.workflows.setup import Setup
 from tests.bad_inputs import good_rows
+from tests.tiny import write_class_model
 from tests.unit.workflows.conftest import BuildSetup
 
 INSTRUCTION = "Classify the text as one of: hill, sea.\n\n"
@@ -63,12 +65,16 @@ def test_untouched_decoder_writes_a_label_after_the_bare_prompt(build_setup: Bui
     assert [each.id for each in found] == [each.id for each in examples]
 
 
-def test_nothing_stands_for_a_model_that_cannot_be_asked(build_setup: BuildSetup) -> None:
+def test_nothing_stands_for_a_model_that_cannot_be_asked(
+    build_setup: BuildSetup, tmp_path: Path
+) -> None:
     rows = [{"text": row["text"], "entities": [[4, 7, "x"]]} for row in good_rows()]
-    setup = build_setup("bert", rows=rows, task="tagging")
-    found = answer_untuned(setup, setup.parts.test)
-    assert [(each.id, each.answer) for each in found] == [(x.id, ()) for x in setup.parts.test]
-    assert what_is_asked(setup).startswith("an untouched model cannot be asked for `tagging`")
+    encoder, decoder = (build_setup(x, rows=rows, task="tagging") for x in ("bert", "llama"))
+    silent = write_class_model(decoder.base, tmp_path / "silent", ("a", "b"))
+    for setup in (encoder, replace(decoder, base=silent)):
+        found = answer_untuned(setup, setup.parts.test)
+        assert [(each.id, each.answer) for each in found] == [(x.id, ()) for x in setup.parts.test]
+        assert what_is_asked(setup).startswith("an untouched model cannot be asked for `tagging`")
     assert what_is_asked(build_setup("llama")) == "asking the untouched model"
 
 
@@ -103,13 +109,8 @@ def prompt_tokens(setup: Setup, num_shots: int) -> int:
 
 def with_context(setup: Setup, num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the model's configuration say another context."""
-    described = comparison.describe(setup.base)
-
-    class Facts:
-        context_tokens = num_tokens
-        family = described.family
-
-    monkeypatch.setattr(comparison, "describe", lambda _: Facts)
+    facts = replace(comparison.describe(setup.base), context_tokens=num_tokens)
+    monkeypatch.setattr(comparison, "describe", lambda _: facts)
 
 
 def test_as_many_worked_examples_as_leave_half_of_the_context(
@@ -195,3 +196,18 @@ def test_encoder_has_no_few_shot_baseline(build_setup: BuildSetup, tmp_path: Pat
     run_baselines(run, build_setup("bert"), tell=told.append)
     assert set(run.get("baselines")) == {"majority", "tf_idf"}
     assert told[0] == "No few-shot baseline: an encoder cannot be prompted."
+
+
+def test_decoder_that_lost_its_output_weights_is_asked_as_an_encoder(
+    build_setup: BuildSetup, tmp_path: Path
+) -> None:
+    setup = build_setup("llama")
+    base = write_class_model(setup.base, tmp_path / "tuned", ("a", "b"))
+    setup, run, told = replace(setup, base=base), make_run(tmp_path), list[str]()
+    examples = setup.parts.test[:3]
+    expected = [similar_probability(setup, each.text) for each in examples]
+    assert sea(answer_untuned(setup, examples)) == pytest.approx(expected, abs=1e-4)
+    run_baselines(run, setup, tell=told.append)
+    assert set(run.get("baselines")) == {"majority", "tf_idf"}
+    reason = "No few-shot baseline: the model has no weights that score the next token"
+    assert told[0].startswith(reason)

@@ -1,5 +1,6 @@
 """Training is made to fit into memory, or refused before it begins; what is predicted is near to what torch keeps."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -195,3 +196,12 @@ def test_what_layers_keep_is_as_predicted(
     ]
     per_token = (predicted[0] - predicted[1]) / (15 * 24)
     assert found / batch.num_tokens == pytest.approx(per_token, rel=0.25)
+
+
+def test_matrix_that_a_model_lost_is_not_counted_off_its_layers() -> None:
+    lost = replace(FACTS, tied=False, can_write=False)
+    needs = [
+        needed_bytes(recipe_of("lora"), each, LOAD, batch_tokens=512, checkpointing=False)
+        for each in (FACTS, lost, replace(lost, can_write=True))
+    ]
+    assert needs[0] == needs[1] > needs[2]

@@ -125,6 +125,28 @@ def test_every_answer_is_kept_with_whether_it_was_right(setup: Setup, run: RunFo
     ]
 
 
+def test_answers_with_many_choices_are_scored_when_they_are_read_back(
+    build_setup: BuildSetup, run: RunFolder
+) -> None:
+    words = ["one", "two", "three", "four", "five", "six", "seven"]
+    rows = [
+        {"question": f"Behind {n} comes", "choices": words, "answer": 5 + n % 2} for n in range(30)
+    ]
+    data = {"overlap": "keep"}
+    setup = build_setup("llama", rows=rows, task="choice", answer="generate", data=data)
+    shares = dict(zip(words, (0.3, 0.2, 0.15, 0.14, 0.1, 0.06, 0.05), strict=True))
+    logs = {name: math.log(share) for name, share in shares.items()}
+    test = setup.parts.test
+    told = [Prediction(each.id, "one", shares, logs["one"], "v1", logs) for each in test]
+    for name in ("before", "after"):
+        run.save_predictions(name, told)
+    assert write_outcome(run, setup)["after"]["accuracy"]["value"] == 0
+    found = run.predictions("after") or []
+    assert found == told
+    scores, expected = (setup.task.score(each, test, setup.state) for each in (found, told))
+    assert scores.details["log_loss"] == expected.details["log_loss"] > -logs["six"]
+
+
 def test_answers_to_other_rows_are_refused(setup: Setup, run: RunFolder) -> None:
     answers = run.predictions("before")
     assert answers is not None

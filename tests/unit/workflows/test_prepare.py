@@ -117,6 +117,22 @@ def test_too_many_rows_are_drawn_per_label_told_and_counted(tmp_path: Path) -> N
     assert found.notes == ["6 of 16 training rows were drawn (`data.max_train_rows`)."]
 
 
+def test_fewer_rows_are_drawn_of_all_and_not_of_those_that_were_drawn(tmp_path: Path) -> None:
+    rows = good_rows(step=3)
+    uneven = [row for row in rows if row["label"] == "hill"]
+    uneven += [row for row in rows if row["label"] == "sea"][:4]
+    data = splits(tmp_path, train=uneven)
+    first = prepared(data, "data.max_train_rows=5")
+    assert count_labels(first.parts.train) == {"hill": 3, "sea": 2}
+    fewer = draw(first, 4, seed=0, why="a test")
+    at_once = prepared(data, "data.max_train_rows=4")
+    assert count_labels(fewer.parts.train) == {"hill": 3, "sea": 1}  # of 3 and 2, 2 and 2
+    assert list(fewer.parts.train) == list(at_once.parts.train)
+    assert fewer.ledger == at_once.ledger
+    told = [each for each in fewer.notes if "drawn" in each]
+    assert told == ["4 of 12 training rows were drawn (a test)."]
+
+
 def test_a_draw_that_leaves_one_label_is_refused(tmp_path: Path) -> None:
     found = prepared(splits(tmp_path))
     message = r"1 of 16 training rows were to be drawn \(a test\): too few.*same label"
@@ -130,7 +146,10 @@ def test_label_whose_rows_were_all_taken_out_is_told_with_their_number(tmp_path:
     data = write_splits(
         tmp_path, train=rows[:20] + gone, validation=rows[20:30] + gone, test=rows[30:]
     )
-    message = r"validation split has 1 label\(s\).* Before that, 1 training row\(s\) were .*\(1 exactly, 0 n"
+    message = (
+        r"validation split has 1 label\(s\).* Before that, 1 training row\(s\) were .*\(1 exactly, 0 nearly\), such as "
+        r"train\.jsonl, row 21 and validation\.jsonl, row 11\."
+    )
     with pytest.raises(DataError, match=message):
         prepared(data)
 

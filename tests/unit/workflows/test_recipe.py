@@ -35,6 +35,18 @@ def test_saved_recipe_gives_the_same_recipe(tmp_path: Path) -> None:
     assert make_recipe(tmp_path / "recipe.yaml", {}, []) == made
 
 
+def test_patience_of_nothing_counts_as_given_from_a_file_set_and_python(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("training: {patience: null, epochs: null}\n", "utf-8")
+    nothing = {"training": {"patience": None, "epochs": None}}
+    recipes = [
+        make_recipe(tmp_path / "mine.yaml", {}, []),
+        make_recipe(None, {}, ["training.patience=None"]),
+        make_recipe(None, nothing, []),
+    ]
+    assert all("patience" in each.training.model_fields_set for each in recipes)
+    assert recipes[-1].training.model_fields_set == {"patience"}  # an option that was not given
+
+
 def test_unknown_setting_in_a_file_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("training: {epoch: 3}\n", encoding="utf-8")
     with pytest.raises(SettingError, match=r"mine\.yaml: unknown setting `training\.epoch`"):

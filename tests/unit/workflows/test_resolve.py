@@ -1,6 +1,7 @@
 """What a recipe leaves open is decided and told; what has no effect, or does not fit, is refused."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,6 +49,8 @@ ENCODER = ModelFacts(
     model_type="bert",
     weights_bytes=4_400_000,
 )
+SILENT = replace(FACTS, can_write=False)
+"""A decoder that was saved with a class layer in the place of its output weights."""
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +140,33 @@ def test_effort_and_number_of_rows_decide_epochs_and_patience(
     resolved = decide(effort=effort, num_train_rows=num_train_rows)
     assert resolved.recipe.training.epochs == epochs
     assert resolved.recipe.training.patience == patience
+
+
+@pytest.mark.parametrize(
+    ("values", "num_train_rows", "patience"),
+    [
+        ({"adapter": {"method": "head"}}, 40, 20),  # 3 steps an epoch: 60 steps
+        ({}, 200, 5),
+        ({"training": {"rows_per_step": 1}}, 40, 2),
+        ({"answer": "generate"}, 40, 2),  # no new layer
+    ],
+)
+def test_patience_lasts_as_many_steps_as_a_new_layer_needs(
+    values: dict[str, Any], num_train_rows: int, patience: int
+) -> None:
+    resolved = decide(effort="thorough", num_train_rows=num_train_rows, **values)
+    assert resolved.recipe.training.patience == patience
+    (why,) = [each.why for each in resolved.decisions if each.name == "training.patience"]
+    assert (f"{num_train_rows} training rows, whose epochs are too short" in why) == (patience > 2)
+
+
+def test_patience_that_is_given_as_nothing_never_stops_early() -> None:
+    given = make_recipe(None, {"effort": "thorough"}, ["training.patience=null"])
+    from_python = recipe_of(effort="thorough", training={"patience": None})
+    for recipe in (given, from_python):
+        resolved = resolve(recipe, facts=FACTS, work=Workload(5_000, 20.0), device="cpu")
+        assert "training.patience" not in decided(resolved)
+        assert resolved.recipe.training.patience is None
 
 
 @pytest.mark.parametrize(
@@ -305,6 +335,12 @@ def test_same_settings_are_taken_where_they_have_an_effect(values: dict[str, Any
         (FACTS, {"adapter": {"method": "lora", "rank": 101}}, "`adapter.rank` is 101, .* 100 wide"),
         (FACTS, {"model": {"max_length": 513}}, "`model.max_length` is 513, .* 512 tokens"),
         (ENCODER, {"answer": "generate"}, "an encoder: it fills gaps and cannot write"),
+        (SILENT, {"answer": "generate"}, "the model has no weights that score the next token"),
+        (
+            SILENT,
+            {"task_settings": {"num_shots": 4}},
+            "`task_settings.num_shots` has no effect here: .* so it is not prompted",
+        ),
         (
             ENCODER,
             {"task_settings": {"num_shots": 4}},

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lushan.backbones.hardware import Choice
-from lushan.backbones.inspect import describe
+from lushan.backbones.inspect import ModelFacts, describe
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
 from lushan.errors import DataError, SettingError
@@ -17,9 +17,10 @@ from lushan.records import SPLIT_NAMES, Example
 from lushan.settings import merged
 from lushan.workflows import budget
 from lushan.workflows import setup as module
+from lushan.workflows.budget import Workload
 from lushan.workflows.prepare import prepare
-from lushan.workflows.recipe import EngineSettings, make_recipe
-from lushan.workflows.resolve import with_usual_answer
+from lushan.workflows.recipe import EngineSettings, TuneRecipe, make_recipe
+from lushan.workflows.resolve import Resolved, resolve, with_usual_answer
 from lushan.workflows.setup import (
     Setup,
     check_same_data,
@@ -31,7 +32,7 @@ from lushan.workflows.setup import (
 )
 from tests.bad_inputs import good_rows, write_lines, write_splits
 from tests.conftest import MakeTiny
-from tests.tiny import TURN_TEMPLATE, write_turns
+from tests.tiny import TURN_TEMPLATE, write_class_model, write_turns
 from tests.unit.workflows.conftest import BuildSetup
 
 
@@ -197,6 +198,25 @@ def test_settings_that_differ_from_those_of_the_run_are_named(
         assert any(each.startswith(name) for each in found), found
 
 
+def test_number_of_rows_that_a_budget_lowered_may_be_given_again_and_no_smaller_one() -> None:
+    stored = make_recipe(None, {"data": {"max_train_rows": 500}}, [])
+    chosen = [{"name": "data.max_train_rows", "value": 500, "why": "a test"}]
+
+    def differences(num_rows: int, choices: list[dict[str, Any]]) -> list[str]:
+        given = make_recipe(None, {"data": {"max_train_rows": num_rows}}, [])
+        return check_same_recipe(given, stored, choices=choices)
+
+    assert differences(1_000, chosen) == differences(500, chosen) == []
+    assert differences(400, chosen) == ["`data.max_train_rows` (the run has 500, not 400)"]
+    assert differences(1_000, []) == ["`data.max_train_rows` (the run has 500, not 1000)"]
+
+
+def test_null_that_is_an_answer_differs_from_what_a_run_has() -> None:
+    stored = make_recipe(None, {"training": {"patience": 2, "epochs": 3}}, [])
+    given = make_recipe(None, {"training": {"patience": None, "epochs": None}}, [])
+    assert check_same_recipe(given, stored) == ["`training.patience` (the run has 2, not None)"]
+
+
 def test_model_of_a_run_may_be_named_in_another_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,8 +313,10 @@ def test_head_has_its_untouched_model_write_as_much_as_the_answers_need_and_an_e
     rows = [{"text": f"Ada saw {n} foxes.", "entities": [[0, 3, "name"]]} for n in range(4)]
     setup = room("tagging", *rows, base=tiny_folder("llama"), folder=tmp_path)
     assert 5 < setup.recipe.generation.max_new_tokens < 40
-    encoder = room("tagging", *rows, base=tiny_folder("bert"), folder=tmp_path)
-    assert encoder.recipe.generation == GenerationSettings()
+    silent = write_class_model(tiny_folder("llama"), tmp_path / "silent", ("a", "b"))
+    for base in (tiny_folder("bert"), silent):
+        asked_nothing = room("tagging", *rows, base=base, folder=tmp_path)
+        assert asked_nothing.recipe.generation == GenerationSettings()
 
 
 def test_bounds_of_a_list_of_names_are_told(tiny_folder: MakeTiny, tmp_path: Path) -> None:
@@ -336,6 +358,7 @@ def test_rows_are_drawn_for_the_time_that_asking_leaves_and_what_takes_longer_is
     tiny_folder: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "mean_tokens", lambda *_, **__: 1.0)
+    monkeypatch.setattr(module, "tokens_of_readings", lambda *_, **__: (1.0, 1.0, 1.0))
     monkeypatch.setattr(budget, "predict_tokens_per_second", lambda *_, **__: 1.0)
     base, task = tiny_folder("llama"), load_task("classification")
     asked = {"name": str(base), "precision": "fp32"}
@@ -351,6 +374,59 @@ def test_rows_are_drawn_for_the_time_that_asking_leaves_and_what_takes_longer_is
     again = plan(prepared, recipe, **options, asks_test=False)
     assert len(again.setup.parts.train) == 6
     assert not any("test rows" in each for each in again.notes)
+
+
+@pytest.mark.parametrize(
+    ("task", "model_type", "reads_one", "num_readings"),
+    [("classification", "llama", True, 3), ("classification", "bert", False, 2), ("tagging", "llama", False, 3)],
+)  # fmt: skip
+def test_budget_knows_what_is_read_of_the_rows(
+    task: str,
+    model_type: str,
+    *,
+    reads_one: bool,
+    num_readings: int,
+    tiny_folder: MakeTiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    works: list[Workload] = []
+
+    def watched(recipe: TuneRecipe, *, facts: ModelFacts, work: Workload, device: str) -> Resolved:
+        works.append(work)
+        return resolve(recipe, facts=facts, work=work, device=device)
+
+    monkeypatch.setattr(module, "resolve", watched)
+    rows = [{**row, "entities": [[0, 3, "x"]]} for row in good_rows()[5:11]]
+    base = tiny_folder(model_type)
+    room(task, *rows, base=base, folder=tmp_path, budget_seconds=3600.0)
+    room(task, *rows, base=base, folder=tmp_path)
+    budgeted, free = works
+    assert budgeted.reads_one_token is reads_one
+    assert len(budgeted.readings) == num_readings
+    assert free == budgeted._replace(readings=())
+
+
+def test_rows_that_a_budget_lowers_are_those_that_its_own_recipe_draws(
+    tiny_folder: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "mean_tokens", lambda *_, **__: 1.0)
+    monkeypatch.setattr(module, "tokens_of_readings", lambda *_, **__: ())
+    monkeypatch.setattr(budget, "predict_tokens_per_second", lambda *_, **__: 1.0)
+    base, task = tiny_folder("llama"), load_task("classification")
+    train, validation, test = (good_rows(start=start, step=3) for start in range(3))
+    uneven = [row for row in train if row["label"] == "hill"]
+    uneven += [row for row in train if row["label"] == "sea"][:4]
+    data = write_splits(tmp_path, train=uneven, validation=validation, test=test)
+    asked = {"model": {"name": str(base), "precision": "fp32"}, "budget_seconds": 10.0}
+    recipe = make_recipe(None, asked, ["training.epochs=1", "data.max_train_rows=5"])
+    options: dict[str, Any] = {"task": task, "base": base, "facts": describe(base)}
+    options |= {"tokenizer": Tokenizer.load(base)}
+    setup = plan(prepare(data, task=task, recipe=recipe), recipe, **options).setup
+    assert setup.recipe.data.max_train_rows == 4
+    again = prepare(data, task=task, recipe=setup.recipe)
+    assert list(setup.parts.train) == list(again.parts.train)
+    assert setup.ledger.splits["train"].num_dropped == {"not drawn": 8}
 
 
 def test_tests_that_no_reference_passes_stop_a_run_before_it_trains(

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from lushan.settings import merged
 from lushan.training.checkpoint import Progress
 from lushan.training.loop import Evaluated, Fitted, StepDone
 from lushan.workflows.recipe import make_recipe
-from lushan.workflows.tune import _refuse_another_score, tune
+from lushan.workflows.tune import _refuse_another_score, tune, untrained
 from tests.bad_inputs import good_rows, write_lines
 from tests.conftest import MakeTiny
 from tests.runs import answers_of_this_process, read, read_steps
+from tests.tiny import write_class_model
 from tests.unit.backbones.fusable import needs_library, sharp
+from tests.unit.workflows.conftest import BuildSetup
 
 NUM_STEPS_PER_EPOCH = 3
 SETTINGS = {
@@ -151,6 +153,16 @@ def test_run_ends_with_the_weights_of_its_best_epoch(runs: Runs, script_scores: 
     assert runs.have_equal_weights("best", "half")
 
 
+def test_of_epochs_that_score_the_same_the_one_of_the_lowest_loss_is_kept(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter([0.9, 0.4, 0.6, 0.7, 0.4])
+    found = "lushan.workflows.tune.validated"
+    monkeypatch.setattr(found, lambda *_: Evaluated(0.5, next(left)))
+    results = runs.tune("run")
+    assert results["best_epoch"] == results["kept_epoch"] == 2
+
+
 def test_keeping_the_last_ends_with_the_weights_of_the_last_epoch(
     runs: Runs, script_scores: Script
 ) -> None:
@@ -175,8 +187,8 @@ def test_best_weights_that_score_otherwise_when_asked_again_are_not_saved(
 
 
 def test_programs_that_pass_at_one_time_alone_end_no_training() -> None:
-    points = [{"score": 0.3, "loss": 0.5}, {"score": 0.9, "loss": 0.4}]
-    fitted = Fitted(Progress(validation=points), 2)
+    points = [{"step": 1, "score": 0.3, "loss": 0.5}, {"step": 2, "score": 0.9, "loss": 0.4}]
+    fitted = Fitted(Progress(validation=points, best_step=2), 2)
     _refuse_another_score(fitted, Evaluated(0.8, 0.4), runs_code=True)
     for loss, runs_code in ((0.5, True), (0.4, False)):
         with pytest.raises(CertificateError, match=r"scored 0\.9"):
@@ -297,6 +309,55 @@ def test_run_is_not_resumed_on_a_base_whose_weights_changed(runs: Runs) -> None:
         runs.tune("run", resume=True)
 
 
+def test_run_is_not_resumed_on_a_base_that_is_used_otherwise(runs: Runs) -> None:
+    runs.heard = Heard(stop_after_step=1)
+    with pytest.raises(StoppedError):
+        runs.tune("stopped")
+    text = (runs.base / "tokenizer.json").read_text(encoding="utf-8")
+    (runs.base / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
+    with pytest.raises(SettingError, match=r"run began with: `tokenizer\.json` changed\."):
+        runs.tune("stopped", resume=True)
+
+
+OTHER_LABELS = "2 labels (`hill`, `sea`), which are not those of these rows"
+
+
+@pytest.mark.parametrize(
+    ("sea", "winter", "told"),
+    [("sea", "", "goes on from it"), ("ship", "", OTHER_LABELS), ("sea", " cold", OTHER_LABELS)],
+)
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_model_that_was_tuned_before_is_tuned_again_whatever_the_labels(
+    runs: Runs, sea: str, winter: str, *, told: str, adapter: str
+) -> None:
+    runs.tune("first", training={"epochs": 1})
+    runs.base = runs.folder / "first" / "model"
+    rows = good_rows()
+    for row in rows:
+        ending = winter if row["text"].endswith("winter.") else ""
+        row["label"] = row["label"].replace("sea", sea) + ending
+    write_lines(runs.data, rows)
+    results = runs.tune("second", adapter={"method": adapter}, training={"epochs": 1})
+    assert [told in each for each in results["notes"]].count(True) == 1
+    assert results["labels"] == sorted({row["label"] for row in rows})
+    tuned = load_predictor(runs.folder / "second").backbone.plain_model
+    assert list(tuned.config.id2label.values()) == results["labels"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "fresh"), [(("hill", "sea"), ()), (("hill", "ship"), ("score.weight",))]
+)
+def test_class_layer_of_other_labels_is_drawn_anew(
+    labels: tuple[str, ...], fresh: tuple[str, ...], build_setup: BuildSetup, tmp_path: Path
+) -> None:
+    setup = build_setup("llama")
+    base = write_class_model(setup.base, tmp_path / "tuned", labels)
+    backbone = untrained(replace(setup, base=base), tell=list[str]().append).backbone
+    assert backbone.fresh_weights == fresh
+    stored = load_file(base / "model.safetensors")["score.weight"]
+    assert torch.equal(backbone.model.score.weight, stored) is not bool(fresh)
+
+
 def test_run_is_not_resumed_on_other_data_or_with_other_settings(runs: Runs) -> None:
     runs.tune("run", training={"epochs": 1})
     with pytest.raises(SettingError, match=r"`training\.epochs` \(the run has 1, not 2\)"):
@@ -334,6 +395,24 @@ def test_rows_that_a_run_draws_are_drawn_again_when_it_goes_on(runs: Runs) -> No
     runs.heard = Heard()
     resumed = runs.tune("stopped", resume=True)
     assert resumed["num_examples"]["train"] == 20
+    assert runs.have_equal_weights("whole", "stopped")
+
+
+def test_run_whose_rows_a_budget_lowered_goes_on_with_the_settings_that_began_it(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, found in (("setup.mean_tokens", 1.0), ("setup.tokens_of_readings", ())):
+        monkeypatch.setattr(f"lushan.workflows.{name}", lambda *_, value=found, **__: value)
+    speed = "lushan.workflows.budget.predict_tokens_per_second"
+    monkeypatch.setattr(speed, lambda *_, **__: 1.0)
+    settings = {"data": {"max_train_rows": 20}, "budget_seconds": 100.0}
+    runs.tune("whole", **settings)
+    runs.heard = Heard(stop_after_step=1)
+    with pytest.raises(StoppedError):
+        runs.tune("stopped", **settings)
+    runs.heard = Heard()
+    resumed = runs.tune("stopped", resume=True, **settings)
+    assert resumed["num_examples"]["train"] == 12
     assert runs.have_equal_weights("whole", "stopped")
 
 
@@ -388,3 +467,25 @@ def test_with_frozen_layers_a_stopped_run_goes_on_to_the_same_weights(
     assert [line.split()[0] for line in runs.told if "frozen layers" in line] == [
         *("Computing", "Reading", "Reading"),
     ]
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_run_goes_on_reading_states_or_computing_them_as_it_began(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, *, has_room: bool
+) -> None:
+    spare_bytes, settings = "lushan.inference.frozen_cache._SPARE_BYTES", FROZEN[1]
+    monkeypatch.setattr(spare_bytes, 0 if has_room else 1 << 60)
+    runs.tune("whole", **settings)
+    runs.heard = Heard(stop_after_step=NUM_STEPS_PER_EPOCH + 2)
+    with pytest.raises(StoppedError):
+        runs.tune("stopped", **settings)
+    runs.heard = Heard()
+    if has_room:
+        shutil.rmtree(runs.folder / "cache" / "frozen")
+        monkeypatch.setattr(spare_bytes, 1 << 60)
+        with pytest.raises(RunError, match="Make room, then go on with `--resume`"):
+            runs.tune("stopped", resume=True)
+    monkeypatch.setattr(spare_bytes, 0)
+    runs.tune("stopped", resume=True)
+    assert runs.have_equal_weights("whole", "stopped")
+    assert any((runs.folder / "cache" / "frozen").glob("*.bin")) is has_room

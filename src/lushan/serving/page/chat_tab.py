@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, NamedTuple, Self, cast
 
 import anyio.to_thread
@@ -206,7 +207,9 @@ def _asked(hosted: HostedModel, chat: Chat) -> Question:
     told: list[Turn] = [{"role": "system", "content": system}] if system else []
     row = Row({"messages": [*told, *chat.turns]}, "chat", 1)
     example = hosted.predictor.task.read(row, needs_target=False)
-    predictor = told_by_client(hosted.predictor, example)
+    # A conversation only grows: where one that is too long were refused, nobody could go on with it.
+    limit = replace(hosted.predictor.limit, policy="truncate")
+    predictor = told_by_client(replace(hosted.predictor, limit=limit), example)
     prompt = predictor.encode([example])[0]
     settings = make_settings(
         predictor,

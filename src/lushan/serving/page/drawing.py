@@ -141,7 +141,13 @@ def answer_card(
         "parts": parts,
         "bars": [{"label": name, "probability": value} for name, value in likely[:MOST_BARS]],
         "num_hidden": max(0, len(likely) - MOST_BARS),
+        "note": _cut_note(prediction.num_cut_tokens, texts),
     }
+
+
+def _cut_note(num_cut_tokens: int, texts: Texts) -> str:
+    """Say that what was asked was cut; nothing where it was not."""
+    return texts("answer.cut", count=f"{num_cut_tokens:,}") if num_cut_tokens else ""
 
 
 def _in_words(answer: Answer) -> str:
@@ -156,13 +162,16 @@ def answers(cards: Sequence[Mapping[str, Any]], texts: Texts) -> str:
     return draw("answer", texts, cards=cards)
 
 
-def heat(target: str, pieces: Sequence[tuple[str, float]], texts: Texts) -> str:
-    """Draw how much each piece of a text spoke for (above 0) or against an answer."""
+def heat(
+    target: str, pieces: Sequence[tuple[str, float]], texts: Texts, *, num_cut_tokens: int = 0
+) -> str:
+    """Draw how much each piece of a text spoke for (above 0) or against an answer, and that it was cut, where it was."""
     most = max((abs(weight) for _, weight in pieces), default=0.0) or 1.0
     shown = [
         {"text": text, "weight": weight, "strength": abs(weight) / most} for text, weight in pieces
     ]
-    return draw("heat", texts, target=target, pieces=shown)
+    note = _cut_note(num_cut_tokens, texts)
+    return draw("heat", texts, target=target, pieces=shown, note=note)
 
 
 def chat(turns: Sequence[Mapping[str, str]], texts: Texts) -> str:

@@ -32,6 +32,8 @@ class Progress(NamedTuple):
 
     done: int
     total: int
+    num_cut: int = 0
+    """Rows that were too long and were cut."""
 
 
 def build(opened: Triggers, studio: Studio, texts: Texts) -> None:
@@ -84,12 +86,18 @@ class _Answering(NamedTuple):
                 problem = drawing.problem(error, texts)
                 if progress.done:
                     message = texts("file.partly", **progress._asdict())
-                    yield [problem + drawing.note(message, texts), written]
+                    note = drawing.note(message, texts) + self._note_of_cut(progress)
+                    yield [problem + note, written]
                 else:
                     yield [problem, gr.skip()]
                 return
             message = texts("file.done", count=f"{progress.done:,}")
-            yield [drawing.note(message, texts), written]
+            yield [drawing.note(message, texts) + self._note_of_cut(progress), written]
+
+    def _note_of_cut(self, progress: Progress) -> str:
+        if not progress.num_cut:
+            return ""
+        return drawing.note(self.texts("file.cut", count=f"{progress.num_cut:,}"), self.texts)
 
 
 def _result_name(upload: Path) -> str:
@@ -117,7 +125,7 @@ async def answer_file(
     rows = open_rows(opened, table, needs_target=False)
     num_rows = await asyncio.to_thread(_num_checked, rows, hosted.predictor)
     yield Progress(0, num_rows)
-    num_done = 0
+    num_done = num_cut = 0
     with target.open("w", encoding="utf-8") as stream:
         for chunk in _chunks(rows):
             predictions = await studio.worker.predict(hosted, [each for _, each in chunk])
@@ -125,7 +133,8 @@ async def answer_file(
                 line = {"row": number, **plain_prediction(prediction)}
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             num_done += len(chunk)
-            yield Progress(num_done, num_rows)
+            num_cut += sum(each.num_cut_tokens > 0 for each in predictions)
+            yield Progress(num_done, num_rows, num_cut)
 
 
 def _num_checked(rows: Rows, predictor: Predictor) -> int:

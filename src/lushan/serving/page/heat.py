@@ -16,6 +16,8 @@ class HeatMap(NamedTuple):
     """The label, the entity or the text that was answered."""
     pieces: list[tuple[str, float]]
     """All of the text, cut at its words, each with its weight; 0 for what is between them."""
+    num_cut_tokens: int
+    """Of the text, which was too long: the model did not read them, and their words weigh nothing."""
 
 
 async def heat_maps(studio: Studio, name: str, example: Example) -> list[HeatMap]:
@@ -30,7 +32,10 @@ async def heat_maps(studio: Studio, name: str, example: Example) -> list[HeatMap
 
 def maps_of(explanation: Explanation) -> list[HeatMap]:
     """Cut the text of an explanation at its words, once for each part of the answer."""
-    return [HeatMap(part.target, _cut(explanation.text, part.words)) for part in explanation.parts]
+    return [
+        HeatMap(part.target, _cut(explanation.text, part.words), part.num_cut_tokens)
+        for part in explanation.parts
+    ]
 
 
 def _cut(text: str, words: Sequence[Weight]) -> list[tuple[str, float]]:

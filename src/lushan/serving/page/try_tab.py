@@ -74,7 +74,10 @@ def _build_form(studio: Studio, texts: Texts, name: str, other: gr.Dropdown) -> 
             maps = await heat_maps(studio, name, example)
         except LushanError as error:
             return drawing.problem(error, texts)
-        drawn = (drawing.heat(each.target, each.pieces, texts) for each in maps)
+        drawn = (
+            drawing.heat(each.target, each.pieces, texts, num_cut_tokens=each.num_cut_tokens)
+            for each in maps
+        )
         return "".join(drawn) or drawing.note(texts("answer.nothing"), texts)
 
     ask.click(answer_one, inputs=[other, *boxes], outputs=[answer, heat])
@@ -110,7 +113,7 @@ def list_others(studio: Studio, name: str | None, texts: Texts) -> list[tuple[st
 
 
 def _can_be_asked(hosted: HostedModel, task: Any) -> bool:  # noqa: ANN401 - a task
-    family = hosted.predictor.backbone.facts.family
+    family = hosted.predictor.backbone.facts.asked_as
     return not hosted.is_tuned and task.untuned.get(family) == "prompt"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lushan.backbones.encoding import LengthLimit
+from lushan.backbones.encoding import LengthLimit, LengthPolicy
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import generate
 from lushan.inference.generation_settings import GenerationSettings, check_settings
@@ -98,10 +98,10 @@ def test_problem_is_shown_and_its_message_leaves_the_conversation(
     make_studio: MakeStudio, talker: HostedModel, english: Texts
 ) -> None:
     before = [*TURNS, {"role": "assistant", "content": "home."}]
-    said = [*before, {"role": "user", "content": "ran home " * 100}]
+    said = [*before, {"role": "user", "content": "ran home <eos>"}]
     turns, shown = asyncio.run(last_shown(make_studio(talker), said, english))
     assert turns == before
-    assert "ran home ran home" in shown
+    assert "ran home" in shown.partition("lushan-problem")[0]
     assert "chat, row 1" in shown.partition("lushan-problem")[2]
 
 
@@ -201,15 +201,18 @@ def test_message_that_is_sent_before_the_models_are_listed_is_answered(
     assert last_answer(steps, place=1)["role"] == "assistant"
 
 
-def test_turns_that_a_run_does_not_read_are_told(
-    make_studio: MakeStudio, talker: HostedModel, english: Texts
+@pytest.mark.parametrize("policy", ["error", "truncate"])
+def test_talk_goes_on_without_the_turns_that_a_model_does_not_read_and_says_so(
+    policy: LengthPolicy, make_studio: MakeStudio, talker: HostedModel, english: Texts
 ) -> None:
     num_tokens = len(_asked(talker, Chat(TURNS, "", 0)).token_ids) + 1
-    model = with_predictor(talker, limit=LengthLimit(num_tokens, "truncate"))
+    model = with_predictor(talker, limit=LengthLimit(num_tokens, policy))
     note = f"longer than the {num_tokens} tokens that the model reads"
     said = [*TURNS, {"role": "assistant", "content": "home."}, *TURNS]
     studio = make_studio(model)
-    assert note in asyncio.run(last_shown(studio, said, english))[1]
+    turns, shown = asyncio.run(last_shown(studio, said, english))
+    assert note in shown
+    assert turns[:-1] == said
     assert note not in asyncio.run(last_shown(studio, TURNS, english))[1]
 
 

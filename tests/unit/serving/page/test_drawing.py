@@ -155,6 +155,16 @@ def test_only_the_likeliest_labels_have_bars(english: Texts) -> None:
     assert card["num_hidden"] == 2
 
 
+def test_answer_and_heat_map_of_a_text_that_was_cut_say_so(english: Texts) -> None:
+    told = "longer than the model reads. Tokens left out: 1,234."
+    example = Example("1", "text", None)
+    for num_cut, is_told in ((1234, True), (0, False)):
+        found = Prediction("1", "yes", num_cut_tokens=num_cut)
+        heat = drawing.heat("yes", [("text", 1.0)], english, num_cut_tokens=num_cut)
+        assert (told in answer_page(example, found, english)) is is_told
+        assert (told in heat) is is_told
+
+
 def test_curve_tells_the_last_loss_and_has_a_line(english: Texts) -> None:
     steps = [{"step": number, "loss": 1 / number} for number in range(1, 9)]
     page = drawing.curve(steps, english)

@@ -98,3 +98,24 @@ def test_what_was_answered_before_an_error_is_handed_out_with_it(
     assert [json.loads(line)["row"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert "The server is busy" in status
     assert f"6 of {len(good_rows())} rows" in status
+
+
+def test_rows_that_were_cut_are_counted(
+    make_studio: MakeStudio, tuned: HostedModel, english: Texts
+) -> None:
+    limit = LengthLimit(60, "truncate")
+    model = replace(tuned, predictor=replace(tuned.predictor, limit=limit))
+    studio = make_studio(model)
+
+    async def last_said(table: Path) -> str:
+        answers = _Answering(studio, english).answer("tiny", str(table))
+        return [status async for status, _ in answers][-1]
+
+    def table(name: str, *texts: str) -> Path:
+        return write_lines(studio.needed_store() / name, [{"words": each} for each in texts])
+
+    long = "ran home " * 100
+    said = asyncio.run(last_said(table("a.jsonl", "ran", long, long)))
+    assert "3 rows answered." in said
+    assert "Longer than the model reads, and therefore cut: 2." in said
+    assert "cut" not in asyncio.run(last_said(table("b.jsonl", "ran")))

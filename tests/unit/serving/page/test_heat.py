@@ -13,8 +13,9 @@ def test_pieces_are_the_whole_text_with_the_weights_of_its_words() -> None:
         SimpleNamespace(start=6, end=10, weight=-0.25),
     ]
     explanation = SimpleNamespace(
-        text=" good film!", parts=[SimpleNamespace(target="yes", words=words)]
+        text=" good film!",
+        parts=[SimpleNamespace(target="yes", words=words, num_cut_tokens=3)],
     )
     (found,) = maps_of(cast("Explanation", explanation))
-    assert found.target == "yes"
+    assert (found.target, found.num_cut_tokens) == ("yes", 3)
     assert found.pieces == [(" ", 0), ("good", 0.5), (" ", 0), ("film", -0.25), ("!", 0)]

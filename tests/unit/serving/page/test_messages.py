@@ -87,6 +87,11 @@ def test_translation_has_places_for_values_that_are_there() -> None:
             'a.jsonl \u7b2c 2 \u884c\uff1a\u5e94\u4e3a {"text": ..., "label": ...} \u8fd9\u6837\u7684\u5bf9\u8c61\uff0c\u5374\u662f list\u3002'
             "\u5bf9\u8c61\u5217\u8868\u5e94\u653e\u5728 .json \u6587\u4ef6\u4e2d\u3002",
         ),
+        (
+            "Not read: `a.csv`. A split has one file, called `train`, `validation` or `test`, such as `test.csv`.",
+            "\u6ca1\u6709\u8bfb\u53d6\uff1a`a.csv`\u3002\u6bcf\u4e2a\u90e8\u5206\u53ea\u6709\u4e00\u4e2a\u6587\u4ef6\uff0c\u540d\u4e3a `train`\u3001"
+            "`validation` \u6216 `test`\uff0c\u4f8b\u5982 `test.csv`\u3002",
+        ),
         ("Nobody has said this.", "Nobody has said this."),
     ],
 )

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from lushan.backbones.encoding import LengthLimit
 from lushan.errors import DataError
 from lushan.records import Example, Prediction
 from lushan.serving.errors import UnknownModelError
@@ -38,6 +40,15 @@ def test_untouched_model_answers_beside_the_tuned_one_with_its_labels(
     for label in tuned.predictor.state.labels:
         assert label in first
         assert label in second
+
+
+def test_text_that_was_cut_is_told_with_the_answer(
+    make_studio: MakeStudio, tuned: HostedModel, english: Texts
+) -> None:
+    limit = LengthLimit(60, "truncate")
+    model = replace(tuned, predictor=replace(tuned.predictor, limit=limit))
+    asked = answers_html(make_studio(model), english, ["tiny", ""], {"text": "ran home " * 100})
+    assert "Tokens left out: " in asyncio.run(asked)
 
 
 def test_both_models_are_asked_at_once(
