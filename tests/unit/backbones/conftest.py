@@ -11,7 +11,7 @@ LANGUAGE_MODELS = {
     "gpt_neox": {"tie_word_embeddings": False},
     "gemma3_text": {"head_dim": 8, "final_logit_softcapping": 0.5},
     "granite": {"logits_scaling": 4.0},
-    "hyperclovax": {"logits_scaling": 4.0},
+    "hyperclovax": {"logits_scaling": 0.5},
     "cohere": {"logit_scale": 0.0625},
     "phi": {},  # a bias in its vocabulary layer
 }
