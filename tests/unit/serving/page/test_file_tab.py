@@ -117,5 +117,5 @@ def test_rows_that_were_cut_are_counted(
     long = "ran home " * 100
     said = asyncio.run(last_said(table("a.jsonl", "ran", long, long)))
     assert "3 rows answered." in said
-    assert "Longer than the model reads, and therefore cut: 2." in said
+    assert "Rows that are longer than the model reads, and were cut: 2." in said
     assert "cut" not in asyncio.run(last_said(table("b.jsonl", "ran")))
