@@ -36,8 +36,8 @@ from lushan.backbones.slot_cache import SlotCache
 ATTENTION_NAME = "lushan_packed"
 
 FLASH_FROM_TOKENS = 512
-"""Shorter documents are attended to by plain products, which keep a table of scores. On CPUs the flash kernel is slower
-there; in bf16 it is at any length where the keys that a query does not see can be left out, so that longer causal
+"""Shorter documents are attended to by plain products, which keep a table of scores. On CPUs the flash kernel is hardly ever
+faster there; in bf16 it is at any length where the keys that a query does not see can be left out, so that longer causal
 documents make their tables again in the backward pass."""
 _BLOCK_TOKENS, _LONG_BLOCK_TOKENS = 64, 128
 """Queries that are taken together; the second from `_LONG_FROM_TOKENS` on."""
