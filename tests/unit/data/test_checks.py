@@ -194,15 +194,10 @@ def test_rows_are_checked_alike_wherever_they_are_kept(monkeypatch: pytest.Monke
 
 
 def test_answers_that_are_all_different_are_not_in_memory_at_once(
-    monkeypatch: pytest.MonkeyPatch,
+    long_answers: ExampleStore,
 ) -> None:
-    monkeypatch.setattr(example_store, "_MOST_KIND_CHARACTERS", 0)
-    monkeypatch.setattr(example_store, "_ROWS_PER_READ", 16)
-    rows = ExampleStore.collect(
-        Example(f"{n}", f"text {n}", f"answer {n} " * 500, labels=()) for n in range(2_000)
-    )
     tracemalloc.start()
-    check_parts(Parts(rows, rows, rows))
+    check_parts(Parts(long_answers, long_answers, long_answers))
     _, most_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most_bytes < 200 * len(rows) + 2**20
+    assert most_bytes < 200 * len(long_answers) + 2**20
