@@ -254,7 +254,7 @@ def compute_layers_twice(backbone: Backbone) -> None:
             f"`{backbone.facts.model_type}` models have no gradient checkpointing. "
             "Set `engine.gradient_checkpointing=false`."
         )
-    name = "activation_checkpointing_enable"  # as it is called since some 5th version
+    name = "activation_checkpointing_enable"  # earlier versions of transformers know the other name
     enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
     enable({"use_reentrant": False})
     # It also has embeddings give gradients, for a kind of checkpointing that is not used here: they would make the

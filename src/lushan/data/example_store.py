@@ -199,7 +199,7 @@ class _Kinds:
             return code, _to_bytes(example)
         try:
             return _WHOLE, _whole_to_bytes(example)
-        except ValueError:  # it holds what JSON does not know, such as a date of a parquet file
+        except ValueError:  # it holds what is no plain value, such as a date of a parquet file
             return self._add(kind), _to_bytes(example)
 
     def _add(self, kind: "_Kind") -> int:
