@@ -1,5 +1,8 @@
 """What more rows cost: seconds to the first step, speed of the first 200 steps, and memory, at 1,000 rows to a million.
 
+The first run of a size makes the tokens; others find them kept. Of these there are as many as it is told, in turns over
+the sizes: medians are printed, and of the speed the lowest and the highest too.
+
 Rows are drawn: words of the model's own vocabulary, a few frequent and most rare, as many in a row as in SST-2; beyond
 `--distinct` they repeat. Validation and test have the same few rows at every size, so that only the training rows grow.
 
@@ -15,6 +18,7 @@ import os
 import re
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +31,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
+from lushan.data.batching import PackedSource, Step
 from lushan.training.loop import StepDone
 from lushan.workflows.recipe import flags_of, make_recipe
 from lushan.workflows.tune import tune
@@ -47,9 +52,10 @@ WORD = re.compile("(?:\u0120|\u2581)[a-z]{2,12}")
 
 
 HEADER = """\
-| rows | seconds to the first step (of processor time) | the same, tokens kept | tokens/s | tokens a second of processor time | \
-most MB before the first step | the same, tokens kept | MB while training, tokens kept |
-|---|---|---|---|---|---|---|---|"""
+| rows | seconds to the first step (of processor time) | the same, tokens kept | tokens/s (lowest to highest) | \
+tokens a second of processor time | ms a step to read its rows | most MB before the first step | the same, tokens kept | \
+MB while training, tokens kept |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 class Enough(Exception):  # noqa: N818 - no error: it ends a run early
@@ -62,20 +68,16 @@ def main() -> None:
     if options.child:
         _train_first_steps(options)
         return
-    with tempfile.TemporaryDirectory(prefix="growth-", dir=options.work) as work:
-        lines = [HEADER]
-        print(HEADER)
+    with tempfile.TemporaryDirectory(prefix="growth-", dir=options.work) as name:
+        work = Path(name)
         for size in options.sizes:
-            data = Path(work, f"{size}")
-            write_rows(data, size, options=options)
-            cold, warm = (_in_process(options, data, Path(work)) for _ in range(2))
-            shutil.rmtree(data)
-            lines.append(
-                f"| {size:,} | {_seconds(cold)} | {_seconds(warm)} "
-                f"| {warm['tokens_per_second']:,.0f} | {warm['tokens_per_cpu_second']:,.0f} "
-                f"| {cold['mb_before']:,.0f} | {warm['mb_before']:,.0f} | {warm['mb_training']:,.0f} |"
-            )
-            print(lines[-1], flush=True)
+            write_rows(work / str(size), size, options=options)
+        cold = {size: _in_process(options, work / str(size), work) for size in options.sizes}
+        warm = {size: list[dict[str, float]]() for size in options.sizes}
+        for _, (size, found) in itertools.product(range(options.repeats), warm.items()):
+            found.append(_in_process(options, work / str(size), work))
+    lines = [HEADER, *(_line(size, cold[size], warm[size]) for size in options.sizes)]
+    print("\n".join(lines))
     if options.document:
         table.put_between_markers(options.document, "\n".join(lines), name=options.name)
 
@@ -91,6 +93,7 @@ def _options() -> argparse.Namespace:
         "--words", type=int, help="different words, so that few rows have them all; else thousands"
     )
     parser.add_argument("--steps", type=int, default=NUM_STEPS)
+    parser.add_argument("--repeats", type=int, default=1, help="of the runs that find tokens kept")
     parser.add_argument("--adapter", default="full")
     parser.add_argument("--format", choices=("jsonl", "csv", "parquet"), default="jsonl")
     parser.add_argument("--work", type=Path, help="folder for the rows and the caches")
@@ -206,6 +209,17 @@ def _in_process(options: argparse.Namespace, data: Path, work: Path) -> dict[str
     return json.loads(found)
 
 
+def _line(size: int, cold: Mapping[str, float], runs: Sequence[Mapping[str, float]]) -> str:
+    warm = {name: statistics.median(run[name] for run in runs) for name in cold}
+    speeds = sorted(run["tokens_per_second"] for run in runs)
+    return (
+        f"| {size:,} | {_seconds(cold)} | {_seconds(warm)} "
+        f"| {warm['tokens_per_second']:,.0f} ({speeds[0]:,.0f} to {speeds[-1]:,.0f}) "
+        f"| {warm['tokens_per_cpu_second']:,.0f} | {warm['reading_ms']:.2f} "
+        f"| {cold['mb_before']:,.0f} | {warm['mb_before']:,.0f} | {warm['mb_training']:,.0f} |"
+    )
+
+
 def _seconds(found: Mapping[str, float]) -> str:
     return f"{found['first_step']:,.0f} ({found['cpu_first_step']:,.0f})"
 
@@ -251,6 +265,25 @@ class _Steps:
         self._cpu_at = time.process_time()
 
 
+def _time_reading() -> list[float]:
+    """From now on note what every step waits for its rows: drawing, reading and packing them."""
+    seconds: list[float] = []
+    untimed = PackedSource.rest_of_epoch
+
+    def rest_of_epoch(source: PackedSource) -> Iterator[Step]:
+        steps = untimed(source)
+        while True:
+            started = time.perf_counter()
+            step = next(steps, None)
+            if step is None:
+                return
+            seconds.append(time.perf_counter() - started)
+            yield step
+
+    PackedSource.rest_of_epoch = rest_of_epoch
+    return seconds
+
+
 def _train_first_steps(options: argparse.Namespace) -> None:
     flags = flags_of({
         "model": options.model,
@@ -258,7 +291,7 @@ def _train_first_steps(options: argparse.Namespace) -> None:
         "epochs": 1_000,
         "baselines": False,
     })
-    steps = _Steps(options.steps)
+    steps, reading = _Steps(options.steps), _time_reading()
     folder = tempfile.TemporaryDirectory(dir=options.child.parent)
     with folder, contextlib.suppress(Enough):
         tune(
@@ -274,6 +307,7 @@ def _train_first_steps(options: argparse.Namespace) -> None:
             **steps.before,
             "tokens_per_second": steps.tokens / steps.seconds,
             "tokens_per_cpu_second": steps.tokens / steps.cpu_seconds,
+            "reading_ms": 1_000 * statistics.median(reading),
             "mb_training": _resident_mb(),
         })
     )

@@ -88,21 +88,25 @@ def run_missing(options: argparse.Namespace, folder: Path) -> None:
     """Run each work, system and repeat that has no result yet; systems in turn inside of a repeat."""
     cases.write_rows(CASE, Path(options.data), folder / "all")
     works = [work_named(name) for name in options.work]
-    for repeat, work in itertools.product(range(options.repeats), works):
+    wanted = [
+        (repeat, work, system, options.results / f"{work.name}-{system}-{repeat}.json")
+        for repeat, work in itertools.product(range(options.repeats), works)
+        for system in work.systems
+    ]
+    table.tell_kept(sum(result.exists() for *_, result in wanted), options.results)
+    for repeat, work, system, result in wanted:
+        if result.exists():
+            continue
+        if python_of(system, options) is None:
+            print(f"{work.name}: no interpreter for {system}, left out.", file=sys.stderr)
+            continue
         options.seed = repeat
-        for system in work.systems:
-            if python_of(system, options) is None:
-                print(f"{work.name}: no interpreter for {system}, left out.", file=sys.stderr)
-                continue
-            result = options.results / f"{work.name}-{system}-{repeat}.json"
-            if result.exists():
-                continue
-            unfinished = folder / "result.json"
-            run_one(work, system, options=options, folder=folder, out=unfinished)
-            found = json.loads(unfinished.read_text(encoding="utf-8"))
-            kept = {name: found[name] for name in ratios.KEPT if name in found}
-            result.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-            print(f"{result.stem}: {kept}", file=sys.stderr, flush=True)
+        unfinished = folder / "result.json"
+        run_one(work, system, options=options, folder=folder, out=unfinished)
+        found = json.loads(unfinished.read_text(encoding="utf-8"))
+        kept = {name: found[name] for name in ratios.KEPT if name in found}
+        result.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        print(f"{result.stem}: {kept}", file=sys.stderr, flush=True)
 
 
 def run_one(
