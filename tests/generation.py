@@ -24,7 +24,8 @@ DECODER_TYPES = (
 
 @cache
 def plain_model(folder: Path) -> Any:  # noqa: ANN401
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode(mode=False):  # others may want its gradients
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def plain_answers(

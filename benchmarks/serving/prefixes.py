@@ -27,9 +27,9 @@ from lushan.inference.predict import Predictor
 from lushan.inference.prefix_store import PrefixStore
 from lushan.model_store.resident import Resident
 from lushan.records import Row
+from lushan.serving.backends import MOST_TOKENS, READ_TOKENS
 from lushan.serving.hosted import host
 from lushan.serving.serve_settings import ServeSettings
-from lushan.serving.streams import READ_TOKENS
 
 ANSWER = GenerationSettings(max_new_tokens=48)
 SYSTEM = "You are a cook who answers briefly and names what can go wrong."
@@ -95,9 +95,9 @@ def engine_of(
     return GenerationEngine(
         predictor.backbone,
         max_rows=settings.max_rows,
-        max_tokens=settings.max_tokens,
+        max_tokens=MOST_TOKENS,
         max_read_tokens=max_read_tokens,
-        prefixes=PrefixStore(settings.max_tokens) if shares else None,
+        prefixes=PrefixStore(MOST_TOKENS) if shares else None,
     )
 
 

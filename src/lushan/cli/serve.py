@@ -51,12 +51,12 @@ def command(
         int, typer.Option("--max-rows", help="Answers that a model writes at once.")
     ] = 32,
     max_tokens: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--max-tokens",
-            help="Tokens that a model remembers, at most, of them and of earlier texts.",
+            help="Tokens that a model remembers, at most, of them and of earlier texts; else 65536, or what fits.",
         ),
-    ] = 65_536,
+    ] = None,
     max_model_gigabytes: Annotated[
         float | None,
         typer.Option(
@@ -79,6 +79,20 @@ def command(
     requests_per_minute: Annotated[
         int | None,
         typer.Option("--requests-per-minute", help="Most requests of one client; else no limit."),
+    ] = None,
+    require_keys: Annotated[
+        bool,
+        typer.Option(
+            "--require-keys", help="Ask this machine for API keys too, as behind a proxy."
+        ),
+    ] = False,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trusted-proxy",
+            metavar="ADDRESS",
+            help="Proxy that is believed whose requests it passes on; may be repeated.",
+        ),
     ] = None,
     log_texts: Annotated[
         bool, typer.Option("--log-texts", help="Put what is asked and answered into the log.")
@@ -120,6 +134,10 @@ def command(
         "grace_seconds": grace_seconds,
         "requests_per_minute": requests_per_minute,
         "log_texts": log_texts,
+        "access_settings": {
+            "require_keys": require_keys,
+            "trusted_proxies": tuple(trusted_proxy or ()),
+        },
     }
     with_page = find_spec("gradio") is not None if page is None else page
     choose_weights(weights, "bf16")  # what cannot be is refused before the port is opened
@@ -128,8 +146,8 @@ def command(
     names = names_of(targets)
     if not (targets or with_page):
         raise SettingError(
-            "Without a page and without a model there is nothing to serve. Name a run or a model, or install the page: "
-            "`pip install 'lushan[studio]'`."
+            "Without a page and without a model there is nothing to serve. Name a run or a model, or install the page in the "
+            "folder of Lushan's source: `pip install -c constraints.txt '.[studio]'`."
         )
 
     def listening(address: str) -> None:

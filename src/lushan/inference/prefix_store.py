@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from lushan.backbones.load import Backbone
 from lushan.backbones.many_adapters import Adapter
 from lushan.backbones.packing import Prefix
 
@@ -168,6 +169,21 @@ class PrefixStore:
             excess -= len(leaf.token_ids)
             if not parent.children and parent in parents:
                 heappush(leaves, (parent.last_use, id(parent), parent))
+
+
+def bytes_of_token(backbone: Backbone, precision: str) -> int:
+    """Memory of a token's keys and values in all layers; 0 where the configuration does not tell its heads.
+
+    Args:
+        backbone: Whose they are.
+        precision: In which type of torch they are kept, such as `bfloat16`.
+    """
+    config = backbone.plain_model.config.get_text_config()
+    num_heads = getattr(config, "num_attention_heads", 0)
+    width = getattr(config, "head_dim", None) or config.hidden_size // max(num_heads, 1)
+    num_pairs = getattr(config, "num_key_value_heads", None) or num_heads
+    size = getattr(torch, precision).itemsize
+    return 2 * config.num_hidden_layers * num_pairs * width * size
 
 
 def _root() -> _Node:

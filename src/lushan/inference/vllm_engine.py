@@ -13,8 +13,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lushan.backbones.load import Backbone
 from lushan.backbones.many_adapters import Adapter
 from lushan.errors import ModelError, SettingError, UserError
@@ -22,6 +20,7 @@ from lushan.inference.draft import Alternatives, Draft, TokenEvent
 from lushan.inference.generate import begin_draft, check_length, stop_ids
 from lushan.inference.generation_settings import GenerationSettings, check_settings
 from lushan.inference.grammar import Constraint
+from lushan.inference.prefix_store import bytes_of_token
 
 MAX_RANK = 64
 """Of an adapter; vLLM takes the room for it when it starts."""
@@ -86,7 +85,7 @@ class VllmEngine:
                 max_model_len=self._context,
                 max_num_seqs=max_rows,
                 kv_cache_memory_bytes=(max_tokens + SPARE_TOKENS)
-                * _bytes_of_token(backbone, precision),
+                * bytes_of_token(backbone, precision),
                 max_logprobs=MAX_ALTERNATIVES,
                 disable_log_stats=True,
                 structured_outputs_config={"backend": "guidance"},
@@ -214,16 +213,6 @@ class VllmEngine:
                 f"vLLM ended an answer before its end: {written.finish_reason}."
             )
         return events
-
-
-def _bytes_of_token(backbone: Backbone, precision: str) -> int:
-    """Memory of a token's keys and values in all layers."""
-    config = backbone.plain_model.config.get_text_config()
-    num_heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    num_pairs = getattr(config, "num_key_value_heads", None) or num_heads
-    size = getattr(torch, precision).itemsize
-    return 2 * config.num_hidden_layers * num_pairs * width * size
 
 
 def _sampling(

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.inference.draft import TokenEvent
 from lushan.inference.text_stream import TextStream
-from lushan.serving.prompts import NO_TOKEN, Asked
-from lushan.serving.schemas import (
+from lushan.serving.answer_bodies import (
     AnswerMessage,
     ChatChoice,
     ChatLogprobs,
@@ -18,10 +17,11 @@ from lushan.serving.schemas import (
     FinishReason,
     PromptTokensDetails,
     TokenLogprob,
-    ToolCall,
     TopLogprob,
     WrittenUsage,
 )
+from lushan.serving.prompts import NO_TOKEN, Asked
+from lushan.serving.request_bodies import ToolCall
 
 Events = AsyncGenerator[TokenEvent, None]
 

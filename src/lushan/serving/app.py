@@ -27,7 +27,7 @@ from lushan.feedback.store import FeedbackStore
 from lushan.model_store.resident import Resident
 from lushan.serving import embeddings_api, explain_api, feedback_api, openai_api, task_api
 from lushan.serving.api_key import Scope
-from lushan.serving.backends import BackendName
+from lushan.serving.backends import START_SHARE, BackendName
 from lushan.serving.errors import ErrorAnswer, RequestError, error_response
 from lushan.serving.guard import Guard
 from lushan.serving.hosted import HostedModel, host
@@ -97,12 +97,12 @@ def make_app(
     state.on_stop = []
     state.keys = keys
     state.feedback = feedback
-    state.worker = Worker(state.models, settings, backend)
     state.metrics = Metrics(
         num_waiting=lambda: state.worker.num_waiting,
         num_running=lambda: state.worker.num_running,
         weight_bytes=lambda: state.resident.num_bytes,
     )
+    state.worker = Worker(state.models, settings, backend, count_tokens=state.metrics.count_tokens)
     _add_layers(app, settings, state.metrics)
     _add_error_handlers(app)
     all_need = [Depends(_is_ready), *([] if keys is None else [Depends(bearer)])]
@@ -160,12 +160,27 @@ async def _load(app: FastAPI) -> None:
                 "products": (native.why_missing() or "own") if form else "torch",
             }
             logger.info("Loaded.", extra={"fields": fields})
+        await _share_memory(app)
     except Exception as error:  # noqa: BLE001 - whatever it is, the server would never be ready
         app.state.failure = error
         app.state.stop()
     else:
         app.state.is_ready = True
         logger.info("Ready.")
+
+
+async def _share_memory(app: FastAPI) -> None:
+    """Say how much each model that writes may remember, now that all weights are there and what they leave is known."""
+    writing = [
+        each
+        for each in app.state.models.values()
+        if each.predictor.writes and not each.predictor.backbone.facts.why_silent
+    ]
+    num_bases = len({id(each.writes_with[0]) for each in writing})
+    for each in writing:
+        room = await app.state.worker.prepare(each, share=START_SHARE / num_bases)
+        fields = {"model": each.name, "tokens": room.num_tokens, "bytes": room.num_bytes}
+        logger.info("Remembers.", extra={"fields": fields})
 
 
 async def _is_ready(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""One request for written answers: waited for or streamed, counted, and noted in the log."""
+"""One request for written answers: waited for or streamed, and noted in the log."""
 
 import secrets
 import time
@@ -14,7 +14,7 @@ from lushan.serving.event_stream import EventStream, begun
 from lushan.serving.hosted import HostedModel
 from lushan.serving.observation import note
 from lushan.serving.prompts import Asked
-from lushan.serving.schemas import Sampled
+from lushan.serving.request_bodies import Sampled
 
 
 class Call:
@@ -44,7 +44,7 @@ class Call:
         try:
             await while_connected(self._request, answers.collect(events))
         finally:
-            self._count(answers)
+            self._tell(answers)
         return answers
 
     async def stream(
@@ -68,20 +68,19 @@ class Call:
                     choice = {"index": piece.choice, "finish_reason": piece.finish_reason}
                     yield {**head, "choices": [{**choice, **write(piece)}]}
         finally:
-            self._count(answers)
+            self._tell(answers)
         if with_usage:
             yield {**head, "choices": [], "usage": answers.usage.model_dump()}
 
-    def _count(self, answers: Answers) -> None:
-        """Tell the log and the metrics what was read and written."""
-        state, usage = self._request.app.state, answers.usage
-        counts = {
-            "num_prompt": usage.prompt_tokens,
-            "num_reused": usage.prompt_tokens_details.cached_tokens,
-            "num_completion": usage.completion_tokens,
-        }
-        state.metrics.count_tokens(self._model.name, **counts)
-        note(self._request.scope, **{f"{name}_tokens": count for name, count in counts.items()})
-        if state.settings.log_texts:
+    def _tell(self, answers: Answers) -> None:
+        """Have the log tell what was read and written."""
+        usage = answers.usage
+        note(
+            self._request.scope,
+            num_prompt_tokens=usage.prompt_tokens,
+            num_reused_tokens=usage.prompt_tokens_details.cached_tokens,
+            num_completion_tokens=usage.completion_tokens,
+        )
+        if self._request.app.state.settings.log_texts:
             texts = [each.text for each in answers.in_order]
             note(self._request.scope, asked=self._body.model_dump(), answered=texts)

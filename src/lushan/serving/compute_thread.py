@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from lushan.backbones.hardware import give_back_freed_memory
 from lushan.backbones.load import Backbone
-from lushan.serving.backends import BACKENDS, BackendName
+from lushan.serving.backends import BACKENDS, BackendName, Room
 from lushan.serving.errors import ServerBusyError
 from lushan.serving.hosted import HostedModel
 from lushan.serving.micro_batches import Asked, MicroBatches
@@ -57,9 +57,9 @@ class ComputeThread:
         """Take a request for written answers."""
         self._send(partial(self._streams.add, request))
 
-    def prepare(self, model: HostedModel, future: "Future[None]") -> None:
-        """Make what writes for a model, if it is not there."""
-        self.call(partial(self._streams.prepare, model), future)
+    def prepare(self, model: HostedModel, future: Future[Room], *, share: float) -> None:
+        """Make what writes for a model, if it is not there; arguments are those of `Streams.prepare`."""
+        self.call(partial(self._streams.prepare, model, share=share), future)
 
     def stop_writing(self, number: int) -> None:
         """Forget a request for written answers, if it is still open."""

@@ -10,18 +10,14 @@ from fastapi import APIRouter, Request
 
 from lushan.data.batching import MAX_BATCH_TOKENS, split_lengths
 from lushan.inference.embedding import embed
+from lushan.serving.answer_bodies import Embedding, EmbeddingList, Usage
 from lushan.serving.connection import while_connected
 from lushan.serving.errors import RequestError
 from lushan.serving.hosted import find_model
 from lushan.serving.observation import note
 from lushan.serving.prompts import read_texts
-from lushan.serving.schemas import (
-    MOST_INPUTS,
-    Embedding,
-    EmbeddingList,
-    EmbeddingRequest,
-    Usage,
-)
+from lushan.serving.request_bodies import MOST_INPUTS, EmbeddingRequest
+from lushan.serving.worker import Worker
 
 router = APIRouter()
 
@@ -45,8 +41,10 @@ async def make_embeddings(request: Request, body: EmbeddingRequest) -> Embedding
     vectors: list[np.ndarray] = []
 
     async def embed_all() -> None:
-        for part in _parts(texts):
-            vectors.extend(await request.app.state.worker.run(partial(embed, backbone, part)))
+        worker: Worker = request.app.state.worker
+        with worker.admit() as admitted:
+            for part in _parts(texts):
+                vectors.extend(await worker.run(partial(embed, backbone, part), within=admitted))
 
     await while_connected(request, embed_all())
     num_tokens = sum(map(len, texts))

@@ -16,15 +16,16 @@ ItemT = TypeVar("ItemT")
 
 Chunks = AsyncGenerator[dict[str, Any], None]
 
+HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""Nobody between keeps pieces back: nginx holds answers until it has 4 kB of them, unless they say so."""
+
 
 class EventStream(StreamingResponse):
     """Sends each chunk as one event, and `[DONE]` behind the last. A failure is an event too."""
 
     def __init__(self, chunks: Chunks, scope: Scope) -> None:
         self._events = _as_events(chunks, scope)
-        super().__init__(
-            self._events, media_type="text/event-stream", headers={"cache-control": "no-store"}
-        )
+        super().__init__(self._events, media_type="text/event-stream", headers=HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; whatever happens, nothing goes on making them."""

@@ -15,6 +15,7 @@ from lushan.records import Example
 from lushan.serving.connection import while_connected
 from lushan.serving.hosted import find_model
 from lushan.serving.observation import note
+from lushan.serving.worker import Worker
 from lushan.workflows.predict import read_texts
 
 router = APIRouter()
@@ -68,12 +69,15 @@ async def explain_texts(asked: ExplainRequest, request: Request) -> ExplainRespo
     explanations: list[Explanation] = []
 
     async def explain_all() -> None:
-        for example in examples:
-            # One at a time, so that the requests of others are answered between them.
-            work = partial(_explain_one, predictor, example, asked.label, settings)
-            explanations.append(await request.app.state.worker.run(work))
+        worker: Worker = request.app.state.worker
+        with worker.admit() as admitted:
+            for example in examples:
+                # One at a time, so that the requests of others are answered between them.
+                work = partial(_explain_one, predictor, example, asked.label, settings)
+                explanations.append(await worker.run(work, within=admitted))
 
     await while_connected(request, explain_all())
+    request.app.state.metrics.count_tokens(asked.model, num_prompt=num_tokens, num_completion=0)
     note(request.scope, num_prompt_tokens=num_tokens)
     if request.app.state.settings.log_texts:
         answered = [each.answer for each in explanations]

@@ -1,7 +1,8 @@
 """Who may ask: known hosts and origins only, no client more often than it may, and no more than fits.
 
 A page on the internet can have a browser send requests to this machine, under a name that it lets point here (DNS
-rebinding). Its requests carry that name in `Host`, or its own in `Origin`; both are refused.
+rebinding). Its requests carry that name in `Host`, or its own in `Origin`; both are refused. Where keys are asked for, any
+`Host` is known: such a page has no key, and a proxy passes on the name that its visitors ask for.
 """
 
 import re
@@ -21,6 +22,8 @@ UPLOAD = re.compile(r"/ui/[a-z]+/gradio_api/upload/?")
 """Where the page takes files."""
 BYTES_AROUND_A_FILE = 1_000
 """Of a request that brings a file."""
+FORWARDED = ("x-forwarded-for", "forwarded", "x-real-ip")
+"""What proxies tell of those whose requests they pass on."""
 MOST_CLIENTS = 10_000
 """Addresses that are remembered for the rate limit; those not seen for longest are forgotten."""
 
@@ -49,13 +52,9 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
+        if not self._settings.asks_for_keys:
+            _refuse_others(headers)
         host = headers.get("host", "")
-        if self._settings.is_on_loopback and _name_of(host) not in LOOPBACK:
-            raise RequestError(
-                f"This server answers requests to this machine only, not to the host `{host[:100]}`. Use `localhost`.",
-                status=403,
-                code="host_not_allowed",
-            )
         origin = headers.get("origin")
         if origin is not None and not self._is_known(origin, host):
             raise RequestError(
@@ -93,6 +92,29 @@ class Guard:
 
     def _is_known(self, origin: str, host: str) -> bool:
         return origin in self._settings.cors_origins or origin.partition("://")[2] == host
+
+
+def _refuse_others(headers: Headers) -> None:
+    """Let in this machine only, under its own names.
+
+    Raises:
+        RequestError: If the request may be another machine's.
+    """
+    host = headers.get("host", "")
+    if _name_of(host) not in LOOPBACK:
+        raise RequestError(
+            f"This server answers requests to this machine only, not to the host `{host[:100]}`. Use `localhost`; "
+            "behind a proxy, start it with `--require-keys`.",
+            status=403,
+            code="host_not_allowed",
+        )
+    if passed_on := [name for name in FORWARDED if name in headers]:
+        raise RequestError(
+            f"A proxy passes requests of others on (`{passed_on[0]}`), but this server asks nobody for a key: it is for this "
+            "machine alone. Start it with `--require-keys`.",
+            status=403,
+            code="proxy_not_allowed",
+        )
 
 
 def _too_large(most: int) -> str:

@@ -34,7 +34,7 @@ class KeyGate:
         self._lock = threading.Lock()
 
     def admit(self, text: str | None, scope: Scope) -> ApiKey:
-        """Give the key of a request.
+        """Give the key of a request, and count the request.
 
         Args:
             text: The key as it came; None where none came.
@@ -43,6 +43,21 @@ class KeyGate:
         Raises:
             RequestError: If the key does not open this door: 401, 403 or 429; 503 if the store cannot be read.
         """
+        key = self._checked(text, scope)
+        self._take(key)
+        self._note_use(key)
+        return key
+
+    def recognise(self, text: str | None, scope: Scope) -> ApiKey:
+        """Give the key of a visitor, whose browser asks dozens of times for one page: none of it is counted.
+
+        Arguments and errors are those of `admit`, but for 429.
+        """
+        key = self._checked(text, scope)
+        self._note_use(key)
+        return key
+
+    def _checked(self, text: str | None, scope: Scope) -> ApiKey:
         if text is None:
             raise RequestError(NO_KEY, status=401, code="missing_api_key")
         key = self._find(text)
@@ -54,8 +69,6 @@ class KeyGate:
         if not key.allows(scope):
             message = f"The API key `{key.name}` is for {', '.join(key.scopes)}, and this needs `{scope}`."
             raise RequestError(message, status=403, code="missing_scope")
-        self._take(key)
-        self._note_use(key)
         return key
 
     def _find(self, text: str) -> ApiKey | None:

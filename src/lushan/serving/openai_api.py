@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from lushan.inference.draft import TokenEvent
 from lushan.records import Example
+from lushan.serving.answer_bodies import ChatCompletion, Completion, ModelCard, ModelList
 from lushan.serving.answers import (
     Events,
     Piece,
@@ -27,14 +28,7 @@ from lushan.serving.prompts import (
     ask_label,
     told_answer,
 )
-from lushan.serving.schemas import (
-    ChatCompletion,
-    ChatRequest,
-    Completion,
-    CompletionRequest,
-    ModelCard,
-    ModelList,
-)
+from lushan.serving.request_bodies import ChatRequest, CompletionRequest
 from lushan.serving.worker import Worker
 
 router = APIRouter()

@@ -20,7 +20,7 @@ from lushan.inference.predict import Predictor, Prompted, cut_tokens
 from lushan.records import Answer, Example, Features, Row, Written, plain_answer
 from lushan.serving.errors import RequestError
 from lushan.serving.hosted import HostedModel
-from lushan.serving.schemas import (
+from lushan.serving.request_bodies import (
     ChatRequest,
     CompletionRequest,
     JsonObjectFormat,
@@ -321,7 +321,7 @@ def _plain_message(message: Message) -> dict[str, Any]:
     role = "system" if message.role in _SYSTEM else message.role
     told: dict[str, Any] = {"role": role, "content": message.text}
     if message.tool_calls:
-        told["tool_calls"] = [each.model_dump() for each in message.tool_calls]
+        told["tool_calls"] = [each.model_dump(exclude={"index"}) for each in message.tool_calls]
     if message.tool_call_id is not None:
         told["tool_call_id"] = message.tool_call_id
     if message.name is not None:

@@ -1,6 +1,7 @@
 """How a server behaves: where it listens, and what bounds it."""
 
 import re
+from ipaddress import ip_network
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -28,6 +29,28 @@ def _read_origin(given: str) -> str:
     return origin.removesuffix(_OWN_PORTS.get(found[1], ""))
 
 
+def _read_network(given: str) -> str:
+    """Write an address as the network that holds it alone, or a network as it is."""
+    try:
+        return str(ip_network(given, strict=False))
+    except ValueError:
+        raise PydanticCustomError(
+            "network", "Expected an IP address, or a network such as 10.0.0.0/8"
+        ) from None
+
+
+class AccessSettings(Settings):
+    """Who may ask, and who passes on what others ask."""
+
+    require_keys: bool = False
+    """Whether this machine too has to bring API keys; behind a proxy all the world seems to be this machine."""
+
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_read_network)], ...] = Field(
+        default=(), strict=False
+    )
+    """Addresses, or networks, of proxies that are believed when they say whose requests they pass on."""
+
+
 class ServeSettings(Settings):
     """Where a server listens, and what bounds it."""
 
@@ -45,9 +68,10 @@ class ServeSettings(Settings):
     max_rows: int = Field(default=32, ge=1)
     """Answers that a model writes at once; bounds memory, changes no answer."""
 
-    max_tokens: int = Field(default=65_536, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     """Tokens that a model remembers of these, each counted as long as the longest can become; bounds memory. What they
-    leave of it, an eighth at least, holds earlier texts, whose starts are not read again."""
+    leave of it, an eighth at least, holds earlier texts, whose starts are not read again. None takes 65,536, or fewer where
+    they would take more than a share of the free memory."""
 
     max_model_gigabytes: float | None = Field(default=None, gt=0)
     """Most memory that the weights of models may take together; None sets no limit."""
@@ -70,7 +94,15 @@ class ServeSettings(Settings):
     log_texts: bool = False
     """Whether the log holds what was asked and answered."""
 
+    access_settings: AccessSettings = AccessSettings()
+    """Who has to bring keys, and who passes requests on."""
+
     @property
     def is_on_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
         return self.host in LOOPBACK
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Whether requests have to bring API keys."""
+        return self.access_settings.require_keys or not self.is_on_loopback

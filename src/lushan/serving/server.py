@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from lushan.backbones.packed import WeightsSetting
 from lushan.database.connect import Database
@@ -48,10 +49,14 @@ def serve(
 
     Raises:
         MissingExtraError: If the page is wanted and `gradio` is not installed.
-        SettingError: If the port cannot be opened, or others could reach the server and nobody has a key.
+        SettingError: If the port cannot be opened, keys are needed and there are none, or a proxy is trusted where none may ask.
         UserError: If a model cannot be loaded, or does not answer as its certificate says.
     """
-    keys = None if settings.is_on_loopback else _gate(database, settings)
+    keys = _gate(database, settings) if settings.asks_for_keys else None
+    if keys is None and settings.access_settings.trusted_proxies:
+        raise SettingError(
+            "`--trusted-proxy` has no effect without API keys: what a proxy passes on is refused then. Add `--require-keys`."
+        )
     feedback = FeedbackStore(database)
     app = make_app(
         (),
@@ -66,16 +71,7 @@ def serve(
         app.state.store = Path(database.name).parent
         mount_page(app)
     opened = open_port(settings)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.grace_seconds),
-        # Only a proxy on this machine could tell another client's address, and none is expected.
-        proxy_headers=False,
-    )
-    server = _Server(config, on_stop=app.state.on_stop)
+    server = _Server(config_of(app, settings), on_stop=app.state.on_stop)
 
     def stop() -> None:
         server.should_exit = True
@@ -93,6 +89,21 @@ def serve(
         _log_to(())
     if app.state.failure is not None:
         raise app.state.failure
+
+
+def config_of(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+    """Say how uvicorn runs an application."""
+    proxies = list(settings.access_settings.trusted_proxies)
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.grace_seconds),
+        # Whoever is not trusted could tell another client's address.
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
+    )
 
 
 class _Server(uvicorn.Server):
@@ -117,9 +128,12 @@ def _gate(database: Database, settings: ServeSettings) -> KeyGate:
     """
     store = KeyStore(database)
     if not any(key.state == "active" for key in store.all()):
+        why = f"`--host {settings.host}` lets other machines ask, which needs API keys"
+        otherwise = ", or listen on 127.0.0.1"
+        if settings.is_on_loopback:
+            why, otherwise = "`--require-keys` asks everybody for API keys", ""
         raise SettingError(
-            f"`--host {settings.host}` lets other machines ask, which needs API keys, and there are none in "
-            f"`{database.name}`. Make one with `lushan keys create`, or listen on 127.0.0.1."
+            f"{why}, and there are none in `{database.name}`. Make one with `lushan keys create`{otherwise}."
         )
     return KeyGate(store)
 

@@ -13,7 +13,7 @@ from lushan.inference.draft import TokenEvent
 from lushan.inference.engine import Engine
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
-from lushan.serving.backends import MakeEngine, own_engine
+from lushan.serving.backends import LATER_SHARE, MakeEngine, Room, own_engine, room_for
 from lushan.serving.hosted import HostedModel
 
 logger = logging.getLogger("lushan.serving")
@@ -59,6 +59,7 @@ class _Desk:
     """The engine of a backbone, and the requests that it answers."""
 
     engine: Engine
+    room: Room
     requests: dict[int, Writing] = field(default_factory=dict[int, Writing])
     is_needed: bool = True
     """Whether new requests may come."""
@@ -68,8 +69,19 @@ class Streams:
     """One engine a backbone, or a base that several share; every step moves each of them on by one token."""
 
     def __init__(
-        self, *, max_rows: int, max_tokens: int, make_engine: MakeEngine = own_engine
+        self,
+        *,
+        max_rows: int,
+        max_tokens: int | None,
+        make_engine: MakeEngine = own_engine,
     ) -> None:
+        """Begin without any.
+
+        Args:
+            max_rows: Answers that a model writes at once.
+            max_tokens: Tokens that it remembers; None looks at the memory that is free.
+            make_engine: Makes what writes.
+        """
         self._make_engine = make_engine
         self._max_rows = max_rows
         self._max_tokens = max_tokens
@@ -100,19 +112,27 @@ class Streams:
         else:
             desk.requests[request.number] = request
 
-    def prepare(self, model: HostedModel) -> None:
+    def prepare(self, model: HostedModel, *, share: float = LATER_SHARE) -> Room:
         """Make what writes for a model, if it is not there.
+
+        Args:
+            model: Who will be asked.
+            share: Of the memory that is free, the most that it may remember, where `max_tokens` does not say how much.
+
+        Returns:
+            How much it may remember.
 
         Raises:
             ModelError: If the model cannot write.
         """
-        self._desk(model)
+        return self._desk(model, share=share).room
 
-    def _desk(self, model: HostedModel) -> _Desk:
+    def _desk(self, model: HostedModel, *, share: float = LATER_SHARE) -> _Desk:
         key = id(model.writes_with[0])
         if key not in self._desks:
-            engine = self._make_engine(model, max_rows=self._max_rows, max_tokens=self._max_tokens)
-            self._desks[key] = _Desk(engine)
+            room = room_for(model, self._max_tokens, share=share)
+            engine = self._make_engine(model, max_rows=self._max_rows, max_tokens=room.num_tokens)
+            self._desks[key] = _Desk(engine, room)
         return self._desks[key]
 
     def cancel(self, number: int) -> None:

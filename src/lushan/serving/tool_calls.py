@@ -12,7 +12,7 @@ from lushan.errors import SettingError
 from lushan.inference.grammar import Constraint
 from lushan.records import Call, ToolForm
 from lushan.serving.errors import RequestError
-from lushan.serving.schemas import ChatRequest, FunctionCall, NamedTool, ToolCall
+from lushan.serving.request_bodies import ChatRequest, FunctionCall, NamedTool, ToolCall
 
 _DEFINITIONS = ("$defs", "definitions")
 _WRITTEN_SO = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}

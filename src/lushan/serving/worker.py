@@ -9,10 +9,12 @@ import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import aclosing
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, aclosing
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
+
+import anyio.to_thread
 
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import Generated
@@ -20,9 +22,10 @@ from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.grammar import Constraint
 from lushan.inference.predict import Predictor, Prompted, weighed, written_from
 from lushan.records import Example, Prediction
-from lushan.serving.backends import BackendName
+from lushan.serving.admission import Admissions, Admitted
+from lushan.serving.backends import LATER_SHARE, BackendName, Room
 from lushan.serving.compute_thread import ComputeThread
-from lushan.serving.errors import DeadlineError, ServerBusyError
+from lushan.serving.errors import DeadlineError
 from lushan.serving.hosted import HostedModel
 from lushan.serving.micro_batches import Asked
 from lushan.serving.serve_settings import ServeSettings
@@ -44,6 +47,8 @@ class Worker:
         models: Mapping[str, HostedModel],
         settings: ServeSettings,
         backend: BackendName = "lushan",
+        *,
+        count_tokens: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         """Make a worker that does not work yet.
 
@@ -51,14 +56,15 @@ class Worker:
             models: By name; may be filled later.
             settings: What bounds it.
             backend: What writes answers.
+            count_tokens: Hears how many tokens were read and written, as `Metrics.count_tokens` does.
         """
         self._models = models
         self._settings = settings
         self.backend: BackendName = backend
+        self._count_tokens = count_tokens
         self._thread = ComputeThread(settings, backend)
         self._numbers = itertools.count()
-        self._open: dict[int, Callable[[], bool]] = {}
-        """Every request that is not answered yet, and whether anything of it is computed."""
+        self._admissions = Admissions(settings.max_waiting)
 
     def start(self) -> None:
         """Begin to work."""
@@ -76,32 +82,59 @@ class Worker:
     @property
     def num_waiting(self) -> int:
         """Requests of which nothing is computed yet."""
-        return sum(not has_started() for has_started in self._open.values())
+        return self._admissions.num_waiting
 
     @property
     def num_running(self) -> int:
         """Requests that are being answered."""
-        return len(self._open) - self.num_waiting
+        return self._admissions.num_running
 
-    async def predict(self, model: HostedModel, examples: Sequence[Example]) -> list[Prediction]:
+    def admit(self) -> AbstractContextManager[Admitted]:
+        """Let in a request that asks several times, each time `within` what this gives; it is then not refused half-way.
+
+        Raises:
+            ServerBusyError: If too many requests wait.
+        """
+        return self._admissions.admit()
+
+    async def predict(
+        self,
+        model: HostedModel,
+        examples: Sequence[Example],
+        *,
+        within: Admitted | None = None,
+    ) -> list[Prediction]:
         """Answer examples, in order, together with those of other requests.
+
+        Args:
+            model: Who is asked.
+            examples: What is asked.
+            within: The request that they are a part of; None where they are all of it.
 
         Raises:
             UserError: If one cannot be asked.
             ServerBusyError: If too many requests wait.
             DeadlineError: If it takes too long.
         """
-        predictor = model.predictor
-        if predictor.writes:
-            return await _predict_by_writing(self, model, examples)
-        future: Future[list[Prediction]] = Future()
-        asked = Asked(predictor, examples, future, model.layers)
-        number = next(self._numbers)
-        self._admit(number, lambda: asked.has_started)
-        self._thread.predict(asked)
-        return await self._result(number, future)
+        with self._admissions.admit(within) as request:
+            if model.predictor.writes:
+                return await _predict_by_writing(self, model, examples, within=request)
+            future: Future[list[Prediction]] = Future()
+            asked = Asked(model.predictor, examples, future, model.layers)
+            with request.part(lambda: asked.has_started):
+                self._thread.predict(asked)
+                found = await self._result(future)
+        num_read = await anyio.to_thread.run_sync(_num_tokens, model.predictor, examples)
+        self._count_tokens(model.name, num_prompt=num_read, num_completion=0)
+        return found
 
-    async def run(self, function: Callable[[], ResultT], *, has_deadline: bool = True) -> ResultT:
+    async def run(
+        self,
+        function: Callable[[], ResultT],
+        *,
+        has_deadline: bool = True,
+        within: Admitted | None = None,
+    ) -> ResultT:
         """Call a function in the thread that computes, between two steps, and give its result.
 
         Also what loads a model runs here, for models share layers that only one thread may use.
@@ -109,26 +142,33 @@ class Worker:
         Args:
             function: Nobody else is answered while it runs.
             has_deadline: Whether it may take no longer than a request.
+            within: The request that it is a part of; None where it is all of it.
 
         Raises:
             ServerBusyError: If too many requests wait.
             DeadlineError: If it takes too long.
         """
         future: Future[ResultT] = Future()
-        number = next(self._numbers)
-        self._admit(number, future.running)
-        self._thread.call(function, future)
-        return await self._result(number, future, has_deadline=has_deadline)
+        with self._admissions.admit(within) as request, request.part(future.running):
+            self._thread.call(function, future)
+            return await self._result(future, has_deadline=has_deadline)
 
-    async def prepare(self, model: HostedModel) -> None:
+    async def prepare(self, model: HostedModel, *, share: float = LATER_SHARE) -> Room:
         """Make what writes for a model, however long it takes; nobody else is answered meanwhile.
+
+        Args:
+            model: Who will be asked.
+            share: Of the memory that is free, the most that it may remember, where the settings do not say how much.
+
+        Returns:
+            How much it may remember.
 
         Raises:
             ModelError: If the model cannot write.
         """
-        future: Future[None] = Future()
-        self._thread.prepare(model, future)
-        await asyncio.wrap_future(future)
+        future: Future[Room] = Future()
+        self._thread.prepare(model, future, share=share)
+        return await asyncio.wrap_future(future)
 
     async def generate(
         self,
@@ -138,6 +178,7 @@ class Worker:
         constraint: Constraint | None = None,
         *,
         num_alternatives: int = 0,
+        within: Admitted | None = None,
     ) -> AsyncGenerator[TokenEvent, None]:
         """Write answers to one prompt, and give each token as it comes.
 
@@ -145,7 +186,7 @@ class Worker:
 
         Raises:
             UserError: If the prompt, the settings or the constraint does not fit.
-            ServerBusyError: If too many requests wait.
+            ServerBusyError: If too many requests wait, unless this is `within` one that is in.
             DeadlineError: If it takes too long.
         """
         request = Writing(
@@ -157,20 +198,32 @@ class Worker:
             num_alternatives,
             Mailbox(),
         )
-        self._admit(request.number, lambda: request.has_started)
         seconds = self._settings.deadline_seconds
         deadline = time.monotonic() + seconds
-        self._thread.write(request)
-        try:
+        num_written = num_reused = 0
+
+        def finish() -> None:
+            self._thread.stop_writing(request.number)
+            if num_written:
+                self._count_tokens(
+                    model.name,
+                    num_prompt=len(prompt_ids),
+                    num_completion=num_written,
+                    num_reused=num_reused,
+                )
+
+        with ExitStack() as stack:
+            admitted = stack.enter_context(self._admissions.admit(within))
+            stack.enter_context(admitted.part(lambda: request.has_started))
+            self._thread.write(request)
+            stack.callback(finish)
             while (
                 told := await _before(deadline, request.mailbox.get(), seconds=seconds)
             ) is not None:
                 if isinstance(told, Exception):
                     raise told
+                num_written, num_reused = num_written + 1, told.num_reused_tokens
                 yield told
-        finally:
-            del self._open[request.number]
-            self._thread.stop_writing(request.number)
 
     async def generate_all(
         self,
@@ -179,6 +232,7 @@ class Worker:
         *,
         num_alternatives: int = 0,
         has_deadline: bool = False,
+        within: Admitted | None = None,
     ) -> AsyncGenerator[TokenEvent, None]:
         """Write answers to several prompts, as `generate` does, a few of them at a time; `prompt_index` tells which.
 
@@ -189,8 +243,10 @@ class Worker:
         told: asyncio.Queue[TokenEvent | Exception | None] = asyncio.Queue()
         room = asyncio.Semaphore(PROMPTS_AT_ONCE)
 
-        async def write(index: int, asked: Prompted) -> None:
-            events = self.generate(model, *asked, num_alternatives=num_alternatives)
+        async def write(index: int, asked: Prompted, admitted: Admitted) -> None:
+            events = self.generate(
+                model, *asked, num_alternatives=num_alternatives, within=admitted
+            )
             try:
                 async with room, aclosing(events):
                     async for event in events:
@@ -200,9 +256,11 @@ class Worker:
             else:
                 told.put_nowait(None)
 
-        tasks = [asyncio.create_task(write(*each)) for each in enumerate(prompted)]
-        num_open = len(tasks)
-        try:
+        async with AsyncExitStack() as stack:
+            admitted = stack.enter_context(self._admissions.admit(within))
+            tasks = [asyncio.create_task(write(*each, admitted)) for each in enumerate(prompted)]
+            stack.push_async_callback(_end, tasks)
+            num_open = len(tasks)
             while num_open:
                 item = await _before(deadline, told.get(), seconds=seconds)
                 if isinstance(item, Exception):
@@ -211,26 +269,11 @@ class Worker:
                     num_open -= 1
                 else:
                     yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _admit(self, number: int, has_started: Callable[[], bool]) -> None:
-        """Count a request among the open ones, if there is room for it."""
-        if self.num_waiting >= self._settings.max_waiting:
-            raise ServerBusyError
-        self._open[number] = has_started
-
-    async def _result(
-        self, number: int, future: "Future[ResultT]", *, has_deadline: bool = True
-    ) -> ResultT:
+    async def _result(self, future: "Future[ResultT]", *, has_deadline: bool = True) -> ResultT:
         seconds = self._settings.deadline_seconds if has_deadline else math.inf
         deadline = time.monotonic() + seconds
-        try:
-            return await _before(deadline, asyncio.wrap_future(future), seconds=seconds)
-        finally:
-            del self._open[number]
+        return await _before(deadline, asyncio.wrap_future(future), seconds=seconds)
 
 
 async def _before(deadline: float, awaitable: Awaitable[ResultT], *, seconds: float) -> ResultT:
@@ -242,14 +285,25 @@ async def _before(deadline: float, awaitable: Awaitable[ResultT], *, seconds: fl
         raise DeadlineError(seconds) from None
 
 
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _num_tokens(predictor: Predictor, examples: Sequence[Example]) -> int:
+    """Count what is read of examples, all their documents together."""
+    return sum(len(each.token_ids) for each in predictor.encode(examples))
+
+
 async def _predict_by_writing(
-    worker: Worker, model: HostedModel, examples: Sequence[Example]
+    worker: Worker, model: HostedModel, examples: Sequence[Example], *, within: Admitted
 ) -> list[Prediction]:
     predictor = model.predictor
-    features = await worker.run(partial(predictor.encode, examples))
-    absences = await _absences(worker, predictor, examples)
+    features = await worker.run(partial(predictor.encode, examples), within=within)
+    absences = await _absences(worker, predictor, examples, within=within)
     answers: list[dict[int, Generated]] = [{} for _ in features]
-    events = worker.generate_all(model, predictor.prompted(features, examples))
+    events = worker.generate_all(model, predictor.prompted(features, examples), within=within)
     async with aclosing(events):
         async for event in events:
             place = event.prompt_index, event.answer_index
@@ -259,12 +313,12 @@ async def _predict_by_writing(
 
 
 async def _absences(
-    worker: Worker, predictor: Predictor, examples: Sequence[Example]
+    worker: Worker, predictor: Predictor, examples: Sequence[Example], *, within: Admitted
 ) -> list[float | None]:
     if predictor.state.no_answer_threshold is None:
         return [None] * len(examples)
     found: list[float | None] = []
     for start in range(0, len(examples), WEIGHED_AT_ONCE):
         part = examples[start : start + WEIGHED_AT_ONCE]
-        found += await worker.run(partial(predictor.absences, part))
+        found += await worker.run(partial(predictor.absences, part), within=within)
     return found

@@ -13,7 +13,7 @@ from lushan.backbones.inspect import describe
 from lushan.backbones.packed import describe_weights, load_untuned
 from lushan.backbones.sources import expanded, locate
 from lushan.catalog import load_task
-from lushan.errors import DataError, ModelError, RunError, SettingError
+from lushan.errors import DataError, FullDiskError, ModelError, RunError, SettingError
 from lushan.inference.generate import stream
 from lushan.inference.predict import Predictor
 from lushan.inference.prefix_store import PrefixStore
@@ -282,7 +282,8 @@ def open_chat(
         RunError: If a tuned model is broken.
         SettingError: If a setting has no effect here.
     """
-    generation = {"seed": seed, **_generation_of(settings)}
+    # A run may have been measured on several answers to a row; a line gets one.
+    generation = {"seed": seed, **_generation_of(settings), "num_return_sequences": 1}
     folder = expanded(name)
     if is_tuned_model(folder):
         opened = open_run(folder, weights=weights, tell=tell)
@@ -377,6 +378,8 @@ def save_talk(talk: Talk, file: Path) -> int:
             raise RunError(f"`{file}` is there already. Name another file.")
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    except FullDiskError:  # says all that
+        raise
     except OSError as error:
         raise RunError(f"`{file}` cannot be written: {error}. Name another file.") from None
     return len(rows)

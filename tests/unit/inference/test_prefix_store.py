@@ -8,9 +8,19 @@ from itertools import pairwise
 import pytest
 import torch
 
+from lushan.backbones.load import load_backbone
 from lushan.backbones.many_adapters import Adapter
 from lushan.backbones.packing import Prefix
-from lushan.inference.prefix_store import PrefixStore, TokenIds, join, num_equal, part_of
+from lushan.inference.prefix_store import (
+    PrefixStore,
+    TokenIds,
+    bytes_of_token,
+    join,
+    num_equal,
+    part_of,
+)
+from tests.conftest import MakeTiny
+from tests.generation import plain_model
 
 SHAPES = {0: (2, 4), 3: (1, 6)}
 """Heads and width by layer: they may differ."""
@@ -138,3 +148,16 @@ def test_tokens_that_two_texts_start_with() -> None:
     assert num_equal((1, 2, 3), (1, 2, 4)) == 2
     assert num_equal((1, 2), (1, 2, 4)) == 2
     assert num_equal((), (1,)) == 0
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text"])
+def test_memory_of_a_token_is_that_of_its_keys_and_values(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    folder = tiny_folder(model_type)
+    with torch.inference_mode():
+        cache = plain_model(folder)(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
+    held = sum(each.keys.nbytes + each.values.nbytes for each in cache.layers)
+    backbone = load_backbone(folder, purpose="language", precision="fp32")
+    assert bytes_of_token(backbone, "float32") == held / 3
+    assert bytes_of_token(backbone, "bfloat16") == held / 6

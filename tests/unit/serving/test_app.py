@@ -1,5 +1,7 @@
 """The application: readiness, what it says of itself, keys, and clients that go away."""
 
+import asyncio
+import logging
 import threading
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 from lushan.errors import ModelError, RunError
 from lushan.model_store.resident import Resident
 from lushan.serving import app as app_module
+from lushan.serving import backends
+from lushan.serving.backends import room_for
 from lushan.serving.errors import RequestError
 from lushan.serving.hosted import HostedModel, host
 from lushan.serving.worker import Worker
@@ -65,6 +69,24 @@ def test_metrics_tell_the_memory_of_what_was_loaded(tiny_run: Path) -> None:
         expected = served.app.state.resident.num_bytes
     (line,) = (each for each in page.splitlines() if each.startswith("lushan_weight_bytes "))
     assert float(line.split()[1]) == expected > 0
+
+
+def test_models_that_write_share_what_memory_their_weights_leave(
+    chatter: HostedModel,
+    writer: HostedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    of_token = room_for(chatter, 1, share=1.0).num_bytes
+    monkeypatch.setattr(backends, "free_memory_bytes", lambda: 40_000 * of_token)
+    monkeypatch.setattr(logging.getLogger("lushan.serving"), "propagate", True)
+    with caplog.at_level(logging.INFO), serving([chatter, writer]) as served:
+        room = asyncio.run(served.app.state.worker.prepare(chatter))
+    records = [vars(each) for each in caplog.records if each.message == "Remembers."]
+    told = {each["fields"]["model"]: each["fields"] for each in records}
+    assert list(told) == ["chatter", "writer"]
+    assert {each["tokens"] for each in told.values()} == {room.num_tokens} == {10_000}
+    assert told["chatter"]["bytes"] == 10_000 * of_token
 
 
 def test_fault_while_loading_stops_the_server_too(monkeypatch: pytest.MonkeyPatch) -> None:

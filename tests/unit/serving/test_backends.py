@@ -10,7 +10,15 @@ from lushan.errors import ModelError
 from lushan.inference.engine import Engine
 from lushan.inference.generate import Generated, collect, run
 from lushan.inference.generation_settings import GenerationSettings
-from lushan.serving.backends import BACKENDS, own_engine, vllm_engine
+from lushan.serving import backends
+from lushan.serving.backends import (
+    BACKENDS,
+    LEAST_TOKENS,
+    MOST_TOKENS,
+    own_engine,
+    room_for,
+    vllm_engine,
+)
 from lushan.serving.hosted import HostedModel
 from tests.conftest import MakeTiny
 from tests.stand_in_vllm import StandIn, installed
@@ -60,3 +68,35 @@ def test_adapter_that_shares_no_layers_is_refused(writer: HostedModel) -> None:
 
 def test_every_backend_has_its_name() -> None:
     assert (BACKENDS["lushan"], BACKENDS["vllm"]) == (own_engine, vllm_engine)
+
+
+@pytest.mark.parametrize(
+    ("said", "num_free", "share", "expected"),
+    [
+        (None, 40_000, 0.25, 10_000),
+        (None, 10**9, 0.25, MOST_TOKENS),
+        (None, 100, 0.5, LEAST_TOKENS),
+        (7, 0, 0.5, 7),
+    ],
+)
+def test_model_remembers_what_its_share_of_the_free_memory_holds(
+    chatter: HostedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    said: int | None,
+    num_free: int,
+    share: float,
+    expected: int,
+) -> None:
+    config = chatter.predictor.backbone.plain_model.config
+    of_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    monkeypatch.setattr(backends, "free_memory_bytes", lambda: num_free * of_token)
+    found = room_for(chatter, said, share=share)
+    assert (found.num_tokens, found.num_bytes) == (expected, expected * of_token)
+
+
+def test_keys_of_weights_in_fewer_bits_are_rounded_too(chatter: HostedModel) -> None:
+    backbone = replace(chatter.writes_with[0], weight_form="int8")
+    packed = replace(chatter, layers=None, predictor=replace(chatter.predictor, backbone=backbone))
+    found = [room_for(each, 100, share=0.5).num_bytes for each in (chatter, packed)]
+    assert found[0] == 2 * found[1]

@@ -1,15 +1,19 @@
 """Embeddings, asked by OpenAI's own client and compared with `transformers`."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
 import pytest
 import torch
 
-from lushan.serving.embeddings_api import _parts
+from lushan.serving.embeddings_api import EMBEDDED_AT_ONCE, _parts
 from lushan.serving.hosted import HostedModel
+from lushan.serving.worker import Worker
 from tests.generation import plain_model
+from tests.served import Served
 
 TEXTS = ["the fox lived in the forest", "soup", "a great film, 10 out of 10"]
 
@@ -59,3 +63,20 @@ def test_long_texts_are_read_in_steps_of_their_own() -> None:
     parts = list(_parts(texts))
     assert [len(part) for part in parts] == [1, 1, 14, 7]
     assert [text for part in parts for text in part] == texts
+
+
+def test_parts_of_a_request_are_let_in_as_one(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    run = Worker.run
+
+    async def noted(self: Worker, function: Callable[[], Any], **options: Any) -> Any:  # noqa: ANN401
+        seen.append(options["within"])
+        return await run(self, function, **options)
+
+    monkeypatch.setattr(Worker, "run", noted)
+    body = {"model": "chatter", "input": TEXTS * EMBEDDED_AT_ONCE}
+    assert len(served.post("/v1/embeddings", body).json()["data"]) == 3 * EMBEDDED_AT_ONCE
+    assert len(seen) == 3
+    assert len(set(seen)) == 1

@@ -93,3 +93,8 @@ def test_begun_loses_nothing() -> None:
         return [each async for each in await begun(Source().chunks())]
 
     assert asyncio.run(all_items()) == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+def test_proxies_are_told_to_keep_nothing_back() -> None:
+    headers = EventStream(Source().chunks(), SCOPE).headers
+    assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-store", "no")

@@ -1,6 +1,7 @@
 """`POST /v1/explain`, in an app with a worker that computes at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from lushan.serving.explain_api import MOST_TEXTS, router
+from lushan.serving.metrics import Metrics
 from lushan.serving.serve_settings import ServeSettings
 from lushan.workflows.predict import Opened, open_run
 from tests.unit.serving.small_app import answering_errors
@@ -21,8 +23,15 @@ class WorkerAtOnce:
     """Does what it is asked for where it stands, and counts."""
 
     num_runs = 0
+    num_admitted = 0
 
-    async def run(self, function: Callable[[], Any]) -> Any:  # noqa: ANN401
+    @contextmanager
+    def admit(self) -> Iterator[object]:
+        self.num_admitted += 1
+        yield self
+
+    async def run(self, function: Callable[[], Any], *, within: object) -> Any:  # noqa: ANN401
+        assert within is self
         self.num_runs += 1
         return function()
 
@@ -43,6 +52,9 @@ def client(opened: Opened, worker: WorkerAtOnce) -> TestClient:
     app.include_router(router)
     app.state.settings = ServeSettings()
     app.state.worker = worker
+    app.state.metrics = Metrics(
+        num_waiting=lambda: 0, num_running=lambda: 0, weight_bytes=lambda: 0
+    )
     app.state.models = {"reviews": SimpleNamespace(predictor=opened.predictor)}
     return TestClient(app)
 
@@ -64,9 +76,20 @@ def test_answers_are_explained_as_in_memory(client: TestClient, opened: Opened) 
         )
 
 
-def test_texts_go_to_the_worker_one_by_one(client: TestClient, worker: WorkerAtOnce) -> None:
+def test_texts_go_to_the_worker_one_by_one_as_one_request(
+    client: TestClient, worker: WorkerAtOnce
+) -> None:
     assert ask(client).status_code == 200
-    assert worker.num_runs == 2
+    assert (worker.num_runs, worker.num_admitted) == (2, 1)
+
+
+def test_tokens_of_texts_are_counted(client: TestClient, opened: Opened) -> None:
+    assert ask(client).status_code == 200
+    encoded = opened.predictor.backbone.tokenizer.encode(TEXTS)
+    assert isinstance(client.app, FastAPI)
+    page = client.app.state.metrics.page().decode()
+    num_tokens = sum(len(each.ids) for each in encoded)
+    assert f'lushan_tokens_total{{kind="prompt",model="reviews"}} {num_tokens}.0' in page
 
 
 def test_unknown_model_is_not_found(client: TestClient) -> None:

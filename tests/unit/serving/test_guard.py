@@ -35,6 +35,22 @@ def test_page_of_the_server_itself_may_ask(served: Served) -> None:
     assert served.get("/v1/models", headers={"origin": served.url}).status_code == 200
 
 
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "X-Real-IP", "Forwarded"])
+def test_request_that_a_proxy_passes_on_needs_keys(name: str, served: Served) -> None:
+    found = served.get("/v1/models", headers={name: "for=203.0.113.9"})
+    assert found.status_code == 403
+    assert found.json()["error"]["code"] == "proxy_not_allowed"
+    assert "`--require-keys`" in found.json()["error"]["message"]
+
+
+def test_server_that_asks_for_keys_answers_behind_a_proxy_under_its_name() -> None:
+    passed_on = {"host": "example.org", "x-forwarded-for": "203.0.113.9"}
+    origins = ["https://example.org", "https://evil.example"]
+    with serving(access_settings={"require_keys": True}) as served:
+        found = [served.get("/v1/models", headers={**passed_on, "origin": x}) for x in origins]
+    assert [each.status_code for each in found] == [200, 403]
+
+
 def test_named_origin_may_ask_and_the_browser_is_told() -> None:
     page = "https://app.example"
     with serving(cors_origins=[page]) as served:

@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 
 from lushan.database.connect import Database
+from lushan.serving.errors import RequestError
 from lushan.serving.key_store import KeyStore
 from lushan.serving.keys import KeyGate, bearer, require_key
 from tests.stores import forbid_writing, make_key, new_database
@@ -125,6 +126,17 @@ def test_key_that_asks_too_often_waits(client: TestClient, store: KeyStore) -> N
     assert told(response) == (429, "rate_limit_error", "rate_limit_exceeded")
     assert 1 <= int(response.headers["Retry-After"]) <= 21  # one in 20 seconds
     assert ask(client, texts[1]).status_code == 200
+
+
+def test_visitor_of_the_page_is_recognised_and_not_counted(store: KeyStore) -> None:
+    gate = KeyGate(store)
+    text = make_key(store, "me", "admin", requests_per_minute=1).text
+    assert {gate.recognise(text, "admin").name for _ in range(3)} == {"me"}
+    assert gate.admit(text, "chat").name == "me"
+    with pytest.raises(RequestError, match="More than 1 requests in a minute"):
+        gate.admit(text, "chat")
+    with pytest.raises(RequestError, match="needs `admin`"):
+        gate.recognise(make_key(store, "web", "chat").text, "admin")
 
 
 def test_use_is_noted(client: TestClient, store: KeyStore) -> None:

@@ -19,7 +19,7 @@ from lushan.records import Example, TaskState
 from lushan.serving.errors import RequestError
 from lushan.serving.hosted import HostedModel, host
 from lushan.serving.prompts import ask_chat, ask_completion, ask_label, make_settings
-from lushan.serving.schemas import ChatRequest, CompletionRequest, Sampled
+from lushan.serving.request_bodies import ChatRequest, CompletionRequest, Sampled
 from tests.conftest import MakeTiny
 from tests.saved import save_tuned
 

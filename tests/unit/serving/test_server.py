@@ -1,5 +1,6 @@
 """The process: the port, the signals, and no word to any other machine."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,14 +10,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from lushan.errors import SettingError
 from lushan.serving.page.texts import LANGUAGES
-from lushan.serving.serve_settings import ServeSettings
-from lushan.serving.server import address_of, open_port, serve
+from lushan.serving.serve_settings import AccessSettings, ServeSettings
+from lushan.serving.server import address_of, config_of, open_port, serve
 from tests.invariants.test_offline import GUARD
 from tests.served import wait_until
 from tests.stores import new_database
@@ -133,3 +137,50 @@ def test_address_that_is_not_of_this_machine_is_told() -> None:
 def test_address_names_the_port_that_was_found() -> None:
     with open_port(ServeSettings(port=0)) as opened:
         assert address_of(opened) == f"http://127.0.0.1:{opened.getsockname()[1]}"
+
+
+def test_this_machine_is_refused_without_keys_where_it_is_to_bring_them(tmp_path: Path) -> None:
+    settings = ServeSettings(access_settings=AccessSettings(require_keys=True))
+    message = (
+        r"`--require-keys` asks everybody for API keys, .* Make one with `lushan keys create`\.$"
+    )
+    with new_database(tmp_path) as database, pytest.raises(SettingError, match=message):
+        serve(["any"], settings, database=database, with_page=False, listening=print)
+
+
+def test_proxy_that_is_trusted_where_none_may_ask_is_refused(tmp_path: Path) -> None:
+    access = AccessSettings(trusted_proxies=("127.0.0.1",))
+    message = r"`--trusted-proxy` has no effect without API keys.* Add `--require-keys`"
+    with new_database(tmp_path) as database, pytest.raises(SettingError, match=message):
+        serve(
+            ["any"],
+            ServeSettings(access_settings=access),
+            database=database,
+            with_page=False,
+            listening=print,
+        )
+
+
+@pytest.mark.parametrize(
+    ("trusted", "client"),
+    [((), "127.0.0.1"), (("10.0.0.0/8",), "127.0.0.1"), (("127.0.0.1",), "203.0.113.9")],
+)
+def test_proxy_is_believed_whose_requests_it_passes_on_where_it_is_trusted(
+    trusted: tuple[str, ...], client: str
+) -> None:
+    seen: list[str] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        seen.append(scope["client"][0])
+
+    access = AccessSettings(require_keys=True, trusted_proxies=trusted)
+    config = config_of(cast("FastAPI", app), ServeSettings(access_settings=access))
+    config.load()
+    scope = {
+        "type": "http",
+        "client": ("127.0.0.1", 1),
+        "headers": [(b"x-forwarded-for", b"198.51.100.1, 203.0.113.9")],
+    }
+    loaded: Any = config.loaded_app
+    asyncio.run(loaded(scope, None, None))
+    assert seen == [client]

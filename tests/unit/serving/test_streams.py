@@ -6,8 +6,11 @@ import weakref
 import pytest
 
 from lushan.inference.draft import TokenEvent
+from lushan.inference.engine import Engine
 from lushan.inference.generate import GenerationEngine
 from lushan.inference.generation_settings import GenerationSettings
+from lushan.serving import backends
+from lushan.serving.backends import own_engine, room_for
 from lushan.serving.hosted import HostedModel
 from lushan.serving.streams import Mailbox, Streams, Told, Writing
 
@@ -105,3 +108,21 @@ def test_encoder_is_told_that_it_cannot_write(classifier: HostedModel) -> None:
 
     (error,) = asyncio.run(write())
     assert "without its vocabulary layer" in str(error)
+
+
+def test_engine_gets_what_its_model_may_remember(
+    chatter: HostedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def make(model: HostedModel, *, max_rows: int, max_tokens: int) -> Engine:
+        sizes.append(max_tokens)
+        return own_engine(model, max_rows=max_rows, max_tokens=max_tokens)
+
+    of_token = room_for(chatter, 1, share=1.0).num_bytes
+    monkeypatch.setattr(backends, "free_memory_bytes", lambda: 40_000 * of_token)
+    streams = Streams(max_rows=2, max_tokens=None, make_engine=make)
+    assert streams.prepare(chatter, share=0.125).num_tokens == 5_000
+    assert streams.prepare(chatter).num_tokens == 5_000  # as it is there
+    Streams(max_rows=2, max_tokens=None, make_engine=make).prepare(chatter)
+    assert sizes == [5_000, 10_000]

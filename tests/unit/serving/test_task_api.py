@@ -9,7 +9,7 @@ import pytest
 import lushan
 from lushan.backbones.encoding import LengthLimit
 from lushan.inference.generation_settings import GenerationSettings
-from lushan.records import plain_prediction
+from lushan.records import Row, plain_prediction
 from lushan.serving.hosted import HostedModel
 from tests.served import Served, serving
 
@@ -73,3 +73,15 @@ def test_unknown_model_is_not_found(served: Served) -> None:
     refused = served.post("/v1/predict/other", "a")
     assert refused.status_code == 404
     assert "Served: chatter, run." in refused.json()["error"]["message"]
+
+
+def test_tokens_of_rows_are_counted(classifier: HostedModel) -> None:
+    predictor = classifier.predictor
+    examples = [
+        predictor.task.read(Row({"text": each}, "", 1), needs_target=False) for each in TEXTS
+    ]
+    expected = sum(len(each.token_ids) for each in predictor.encode(examples))
+    with serving([classifier]) as served:
+        served.post("/v1/predict/run", TEXTS)
+        page = served.get("/metrics").text
+    assert f'lushan_tokens_total{{kind="prompt",model="run"}} {expected}.0' in page

@@ -20,8 +20,8 @@ from lushan.model_store.resident import Resident
 from lushan.records import Row, Scores, TaskState, ToolForm
 from lushan.serving.errors import RequestError
 from lushan.serving.hosted import HostedModel, host
-from lushan.serving.prompts import ask_chat
-from lushan.serving.schemas import ChatRequest, Tool
+from lushan.serving.prompts import ask_chat, read_conversation
+from lushan.serving.request_bodies import ChatRequest, Tool
 from lushan.serving.tool_calls import Tools, call_constraint, offered_tools
 from lushan.tasks.dialogue import Task as DialogueTask
 from tests.conftest import MakeTiny
@@ -107,6 +107,17 @@ def test_prompt_has_the_tokens_of_transformers_with_tools_calls_and_results(
     tools: list[Any] = list(TOOLS)
     expected = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)
     assert list(prompted.prompt_ids) == expected["input_ids"]
+
+
+def test_call_that_comes_back_as_it_was_streamed_is_read_as_any_other(
+    caller: HostedModel,
+) -> None:
+    streamed: list[Any] = [dict(each) for each in CALLED]
+    streamed[1]["tool_calls"] = [{"index": 0, **each} for each in streamed[1]["tool_calls"]]
+    asked = [ask_chat(caller, body(messages=each)).prompted for each in (CALLED, streamed)]
+    assert asked[0] == asked[1]
+    told = read_conversation(caller, body(messages=streamed).messages).extra["messages"]
+    assert "index" not in told[1]["tool_calls"][0]
 
 
 def test_fields_of_a_tool_stay_in_the_order_in_which_they_were_learned(

@@ -15,7 +15,7 @@ from lushan.errors import DataError, SettingError
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor, Prompted
-from lushan.records import Example
+from lushan.records import Example, Prediction
 from lushan.serving.errors import DeadlineError, ServerBusyError
 from lushan.serving.hosted import HostedModel
 from lushan.serving.serve_settings import ServeSettings
@@ -264,3 +264,57 @@ def test_likelihoods_of_no_answer_are_asked_for_a_few_examples_at_a_time(
         found = asyncio.run(worker.predict(model, EXAMPLES * 4))
     assert [each.id for each in found] == [each.id for each in EXAMPLES * 4]
     assert sizes == [WEIGHED_AT_ONCE, len(EXAMPLES) * 4 - WEIGHED_AT_ONCE]
+
+
+def test_request_that_is_in_is_not_sent_away_half_way(
+    chatter: HostedModel, writer: HostedModel
+) -> None:
+    async def ask(worker: Worker) -> tuple[int, list[Prediction]]:
+        asked = [Prompted(PROMPT, SHORT, None)] * (2 * PROMPTS_AT_ONCE)
+        events = [each async for each in worker.generate_all(chatter, asked)]
+        return len(events), await worker.predict(writer, EXAMPLES * 4)
+
+    with working(chatter, writer, max_rows=1, max_waiting=1) as worker:
+        num_events, found = asyncio.run(ask(worker))
+        assert (worker.num_waiting, worker.num_running) == (0, 0)
+    assert num_events == 2 * PROMPTS_AT_ONCE * 6
+    assert len(found) == len(EXAMPLES) * 4
+
+
+def test_part_of_a_request_is_taken_where_another_request_is_sent_away(
+    chatter: HostedModel,
+) -> None:
+    async def ask(worker: Worker) -> str:
+        with worker.admit() as request:
+            assert worker.num_waiting == 1
+            with pytest.raises(ServerBusyError):
+                await worker.run(lambda: "new")
+            return await worker.run(lambda: "part", within=request)
+
+    with working(chatter, max_waiting=1) as worker:
+        assert asyncio.run(ask(worker)) == "part"
+
+
+def test_what_is_read_and_written_is_counted_whoever_asks(
+    chatter: HostedModel, classifier: HostedModel, writer: HostedModel
+) -> None:
+    counted: dict[str, list[dict[str, int]]] = {}
+
+    def count(model: str, **counts: int) -> None:
+        counted.setdefault(model, []).append(counts)
+
+    async def ask(worker: Worker) -> None:
+        await tokens(worker, chatter)
+        await worker.predict(classifier, EXAMPLES)
+        await worker.predict(writer, EXAMPLES[:2])
+
+    worker = Worker({}, ServeSettings(), count_tokens=count)
+    worker.start()
+    asyncio.run(ask(worker))
+    worker.stop()
+    read = sum(len(each.token_ids) for each in classifier.predictor.encode(EXAMPLES))
+    asked = [len(each.token_ids) for each in writer.predictor.encode(EXAMPLES[:2])]
+    assert counted["chatter"] == [{"num_prompt": 3, "num_completion": 6, "num_reused": 0}]
+    assert counted["run"] == [{"num_prompt": read, "num_completion": 0}]
+    assert sorted(each["num_prompt"] for each in counted["writer"]) == sorted(asked)
+    assert all(each["num_completion"] > 0 for each in counted["writer"])

@@ -40,7 +40,7 @@ class Gate:
 
         Args:
             page: What is behind the gate.
-            server: Its `state.keys` checks keys as it does for every other client; None lets all in.
+            server: Its `state.keys` checks keys, without counting what a browser asks for; None lets all in.
         """
         self._page = page
         self._server = server
@@ -51,9 +51,8 @@ class Gate:
         if scope["type"] == "http" and keys is not None:
             try:
                 key = _key_in(Headers(scope=scope))
-                await anyio.to_thread.run_sync(
-                    keys.admit, key, NEEDED
-                )  # the store may keep it waiting
+                # The store may keep it waiting.
+                await anyio.to_thread.run_sync(keys.recognise, key, NEEDED)
             except RequestError as error:
                 message, status = str(error), error.status
                 await PlainTextResponse(message, status, headers=ASK)(scope, receive, send)

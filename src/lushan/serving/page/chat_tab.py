@@ -18,7 +18,7 @@ from lushan.serving.page.merging import merged
 from lushan.serving.page.studio import Studio
 from lushan.serving.page.texts import Texts
 from lushan.serving.prompts import make_settings, told_by_client
-from lushan.serving.schemas import Sampled
+from lushan.serving.request_bodies import Sampled
 
 Turn = dict[str, str]
 """`role` and `content`, as chat templates take them."""
@@ -178,7 +178,8 @@ class _Talk(NamedTuple):
             notes = _note_of_cut(question, self.texts)
             async with aclosing(reply(self.studio, question)) as steps:
                 async for written in steps:
-                    kept = turns = [*said, {"role": "assistant", "content": written}]
+                    # Base models begin with a space; in the next prompt the template writes it.
+                    kept = turns = [*said, {"role": "assistant", "content": written.strip()}]
                     end = ""
                     yield [kept, drawing.chat(turns, self.texts) + notes]
         except LushanError as error:

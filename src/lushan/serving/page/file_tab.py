@@ -126,9 +126,10 @@ async def answer_file(
     num_rows = await asyncio.to_thread(_num_checked, rows, hosted.predictor)
     yield Progress(0, num_rows)
     num_done = num_cut = 0
-    with target.open("w", encoding="utf-8") as stream:
+    with target.open("w", encoding="utf-8") as stream, studio.worker.admit() as admitted:
         for chunk in _chunks(rows):
-            predictions = await studio.worker.predict(hosted, [each for _, each in chunk])
+            examples = [each for _, each in chunk]
+            predictions = await studio.worker.predict(hosted, examples, within=admitted)
             for (number, _), prediction in zip(chunk, predictions, strict=True):
                 line = {"row": number, **plain_prediction(prediction)}
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import anyio.to_thread
+
 from lushan.explain.explanation import Explanation, explain
 from lushan.explain.words import Weight
 from lushan.records import Example
@@ -27,7 +29,11 @@ async def heat_maps(studio: Studio, name: str, example: Example) -> list[HeatMap
         UserError: If the model or the text cannot be explained.
     """
     predictor = studio.model(name).predictor
-    return await studio.worker.run(lambda: maps_of(next(iter(explain(predictor, [example])))))
+    features = await anyio.to_thread.run_sync(predictor.encode, [example])
+    found = await studio.worker.run(lambda: maps_of(next(iter(explain(predictor, [example])))))
+    num_read = sum(len(each.token_ids) for each in features)
+    studio.app.state.metrics.count_tokens(name, num_prompt=num_read, num_completion=0)
+    return found
 
 
 def maps_of(explanation: Explanation) -> list[HeatMap]:

@@ -1,7 +1,8 @@
 """A server without a network: its models answer at once, in this thread."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
@@ -16,6 +17,7 @@ from lushan.inference.predict import Predictor
 from lushan.model_store.resident import Resident
 from lushan.records import Example, Prediction
 from lushan.serving.hosted import HostedModel
+from lushan.serving.metrics import Metrics
 from lushan.serving.page.studio import Studio
 from lushan.serving.page.texts import Texts, texts_of
 
@@ -26,14 +28,22 @@ class FakeWorker:
     backend = "lushan"
 
     def __init__(self) -> None:
-        self.num_closed = 0
+        self.num_closed = self.num_admitted = 0
         self.seconds_per_token = 0.0
         self.forgot_replaced = False
 
     def forget_replaced(self) -> None:
         self.forgot_replaced = True
 
-    async def predict(self, model: HostedModel, examples: Sequence[Example]) -> list[Prediction]:
+    @contextmanager
+    def admit(self) -> Iterator[object]:
+        self.num_admitted += 1
+        yield self
+
+    async def predict(
+        self, model: HostedModel, examples: Sequence[Example], *, within: object = None
+    ) -> list[Prediction]:
+        del within
         return model.predictor.predict(examples)
 
     async def generate(
@@ -56,6 +66,9 @@ def make_server(models: Sequence[HostedModel], store: Path | None) -> FastAPI:
     app = FastAPI()
     app.state.models = {each.name: each for each in models}
     app.state.worker = FakeWorker()
+    app.state.metrics = Metrics(
+        num_waiting=lambda: 0, num_running=lambda: 0, weight_bytes=lambda: 0
+    )
     app.state.resident = Resident()
     app.state.store = store
     app.state.settings = SimpleNamespace(max_body_bytes=4_000_000, is_on_loopback=True)

@@ -223,3 +223,12 @@ def test_system_prompt_takes_the_place_of_what_a_run_was_tuned_to_be_told(
     found = [_asked(run, Chat(TURNS, system, 0)).token_ids for system in ("", "Be brief.")]
     told = ("Speak like a sailor.", "Be brief.")
     assert found == [_asked(talker, Chat(TURNS, system, 0)).token_ids for system in told]
+
+
+def test_answer_is_kept_without_the_space_that_base_models_begin_with(
+    make_studio: MakeStudio, talker: HostedModel, english: Texts
+) -> None:
+    studio = make_studio(talker)
+    studio.app.state.worker.generate = writes(" They", " ran\n")
+    turns, _ = asyncio.run(last_shown(studio, TURNS, english))
+    assert turns == [*TURNS, {"role": "assistant", "content": "They ran"}]

@@ -36,7 +36,8 @@ def test_answers_are_those_of_the_command_line(
     rows = [{"words": row["text"]} for row in good_rows()]
     table = write_lines(tmp_path / "reviews.jsonl", rows)
     target = tmp_path / "answers.jsonl"
-    told = asyncio.run(answer_whole(make_studio(tuned), tuned, table, target))
+    studio = make_studio(tuned)
+    told = asyncio.run(answer_whole(studio, tuned, table, target))
     expected: list[str] = []
     assert tuned.run is not None
     predict(open_run(tuned.run), table, write=expected.extend)
@@ -48,6 +49,7 @@ def test_answers_are_those_of_the_command_line(
         assert one == other
     assert told[0] == Progress(0, len(rows))
     assert told[-1] == Progress(len(rows), len(rows))
+    assert studio.app.state.worker.num_admitted == 1  # no row is refused once others are answered
 
 
 def test_table_that_does_not_fit_is_refused_before_anything_is_answered(
@@ -79,7 +81,9 @@ def test_what_was_answered_before_an_error_is_handed_out_with_it(
     studio = make_studio(tuned)
     ask, num_calls = studio.worker.predict, itertools.count()
 
-    async def fail_later(model: HostedModel, examples: Sequence[Example]) -> list[Prediction]:
+    async def fail_later(
+        model: HostedModel, examples: Sequence[Example], **_: object
+    ) -> list[Prediction]:
         if next(num_calls) == 2:
             raise ServerBusyError
         return await ask(model, examples)

@@ -27,13 +27,14 @@ CHECKS = (
     *SOURCE.glob("tasks/*.py"),
     *SOURCE.glob("*_answers.py"),
     SOURCE / "conversations.py",
+    *(SOURCE / "backbones" / name for name in ("branches.py", "chat_encoding.py")),
     *(SOURCE / "workflows" / name for name in ("prepare.py", "check.py")),
     *(SOURCE / "serving" / "page").glob("*.py"),
 )
 TABLE: dict[str, str] = json.loads(
     (SOURCE / "serving" / "page" / "messages" / "zh.json").read_text(encoding="utf-8")
 )
-ERRORS = ("DataError", "RunError")
+ERRORS = ("DataError", "TooLongError", "RunError")
 NOT_OURS = {"{}: {}", "{}"}
 """Passes on what another error says."""
 
@@ -91,6 +92,12 @@ def test_translation_has_places_for_values_that_are_there() -> None:
             "Not read: `a.csv`. A split has one file, called `train`, `validation` or `test`, such as `test.csv`.",
             "\u6ca1\u6709\u8bfb\u53d6\uff1a`a.csv`\u3002\u6bcf\u4e2a\u90e8\u5206\u53ea\u6709\u4e00\u4e2a\u6587\u4ef6\uff0c\u540d\u4e3a `train`\u3001"
             "`validation` \u6216 `test`\uff0c\u4f8b\u5982 `test.csv`\u3002",
+        ),
+        (
+            "Most letters of the training texts are Chinese, and `A` is for English alone. `--model B` reads Chinese; "
+            "`lushan models get B` fetches it.",
+            "\u8bad\u7ec3\u6587\u672c\u7684\u5b57\u5927\u591a\u662f\u4e2d\u6587\uff0c\u800c `A` \u53ea\u9002\u7528\u4e8e\u82f1\u6587\u3002`B` \u80fd\u8bfb\u4e2d\u6587\uff08`--model B`\uff09\uff0c\u7528 "
+            "`lushan models get B` \u53d6\u5f97\u3002",
         ),
         ("Nobody has said this.", "Nobody has said this."),
     ],

@@ -1,7 +1,7 @@
-"""What clients send and get: the fields of OpenAI's API that are supported, and no others.
+"""What clients send: the fields of OpenAI's API that are supported, and no others.
 
-A field that is not here is refused, so that nobody believes in a setting that nothing reads. Fields that could not
-change an answer are taken and left alone; their line says so.
+A field that is not here is refused, so that nobody believes in a setting that nothing reads; null is taken, as it sets
+nothing. Fields that could not change an answer are taken and left alone; their line says so.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,13 @@ from pydantic import (
 
 MOST_ANSWERS = 16
 MOST_INPUTS = 2048
+MOST_STOPS = 64
 MOST_STOP_CHARACTERS = 1_000
 _ONLY_ZERO = Field(default=None, ge=0, le=0)
 _ONLY_EMPTY = Field(default=None, max_length=0)
 
 StopText = Annotated[str, Field(max_length=MOST_STOP_CHARACTERS)]
-Stop = StopText | Annotated[list[StopText], Field(max_length=4)]
+Stop = StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)]
 Prompt = str | list[str] | list[int] | list[list[int]]
 
 
@@ -37,13 +38,16 @@ class RequestBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown(cls, values: Any) -> Any:  # noqa: ANN401 - whatever a client sent
+        if not isinstance(values, dict):
+            return values
         known = [field.alias or name for name, field in cls.model_fields.items()]
-        unknown = [name for name in values if name not in known] if isinstance(values, dict) else []
-        if unknown:
+        # Many clients send null for whatever their user left out.
+        said = {name: value for name, value in values.items() if name in known or value is not None}
+        if unknown := [name for name in said if name not in known]:
             raise ValueError(
                 f"`{unknown[0]:.100}` is not supported here. Supported: {', '.join(known)}."
             )
-        return values
+        return said
 
 
 class StreamOptions(RequestBody):
@@ -121,6 +125,13 @@ class ToolCall(RequestBody):
     function: FunctionCall
 
 
+class SentToolCall(ToolCall):
+    """A call of a tool that comes back in a conversation."""
+
+    index: int | None = None
+    """Changes nothing here: which of an answer's calls it was, as streams tell."""
+
+
 class Message(RequestBody):
     """What somebody said."""
 
@@ -128,7 +139,7 @@ class Message(RequestBody):
     """`developer` means `system`; a `tool` says what a call gave."""
     content: str | list[TextPart] | None = None
     """May be left out where an assistant calls tools."""
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[SentToolCall] | None = None
     """Of an assistant: what it called."""
     tool_call_id: str | None = None
     """Of a tool: the `id` of the call that it answers."""
@@ -341,155 +352,3 @@ class EmbeddingRequest(RequestBody):
     """Keep this many of a vector's numbers, and bring it to length 1 again."""
     user: str | None = None
     """Changes nothing here."""
-
-
-class Usage(BaseModel):
-    """Tokens that were read and written."""
-
-    prompt_tokens: int
-    completion_tokens: int = 0
-    total_tokens: int
-
-
-class PromptTokensDetails(BaseModel):
-    """What was asked, more closely."""
-
-    cached_tokens: int
-    """Tokens that were known from earlier requests, and not read again."""
-
-
-class WrittenUsage(Usage):
-    """Tokens of an answer that was written."""
-
-    prompt_tokens_details: PromptTokensDetails
-
-
-class TopLogprob(BaseModel):
-    """One of the most likely tokens."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class TokenLogprob(TopLogprob):
-    """A token of an answer, and the natural logarithm of its probability."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(BaseModel):
-    """The tokens of an answer."""
-
-    content: list[TokenLogprob]
-    refusal: None = None
-
-
-class AnswerMessage(BaseModel):
-    """What the model said."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str | None
-    """None where the model calls tools and says nothing."""
-    refusal: None = None
-    tool_calls: list[ToolCall] | None = None
-
-
-FinishReason = Literal["stop", "length", "tool_calls"]
-
-
-class ChatChoice(BaseModel):
-    """One answer."""
-
-    index: int
-    message: AnswerMessage
-    logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason
-
-
-class ChatCompletion(BaseModel):
-    """The answers to a conversation."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    system_fingerprint: str
-    """Version of the model that answered."""
-    choices: list[ChatChoice]
-    usage: WrittenUsage
-    num_cut_tokens: int = 0
-    """Tokens of a text that the model did not read, because it is too long and the run cuts such texts. Not of OpenAI's API."""
-
-
-class CompletionLogprobs(BaseModel):
-    """The tokens of a text that was written."""
-
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
-    text_offset: list[int]
-
-
-class CompletionChoice(BaseModel):
-    """One text that was written."""
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: FinishReason
-
-
-class Completion(BaseModel):
-    """The texts that continue the prompts."""
-
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    system_fingerprint: str
-    """Version of the model that answered."""
-    choices: list[CompletionChoice]
-    usage: WrittenUsage
-
-
-class Embedding(BaseModel):
-    """The vector of one text."""
-
-    object: Literal["embedding"] = "embedding"
-    index: int
-    embedding: list[float] | str
-
-
-class EmbeddingList(BaseModel):
-    """The vectors of all texts, in order."""
-
-    object: Literal["list"] = "list"
-    model: str
-    data: list[Embedding]
-    usage: Usage
-
-
-class ModelCard(BaseModel):
-    """A model of this server."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: Literal["lushan"] = "lushan"
-    version: str
-    """Digest of its weights and what they mean."""
-    task: str
-    """What it was tuned for; `dialogue` of an untuned model."""
-    tuned: bool
-    certified: bool
-    """Whether it was shown to answer as when it was tuned."""
-    labels: list[str]
-    """What it can answer, where that is a closed list."""
-
-
-class ModelList(BaseModel):
-    """The models of this server."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
