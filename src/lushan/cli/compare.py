@@ -7,7 +7,7 @@ import typer
 
 from lushan.cli.console import (
     JsonOption,
-    SeedOption,
+    RecipeSeedOption,
     SetOption,
     emit_json,
     quick_imports,
@@ -29,7 +29,7 @@ def command(
         ),
     ] = None,
     settings: SetOption = None,
-    seed: SeedOption = 0,
+    seed: RecipeSeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare runs row by row, with intervals and p-values corrected for their number."""

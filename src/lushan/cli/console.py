@@ -293,16 +293,22 @@ def show_outcome(results: Mapping[str, Any]) -> None:
     rows = [
         (
             name,
-            f"{scores[metric]['value']:.3f}",
-            f"{scores[metric]['low']:.3f} to {scores[metric]['high']:.3f}",
-            f"{compared[name]['p_value']:.2g}" if name in compared else "",
+            *_score_cells(scores.get(metric)),
+            f"{compared[name]['p_value_holm']:.2g}" if name in compared else "",
         )
         for name, scores in systems.items()
     ]
     num_rows = results["num_examples"]["test"]
     show_table(
-        ("system", metric, "95 % interval", "p (after is different)"),
+        ("system", metric, "95 % interval", "corrected p (after is different)"),
         rows,
         title=f"On the same {num_rows:,} test rows",
     )
     tell(f"Report: {Path(results['run'], 'report.html')}")
+
+
+def _score_cells(score: Mapping[str, float] | None) -> tuple[str, str]:
+    """Give a score and its interval; a system may have none, where nothing could be counted."""
+    if score is None:
+        return "-", ""
+    return f"{score['value']:.3f}", f"{score['low']:.3f} to {score['high']:.3f}"

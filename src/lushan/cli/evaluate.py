@@ -8,8 +8,8 @@ import typer
 from lushan.cli.console import (
     AnswerBar,
     JsonOption,
+    RecipeSeedOption,
     RunArgument,
-    SeedOption,
     SetOption,
     WeightsOption,
     emit_json,
@@ -33,7 +33,7 @@ def command(
     *,
     settings: SetOption = None,
     weights: WeightsOption = "auto",
-    seed: SeedOption = 0,
+    seed: RecipeSeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a run on labelled rows, with 95 % intervals and a table by label."""

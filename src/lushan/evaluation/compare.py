@@ -9,6 +9,8 @@ from lushan.errors import DataError
 from lushan.metrics.statistics import TestName, accuracy_difference, holm, paired_tests
 from lushan.records import Interval
 
+_NOT_PER_TOKEN: Mapping[str, Mapping[str, int]] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -61,16 +63,24 @@ def comparisons(
     return {each.first: each.as_dict() for each in made}
 
 
-def compare_runs(runs: Mapping[str, Mapping[str, float]], *, seed: int) -> list[Comparison]:
+def compare_runs(
+    runs: Mapping[str, Mapping[str, float]],
+    *,
+    seed: int,
+    num_truth_tokens: Mapping[str, Mapping[str, int]] = _NOT_PER_TOKEN,
+) -> list[Comparison]:
     """Compare every run with every later one.
 
     Args:
         runs: Run name to example id to whether it was answered right, or how well from 0 to 1; in the order to
             show. Rows of the same content have one id and count once: they tell nothing new.
         seed: Of the bootstrap and the permutations.
+        num_truth_tokens: Run name to example id to the tokens of its truth, of runs whose rows are scored by how likely
+            these are on the mean.
 
     Raises:
-        DataError: If fewer than two runs came, or they were not tested on the same rows.
+        DataError: If fewer than two runs came, they were not tested on the same rows, or means per token are those of
+            other tokens.
     """
     if len(runs) < 2:
         raise DataError(f"Comparing needs at least two runs, got {len(runs)}.")
@@ -78,6 +88,7 @@ def compare_runs(runs: Mapping[str, Mapping[str, float]], *, seed: int) -> list[
     ids = sorted(runs[first_name])
     for name, run in runs.items():
         _check_same_rows((first_name, ids), (name, sorted(run)))
+        _check_same_tokens(first_name, name, num_truth_tokens)
     if not ids:
         raise DataError(f"Run `{first_name}` has no test rows to compare.")
     systems = {name: [run[id_] for id_ in ids] for name, run in runs.items()}
@@ -113,3 +124,18 @@ def _check_same_rows(first: tuple[str, list[str]], other: tuple[str, list[str]])
         f"{len(other[1]):,} rows, {num_shared:,} in common. Ask them about the same rows: "
         "`lushan compare RUN RUN --data DATA`."
     )
+
+
+def _check_same_tokens(
+    first: str, other: str, num_truth_tokens: Mapping[str, Mapping[str, int]]
+) -> None:
+    """Refuse means per token of other tokens: of few long tokens each is less likely than of many short ones."""
+    ours, theirs = (num_truth_tokens.get(name, {}) for name in (first, other))
+    unlike = [id_ for id_, number in ours.items() if theirs.get(id_) != number]
+    if unlike:
+        raise DataError(
+            f"Runs `{first}` and `{other}` cannot be compared: their rows are scored by how likely the truth is, on the mean "
+            f"of its tokens, and of {len(unlike):,} of {len(ours):,} rows the truth has other tokens (`{unlike[0]}`: "
+            f"{ours[unlike[0]]} and {theirs.get(unlike[0])}). Their tokenizers or chat templates differ, or one read more of a "
+            "conversation. Compare runs that were tuned from models with one tokenizer, with the same `model.max_length`."
+        )

@@ -28,8 +28,7 @@ def write_model_card(results: Mapping[str, Any], folder: Path) -> Path:
         The file.
     """
     results = complete(results)
-    task = load_task(results["task"])
-    wording = task.wording
+    wording = load_task(results["task"]).wording
     template = environment().get_template("model_card.md")
     card = template.render(
         results=results,
@@ -41,7 +40,8 @@ def write_model_card(results: Mapping[str, Any], folder: Path) -> Path:
         metrics=list(results["after"]),
         use=_use(results, wording),
         wording=wording,
-        writes=task.writes and results["answer"] == "generate",
+        limit=wording.limits.get(results["answer"]),
+        overlap=_overlap(results),
         right_rows=phrases.right_rows(results),
         test=phrases.test_words(phrases.any_graded(results)),
         weakest=_weakest(results),
@@ -57,6 +57,12 @@ def _use(results: Mapping[str, Any], wording: Wording) -> str:
     shown = ", ".join(markdown_text(label) for label in labels[:MAX_LABELS])
     more = " and more" if len(labels) > MAX_LABELS else ""
     return wording.use.format(count=len(labels), labels=f"{shown}{more}")
+
+
+def _overlap(results: Mapping[str, Any]) -> str:
+    """`12 are in train and 3 are in validation`: test rows of which others have the text too; empty where there are none."""
+    told = [f"{num_rows:,} are in {split}" for split, num_rows in results["kept_overlap"].items()]
+    return " and ".join(told)
 
 
 def _front_matter(results: Mapping[str, Any], pipeline_tag: str) -> str:

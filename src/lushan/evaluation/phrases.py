@@ -103,7 +103,7 @@ def metric_number(value: float, metric: str) -> str:
 def metric_decimal(value: float, metric: str) -> str:
     """Write a metric's value for a table on a terminal: a fraction as `0.941`, any other in its own scale."""
     scale = metric_scale(metric)
-    return f"{value:.{3 if scale == FRACTION else scale.decimals}f}"
+    return f"{value:.{3 if scale.factor == FRACTION.factor else scale.decimals}f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,8 @@ def headline(results: Mapping[str, Any]) -> Headline:
     scale = metric_scale(metric)
     details = [f"95\u00a0% interval {scale.number(after['low'])} to {scale.text(after['high'])}"]
     if test:
-        details.append(f"{p_text(test['p_value'])}, {test_words(is_graded(test)).name}")
+        corrected = "corrected " if "p_value_holm" in test else ""
+        details.append(f"{corrected}{p_text(_p_value(test))}, {test_words(is_graded(test)).name}")
     details.append(f"{results['num_examples']['test']:,} test rows")
     return Headline(
         _lead(metric, before, after, test),
@@ -161,7 +162,7 @@ def _lead(
     start = metric_text(before["value"], metric)
     if test is None:
         return f"{name} went from {start} to"
-    is_clear = test["p_value"] < SIGNIFICANT_BELOW
+    is_clear = _p_value(test) < SIGNIFICANT_BELOW
     if not is_clear or not _agrees(test, metric, after["value"], before["value"]):
         return f"{name} did not change clearly: {start} before, now"
     verb = "rose" if after["value"] > before["value"] else "fell"
@@ -188,12 +189,25 @@ def _verdict(results: Mapping[str, Any]) -> str:
         if not _is_beaten(comparisons.get(name))
         or not _agrees(comparisons[name], metric, after, value)
     ]
+    drawn = _drawn(results)
     if not unbeaten:
-        return f"Every baseline is clearly beaten; the best is {reached}."
+        return f"Every baseline is clearly beaten; the best is {reached}.{drawn}"
     named = ", ".join(
         f"{system_name(name, titles)} ({scale.text(baselines[name])})" for name in unbeaten
     )
-    return f"Not clearly better than: {named}."
+    return f"Not clearly better than: {named}.{drawn}"
+
+
+def _drawn(results: Mapping[str, Any]) -> str:
+    """Say from which rows was learned, where not all were drawn: more of them might help a baseline too."""
+    if not (num_not_drawn := results.get("num_not_drawn")):
+        return ""
+    return f" Model and baselines learned from {drawn_of(results['num_examples']['train'], num_not_drawn)}."
+
+
+def drawn_of(num_rows: int, num_not_drawn: int) -> str:
+    """`the 300 drawn of 2,000 training rows`."""
+    return f"the {num_rows:,} drawn of {num_rows + num_not_drawn:,} training rows"
 
 
 def _agrees(comparison: Mapping[str, Any], metric: str, ours: float, theirs: float) -> bool:
@@ -213,9 +227,14 @@ def _is_beaten(comparison: Mapping[str, Any] | None) -> bool:
     return comparison is not None and standing(comparison) == "better"
 
 
+def _p_value(comparison: Mapping[str, Any]) -> float:
+    """The p-value, corrected for the number of comparisons where that is known."""
+    return comparison.get("p_value_holm", comparison["p_value"])
+
+
 def standing(comparison: Mapping[str, Any]) -> str:
     """Say how the tuned model stands in one comparison: `better`, `worse` or `no clear difference`."""
-    if comparison.get("p_value_holm", comparison["p_value"]) >= SIGNIFICANT_BELOW:
+    if _p_value(comparison) >= SIGNIFICANT_BELOW:
         return "no clear difference"
     return "better" if _leans_to_us(comparison) else "worse"
 

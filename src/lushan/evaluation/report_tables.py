@@ -58,6 +58,8 @@ _OPTIONAL: dict[str, Any] = {
     "validation": [],
     "label_curve": [],
     "thresholds": [],
+    "num_not_drawn": 0,
+    "kept_overlap": {},
     "best_epoch": None,
     "kept_epoch": None,
     "num_train_tokens": None,

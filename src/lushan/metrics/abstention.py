@@ -22,6 +22,8 @@ class Asked:
     f1: float
     """Score of the answer, in [0, 1]; of a question without one, 1 where none was given all the same."""
     exact_match: float
+    is_given: bool = True
+    """Whether that is one: a model that writes may write that there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class ThresholdPoint:
     threshold: float
     """No answer is given where the probability that there is none is above."""
     answered_fraction: float
+    """Share of the questions that an answer is given to."""
     f1: float
     exact_match: float
     has_answer_f1: float
@@ -60,7 +63,7 @@ def best_threshold(questions: Sequence[Asked], *, exact: bool = False) -> float:
 
 
 def threshold_table(questions: Sequence[Asked]) -> list[ThresholdPoint]:
-    """Show what thresholds do, from few answers to all: the best ones, and those that answer each tenth more.
+    """Show what thresholds do, from few answers to all: the best ones, and those that withhold each tenth less.
 
     Args:
         questions: Some with and some without an answer.
@@ -80,13 +83,14 @@ def _point(
 ) -> ThresholdPoint:
     probability_N, f1_N, withheld_N = _columns(questions, exact=False)
     _, exact_N, _ = _columns(questions, exact=True)
-    is_given_N = probability_N <= threshold
-    f1_N = np.where(is_given_N, f1_N, withheld_N)
-    exact_N = np.where(is_given_N, exact_N, withheld_N)
+    is_kept_N = probability_N <= threshold
+    f1_N = np.where(is_kept_N, f1_N, withheld_N)
+    exact_N = np.where(is_kept_N, exact_N, withheld_N)
     has_answer_N = withheld_N == 0
+    is_given_N = np.array([each.is_given for each in questions])
     return ThresholdPoint(
         threshold,
-        float(is_given_N.mean()),
+        float((is_kept_N & is_given_N).mean()),
         float(f1_N.mean()),
         float(exact_N.mean()),
         float(f1_N[has_answer_N].mean()),

@@ -21,6 +21,8 @@ NUM_RESAMPLES = 1_000
 NUM_FLIPS = 10_000
 """Random flips of a permutation test: the smallest p-value is about 0.0001."""
 _CELLS_AT_ONCE = 4_000_000
+_ROUNDING = 1e-9
+"""Sums of the same numbers in another order may differ by less."""
 
 TestName = Literal["mcnemar", "permutation"]
 
@@ -189,9 +191,9 @@ def percentile_interval(
 ) -> Interval:
     """Give the 95 % bootstrap percentile interval of a score in [0, 1].
 
-    Where every row is right, or every row is wrong, all resamples agree and the bootstrap would
-    claim certainty. There the interval reaches to the exact binomial bound (Clopper and Pearson,
-    1934) instead: 50 of 50 right is 1.00 with an interval from 0.93. Without a row nothing is known.
+    Where all rows are alike, such as all right or all wrong, all resamples agree and the bootstrap would claim
+    certainty. There the interval is that of so many rows that are alike: 50 of 50 right is 1.00 with an interval from
+    0.93, as Clopper and Pearson (1934) have it. Without a row nothing is known.
 
     Args:
         value: The score of the rows themselves.
@@ -200,10 +202,8 @@ def percentile_interval(
     """
     if not len(resampled_R):
         return Interval(value, 0.0, 1.0)
-    tail = (1 - CONFIDENCE_FRACTION) / 2
-    if value in {0.0, 1.0} and np.ptp(resampled_R) == 0:
-        reach = 1 - tail ** (1 / num_rows)
-        return Interval(value, max(0.0, value - reach), min(1.0, value + reach))
+    if _are_alike(resampled_R):
+        return _interval_of_alike_rows(value, num_rows=num_rows, lowest=0.0)
     return difference_interval(value, resampled_R)
 
 
@@ -220,14 +220,36 @@ def accuracy_difference(
 ) -> Interval:
     """Give second minus first accuracy (graded: mean score) on the same rows, with its paired bootstrap interval.
 
+    Where all rows differ alike, such as not at all, it is the interval of so many rows that do. It holds zero then
+    wherever McNemar's exact test finds no difference.
+
     Raises:
         ValueError: If the sequences are empty or differ in length, or a value is not in [0, 1].
     """
     if not first_correct:
         raise ValueError(f"0 rows against {len(second_correct)}: not paired.")
     change_N = _changes(first_correct, second_correct)
-    resampled_R = _resampled_means(change_N, [-1.0, 0.0, 1.0], seed=seed)
-    return difference_interval(float(change_N.mean()), resampled_R)
+    value = float(change_N.mean())
+    if _are_alike(change_N):
+        return _interval_of_alike_rows(value, num_rows=len(change_N), lowest=-1.0)
+    return difference_interval(value, _resampled_means(change_N, [-1.0, 0.0, 1.0], seed=seed))
+
+
+def _are_alike(values: NDArray[np.float64]) -> bool:
+    """Whether values differ by no more than rounding."""
+    return float(np.ptp(values)) < _ROUNDING
+
+
+def _interval_of_alike_rows(value: float, *, num_rows: int, lowest: float) -> Interval:
+    """Give the 95 % interval of a mean where every row shows the same, and rows can show from `lowest` to 1.
+
+    With so many rows alike, others are too in a share of at least `tail ** (1 / num_rows)`, the exact binomial bound
+    (Clopper and Pearson, 1934); what the rest shows is not known.
+    """
+    tail = (1 - CONFIDENCE_FRACTION) / 2
+    unknown_share = 1 - tail ** (1 / num_rows)
+    low = value - unknown_share * (value - lowest)
+    return Interval(value, low, value + unknown_share * (1.0 - value))
 
 
 def mean_of_draws(found: Sequence[Interval]) -> Interval:

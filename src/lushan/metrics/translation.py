@@ -17,10 +17,10 @@ from lushan.metrics.statistics import percentile_interval, resampled_totals
 from lushan.records import Interval
 
 Languages = Sequence[str | None]
-"""Target language of each row, as its code or English name; None where it is not known."""
+"""Target language of each row, as its code or its name; None where it is not known."""
 
 _CHINESE = frozenset({
-    "zh", "zho", "chi", "cmn", "cn", "yue", "lzh", "wuu", "chinese", "mandarin", "cantonese",
+    "zh", "zho", "chi", "chs", "cht", "cmn", "cn", "yue", "lzh", "wuu", "chinese", "mandarin", "cantonese",
 })  # fmt: skip
 _BY_CHARACTER = frozenset({
     "ja", "jp", "jpn", "japanese", "th", "tha", "thai", "lo", "lao",
@@ -36,8 +36,9 @@ def score(
     """Give `bleu` and `chrf` of a whole set, with their 95 % intervals by a bootstrap over rows.
 
     BLEU cuts words by the target language: `zh` for Chinese, `char` for Japanese, Thai and their neighbours, `13a`
-    for all others. Where no language is given, the script of the truth decides, of all such rows together. Rows of
-    several languages are each cut in their own way, and their counts are summed.
+    for all other codes. Where a language has another name, such as one in its own script, or none, the script of the truth
+    decides, of all rows of that name together. Rows of several languages are each cut in their own way, and their counts
+    are summed.
 
     Args:
         truth: The right translation of each row.
@@ -92,18 +93,26 @@ def tokenizers(truth: Sequence[str], languages: Languages) -> list[str]:
     Raises:
         ValueError: If there are not as many languages as truths.
     """
-    rows = list(zip(truth, languages, strict=True))
-    unknown = _tokenizer_of_script([right for right, language in rows if not language])
-    return [_tokenizer_of(language) if language else unknown for _, language in rows]
+    texts: dict[str | None, list[str]] = {}
+    for right, language in zip(truth, languages, strict=True):
+        texts.setdefault(language or None, []).append(right)
+    found = {
+        language: (language and _tokenizer_of(language)) or _tokenizer_of_script(rows)
+        for language, rows in texts.items()
+    }
+    return [found[language or None] for language in languages]
 
 
-def _tokenizer_of(language: str) -> str:
+def _tokenizer_of(language: str) -> str | None:
+    """None where a language is named in a way that is not known here, such as in its own script."""
     first, *others = re.findall(r"[^\W_]+", language.casefold()) or [""]
     # A code stands first; behind it `MY` in `ms-MY` is Malaysia, and not Burmese. A name stands anywhere.
     words = {first, *(each for each in others if len(each) > _LONGEST_CODE)}
     if words & _CHINESE:
         return "zh"
-    return "char" if words & _BY_CHARACTER else "13a"
+    if words & _BY_CHARACTER:
+        return "char"
+    return "13a" if re.fullmatch(f"[a-z]{{2,{_LONGEST_CODE}}}", first) else None
 
 
 def _tokenizer_of_script(texts: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ Lushan needs to know about a task, it asks the task: nothing outside this folder
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from lushan.backbones.encoding import LengthLimit
@@ -56,6 +56,8 @@ class Wording:
     """What the `support` of a label counts."""
     nothing: str = "no label"
     """How an empty answer is shown."""
+    limits: Mapping[AnswerMode, str] = field(default_factory=dict[AnswerMode, str])
+    """A way of answering to what alone its answers can be, in a sentence; a way that writes freely has none."""
 
 
 Untuned = Literal["prompt", "similarity", "nothing"]

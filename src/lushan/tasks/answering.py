@@ -74,9 +74,10 @@ class _Abstention:
         kinds = {bool(each.target) for each in examples}
         if len(kinds) < 2:
             return []
+        given = [_given(*pair) for pair in zip(predictions, examples, strict=True)]
         scored = [
-            metrics.score_answer(_question(example), _given(prediction, example))
-            for prediction, example in zip(predictions, examples, strict=True)
+            metrics.score_answer(_question(example), answer)
+            for answer, example in zip(given, examples, strict=True)
         ]
         return threshold_table([
             Asked(
@@ -84,8 +85,11 @@ class _Abstention:
                 bool(example.target),
                 score.f1,
                 score.exact_match,
+                bool(answer),
             )
-            for prediction, example, score in zip(predictions, examples, scored, strict=True)
+            for prediction, example, score, answer in zip(
+                predictions, examples, scored, given, strict=True
+            )
         ])
 
 
@@ -117,6 +121,9 @@ class Task:
         label="answer",
         counted="questions",
         nothing="no answer",
+        limits={
+            "head": "Any part of the text can be given, also a wrong one, and nothing that does not stand in it."
+        },
     )
     as_read = staticmethod(cut_answers.as_read)
 

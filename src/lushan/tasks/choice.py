@@ -12,21 +12,24 @@ Shapes: T tokens, D width, C choices of a row, K positions whose next token is s
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lushan.backbones.encoding import LengthLimit, Window, encode_rendered
+from lushan.backbones.branches import cut_alike, join_branches
+from lushan.backbones.encoding import LengthLimit, encode_rendered
 from lushan.backbones.heads import token_log_likelihoods
 from lushan.backbones.inspect import Family
 from lushan.backbones.load import AnswerLayer, Backbone
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.data.columns import Columns, unpacked
+from lushan.data.choices import read_question
+from lushan.data.columns import Columns
+from lushan.data.draws import draw_in_turn
 from lushan.data.words import UNSPACED
-from lushan.errors import DataError, SettingError
+from lushan.errors import SettingError, TooLongError
 from lushan.metrics import choice as metrics
 from lushan.records import (
     AnswerMode,
@@ -44,7 +47,6 @@ from lushan.records import (
 from lushan.tasks import Outputs, Preparation, Untuned, Wording
 
 _UNLIMITED = LengthLimit(1 << 40, "error")
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CONNECTORS = {"cause": ("because", "\u56e0\u4e3a"), "effect": ("therefore", "\u6240\u4ee5")}
 """What joins a premise to its cause or effect, in English and in Chinese, as lm-evaluation-harness has it."""
 _UNSPACED = re.compile(f"[{UNSPACED}]")
@@ -85,6 +87,9 @@ class Task:
         use="Taking the right choice of those that stand beside a question like those it was trained on.",
         label="choice",
         counted="questions",
+        limits={
+            "generate": "One of its choices is always taken, also where none of them is right."
+        },
     )
 
     def read(self, row: Row, *, multi_label: bool = False, needs_target: bool = True) -> Example:
@@ -93,27 +98,14 @@ class Task:
         Raises:
             DataError: If there is no question, or fewer than two choices, or two are the same, or the answer is none of them.
         """
-        values = _in_one_form(row)
-        question = values["question"]
-        if not isinstance(question, str) or not question.strip():
-            raise DataError(f"{row.place}: column `question` must hold a text, got {question!r}.")
-        choices, names = _read_choices(row, values["choices"])
-        extra: dict[str, Any] = {"question": question.strip(), "choices": choices}
-        if (relation := values["relation"]) is not None:
-            if str(relation) not in _CONNECTORS:
-                name = "relation" if row.values.get("premise") is None else "question"
-                raise DataError(
-                    f"{row.place}: column `{name}` must be `cause` or `effect`, got {relation!r}."
-                )
-            extra["relation"] = relation
-        text = "\n".join((extra["question"], *choices))
-        answer = values["answer"]
-        if answer in (None, ""):
-            if needs_target:
-                raise DataError(f"{row.place}: column `answer` is empty. Give every row an answer.")
-            return Example(content_id(text, relation), text, None, row.place, extra, ())
-        target = choices[_place_of(row, answer, choices, names)]
-        return Example(content_id(text, relation, target), text, target, row.place, extra, ())
+        asked = read_question(row, needs_answer=needs_target)
+        extra: dict[str, Any] = {"question": asked.text, "choices": asked.choices}
+        if asked.relation is not None:
+            extra["relation"] = asked.relation
+        text = "\n".join((asked.text, *asked.choices))
+        known = () if asked.answer is None else (asked.answer,)
+        identity = content_id(text, asked.relation, *known)
+        return Example(identity, text, asked.answer, row.place, extra, ())
 
     def layer(self, state: TaskState, *, answer: AnswerMode) -> AnswerLayer:
         """The vocabulary."""
@@ -127,10 +119,9 @@ class Task:
         self, examples: Sequence[Example], preparation: Preparation, *, multi_label: bool
     ) -> TaskState:
         """Draw the worked examples."""
-        ranked = sorted(
-            (content_id(preparation.seed, each.id), place) for place, each in enumerate(examples)
-        )
-        shots = tuple(examples[place] for _, place in ranked[: preparation.num_shots])
+        ids = ((None, each.id) for each in examples)
+        drawn = draw_in_turn(ids, num_each=preparation.num_shots, seed=preparation.seed)
+        shots = tuple(examples[place] for place in drawn)
         return TaskState(shots=shots, instruction=preparation.instruction)
 
     def render(
@@ -190,13 +181,20 @@ class Task:
         flat = [one for parts in rendered for one in parts]
         encoded = iter(encode_rendered(flat, tokenizer, limit=_UNLIMITED, places=places))
         features: list[Features] = []
+        refused: TooLongError | None = None
         for index, (example, parts) in enumerate(zip(examples, rendered, strict=True)):
             paths = [next(encoded)[0] for _ in parts]
-            documents = [_joined(paths, example)]
-            if excess := max(0, len(documents[0].token_ids) - limit.max_tokens):
-                cut = _cut(paths, parts, tokenizer, excess=excess, limit=limit, place=example.place)
-                documents = [_joined(each, example) for each in cut]
             choices = example.extra["choices"]
+            documents = [join_branches(paths, choices, place=example.place)]
+            if excess := max(0, len(documents[0].token_ids) - limit.max_tokens):
+                try:
+                    cut = cut_alike(
+                        paths, parts, tokenizer, excess=excess, limit=limit, place=example.place
+                    )
+                except TooLongError as error:
+                    refused = error.behind(refused)
+                    continue
+                documents = [join_branches(each, choices, place=example.place) for each in cut]
             target = choices.index(example.target) if with_target else -1
             features += [
                 Features(
@@ -212,6 +210,8 @@ class Task:
                 )
                 for each in documents
             ]
+        if refused is not None:
+            raise refused
         return features
 
     def candidates(self, state: TaskState) -> list[str]:
@@ -306,78 +306,6 @@ def fair_scores(logs_C: Tensor, characters_C: Tensor) -> Tensor:
     return logs_C / characters_C * characters_C.mean()
 
 
-def _in_one_form(row: Row) -> dict[str, Any]:
-    """Give the values of any form as question, choices, answer, relation."""
-    values = row.values
-    for question, choices, relation in (
-        ("goal", ("sol1", "sol2"), None),
-        ("premise", ("choice1", "choice2"), "question"),
-    ):
-        if values.get(question) is None:
-            continue
-        for name in choices:
-            if values.get(name) is None:
-                raise DataError(f"{row.place}: column `{name}` must hold a text, got nothing.")
-        if relation and not isinstance(values.get(relation), str | None):
-            raise DataError(
-                f"{row.place}: column `{relation}` must hold a text, got {values[relation]!r}."
-            )
-        return {
-            "question": values[question],
-            "choices": [values[name] for name in choices],
-            "answer": values.get("label"),
-            "relation": None if relation is None else values.get(relation),
-        }
-    return {name: values.get(name) for name in ("question", "choices", "answer", "relation")}
-
-
-def _read_choices(row: Row, value: object) -> tuple[list[str], list[str]]:
-    """Give the texts of the choices, and their names where the row names them, as ARC and OpenBookQA do."""
-    names: list[Any] = []
-    value = unpacked(value)
-    if isinstance(value, Mapping) and "text" in value:
-        value, given = value["text"], value.get("label") or ()
-        names = list(given) if isinstance(given, list | tuple) else [given]
-    found: list[Any] = list(value) if isinstance(value, list | tuple) else []
-    if found and all(isinstance(each, Mapping) and "text" in each for each in found):
-        names = [each["label"] for each in found if "label" in each]
-        found = [each["text"] for each in found]
-    choices = [each.strip() for each in found if isinstance(each, str)]
-    if len(found) < 2 or len(choices) < len(found) or not all(choices):
-        raise DataError(
-            f"{row.place}: column `choices` must hold a list of at least two texts, got {value!r}."
-        )
-    if repeated := [each for place, each in enumerate(choices) if each in choices[:place]]:
-        raise DataError(
-            f"{row.place}: column `choices` has {repeated[0]!r} twice, so that no answer could be told from the "
-            "other. Take one out."
-        )
-    if names and len(set(map(str, names))) != len(choices):
-        raise DataError(
-            f"{row.place}: column `choices` has {len(choices)} texts, but {len(set(map(str, names)))} different labels."
-        )
-    return choices, [str(each).strip() for each in names]
-
-
-def _place_of(row: Row, answer: object, choices: list[str], names: list[str]) -> int:
-    """Find the answer by its name, its text, its number from 0, or its letter."""
-    given = str(answer).strip()
-    if given in names:
-        return names.index(given)
-    found = {place for place, choice in enumerate(choices) if choice == given}
-    if given.isdecimal() and int(given) < len(choices):
-        found.add(int(given))
-    if len(given) == 1 and given.upper() in _LETTERS[: len(choices)]:
-        found.add(_LETTERS.index(given.upper()))
-    if len(found) == 1:
-        return found.pop()
-    what = f"could be several of the {len(choices)}" if found else f"is none of the {len(choices)}"
-    raise DataError(
-        f"{row.place}: column `answer`: `{given}` {what} choices. Give its text, its number from 0, or its letter, "
-        "so that only one is meant."
-    )
-
-
 def _question(example: Example) -> str:
     question: str = example.extra.get("question", example.text)
     relation = example.extra.get("relation")
@@ -393,71 +321,6 @@ def _continuation(example: Example, choice: str) -> str:
     if "relation" in example.extra:
         choice = choice[0].lower() + choice[1:]
     return f" {choice}"
-
-
-class _Document(NamedTuple):
-    """A question with its choices behind it."""
-
-    token_ids: tuple[int, ...]
-    positions: tuple[int, ...]
-    """Tokens after which a scored one follows."""
-    units: tuple[tuple[int, int], ...]
-    """Of each position: the number of its choice, and the token that follows."""
-    branches: tuple[tuple[int, int], ...]
-    """First token and characters of each choice."""
-
-
-def _joined(paths: Sequence[Window], example: Example) -> _Document:
-    """Put what all paths start with once, and then the rest of each."""
-    first = paths[0].token_ids
-    shared = min(each.targets_from for each in paths)
-    while any(each.token_ids[:shared] != first[:shared] for each in paths):
-        shared -= 1
-    tokens = list(first[:shared])
-    positions: list[int] = []
-    units: list[tuple[int, int]] = []
-    branches: list[tuple[int, int]] = []
-    for number, (path, choice) in enumerate(zip(paths, example.extra["choices"], strict=True)):
-        if shared < 1 or path.targets_from >= len(path.token_ids):
-            raise DataError(
-                f"{example.place}: this tokenizer joins the question and the choice {choice!r} to one token. "
-                "Use another model."
-            )
-        start = len(tokens)
-        branches.append((start, len(choice)))
-        tokens += path.token_ids[shared:]
-        for place in range(path.targets_from, len(path.token_ids)):
-            positions.append(start + place - shared - 1 if place > shared else shared - 1)
-            units.append((number, path.token_ids[place]))
-    return _Document(tuple(tokens), tuple(positions), tuple(units), tuple(branches))
-
-
-def _cut(
-    paths: Sequence[Window],
-    rendered: Sequence[Rendered],
-    tokenizer: Tokenizer,
-    *,
-    excess: int,
-    limit: LengthLimit,
-    place: str,
-) -> list[list[Window]]:
-    """Shorten the question by the same tokens before every choice; gives the paths of each window."""
-    if limit.policy == "error":
-        raise DataError(
-            f"{place}: the question and its choices have {limit.max_tokens + excess} tokens, but at most "
-            f"{limit.max_tokens} fit. Choose `--set data.over_length=truncate` or `window`, or raise "
-            "`model.max_length`."
-        )
-    cut = [
-        encode_rendered(
-            [one],
-            tokenizer,
-            limit=LengthLimit(len(path.token_ids) - excess, limit.policy),
-            places=[place],
-        )[0]
-        for path, one in zip(paths, rendered, strict=True)
-    ]
-    return [list(each) for each in zip(*cut, strict=True)]
 
 
 def _log_likelihoods(backbone: Backbone, batch: Batch) -> list[Tensor]:

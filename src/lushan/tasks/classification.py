@@ -65,6 +65,9 @@ class Task:
     wording = Wording(
         pipeline_tag="text-classification",
         use="Sorting texts like those it was trained on into {count} labels: {labels}.",
+        limits=dict.fromkeys(
+            answers, "Only the known labels can be given, also to a text that fits none of them."
+        ),
     )
 
     def read(self, row: Row, *, multi_label: bool = False, needs_target: bool = True) -> Example:

@@ -45,10 +45,8 @@ LIMITS = Limits()
 """What a program may use while it is scored."""
 _KS = (1, 10, 100)
 _NUM_PROVEN = 20
-_DEFINITIONS = (
-    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
-    *(ast.Import, ast.ImportFrom, ast.Pass),
-)
+_NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_DEFINITIONS = (*_NAMED, ast.Import, ast.ImportFrom, ast.Pass)
 _QUOTES = '"""\n'
 """Stand around a task in words, which makes it a docstring."""
 _BEGINS_CODE = ("def ", "class ", "import ", "from ", "@", "async def ")
@@ -268,18 +266,36 @@ def _with_what_runs_them(row: Row, tests: str) -> str:
         raise DataError(
             f"{row.place}: column `tests` is no Python: {reason} in line {line}."
         ) from None
-    if any(map(_can_fail, statements)):
-        return tests
-    name = row.values.get("entry_point")
+    runs = any(map(_can_fail, statements))
     has_check = any(isinstance(x, ast.FunctionDef) and x.name == "check" for x in statements)
-    if not has_check or name in (None, ""):
+    if runs and (not has_check or "check" in _reached(statements)):
+        return tests
+    if not has_check:
         raise DataError(
             f"{row.place}: column `tests` tests nothing: it only defines, so that every program would pass. Call what "
-            "it defines, or name the function that `check` is to be called with in a column `entry_point`."
+            "it defines."
+        )
+    name = row.values.get("entry_point")
+    if name in (None, ""):
+        raise DataError(
+            f"{row.place}: column `tests` tests nothing by its `check`, which is never called. Call it, or name the "
+            "function that it is to be called with in a column `entry_point`."
         )
     if not isinstance(name, str) or not name.isidentifier():
         raise DataError(f"{row.place}: column `entry_point` must name a function, got {name!r}.")
     return f"{tests.rstrip()}\n\n\ncheck({name})\n"
+
+
+def _reached(statements: Sequence[ast.stmt]) -> set[str]:
+    """Names that tests mention when they run: outside of what they define, and in those definitions that they mention."""
+    defined = {x.name: x for x in statements if isinstance(x, _NAMED)}
+    waiting: list[ast.stmt] = [x for x in statements if not isinstance(x, _DEFINITIONS)]
+    found: set[str] = set()
+    while waiting:
+        names = {x.id for x in ast.walk(waiting.pop()) if isinstance(x, ast.Name)} - found
+        found |= names
+        waiting += [defined[name] for name in names if name in defined]
+    return found
 
 
 def _can_fail(statement: ast.stmt) -> bool:

@@ -11,25 +11,32 @@ The loss is taken on what the assistant says, its stop token included, and on no
 Shapes: N documents, T tokens, D width, K supervised positions.
 """
 
-import json
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lushan import text_answers
-from lushan.backbones.encoding import LengthLimit, Window, encode_rendered
+from lushan.backbones.chat_encoding import Chat, Message, encode_chat, refuse_unwritten_tools
+from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.heads import token_log_likelihoods
 from lushan.backbones.load import Backbone
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.backbones.tool_calls import read_calls, tool_form
 from lushan.backbones.vocabulary_loss import vocabulary_loss
-from lushan.conversations import beginning, calls_in, read_messages, read_tools, shown
+from lushan.conversations import (
+    beginning,
+    calls_in,
+    read_messages,
+    read_tools,
+    shown,
+    unread_names,
+)
 from lushan.data.columns import Columns
-from lushan.errors import DataError, ModelError, SettingError
+from lushan.errors import DataError, SettingError, TooLongError
 from lushan.metrics import dialogue as metrics
 from lushan.metrics.tool_calls import call_intervals
 from lushan.records import (
@@ -50,8 +57,6 @@ from lushan.records import (
 )
 from lushan.tasks import Outputs, Preparation, Wording
 
-Message = Mapping[str, Any]
-
 
 class Task(text_answers.WritingTask):
     """Dialogue, written by the model.
@@ -63,11 +68,13 @@ class Task(text_answers.WritingTask):
         required=("messages",),
         optional=("tools",),
         guesses={"messages": ("dialogue", "dialog", "turns"), "tools": ("functions",)},
+        inner={"messages": unread_names},
         others=(
             Columns(
                 required=("conversations",),
                 optional=("system", "tools"),
                 guesses={"tools": ("functions",)},
+                inner={"conversations": partial(unread_names, are_turns=True)},
             ),
             Columns(
                 required=("instruction", "output"),
@@ -165,22 +172,28 @@ class Task(text_answers.WritingTask):
                 "leaves out the oldest turns, or `error`."
             )
         features: list[Features] = []
+        refused: TooLongError | None = None
         for index, example in enumerate(examples):
             messages = _conversation(example, state, with_target=with_target, shots=shots)
-            chat = _Chat(tokenizer, example.extra.get("tools"), example.place)
+            chat = Chat(tokenizer, example.extra.get("tools"), example.place)
             tool_form = _tool_form(chat, messages, example)
-            window, spans, num_cut = _fitted(chat, messages, with_target=with_target, limit=limit)
-            positions = _positions(window, spans) if with_target else None
+            try:
+                encoded = encode_chat(chat, messages, with_target=with_target, limit=limit)
+            except TooLongError as error:
+                refused = error.behind(refused)
+                continue
             features.append(
                 Features(
-                    token_ids=window.token_ids,
+                    token_ids=encoded.token_ids,
                     place=example.place,
                     example_index=index,
-                    positions=positions,
-                    num_cut_tokens=num_cut,
+                    positions=encoded.positions,
+                    num_cut_tokens=encoded.num_cut_tokens,
                     tool_form=None if with_target else tool_form,
                 )
             )
+        if refused is not None:
+            raise refused
         return features
 
     def loss(
@@ -291,22 +304,7 @@ def _reply(example: Example) -> dict[str, Any]:
     return example.extra.get("reply", {"role": "assistant", "content": example.target})
 
 
-class _Chat(NamedTuple):
-    """How the conversations of one row are written."""
-
-    tokenizer: Tokenizer
-    tools: Sequence[Any] | None
-    place: str
-
-    def write(self, messages: Sequence[Message], *, ask: bool) -> str:
-        """Write messages as the chat template does; with `ask`, up to where the assistant begins."""
-        try:
-            return self.tokenizer.render_chat(messages, tools=self.tools, add_generation_prompt=ask)
-        except ModelError as error:
-            raise DataError(f"{self.place}: {error}") from None
-
-
-def _tool_form(chat: _Chat, messages: Sequence[Message], example: Example) -> ToolForm | None:
+def _tool_form(chat: Chat, messages: Sequence[Message], example: Example) -> ToolForm | None:
     """Ask how the template writes calls, where any may come.
 
     Raises:
@@ -318,7 +316,7 @@ def _tool_form(chat: _Chat, messages: Sequence[Message], example: Example) -> To
     form = tool_form(chat.tokenizer, chat.tools or ())
     if form is None and calls:
         reply = example.extra["reply"]
-        _refuse_unwritten_tools(chat, messages if messages[-1] is reply else [*messages, reply])
+        refuse_unwritten_tools(chat, messages if messages[-1] is reply else [*messages, reply])
         raise DataError(
             f"{chat.place}: the last message calls tools, but this model's chat template writes calls in another form than "
             "JSON with a name and arguments, and such answers are not read back. Take a model whose template does."
@@ -331,160 +329,6 @@ def _called(prediction: Prediction, form: ToolForm | None, example: Example) -> 
         return ()
     tools = [each["function"]["name"] for each in example.extra.get("tools", ())]
     return tuple(read_calls(str(prediction.answer), form, names=tools or None)[1])
-
-
-def _fitted(
-    chat: _Chat, messages: Sequence[Message], *, with_target: bool, limit: LengthLimit
-) -> tuple[Window, list[tuple[int, int]], int]:
-    """Tokenise a conversation; under `truncate` the oldest turns are left out until it fits, the system's never.
-
-    Returns:
-        The tokens, the characters of the written conversation that are supervised, and the number of tokens left out.
-
-    Raises:
-        DataError: If it is too long under `error`, or its last turn is by itself.
-    """
-    _refuse_special_tokens(chat, messages)
-    _refuse_unwritten_tools(chat, messages)
-    num_system = 1 if messages[0]["role"] == "system" else 0
-    num_tokens = 0
-    # A conversation that begins with an answer, or with what a tool says, is one that templates refuse or write anew.
-    questions = [n for n, each in enumerate(messages) if each["role"] == "user" and n > num_system]
-    for first in (num_system, *questions):
-        kept = [*messages[:num_system], *messages[first:]]
-        text = chat.write(kept, ask=not with_target)
-        spans = _spans(chat, kept, text) if with_target else []
-        text = text[: spans[-1][1]] if spans else text
-        contents = _content_ranges(text, kept)
-        rendered = Rendered(
-            text,
-            asked_at=tuple(start for start, _ in spans),
-            # What an assistant says is learned, and begins where it begins.
-            cuttable=contents[num_system] if kept[num_system]["role"] == "user" else (0, 0),
-            given=tuple(contents[:-1] if with_target else contents),
-            cuts_start=True,
-            uncut="The last turn",
-        )
-        try:
-            ((window,),) = encode_rendered(
-                [rendered],
-                chat.tokenizer,
-                limit=replace(limit, policy="truncate"),
-                places=[chat.place],
-            )
-        except DataError:
-            if first == (questions or [num_system])[-1]:
-                raise
-            num_tokens = num_tokens or len(chat.tokenizer.encode([text])[0].ids)
-            continue
-        num_tokens = num_tokens or len(window.token_ids) + window.num_cut_tokens
-        if limit.policy == "error" and num_tokens > limit.max_tokens:
-            raise DataError(
-                f"{chat.place}: the conversation has {num_tokens} tokens, but at most {limit.max_tokens} fit. Choose "
-                "`--set data.over_length=truncate`, which leaves out its oldest part, or raise `model.max_length`."
-            )
-        return window, spans, num_tokens - len(window.token_ids)
-    raise AssertionError("a conversation has messages")
-
-
-def _refuse_special_tokens(chat: _Chat, messages: Sequence[Message]) -> None:
-    """A text that holds `<|im_end|>` or its like could speak for somebody else."""
-    told = [json.dumps(list(chat.tools or ()), ensure_ascii=False)]
-    for each in messages:
-        others = {name: value for name, value in each.items() if name != "content"}
-        told += [each["content"], json.dumps(others, ensure_ascii=False)]
-    for text in told:
-        if found := chat.tokenizer.special_names.search(text):
-            raise DataError(
-                f"{chat.place}: a message holds `{found[0]}`, which this model takes for a mark of its own. Take it out."
-            )
-
-
-def _refuse_unwritten_tools(chat: _Chat, messages: Sequence[Message]) -> None:
-    """Many templates know no tools, and would leave them out in silence."""
-    given = {
-        "column `tools`": bool(chat.tools),
-        "`tool_calls` of a message": any("tool_calls" in each for each in messages),
-    }
-    if not any(given.values()):
-        return
-    whole = chat.write(messages, ask=False)
-    # Without its calls a turn would be an empty one, which some templates count in another way.
-    other_calls = [
-        {**each, "tool_calls": [_renamed(call) for call in each["tool_calls"]]}
-        if "tool_calls" in each
-        else each
-        for each in messages
-    ]
-    others = {
-        "column `tools`": _written(chat._replace(tools=None), messages),
-        "`tool_calls` of a message": _written(chat, other_calls),
-    }
-    for name, is_given in given.items():
-        if is_given and others[name] == whole:
-            raise DataError(
-                f"{chat.place}: {name} would be lost: this model's chat template does not write tools. Take them out, "
-                "or take a model whose template does."
-            )
-
-
-def _renamed(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call["function"]
-    return {**call, "function": {**function, "name": f"{function['name']}_"}}
-
-
-def _written(chat: _Chat, messages: Sequence[Message]) -> str | None:
-    """Write messages; None where the template refuses them, and so does not write them as others."""
-    try:
-        return chat.write(messages, ask=False)
-    except DataError:
-        return None
-
-
-def _content_ranges(text: str, messages: Sequence[Message]) -> list[tuple[int, int]]:
-    """Where each message stands; nowhere, (0, 0), from the first on that the template changed."""
-    ranges: list[tuple[int, int]] = []
-    end = 0
-    for message in messages:
-        content = message["content"].strip()
-        start = text.find(content, end)
-        if start < 0:
-            break
-        end = start + len(content)
-        ranges.append((start, end))
-    return ranges + [(0, 0)] * (len(messages) - len(ranges))
-
-
-def _spans(chat: _Chat, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
-    """Where the assistant speaks, with what ends its turn; turns of weight 0 left out.
-
-    Raises:
-        ModelError: If the template writes earlier turns anew when a later one comes.
-    """
-    spans: list[tuple[int, int]] = []
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant" or not message.get("weight", 1):
-            continue
-        before = chat.write(messages[:number], ask=True)
-        until = chat.write(messages[: number + 1], ask=False)
-        if not (until.startswith(before) and text.startswith(until.rstrip())):
-            raise ModelError(
-                f"{chat.place}: this model's chat template writes a turn in another way once others follow, so that "
-                "not every turn can be learned as it is asked. Give the earlier turns of the assistant `weight` 0."
-            )
-        spans.append((len(before), len(until.rstrip())))
-    return spans
-
-
-def _positions(window: Window, spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """Tokens whose next token is supervised."""
-    starts = [start for start, _ in spans]
-    found: list[int] = []
-    for index, (start, end) in enumerate(window.offsets):
-        place = bisect_right(starts, end - 1) - 1
-        if index and end > start and place >= 0 and start < spans[place][1]:
-            found.append(index - 1)
-    return tuple(found)
 
 
 def _supervised(backbone: Backbone, batch: Batch) -> tuple[Tensor, Tensor]:

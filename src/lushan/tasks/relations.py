@@ -66,6 +66,10 @@ class Task:
         use="Naming the relation between two marked parts of texts like those it was trained on, one of {count}: {labels}.",
         label="relation",
         counted="pairs",
+        limits=dict.fromkeys(
+            answers,
+            "Every pair gets one of the known relations, also a pair that none of them fits.",
+        ),
     )
 
     def read(self, row: Row, *, multi_label: bool = False, needs_target: bool = True) -> Example:

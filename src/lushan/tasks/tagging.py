@@ -86,6 +86,9 @@ class Task:
         label="type",
         counted="entities",
         nothing="no entity",
+        limits=dict.fromkeys(
+            answers, "Only parts of the text can be given, and only with the known types."
+        ),
     )
     as_read = staticmethod(span_answers.as_read)
 

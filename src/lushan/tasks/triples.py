@@ -60,6 +60,9 @@ class Task(text_answers.WritingTask):
         label="relation",
         counted="triples",
         nothing="no relation",
+        limits={
+            "generate": "Heads and tails are always parts of the text, and relations always known ones."
+        },
     )
     as_read = staticmethod(triple_answers.as_read)
 

@@ -9,11 +9,13 @@ from lushan.backbones.packed import load_untuned
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.baselines import Baseline
 from lushan.catalog import load_baseline
+from lushan.evaluation.phrases import drawn_of
 from lushan.inference.predict import Predictor
 from lushan.inference.similarity import predict_by_similarity
 from lushan.model_store.run_folder import RunFolder
 from lushan.records import Example, Prediction
 from lushan.workflows import asking
+from lushan.workflows.prepare import NOT_DRAWN
 from lushan.workflows.progress import say_nothing
 from lushan.workflows.setup import Setup
 
@@ -104,7 +106,17 @@ def _why_not(setup: Setup, facts: ModelFacts) -> str:
 
 
 def _classical(setup: Setup, name: str) -> Baseline:
-    return load_baseline(name).answer(setup.parts, state=setup.state)
+    made = load_baseline(name).answer(setup.parts, state=setup.state)
+    left_out = num_not_drawn(setup)
+    if not (made.learns and left_out):
+        return made
+    told = drawn_of(len(setup.parts.train), left_out)
+    return replace(made, description=f"{made.description} Learned from {told}.")
+
+
+def num_not_drawn(setup: Setup) -> int:
+    """Training rows that neither the model nor a baseline has seen, because others were drawn."""
+    return setup.ledger.splits["train"].num_dropped.get(NOT_DRAWN, 0)
 
 
 def _few_shot(setup: Setup) -> Baseline:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lushan.catalog import load_task
 from lushan.errors import DataError, SettingError
 from lushan.evaluation.compare import compare_runs
 from lushan.inference.predict import Advance, Predictor, cut_tokens
 from lushan.metrics.statistics import accuracy, is_graded
-from lushan.model_store.run_folder import read_correct
+from lushan.model_store.run_folder import read_correct, read_task, read_truth_tokens
 from lushan.records import Example, Scores
 from lushan.workflows.outcome import plain, plain_interval
 from lushan.workflows.predict import RUN_CODE, Tell, ignore, open_rows, open_run, told_cut
@@ -22,6 +23,8 @@ class Evaluation(NamedTuple):
     """What `lushan evaluate --json` prints."""
     correct: dict[str, float]
     """Example id to whether it was answered right, or how well from 0 to 1."""
+    num_truth_tokens: dict[str, int]
+    """Example id to the tokens of its truth, where rows are scored by how likely these are on the mean; else empty."""
 
 
 def evaluate(
@@ -30,7 +33,7 @@ def evaluate(
     *,
     settings: Mapping[str, Any] | None = None,
     weights: str = "auto",
-    seed: int = 0,
+    seed: int | None = None,
     tell: Tell = ignore,
     begin: Callable[[int], None] = ignore,
     advance: Advance = ignore,
@@ -42,7 +45,7 @@ def evaluate(
         data: A file, or a folder with a test file.
         settings: `data.columns` and `data.over_length`, where they differ from those of the run.
         weights: How weights are held, one of `WeightsSetting`.
-        seed: Of the bootstrap intervals.
+        seed: Of the bootstrap intervals, which is else 0, and of written answers that are drawn, which is else that of the run.
         tell: Takes one line for a person.
         begin: Called with the number of texts to answer.
         advance: Called with the number of texts that were answered since the last call.
@@ -50,7 +53,7 @@ def evaluate(
     Raises:
         UserError: If the run or the data does not fit.
     """
-    opened = open_run(run, settings or {}, weights=weights, tell=tell)
+    opened = open_run(run, settings or {}, weights=weights, seed=seed, tell=tell)
     predictor = opened.predictor
     _check_allowed(predictor, settings or {})
     rows = open_rows(opened, data, needs_target=True)
@@ -67,7 +70,7 @@ def evaluate(
         tell(told_cut(predictor, num_cut, len(examples)))
     begin(len(examples))
     predictions = predictor.examine(examples, features=features, advance=advance)
-    scores = predictor.task.score(predictions, examples, predictor.state, seed=seed)
+    scores = predictor.task.score(predictions, examples, predictor.state, seed=seed or 0)
     result = {
         "run": str(run),
         "data": str(rows.file),
@@ -81,7 +84,9 @@ def evaluate(
         "metrics": plain(scores),
         **scores.details,
     }
-    return Evaluation(result, _by_id(examples, scores))
+    is_per_token = predictor.task.is_judged_by_likelihood
+    num_tokens = {each.id: each.num_truth_tokens for each in predictions if is_per_token}
+    return Evaluation(result, _by_id(examples, scores), num_tokens)
 
 
 def compare(
@@ -89,7 +94,7 @@ def compare(
     *,
     data: Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     tell: Tell = ignore,
 ) -> dict[str, Any]:
     """Hold runs against each other, on the test rows that they were tuned with or on other rows.
@@ -98,11 +103,12 @@ def compare(
         runs: At least two run folders.
         data: Labelled rows that every run is asked about; None takes what the runs answered when they were tuned.
         settings: As for `evaluate`; only with `data`.
-        seed: Of the bootstrap intervals.
+        seed: Of the bootstrap intervals, which is else 0, and of written answers that are drawn, which is else that of the run.
         tell: Takes one line for a person.
 
     Raises:
-        UserError: If there are fewer than two runs, or they were not tested on the same rows.
+        UserError: If there are fewer than two runs, or they were not tested on the same rows, or their row scores are means
+            per token of other tokens.
     """
     names = _names(runs)
     if data is None and settings:
@@ -110,16 +116,18 @@ def compare(
             f"`{next(iter(settings))}` has no effect without `--data`: the runs' own answers are compared."
         )
     correct: dict[str, dict[str, float]] = {}
+    num_tokens: dict[str, dict[str, int]] = {}
     seen: dict[str, dict[str, bool]] = {}
     for name, run in zip(names, runs, strict=True):
         if data is None:
             correct[name] = read_correct(run)
+            num_tokens[name] = _truth_tokens(run)
         else:
             tell(f"Asking {name}.")
             found = evaluate(run, data, settings=settings, seed=seed, tell=tell)
-            correct[name] = found.correct
+            correct[name], num_tokens[name] = found.correct, found.num_truth_tokens
             seen[name] = {"seen_in_training": found.result["seen_in_training"]}
-    compared = compare_runs(correct, seed=seed)
+    compared = compare_runs(correct, seed=seed or 0, num_truth_tokens=num_tokens)
     graded = any(is_graded(list(rows.values())) for rows in correct.values())
     mean_name = "mean_row_score" if graded else "accuracy"
     return {
@@ -127,7 +135,7 @@ def compare(
             {
                 "name": name,
                 "path": str(run),
-                mean_name: plain_interval(accuracy(list(correct[name].values()), seed=seed)),
+                mean_name: plain_interval(accuracy(list(correct[name].values()), seed=seed or 0)),
                 **seen.get(name, {}),
             }
             for name, run in zip(names, runs, strict=True)
@@ -182,3 +190,9 @@ def check_labels(predictor: Predictor, examples: Sequence[Example]) -> None:
 
 def _by_id(examples: Sequence[Example], scores: Scores) -> dict[str, float]:
     return {each.id: value for each, value in zip(examples, scores.correct, strict=True)}
+
+
+def _truth_tokens(run: Path) -> dict[str, int]:
+    """The tokens of the truth of each test row, where rows are scored by how likely these are on the mean."""
+    is_per_token = load_task(read_task(run)).is_judged_by_likelihood
+    return read_truth_tokens(run) if is_per_token else {}

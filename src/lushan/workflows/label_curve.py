@@ -1,7 +1,7 @@
 """How many labels it takes: the same model tuned on few rows, asked about the validation rows."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -44,8 +44,8 @@ def run_label_curve(
 ) -> None:
     """Tune on few rows, once per size and draw, and note in `run.json` what came out; what is there is not run again.
 
-    The weights of the last step are asked, so that no validation row chooses among them. Beside each stands the last
-    baseline of the task, the strongest, on the same rows. The last point is the run itself. A point counts and draws
+    The weights of the last step are asked, so that no validation row chooses among them. Beside each stands the
+    strongest baseline of the task on the same rows. The last point is the run itself. A point counts and draws
     labels that people gave; the run may have trained on rows of a model too (`data.added`), which `num_added` tells.
 
     Args:
@@ -73,8 +73,8 @@ def run_label_curve(
         points = [_point(source, train, num_rows, seed=setup.recipe.seed + n) for n in draws]
         found.append(_joined(points, whole, num_rows, seed=setup.recipe.seed))
         run.note(label_curve=found)
-    baseline = _baseline_score(setup, setup.parts)
-    last = _joined([_Point(whole, baseline)], None, len(labelled))
+    baselines = _baseline_scores(setup, setup.parts)
+    last = _joined([_Point(whole, baselines)], None, len(labelled))
     found.append(last | {"num_added": num_added})
     run.note(label_curve=found)
 
@@ -83,7 +83,7 @@ class _Point(NamedTuple):
     """What one draw of rows gave."""
 
     scores: Scores
-    baseline_score: float | None
+    baseline_scores: Mapping[str, float]
     num_steps: int | None = None
 
 
@@ -127,28 +127,30 @@ def _point(source: _Source, train: Train, num_rows: int, *, seed: int) -> _Point
     predictor = source.give(few)
     num_steps = train(predictor, few)
     scores = _scores(few, predictor.examine(few.parts.validation))
-    return _Point(scores, _baseline_score(few, few.parts), num_steps)
+    return _Point(scores, _baseline_scores(few, few.parts), num_steps)
 
 
 def _joined(
     points: Sequence[_Point], whole: Scores | None, num_rows: int, *, seed: int = 0
 ) -> dict[str, Any]:
     """Give a point as plain values: its score, and how far below the whole run its row scores are."""
-    baselines = [each.baseline_score for each in points if each.baseline_score is not None]
     all_scores = [each.scores for each in points]
-    main = [found for each in all_scores if (found := each.metrics.get(each.main_metric))]
+    metric = all_scores[0].main_metric
+    main = [found for each in all_scores if (found := each.metrics.get(metric))]
     point: dict[str, Any] = {
         "num_rows": num_rows,
         "num_added": 0,
         "num_draws": len(points),
         "num_steps": points[0].num_steps,
     }
-    point |= _plain_score(mean_of_draws(main) if main else None, points[0].scores.main_metric)
-    point["baseline_score"] = sum(baselines) / len(baselines) if baselines else None
+    point |= _plain_score(mean_of_draws(main) if main else None, metric)
+    point["baseline_score"] = _strongest([each.baseline_scores for each in points], metric)
     if whole is None or not whole.correct:
         return {**point, "rise": None}
     rises = [accuracy_difference(each.correct, whole.correct, seed=seed) for each in all_scores]
-    return {**point, "rise": plain_interval(mean_of_draws(rises))}
+    rise = mean_of_draws(rises)
+    within = Interval(rise.value, max(rise.low, -1.0), min(rise.high, 1.0))
+    return {**point, "rise": plain_interval(within)}
 
 
 def _plain_score(score: Interval | None, metric: str) -> dict[str, float | None]:
@@ -190,15 +192,23 @@ def _with_few_rows(
     )
 
 
-def _baseline_score(setup: Setup, parts: Parts) -> float | None:
-    """Main metric of the strongest baseline, which learns from the same rows; None where it has none of it."""
-    if not setup.task.baselines:
-        return None
+def _baseline_scores(setup: Setup, parts: Parts) -> dict[str, float]:
+    """Main metric of every baseline that has it, learned from the same rows."""
     asked = replace(parts, test=parts.validation)
-    answers = load_baseline(setup.task.baselines[-1]).answer(asked, state=setup.state).predictions
-    scores = _scores(setup, answers)
-    main = scores.metrics.get(scores.main_metric)
-    return None if main is None else main.value
+    found: dict[str, float] = {}
+    for name in setup.task.baselines:
+        answers = load_baseline(name).answer(asked, state=setup.state).predictions
+        scores = _scores(setup, answers)
+        if main := scores.metrics.get(scores.main_metric):
+            found[name] = main.value
+    return found
+
+
+def _strongest(draws: Sequence[Mapping[str, float]], metric: str) -> float | None:
+    """Score of the baseline that is best on the mean of the draws; None where there is none."""
+    means = [sum(each[name] for each in draws) / len(draws) for name in draws[0]]
+    choose = min if metric_scale(metric).lower_is_better else max
+    return choose(means, default=None)
 
 
 def _scores(setup: Setup, predictions: Sequence[Prediction]) -> Scores:

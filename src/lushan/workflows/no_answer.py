@@ -32,9 +32,10 @@ def with_threshold(
     asked = replace(predictor, state=replace(state, no_answer_threshold=_ALWAYS))
     points = task.abstention.thresholds(asked.predict(validation), validation)
     if not points:
+        so = "No answer that it writes is withheld" if predictor.writes else "It stays at 0.5"
         tell(
-            "No threshold for giving no answer was chosen: the validation rows are all with, or all without an answer. It stays "
-            "at 0.5."
+            "No threshold for giving no answer was chosen: the validation rows are all with, or all without an answer. "
+            f"{so}."
         )
         return predictor, []
     best = next(each for each in points if each.is_best)

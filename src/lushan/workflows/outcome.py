@@ -16,7 +16,7 @@ from lushan.evaluation.report import write_report
 from lushan.metrics.statistics import is_graded
 from lushan.model_store.run_folder import RunFolder
 from lushan.records import Example, Interval, Prediction, Scores, plain_answer
-from lushan.workflows.comparison import FEW_SHOT
+from lushan.workflows.comparison import FEW_SHOT, num_not_drawn
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.setup import Setup
 
@@ -124,10 +124,23 @@ def collect_results(
         "best_epoch": training["best_epoch"],
         "kept_epoch": training["kept_epoch"],
         "num_examples": {name: len(part) for name, part in setup.parts.as_dict().items()},
+        "num_not_drawn": num_not_drawn(setup),
+        "kept_overlap": _kept_overlap(setup),
         "versions": run.get("versions"),
         "notes": run.get("notes") or [],
         "seed": recipe.seed,
         "model_version": answers["after"][0].model_version,
+    }
+
+
+def _kept_overlap(setup: Setup) -> dict[str, int]:
+    """An earlier split to the test rows that it has too; empty where such rows were taken out of it."""
+    if setup.recipe.data.overlap != "keep":
+        return {}
+    return {
+        pair.earlier: num_rows
+        for pair in setup.ledger.overlap
+        if pair.later == "test" and (num_rows := pair.num_later_exact + pair.num_later_near)
     }
 
 

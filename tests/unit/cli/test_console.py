@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lushan.cli.console import TrainingBar, emit_json, quick_imports, show_error, show_table
+from lushan.cli.console import (
+    TrainingBar,
+    emit_json,
+    quick_imports,
+    show_error,
+    show_outcome,
+    show_table,
+)
 from lushan.records import Interval
 from lushan.training.loop import Evaluated, StepDone
 
@@ -110,3 +118,22 @@ def test_training_bar_on_a_terminal_shows_loss_and_speed(monkeypatch: pytest.Mon
         bar.on_step(StepDone(1, 2, 0.5, 1e-4, gradient_norm=1.0, tokens=100, seconds=0.1))
     assert "loss 0.500, 1,000 tokens/s" in screen.getvalue()
     assert "1/2" in screen.getvalue()
+
+
+def test_outcome_has_the_corrected_p_and_systems_without_a_score(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    score = {"f1": {"value": 0.75, "low": 0.5, "high": 0.875}}
+    show_outcome({
+        "run": "runs/a",
+        "main_metric": "f1",
+        "before": {},
+        "baselines": {"majority": score},
+        "after": score,
+        "comparisons": {"majority": {"p_value": 0.03, "p_value_holm": 0.06}},
+        "num_examples": {"test": 8},
+    })
+    told = capsys.readouterr().err
+    rows = [[cell.strip() for cell in re.split("\u2502", line)[1:-1]] for line in told.split("\n")]
+    assert ["before", "-", "", ""] in rows
+    assert ["majority", "0.750", "0.500 to 0.875", "0.06"] in rows

@@ -7,6 +7,7 @@ import pytest
 
 from lushan.cli.evaluate import MOST_LABELS, show_scores
 from lushan.cli.main import run
+from lushan.errors import DataError
 from tests.bad_inputs import good_rows, write_lines
 
 
@@ -50,3 +51,21 @@ def test_metrics_of_texts_are_shown_in_their_own_scale(capsys: pytest.CaptureFix
     shown = capsys.readouterr().err
     for words in ("36.2", "35.0 to 38.2", "-1.53", "-1.60 to -1.50"):
         assert words in shown
+
+
+@pytest.mark.parametrize(("options", "seed"), [([], None), (["--seed", "7"], 7)])
+def test_seed_reaches_answers_that_are_drawn_where_it_is_given(
+    options: list[str], seed: int | None, *, tiny_run: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    seen: list[object] = []
+
+    def stop(*_: object, seed: int | None, **__: object) -> None:
+        seen.append(seed)
+        raise DataError("Seen.")
+
+    monkeypatch.setattr("lushan.workflows.evaluate.open_run", stop)
+    data = write_lines(tmp_path / "more.jsonl", good_rows())
+    assert run(["evaluate", str(tiny_run), str(data), *options]) == 2
+    assert run(["compare", str(tiny_run), str(tmp_path), "--data", str(data), *options]) == 2
+    assert seen == [seed, seed]

@@ -74,3 +74,13 @@ def test_graded_rows_are_compared_by_permutation_and_say_so() -> None:
     assert found["before"]["difference"]["value"] == pytest.approx(sum(after) / 100 - 0.4)
     right = comparisons(AFTER, {"before": BEFORE}, seed=0)
     assert right["before"]["test"] == "mcnemar"
+
+
+def test_means_per_token_of_other_tokens_are_refused_with_a_row() -> None:
+    runs = {"old": {"a": 0.5, "b": 0.25}, "new": {"a": 0.6, "b": 0.3}}
+    tokens = {"old": {"a": 3, "b": 9}, "new": {"a": 3, "b": 7}}
+    told = r"`old` and `new` cannot be compared: .* of 1 of 2 rows .* \(`b`: 9 and 7\)\. .* one tokenizer"
+    with pytest.raises(DataError, match=told):
+        compare_runs(runs, seed=0, num_truth_tokens=tokens)
+    same = {name: {"a": 3, "b": 9} for name in runs}
+    assert len(compare_runs(runs, seed=0, num_truth_tokens=same)) == 1

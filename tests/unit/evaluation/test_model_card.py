@@ -87,3 +87,37 @@ def test_card_of_a_text_metric_has_its_scale_and_its_test(graded_run: Run) -> No
     assert "| 36.2 (35.1 to 37.4) |" in text
     assert "Row score, points | It is better | The other is better | Permutation p |" in text
     assert "McNemar" not in text
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "limit"),
+    [
+        ("classification", "head", "Only the known labels can be given"),
+        ("relations", "generate", "Every pair gets one of the known relations"),
+        ("tagging", "head", "Only parts of the text can be given, and only with the known types"),
+        ("tagging", "generate", "Only parts of the text can be given"),
+        ("triples", "generate", "Heads and tails are always parts of the text"),
+        ("answering", "head", "Any part of the text can be given, also a wrong one"),
+        ("answering", "generate", "The answer is written freely"),
+        ("choice", "generate", "One of its choices is always taken"),
+        ("dialogue", "generate", "The answer is written freely"),
+    ],
+)
+def test_limits_are_those_of_the_task_and_its_way_of_answering(
+    task: str, answer: str, limit: str, run: Run
+) -> None:
+    results, folder = run("binary")
+    card = write_model_card({**results, "task": task, "answer": answer}, folder)
+    limits = card.read_text(encoding="utf-8").partition("## Limits")[2]
+    assert f"\n- {limit}" in limits
+    assert ("not calibrated" in limits) is ("freely" not in limits)
+
+
+def test_test_rows_that_are_in_training_too_are_told(run: Run) -> None:
+    results, folder = run("binary")
+    fair = "test rows that were used neither to train nor to choose; in brackets"
+    assert fair in write_model_card(results, folder).read_text(encoding="utf-8")
+    kept = {**results, "kept_overlap": {"train": 1_200, "validation": 3}}
+    text = write_model_card(kept, folder).read_text(encoding="utf-8")
+    assert "of which 1,200 are in train and 3 are in validation too, exactly or nearly" in text
+    assert "neither to train" not in text

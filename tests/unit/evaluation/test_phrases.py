@@ -58,8 +58,8 @@ def test_without_a_before_there_is_only_a_score() -> None:
     assert found.verdict == ""
 
 
-def _with_baselines(tf_idf_p: float, *, wins: int = 50) -> str:
-    results = _results(0.1, 0.8)
+def _with_baselines(tf_idf_p: float, *, wins: int = 50, num_not_drawn: int = 0) -> str:
+    results = {**_results(0.1, 0.8), "num_not_drawn": num_not_drawn}
     results["baselines"] = {
         "majority": {"accuracy": {"value": 0.2}},
         "tf_idf": {"accuracy": {"value": 0.78}},
@@ -85,6 +85,29 @@ def test_beaten_baselines_are_named_by_the_best() -> None:
 def test_a_baseline_that_is_not_beaten_is_named(p_value: float, wins: int) -> None:
     expected = "Not clearly better than: TF-IDF + logistic regression (78.0 %)."
     assert _with_baselines(p_value, wins=wins) == expected
+
+
+def test_headline_goes_by_the_p_value_that_is_corrected_and_prints_it() -> None:
+    results = _results(0.80, 0.83, p_value=0.02)
+    results["comparisons"]["before"]["p_value_holm"] = 0.06
+    found = phrases.headline(results)
+    assert _plain(found.lead) == "Accuracy did not change clearly: 80.0 % before, now"
+    assert "; corrected p = 0.060, exact McNemar test; " in found.detail
+    results["comparisons"]["before"]["p_value_holm"] = 0.04
+    assert _plain(phrases.headline(results).lead) == "Accuracy rose from 80.0 % to"
+
+
+@pytest.mark.parametrize(
+    ("tf_idf_p", "start"), [(0.01, "Every baseline is"), (0.3, "Not clearly better")]
+)
+def test_verdict_says_from_how_many_rows_was_learned_where_they_were_drawn(
+    tf_idf_p: float, start: str
+) -> None:
+    told = "Model and baselines learned from the 2,000 drawn of 9,000 training rows."
+    found = _with_baselines(tf_idf_p, num_not_drawn=7_000)
+    assert found.startswith(start)
+    assert found.endswith(f". {told}")
+    assert "learned" not in _with_baselines(tf_idf_p, num_not_drawn=0)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +191,7 @@ def test_a_metric_is_written_in_its_own_scale(metric: str, value: float, text: s
 
 def test_a_terminal_shows_fractions_as_such_and_the_rest_in_its_scale() -> None:
     assert phrases.metric_decimal(0.94149, "rouge_l") == "0.941"
+    assert phrases.metric_decimal(0.125, "needless_calls") == "0.125"
     assert phrases.metric_decimal(36.18, "bleu") == "36.2"
     assert phrases.metric_decimal(-1.532, "answer_log_likelihood") == "-1.53"
 

@@ -97,3 +97,14 @@ def test_answering_nothing_is_kept_where_every_answer_is_wrong() -> None:
     questions = [Asked(0.2, False, 0.0, 0.0), Asked(0.1, True, 0.0, 0.0)]
     assert best_threshold(questions) == 0
     assert threshold_table(questions)[0].answered_fraction == 0
+
+
+def test_written_no_answer_counts_as_none_whatever_the_threshold() -> None:
+    questions = [
+        Asked(0.1, True, 1.0, 1.0),
+        Asked(0.2, False, 1.0, 1.0, is_given=False),
+        Asked(0.3, True, 0.0, 0.0, is_given=False),
+        Asked(0.4, True, 0.5, 0.0),
+    ]
+    points = {each.threshold: each.answered_fraction for each in threshold_table(questions)}
+    assert points == {0.1: 0.25, 0.2: 0.25, 0.3: 0.25, 0.4: 0.5}

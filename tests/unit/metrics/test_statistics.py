@@ -119,6 +119,36 @@ def test_accuracy_difference_refuses_no_rows() -> None:
         accuracy_difference([], [], seed=0)
 
 
+@pytest.mark.parametrize("value", [0.25, 0.5])
+def test_rows_that_are_all_as_good_are_not_certainty(value: float) -> None:
+    alike = stats.binomtest(50, 50).proportion_ci(0.95, method="exact").low
+    interval = accuracy([value] * 50, seed=0)
+    expected = (value * alike, 1 - (1 - value) * alike)
+    assert interval.value == value
+    assert (interval.low, interval.high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("change", [-1, 0, 1])
+@pytest.mark.parametrize("num_rows", [1, 4, 5, 6, 40])
+def test_difference_of_rows_that_differ_alike_is_as_sure_as_mcnemars_test(
+    num_rows: int, change: int
+) -> None:
+    first, second = [change < 0] * num_rows, [change > 0] * num_rows
+    interval = accuracy_difference(first, second, seed=0)
+    assert -1 <= interval.low <= interval.value == change <= interval.high <= 1
+    assert interval.high - interval.low > 0.05
+    is_clear = interval.low > 0 or interval.high < 0
+    assert is_clear is (mcnemar(first, second).p_value < 0.05)
+
+
+def test_graded_rows_that_differ_alike_but_for_rounding_are_not_certainty() -> None:
+    first = [0.1, 0.2, 0.3, 0.4]
+    second = [each + 0.3 for each in first]
+    assert len({after - before for before, after in zip(first, second, strict=True)}) > 1
+    interval = accuracy_difference(first, second, seed=0)
+    assert interval.low < 0 < interval.value < interval.high <= 1
+
+
 def test_accuracy_is_the_share_of_right_rows_with_an_interval_near_the_normal_one() -> None:
     interval = accuracy([True] * 300 + [False] * 100, seed=0)
     half = 1.96 * np.sqrt(0.75 * 0.25 / 400)

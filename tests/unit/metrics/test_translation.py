@@ -98,6 +98,26 @@ def test_script_of_all_rows_decides_where_no_language_is_given(
     assert set(translation.tokenizers([*truth, "OK"], [None] * (len(truth) + 1))) == {tokenizer}
 
 
+@pytest.mark.parametrize(
+    ("language", "truth", "tokenizer"),
+    [
+        ("中文", CHINESE, "zh"),
+        ("简体中文", CHINESE, "zh"),
+        ("汉语", CHINESE, "zh"),
+        ("Putonghua", CHINESE, "zh"),
+        ("日本語", ["私はコーヒーが好きです。"], "char"),
+        ("Deutsch", ["Die Tür ist offen."], "13a"),
+        ("한국어", ["나는 커피를 좋아한다."], "13a"),
+    ],
+)
+def test_script_of_its_own_rows_decides_where_the_name_of_a_language_is_not_known(
+    language: str, truth: list[str], tokenizer: str
+) -> None:
+    names = [language] * len(truth) + ["Svenska"] * len(ENGLISH)
+    expected = [tokenizer] * len(truth) + ["13a"] * len(ENGLISH)
+    assert translation.tokenizers([*truth, *ENGLISH], names) == expected
+
+
 def test_rows_of_two_languages_are_each_cut_in_their_own_way() -> None:
     truth, answers = [ENGLISH[0], CHINESE[0]], [ENGLISH[0], CHINESE[3]]
     found = translation.score(truth, answers, languages=["en", "zh"], seed=0)["bleu"].value

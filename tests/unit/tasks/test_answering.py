@@ -359,3 +359,13 @@ def test_saved_model_gives_the_same_scores_in_transformers(
         logits_T2 = loaded(torch.tensor([features.token_ids])).logits[0]
     assert loaded.config.id2label == {0: "start", 1: "end"}
     assert found_K2 == pytest.approx(logits_T2[[*candidates, -1]].numpy(), abs=1e-5)
+
+
+def test_written_no_answer_is_not_counted_as_answered() -> None:
+    asked = [example(), example(None)]
+    written = [
+        Prediction("id", example().target or (), no_answer_probability=0.1),
+        Prediction("id", (), no_answer_probability=0.2),
+    ]
+    points = TASK.abstention.thresholds(written, asked)
+    assert [each.answered_fraction for each in points] == [0.5, 0.5]

@@ -114,6 +114,43 @@ def test_check_of_humaneval_is_called_with_the_entry_point() -> None:
     assert read(tests=called, entry_point="add").extra["tests"] == called
 
 
+CHECK = "def check(candidate):\n    assert candidate(1, 2) == 3\n"
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "print('begin')\n",
+        "CASES = list(range(3))\n",
+        "assert add(0, 0) == 0\n",
+        "def begin():\n    print('begin')\n\n\nbegin()\n",
+        "def unused():\n    check(add)\n\n\nprint('begin')\n",
+    ],
+)
+def test_check_that_nothing_calls_is_called_whatever_else_runs(beside: str) -> None:
+    example = read(tests=beside + CHECK, entry_point="add")
+    assert outcome(example, "    return a - b")["pass_at_1"] == 0.0
+    assert outcome(example, "    return a + b")["pass_at_1"] == 1.0
+    told = r"a\.jsonl, row 7: column `tests` tests nothing by its `check`, which is never called"
+    with pytest.raises(DataError, match=told):
+        read(tests=beside + CHECK)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "check(add)\n",
+        "if True:\n    check(add)\n",
+        "for each in (add,):\n    check(each)\n",
+        "def run():\n    check(add)\n\n\nrun()\n",
+        "run = check\nrun(add)\n",
+    ],
+)
+def test_check_that_is_called_is_called_no_second_time(call: str) -> None:
+    assert read(tests=CHECK + call).extra["tests"] == CHECK + call
+    assert read(tests=CHECK + call, entry_point="add").extra["tests"] == CHECK + call
+
+
 def test_pass_at_k_is_told_of_several_samples() -> None:
     programs = ["    return 0"] * 9 + ["    return a + b"]
     found = outcome(read(), *programs)

@@ -1,6 +1,5 @@
-"""Dialogue: forms of conversations, what is learned of them, and what happens to long ones."""
+"""Dialogue: forms of conversations, what is learned of them, calls of tools, and scores."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,82 +16,30 @@ from lushan.backbones.tokenizer import Tokenizer
 from lushan.data.batching import pack
 from lushan.data.columns import Notes, find_columns, form_of
 from lushan.data.splits import split
-from lushan.errors import DataError, ModelError
+from lushan.errors import DataError
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
-from lushan.records import GOES_ON, Example, Features, Row, TaskState, Written
+from lushan.records import GOES_ON, Row, Written
 from lushan.tasks.dialogue import Task
+from tests.chats import (
+    ALTERNATING,
+    CALLING,
+    KNOWING,
+    LIMIT,
+    STATE,
+    TASK,
+    TOOLS,
+    TURNS,
+    encode,
+    learned,
+    read,
+    with_template,
+)
 from tests.conftest import MakeTiny
 from tests.generation import plain_model
 from tests.served import TOOL_TEMPLATE
 
-TASK = Task()
-STATE = TaskState()
-LIMIT = LengthLimit(128)
-TURNS = [
-    {"role": "system", "content": "Be brave."},
-    {"role": "user", "content": "Where is the fox?"},
-    {"role": "assistant", "content": "In the forest."},
-    {"role": "user", "content": "And the soup?"},
-    {"role": "assistant", "content": "Cold again."},
-]
-
-
-CALLS = [{"type": "function", "function": {"name": "find_fox", "arguments": {}}}]
-TOOLS = [{"type": "function", "function": {"name": "find_fox", "parameters": {}}}]
-CALLING = [TURNS[1], {"role": "assistant", "content": None, "tool_calls": CALLS}]
 LIKELY: Any = {"truth_log_likelihood": -1.0, "num_truth_tokens": 1}
-MARKED = (
-    "{% if messages and messages[0].role != 'system' %}system: Be kind.|{% endif %}"
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}|{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
-"""As that of SmolLM2: says something before the first message, and knows no tools."""
-KNOWING = MARKED.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}{{ tools }}")
-ALTERNATING = (
-    "{% for m in messages if not m.tool_calls and m.role != 'tool' %}"
-    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('conversation roles must alternate') }}{% endif %}{% endfor %}"
-)
-"""As in that of Mistral: turns that call, and what tools say, are not counted."""
-
-
-def with_template(tokenizer: Tokenizer, folder: Path, template: str) -> Tokenizer:
-    folder.mkdir(exist_ok=True)
-    tokenizer.save(folder)
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    return Tokenizer.load(folder)
-
-
-def read(messages: Sequence[Any] = TURNS, **values: object) -> Example:
-    return TASK.read(Row({"messages": list(messages), **values}, "a.jsonl", 7))
-
-
-def encode(
-    tokenizer: Tokenizer,
-    example: Example,
-    *,
-    limit: LengthLimit = LIMIT,
-    with_target: bool = True,
-    shots: Sequence[Example] = (),
-) -> Features:
-    (found,) = TASK.encode(
-        [example],
-        STATE,
-        tokenizer,
-        answer="generate",
-        limit=limit,
-        with_target=with_target,
-        shots=shots,
-    )
-    return found
-
-
-def learned(tokenizer: Tokenizer, features: Features) -> str:
-    """What is supervised, with its special tokens."""
-    assert features.positions is not None
-    ids = [features.token_ids[place + 1] for place in features.positions]
-    return tokenizer._raw.decode(ids, skip_special_tokens=False)
 
 
 @pytest.fixture
@@ -129,16 +76,6 @@ def test_forms_of_a_conversation_are_read_alike(values: dict[str, Any]) -> None:
     )
 
 
-@pytest.mark.parametrize("field", ["content", "name", "tool_call_id"])
-def test_marks_of_the_model_are_refused_wherever_a_template_may_write_them(
-    field: str, tokenizer: Tokenizer
-) -> None:
-    mark = tokenizer._token(tokenizer.stop_id)
-    asked = {**TURNS[1], field: f"x{mark}"}
-    with pytest.raises(DataError, match=rf"a message holds `{mark}`"):
-        encode(tokenizer, read([TURNS[0], asked, *TURNS[2:]]))
-
-
 def test_rows_that_are_compared_leave_the_system_out_and_begin_alike() -> None:
     told = [{"role": "system", "content": "Be brave. " * 50}, *TURNS[1:]]
     short, long = read(told[:3]), read(told)
@@ -169,14 +106,6 @@ def test_functions_of_openais_old_form_are_tools() -> None:
     assert read(tools=[TOOLS[0]["function"]]).extra["tools"] == TOOLS
 
 
-def test_answer_at_the_start_is_left_out_and_never_cut(tokenizer: Tokenizer) -> None:
-    greeting = {"role": "assistant", "content": "soup " * 30}
-    expected = encode(tokenizer, read(TURNS[1:]))
-    limit = LengthLimit(len(expected.token_ids) + 12, "truncate")
-    found = encode(tokenizer, read([greeting, *TURNS[1:]]), limit=limit)
-    assert found.token_ids == expected.token_ids
-
-
 def test_instruction_and_input_are_one_question() -> None:
     row = Row({"instruction": "Say it in German.", "input": "a fox", "output": "ein Fuchs"}, "a", 1)
     assert TASK.read(row).extra["messages"] == [
@@ -204,49 +133,6 @@ def test_conversation_that_cannot_be_learned_is_refused(messages: Any, message: 
         TASK.read(Row({"messages": messages}, "a.jsonl", 7))
 
 
-def test_tokens_are_those_of_the_template_in_transformers(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    features = encode(tokenizer, read())
-    tokenizer.save(tmp_path)
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
-    ids = theirs.apply_chat_template(TURNS, return_dict=False)
-    assert list(features.token_ids) == ids[: len(features.token_ids)]
-    asked = theirs.apply_chat_template(TURNS[:-1], add_generation_prompt=True, return_dict=False)
-    assert list(encode(tokenizer, read(), with_target=False).token_ids) == asked
-
-
-def test_every_turn_of_the_assistant_is_learned_with_its_end_and_nothing_else(
-    tokenizer: Tokenizer,
-) -> None:
-    stop = tokenizer._token(tokenizer.stop_id)
-    found = learned(tokenizer, encode(tokenizer, read()))
-    assert found == f" In the forest.{stop} Cold again.{stop}"
-    silent = [*TURNS[:2], {**TURNS[2], "weight": 0}, *TURNS[3:]]
-    assert learned(tokenizer, encode(tokenizer, read(silent))) == f" Cold again.{stop}"
-    shot = read([TURNS[1], TURNS[2]])
-    with_shot = encode(tokenizer, read(silent), shots=[shot])
-    assert learned(tokenizer, with_shot) == f" Cold again.{stop}"
-    assert len(with_shot.token_ids) > len(encode(tokenizer, read(silent)).token_ids)
-
-
-def test_answer_that_joins_with_what_asks_for_it_is_learned_as_it_is_asked(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    spaced = MARKED.replace("assistant:{%", "assistant: {%")
-    joining = with_template(tokenizer, tmp_path, spaced)
-    turns = [
-        *(TURNS[1], {**TURNS[2], "content": "a fox"}),
-        *(TURNS[3], {**TURNS[4], "content": "the forest"}),
-    ]
-    features = encode(joining, read(turns))
-    asked = encode(joining, read(turns[:2]), with_target=False)
-    assert features.token_ids[: len(asked.token_ids)] == asked.token_ids
-    assert features.positions is not None
-    assert features.positions[0] == len(asked.token_ids) - 1
-    assert learned(joining, features) == "a fox|the forest|"
-
-
 def test_loss_is_that_of_transformers_on_the_same_tokens(
     backbone: Backbone, tiny_folder: MakeTiny
 ) -> None:
@@ -266,92 +152,9 @@ def test_loss_is_that_of_transformers_on_the_same_tokens(
     assert float(found.total.detach()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_oldest_turns_are_left_out_of_a_long_conversation_and_the_system_stays(
-    tokenizer: Tokenizer,
-) -> None:
-    whole = encode(tokenizer, read())
-    short = encode(tokenizer, read([TURNS[0], *TURNS[3:]]))
-    limit = LengthLimit(len(short.token_ids), "truncate")
-    cut = encode(tokenizer, read(), limit=limit)
-    assert cut.token_ids == short.token_ids
-    assert learned(tokenizer, cut) == learned(tokenizer, short)
-    assert cut.num_cut_tokens == len(whole.token_ids) - len(short.token_ids)
-    with pytest.raises(DataError, match=r"a\.jsonl, row 7: .* tokens, but at most 12 fit"):
-        encode(tokenizer, read(), limit=LengthLimit(12))
-    with pytest.raises(DataError, match="The last turn is too long by itself"):
-        encode(tokenizer, read(), limit=LengthLimit(8, "truncate"))
-
-
-def test_conversation_that_is_too_long_is_refused_with_what_would_help(
-    tokenizer: Tokenizer,
-) -> None:
-    num_tokens = len(encode(tokenizer, read()).token_ids)
-    most = len(encode(tokenizer, read([TURNS[0], *TURNS[3:]])).token_ids)
-    told = (
-        rf"row 7: the conversation has {num_tokens} tokens, but at most {most} fit\. "
-        r"Choose `--set data\.over_length=truncate`, which leaves out its oldest part"
-    )
-    with pytest.raises(DataError, match=told):
-        encode(tokenizer, read(), limit=LengthLimit(most))
-    with pytest.raises(DataError, match=r"at most 8 fit\. The last turn is too long by itself"):
-        encode(tokenizer, read(), limit=LengthLimit(8))
-
-
-def test_conversation_is_cut_before_a_turn_that_asks(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    marked = with_template(tokenizer, tmp_path, MARKED)
-    called = [
-        {**TURNS[1], "content": "the fox " * 30},
-        {"role": "assistant", "content": "soup " * 30},
-        {"role": "tool", "content": "fox " * 5},
-        TURNS[2],
-    ]
-    last = read(TURNS[3:])
-    expected = encode(marked, last)
-    limit = LengthLimit(len(expected.token_ids) + 12, "truncate")
-    assert encode(marked, read([*called, *TURNS[3:]]), limit=limit).token_ids == expected.token_ids
-    asked = encode(marked, read([*called, *TURNS[3:]]), limit=limit, with_target=False)
-    assert asked.token_ids == encode(marked, last, with_target=False).token_ids
-    with pytest.raises(DataError, match="The last turn is too long by itself"):
-        encode(marked, read([*called, *TURNS[3:]]), limit=LengthLimit(12, "truncate"))
-
-
 def test_field_without_a_value_is_no_field() -> None:
     filled = [{**each, "weight": None, "tool_calls": None} for each in TURNS]
     assert read(filled) == read()
-
-
-def test_tools_that_the_template_does_not_write_are_refused(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    calling = [TURNS[1], {"role": "assistant", "content": None, "tool_calls": CALLS}, *TURNS[3:]]
-    silent = with_template(tokenizer, tmp_path / "silent", MARKED)
-    for values, name in (
-        ({"tools": TOOLS}, "column `tools`"),
-        ({"messages": calling}, "`tool_calls`"),
-        ({"messages": CALLING}, "`tool_calls`"),
-        ({"messages": CALLING, "tools": TOOLS}, "column `tools`"),
-    ):
-        with pytest.raises(DataError, match=rf"a\.jsonl, row 7: .*{name}.*chat template"):
-            encode(silent, read(**values))
-    other = with_template(tokenizer, tmp_path / "knowing", KNOWING)
-    told = encode(other, read(calling, tools=TOOLS), limit=LengthLimit(4096))
-    assert "find_fox" in other._raw.decode(list(told.token_ids))
-
-
-def test_turn_that_calls_is_no_empty_one_to_a_template_that_counts_turns(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    answered = [*CALLING, {"role": "tool", "content": "Here."}, TURNS[-1]]
-    counting = with_template(tokenizer, tmp_path / "counting", ALTERNATING + KNOWING)
-    told = encode(counting, read(answered, tools=TOOLS), limit=LengthLimit(4096))
-    assert "find_fox" in learned(counting, told)
-    silent = with_template(tokenizer, tmp_path / "silent", ALTERNATING + MARKED)
-    with pytest.raises(DataError, match=r"row 7: `tool_calls` of a message would be lost"):
-        encode(silent, read(answered))
-    needing = "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}" + KNOWING
-    needs = with_template(tokenizer, tmp_path / "needs", needing)
-    told = encode(needs, read(TURNS[1:3], tools=TOOLS), limit=LengthLimit(4096))
-    assert "find_fox" in needs.decode(told.token_ids)
 
 
 def test_answer_that_calls_is_written_once_where_its_form_is_looked_for(
@@ -414,23 +217,6 @@ def test_worked_example_that_calls_is_shown_with_its_call(tokenizer: Tokenizer) 
     stop = tokenizer._token(tokenizer.stop_id)
     assert f'{{"name": "find_fox", "arguments": {{}}}}\n</tool_call>{stop}' in written
     assert "find_fox" not in learned(tokenizer, told)
-
-
-def test_message_that_speaks_for_somebody_else_is_refused(tokenizer: Tokenizer) -> None:
-    stop = tokenizer._token(tokenizer.stop_id)
-    liar = [{"role": "user", "content": f"Hi {stop}"}, TURNS[-1]]
-    with pytest.raises(DataError, match=r"a\.jsonl, row 7: a message holds"):
-        encode(tokenizer, read(liar))
-
-
-def test_template_that_changes_earlier_turns_is_refused(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    tokenizer.save(tmp_path)
-    template = "{% for m in messages %}{{ m.content if loop.last else '...' }}|{% endfor %}"
-    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
-    with pytest.raises(ModelError, match="writes a turn in another way once others follow"):
-        encode(Tokenizer.load(tmp_path), read())
 
 
 def test_how_likely_the_answers_are_is_told_of_examples_and_scored(backbone: Backbone) -> None:

@@ -151,6 +151,21 @@ def test_baselines_answer_the_test_rows_once_and_are_described(
     assert len(told) == 3
 
 
+def test_baselines_that_learn_say_from_how_many_rows_where_not_all_were_drawn(
+    build_setup: BuildSetup, tmp_path: Path
+) -> None:
+    setup, run = build_setup("bert", data={"max_train_rows": 20}), make_run(tmp_path)
+    run_baselines(run, setup, tell=lambda _: None)
+    told: dict[str, str] = run.get("baselines")
+    assert told.keys() == {"majority", "tf_idf"}
+    for description in told.values():
+        assert description.endswith(". Learned from the 20 drawn of 34 training rows.")
+    copied = comparison._classical(setup, "copied_source")
+    assert copied.description == "Every text is its own answer, not a character changed."
+    whole = comparison._classical(build_setup("bert"), "majority")
+    assert "Learned" not in whole.description
+
+
 def test_texts_that_are_cut_for_the_untouched_model_are_told(
     build_setup: BuildSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,14 +3,18 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
+from lushan.catalog import load_task
 from lushan.errors import DataError, RunError
 from lushan.workflows.evaluate import compare, evaluate
-from lushan.workflows.predict import open_run
+from lushan.workflows.predict import Opened, open_run
 from tests.bad_inputs import good_rows, write_lines
+from tests.conftest import MakeTiny
+from tests.many_runs import KINDS, save_run
 
 WORDS = {"data": {"columns": {"text": "text"}}}
 
@@ -150,3 +154,52 @@ def test_graded_runs_are_compared_by_their_mean_row_score(tiny_run: Path, other:
     assert found["runs"][1]["mean_row_score"]["value"] == pytest.approx(0.45)
     assert {name for each in found["runs"] for name in each} == {"name", "path", "mean_row_score"}
     assert found["comparisons"][0]["test"] == "permutation"
+
+
+def _as_if_scored_per_token(run: Path, num_tokens: int) -> None:
+    """Change a run into one whose rows are scored by how likely the tokens of their truth are."""
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    told = json.dumps({**results, "task": "completion"})
+    (run / "results.json").write_text(told, encoding="utf-8")
+    file = run / "predictions" / "after.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    write_lines(file, [{**row, "num_truth_tokens": num_tokens} for row in rows])
+
+
+def test_runs_whose_truth_has_other_tokens_are_not_compared_by_the_token(
+    tiny_run: Path, other: Path, tmp_path: Path
+) -> None:
+    third = Path(shutil.copytree(tiny_run, tmp_path / "third"))
+    for run, num_tokens in ((other, 5), (third, 4)):
+        _as_if_scored_per_token(run, num_tokens)
+    with pytest.raises(DataError, match=r"`other` and `third` cannot be compared: .*5 and 4"):
+        compare([other, third])
+    _as_if_scored_per_token(third, 5)
+    assert compare([other, third])["num_examples"] == 10
+
+
+def test_tokens_of_the_truth_are_told_where_rows_are_scored_by_them(
+    tiny_run: Path, data: Path, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    run = save_run(tmp_path / "talks", tiny_folder("llama"), KINDS["talks"])
+    rows = [dict(row.values) for row in load_task("dialogue").sample_rows()]
+    found = evaluate(run, write_lines(tmp_path / "talks.jsonl", rows))
+    assert found.num_truth_tokens.keys() == found.correct.keys()
+    assert min(found.num_truth_tokens.values()) > 5
+    assert evaluate(tiny_run, data, settings=WORDS).num_truth_tokens == {}
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_seed_is_also_that_of_answers_that_are_drawn(
+    seed: int | None, *, tiny_run: Path, other: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int | None] = []
+
+    def opened(run: Path, *args: Any, seed: int | None = None, **options: Any) -> Opened:  # noqa: ANN401
+        seen.append(seed)
+        return open_run(run, *args, seed=seed, **options)
+
+    monkeypatch.setattr("lushan.workflows.evaluate.open_run", opened)
+    evaluate(tiny_run, data, settings=WORDS, seed=seed)
+    compare([tiny_run, other], data=data, settings=WORDS, seed=seed)
+    assert seen == [seed] * 3

@@ -1,22 +1,33 @@
 """The label curve: how many labels it takes."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from lushan.baselines import Baseline
 from lushan.data.batching import PackedSource
-from lushan.data.splits import subsample
+from lushan.data.splits import Parts, subsample
+from lushan.evaluation.phrases import label_outlook
 from lushan.inference.predict import Predictor
 from lushan.model_store import certificate
 from lushan.model_store.run_folder import RunFolder
-from lushan.records import Prediction, TaskState
+from lushan.records import Features, Interval, Prediction, Scores, TaskState
 from lushan.workflows import label_curve
-from lushan.workflows.label_curve import _with_few_rows, run_label_curve
-from lushan.workflows.tune import train_apart, untrained
+from lushan.workflows.label_curve import (
+    _baseline_scores,
+    _joined,
+    _Point,
+    _strongest,
+    _with_few_rows,
+    run_label_curve,
+)
+from lushan.workflows.tune import _unwatched, train_apart, untrained
 from tests.bad_inputs import good_rows, write_lines, write_splits
 from tests.conftest import MakeTiny
 from tests.runs import answers_of_this_process, read, tune
@@ -120,6 +131,28 @@ def test_head_begins_anew_in_every_draw_and_reads_what_frozen_layers_made(
     assert seen[0] == seen[1]
 
 
+def test_training_apart_reads_the_documents_of_one_validation_row(build_setup: BuildSetup) -> None:
+    setup = build_setup("llama")
+    documents = [
+        replace(each, example_index=each.example_index // 2)
+        for each in setup.features["validation"]
+    ]
+    read: list[int] = []
+
+    class Counting(Sequence[Features]):
+        def __len__(self) -> int:
+            return len(documents)
+
+        def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - slices are not needed
+            read.append(index)
+            return documents[index]
+
+    found = _unwatched(replace(setup, features={**setup.features, "validation": Counting()}))
+    assert found.features["validation"] == documents[:2]
+    assert read == [0, 1, 2]
+    assert len(documents) > len(read)
+
+
 @dataclass(frozen=True)
 class Examined:
     """Stands for a model that is asked."""
@@ -176,3 +209,43 @@ def test_points_that_are_there_are_not_made_again(
     assert trained == [4, 8][num_there:]
     sizes = [each["num_rows"] for each in notes["label_curve"]]
     assert sizes == [4, 8, 99 if num_there == 3 else len(setup.parts.train)]
+
+
+def test_baseline_of_the_curve_is_the_strongest_wherever_the_task_names_it(
+    build_setup: BuildSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = build_setup("llama")
+    assert setup.task.baselines == ("majority", "tf_idf")
+
+    def answer(parts: Parts, *, name: str, state: TaskState) -> Baseline:
+        del state
+        labels = [str(each.target) if name == "majority" else "hill" for each in parts.test]
+        rows = zip(parts.test, labels, strict=True)
+        return Baseline([Prediction(each.id, label, {label: 1.0}) for each, label in rows], "")
+
+    def load(name: str) -> SimpleNamespace:
+        return SimpleNamespace(answer=partial(answer, name=name))
+
+    monkeypatch.setattr(label_curve, "load_baseline", load)
+    found = _baseline_scores(setup, setup.parts)
+    assert found["majority"] == 1.0 > found["tf_idf"]
+    point = _joined([_Point(Scores("accuracy", {}), found)], None, 8)
+    assert point["baseline_score"] == 1.0
+
+
+def test_strongest_baseline_is_that_of_all_draws_by_the_scale_of_the_metric() -> None:
+    draws = [{"a": 1.0, "b": 0.5}, {"a": 0.0, "b": 0.75}]
+    assert _strongest(draws, "accuracy") == 0.625
+    assert _strongest(draws, "perplexity") == 0.5
+    assert _strongest([{}], "accuracy") is None
+
+
+def test_curve_is_not_certain_where_a_draw_answers_every_row_as_the_whole_run() -> None:
+    scores = Scores("accuracy", {"accuracy": Interval(0.75, 0.5, 0.9)}, correct=[1, 1, 1, 0])
+    one = _joined([_Point(scores, {})], scores, 8)["rise"]
+    assert one["low"] == -one["high"] < -0.5
+    told = label_outlook([{"num_rows": 8, "rise": one}, {"num_rows": 64, "rise": None}], "Accuracy")
+    assert "would hardly bring more than +20." in told
+    worse = Scores("accuracy", {}, correct=[0, 0, 0, 0])
+    several = _joined([_Point(scores, {}), _Point(worse, {})], scores, 8)["rise"]
+    assert (several["low"], several["high"]) == (-1, 1)

@@ -157,3 +157,11 @@ def test_rows_of_one_kind_decide_nothing(build_setup: BuildSetup) -> None:
     setup, predictor = answering(build_setup, "head", list(rows(all_answered=True)))
     assert with_threshold(predictor, setup.parts.validation, tell=told.append) == (predictor, [])
     assert len(told) == 1
+
+
+def test_rows_of_one_kind_withhold_nothing_that_a_model_writes(build_setup: BuildSetup) -> None:
+    setup, predictor = answering(build_setup, "generate", list(rows()))
+    told: list[str] = []
+    answered = [each for each in setup.parts.train if each.target]
+    assert with_threshold(predictor, answered, tell=told.append) == (predictor, [])
+    assert told[0].endswith("No answer that it writes is withheld.")

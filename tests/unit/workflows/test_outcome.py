@@ -10,6 +10,7 @@ import psutil
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix
 
+from lushan.data.overlap import PairCounts
 from lushan.errors import RunError
 from lushan.model_store.run_folder import RunFolder, read_correct
 from lushan.records import Example, Interval, Prediction, Scores
@@ -268,3 +269,29 @@ def test_adapter_is_named_as_on_the_command_line(adapter: dict[str, object], nam
 def test_metrics_become_plain_values_with_their_intervals() -> None:
     scores = Scores("accuracy", {"accuracy": Interval(0.5, 0.25, 0.75)})
     assert plain(scores) == {"accuracy": {"value": 0.5, "low": 0.25, "high": 0.75}}
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("keep", {"train": 3}), ("remove", {})])
+def test_test_rows_that_others_have_too_are_told_where_they_are_kept(
+    policy: str, kept: dict[str, int], build_setup: BuildSetup, run: RunFolder
+) -> None:
+    setup = build_setup("llama", data={"overlap": policy})
+    answered(setup, run)
+    pairs = (
+        PairCounts("train", "validation", 9, 9, num_later_exact=9, num_later_near=9),
+        PairCounts("train", "test", 5, 5, num_later_exact=1, num_later_near=2),
+        PairCounts("validation", "test", 0, 0, num_later_exact=0, num_later_near=0),
+    )
+    setup = replace(setup, ledger=replace(setup.ledger, overlap=pairs))
+    assert write_outcome(run, setup)["kept_overlap"] == kept
+
+
+@pytest.mark.parametrize(("settings", "left_out"), [({}, 0), ({"max_train_rows": 20}, 14)])
+def test_training_rows_that_were_not_drawn_are_counted(
+    settings: dict[str, int], left_out: int, build_setup: BuildSetup, run: RunFolder
+) -> None:
+    setup = build_setup("llama", data=settings)
+    answered(setup, run)
+    results = write_outcome(run, setup)
+    assert results["num_not_drawn"] == left_out
+    assert results["num_examples"]["train"] + left_out == 34
