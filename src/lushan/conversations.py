@@ -21,8 +21,17 @@ _SHAREGPT_ROLES = {
     "function_response": "tool",
 }
 _KEPT = ("role", "content", "weight", "name", "tool_calls", "tool_call_id")
-_REASONING = ("reasoning_content", "thinking", "reasoning")
-_OLD_CALL = "function_call"
+_SAID = ("reasoning_content", "thinking", "reasoning", "refusal")
+"""What others put beside `content`, though it is said."""
+_CALLS = ("function_call", "function_calls", "tool_call")
+"""Names of `tool_calls` that no template knows."""
+_WEIGHTS = ("loss", "train", "training")
+"""What others call `weight`, as ms-swift and Axolotl do."""
+_ARGUMENTS = ("parameters", "args", "argument", "input")
+"""What others call `arguments` of a call."""
+_KNOWN = frozenset({*_KEPT, *_SAID, *_CALLS})
+_KNOWN_IN_TURNS = _KNOWN - {"role", "content"} | {"from", "value"}
+"""In turns of ShareGPT's form."""
 _TELLING_CHARACTERS = 40
 """What a conversation begins with tells it from others from so many letters on; a greeting has less."""
 
@@ -59,6 +68,23 @@ def read_messages(row: Row, *, is_learned: bool = True) -> list[dict[str, Any]]:
     ]
 
 
+def unread_names(value: object, *, are_turns: bool = False) -> list[str]:
+    """Name what messages hold that is neither read nor refused, each name once.
+
+    Args:
+        value: Of a column of messages.
+        are_turns: Whether they may have ShareGPT's form.
+    """
+    messages = unpacked(value)
+    found: dict[str, None] = {}
+    for each in messages if isinstance(messages, list | tuple) else ():
+        if isinstance(each, Mapping):
+            known = _KNOWN_IN_TURNS if are_turns and _is_turn(each) else _KNOWN
+            names = (name for name, held in each.items() if held not in (None, "", [], {}))
+            found |= dict.fromkeys(name for name in names if name not in known)
+    return [*found]
+
+
 def _earlier(row: Row) -> list[dict[str, Any]]:
     """Give the turns of the column `history`, which LLaMA-Factory adds to Alpaca's form: pairs of question and answer."""
     given = row.values.get("history")
@@ -85,15 +111,16 @@ def _listed(row: Row, name: str) -> Sequence[Any]:
     return found
 
 
+def _is_turn(message: Mapping[str, Any]) -> bool:
+    return message.get("from") is not None or message.get("role") is None
+
+
 def _from_sharegpt(turn: object) -> object:
-    if not isinstance(turn, Mapping):
-        return turn
+    if not isinstance(turn, Mapping) or not _is_turn(turn):
+        return turn  # a message already, or nothing of the kind
     speaker, value = turn.get("from"), turn.get("value")
-    if speaker is None and turn.get("role") is not None:  # a message already
-        return turn
     role = _SHAREGPT_ROLES.get(str(speaker), speaker)
-    names = ("weight", "tool_calls", _OLD_CALL, *_REASONING)
-    kept = {name: turn[name] for name in names if name in turn}
+    kept = {name: each for name, each in turn.items() if name not in ("role", "content")}
     if speaker == "function_call":
         return {"role": role, "content": None, **kept, "tool_calls": unpacked(value) or [value]}
     return {"role": role, "content": value, **kept}
@@ -106,6 +133,8 @@ def _read_message(row: Row, number: int, message: object, *, is_learned: bool) -
             f"got {str(message)[:200]}."
         )
     _refuse_what_is_lost(row, number, message)
+    if is_learned:
+        _refuse_what_is_not_learned(row, number, message)
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         content = ""
@@ -125,17 +154,30 @@ def _read_message(row: Row, number: int, message: object, *, is_learned: bool) -
 
 def _refuse_what_is_lost(row: Row, number: int, message: Mapping[str, Any]) -> None:
     """Templates write thoughts in ways of their own, and leave them out of earlier turns; they know calls as `tool_calls` alone."""
-    if message.get(_OLD_CALL):
-        raise DataError(
-            f"{row.place}: message {number} has `function_call`, which would be lost. Write it into the list `tool_calls`, "
-            "and what comes back as a message of the role `tool`; or take it out."
-        )
-    for name in _REASONING:
+    for name in _CALLS:
+        if message.get(name):
+            raise DataError(
+                f"{row.place}: message {number} has `{name}`, which would be lost. Write it into the list `tool_calls`, "
+                "and what comes back as a message of the role `tool`; or take it out."
+            )
+    for name in _SAID:
         value = message.get(name)
         if value.strip() if isinstance(value, str) else value:
             raise DataError(
                 f"{row.place}: message {number} has `{name}`, which would be lost. Put it into `content` as the model "
                 "writes it, or take it out."
+            )
+
+
+def _refuse_what_is_not_learned(row: Row, number: int, message: Mapping[str, Any]) -> None:
+    """A turn that is left out of the loss elsewhere would be learned here."""
+    if message["role"] != "assistant" or message.get("weight") is not None:
+        return
+    for name in _WEIGHTS:
+        if message.get(name) == 0:  # also False
+            raise DataError(
+                f"{row.place}: message {number} has `{name}` {message[name]!r}, but would be learned all the same. Write "
+                "`weight` 0 in its place."
             )
 
 
@@ -145,9 +187,7 @@ def _read_calls(row: Row, number: int, calls: object) -> list[dict[str, Any]]:
     for call in calls if isinstance(calls, list | tuple) else [calls]:
         outer: Mapping[str, Any] = call if isinstance(call, Mapping) else {}
         inner = outer.get("function", outer)
-        arguments = inner.get("arguments", {}) if isinstance(inner, Mapping) else None
-        if isinstance(arguments, str):
-            arguments = unpacked(arguments or "{}")
+        arguments = _arguments(inner)
         name = inner.get("name") if isinstance(inner, Mapping) else None
         if not isinstance(name, str) or not name or not isinstance(arguments, Mapping):
             raise DataError(
@@ -162,6 +202,15 @@ def _read_calls(row: Row, number: int, calls: object) -> list[dict[str, Any]]:
             else kind | {"function": told}
         )
     return found
+
+
+def _arguments(function: object) -> object:
+    """Give what a call is made with; None where that is called otherwise, and templates would lose it."""
+    if not isinstance(function, Mapping):
+        return None
+    is_lost = "arguments" not in function and any(function.get(name) for name in _ARGUMENTS)
+    found = None if is_lost else function.get("arguments", {})
+    return unpacked(found or "{}") if isinstance(found, str) else found
 
 
 def read_tools(row: Row) -> list[dict[str, Any]]:

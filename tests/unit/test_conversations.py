@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from lushan.conversations import beginning, calls_in, read_messages, read_tools, shown
+from lushan.conversations import (
+    beginning,
+    calls_in,
+    read_messages,
+    read_tools,
+    shown,
+    unread_names,
+)
 from lushan.errors import DataError
 from lushan.records import GOES_ON, Call, Row
 
@@ -41,6 +48,8 @@ def test_arguments_of_openais_form_are_objects_to_the_template() -> None:
         {"function": {"name": "a", "arguments": "[1]"}},
         {"name": 3, "arguments": {}},
         {"id": 1},
+        {"name": "find", "parameters": {"where": "forest"}},
+        {"function": {"name": "a", "args": {"b": 1}}},
     ],
 )
 def test_call_that_is_none_is_refused(call: object) -> None:
@@ -101,7 +110,7 @@ def test_call_is_shown_as_a_line_of_json_behind_what_is_said() -> None:
         assert shown(found) == before + '{"name": "find", "arguments": {"where": "\u5e90\u5c71"}}'
 
 
-@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning", "refusal"])
 def test_reasoning_that_would_be_lost_is_refused_and_none_is_not(name: str) -> None:
     told = rf"a\.jsonl, row 7: message 2 has `{name}`, which would be lost\. Put it into `content`"
     turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "Near."}]
@@ -127,23 +136,57 @@ def test_assistant_may_have_said_nothing_where_nothing_is_learned() -> None:
         read_messages(row(messages=unasked), is_learned=False)
 
 
-def test_call_of_openais_old_form_that_would_be_lost_is_refused() -> None:
+@pytest.mark.parametrize("name", ["function_call", "function_calls", "tool_call"])
+def test_call_under_another_name_that_would_be_lost_is_refused(name: str) -> None:
     call = {"name": "find", "arguments": "{}"}
-    told = (
-        r"a\.jsonl, row 7: message 2 has `function_call`, which would be lost\. Write it into the"
-    )
+    told = rf"a\.jsonl, row 7: message 2 has `{name}`, which would be lost\. Write it into the"
     turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "Let me look."}]
     for values in (
-        {"messages": [ASKED, {**ANSWER, "function_call": call}]},
-        {"messages": [ASKED, {**ANSWER, "content": None, "function_call": call}]},
-        {"conversations": [turns[0], {**turns[1], "function_call": call}]},
+        {"messages": [ASKED, {**ANSWER, name: call}]},
+        {"messages": [ASKED, {**ANSWER, "content": None, name: call}]},
+        {"conversations": [turns[0], {**turns[1], name: call}]},
     ):
         with pytest.raises(DataError, match=told):
             read_messages(row(**values))
-    assert read_messages(row(messages=[ASKED, {**ANSWER, "function_call": None}])) == [
+    assert read_messages(row(messages=[ASKED, {**ANSWER, name: None}])) == [
         ASKED,
         ANSWER,
     ]
+
+
+@pytest.mark.parametrize("name", ["loss", "train", "training"])
+def test_turn_that_others_leave_out_of_the_loss_is_refused_unless_weight_says_it(name: str) -> None:
+    told = rf"row 7: message 2 has `{name}` False, but would be learned .* Write `weight` 0"
+    unlearned = {**ANSWER, name: False}
+    talk = [ASKED, unlearned, ASKED, ANSWER]
+    turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "Near.", name: False}]
+    for values in ({"messages": talk}, {"conversations": turns}):
+        with pytest.raises(DataError, match=told):
+            read_messages(row(**values))
+    assert read_messages(row(messages=talk), is_learned=False) == [ASKED, ANSWER] * 2
+    harmless = [{**ASKED, name: False}, {**unlearned, "weight": 0}, ASKED, {**ANSWER, name: True}]
+    assert read_messages(row(messages=harmless))[1] == {**ANSWER, "weight": 0}
+
+
+def test_names_in_messages_that_are_not_read_are_named_once_and_without_a_value_never() -> None:
+    nothing = {"refusal": None, "annotations": [], "audio": {}, "id": ""}
+    odd = {**ANSWER, **nothing, "remark": "x", "tool_call_id": "1"}
+    talk = [ASKED, odd, {**odd, "images": ["a"]}]
+    assert unread_names(talk) == unread_names(json.dumps(talk)) == ["remark", "images"]
+    turn = {"from": "gpt", "value": "Near.", "weight": 1, "content": "Far.", "loss": True}
+    assert unread_names([turn, odd], are_turns=True) == ["content", "loss", "remark"]
+    assert unread_names("hello") == unread_names(None) == unread_names(["a"]) == []
+
+
+def test_turn_of_sharegpt_keeps_what_a_message_has() -> None:
+    told = {"name": "find", "tool_call_id": "1"}
+    turn = {"from": "observation", "value": "Near.", "role": None, **told}
+    turns = [{"from": "human", "value": "Where?"}, turn, {"from": "gpt", "value": "Near."}]
+    assert read_messages(row(conversations=turns))[1] == {
+        "role": "tool",
+        "content": "Near.",
+        **told,
+    }
 
 
 @pytest.mark.parametrize("history", [[[" Hello! ", "Good day."]], '[["Hello!", "Good day."]]'])

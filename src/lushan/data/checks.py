@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lushan.data.example_store import hash_text, hashes_of, of_kinds, take
+from lushan.data.example_store import hash_of, hash_text, of_kinds, take
 from lushan.data.overlap import OverlapCounts, OverlapPolicy, find_overlap, remove_overlap
 from lushan.data.splits import Parts, count_labels, labels_of
 from lushan.errors import DataError
@@ -158,7 +158,7 @@ def _repeats(name: str, part: Sequence[Example]) -> tuple[int, _Found]:
         return 0, _Found(0, [])
     # Different questions about one text are no repeats.
     questions = of_kinds(part, lambda each: hash_text(_question(each.extra)))
-    hashes = hashes_of(part).plain ^ questions
+    hashes = hash_of(part, "plain") ^ questions
     # Equal texts stand together, in the order of the rows.
     order = np.argsort(hashes, kind="stable")
     is_first = np.diff(hashes[order], prepend=hashes[order[0]] ^ np.uint64(1)) != 0

@@ -5,7 +5,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lushan.errors import DataError
@@ -19,6 +19,8 @@ LABEL_SEPARATORS = ("|", ";\uff1b")
 _WITHOUT_LENGTHS = (
     "only a model that is tuned with `--set task_settings.length_control=true` keeps to a length."
 )
+_MOST_INNER_NAMES = 20
+"""So many names inside a column that are not read are told one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,10 @@ class Columns:
     lengths: tuple[str, ...] = ()
     """Optional ones that say how long an answer is wanted, of which only a model that learned to keep to it makes anything
     (`task_settings.length_control`)."""
+    inner: Mapping[str, Callable[[object], Iterable[str]]] = field(
+        default_factory=dict[str, Callable[[object], Iterable[str]]]
+    )
+    """Those that hold messages, each with what gives the names in a value that are not read."""
     others: tuple["Columns", ...] = ()
     """Other forms of the same rows; a file has one of them."""
 
@@ -73,6 +79,7 @@ class Columns:
             self.optional,
             asked_with=self.asked_with,
             lengths=self.lengths,
+            inner=self.inner,
             guesses=guesses,
             others=others,
         )
@@ -256,6 +263,8 @@ class Cleaner:
     def __init__(self, wanted: Columns, notes: Notes) -> None:
         self._labels = frozenset(wanted.labels + wanted.lists)
         self._lists = frozenset(wanted.lists)
+        self._inner = wanted.inner
+        self._inner_names: set[str] = set()
         self._notes = notes
 
     def clean(self, name: str, value: object, number: int) -> object:
@@ -265,6 +274,8 @@ class Cleaner:
             DataError: If it is text that no file can hold (a lone surrogate), or a wrong label.
         """
         value = self._plain(name, value, number)
+        if value is not None and name in self._inner:
+            self._tell_inner(name, value, number)
         if name in self._labels:
             return self._clean_label(name, value, number)
         if isinstance(value, str):
@@ -285,6 +296,13 @@ class Cleaner:
             return value
         self._notes.count(f"`{name}` was no text but {type(value).__name__}; read as text", number)
         return str(value).lower() if isinstance(value, bool) else str(value)
+
+    def _tell_inner(self, name: str, value: object, number: int) -> None:
+        for each in self._inner[name](value):
+            if len(self._inner_names) < _MOST_INNER_NAMES:
+                self._inner_names.add(each)
+            told = each[:40] if each in self._inner_names else "..."
+            self._notes.count(f"`{told}` of a message in `{name}` is not read", number)
 
     def _check_text(self, name: str, text: str, number: int) -> None:
         if text.isascii():

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self, TypeVar, overload
+from typing import Any, BinaryIO, Literal, NamedTuple, Self, TypeVar, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ _HASH = np.dtype(np.uint64)
 
 Key = TypeVar("Key", bound=Hashable)
 Hashes = NDArray[np.uint64]
+HashName = Literal["whole", "plain", "comparable", "group"]
+"""The fields of `ContentHashes`, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class ExampleStore(Sequence[Example]):
         codes, ends = array("i"), array("q")
         hashes = [array("Q") for _ in fields(ContentHashes)]
         num_bytes = 0
-        remedy = "name another folder by the environment variable `TMPDIR`"
+        remedy = "or name another folder by the environment variable `TMPDIR`"
         full = naming_full_disk(Path(tempfile.gettempdir()), what="The rows", remedy=remedy)
         with full, file.writer() as writer:
             for example in examples:
@@ -141,8 +143,11 @@ class ExampleStore(Sequence[Example]):
 
     def hashes(self) -> ContentHashes:
         """Give the hashes of each example."""
-        numbers = range(len(fields(ContentHashes)))
-        return ContentHashes(*(self._table.hashes(number)[self._rows] for number in numbers))
+        return ContentHashes(*map(self.hash, get_args(HashName)))
+
+    def hash(self, name: HashName) -> Hashes:
+        """Give one of the hashes of each example, by its name in `ContentHashes`."""
+        return self._table.hashes(get_args(HashName).index(name))[self._rows]
 
     def _read(self, rows: Positions) -> Iterator[Example]:
         table = self._table
@@ -269,6 +274,13 @@ def hashes_of(examples: Sequence[Example]) -> ContentHashes:
     return ContentHashes(
         *np.array(hashes, dtype=np.uint64).reshape(-1, len(fields(ContentHashes))).T
     )
+
+
+def hash_of(examples: Sequence[Example], name: HashName) -> Hashes:
+    """Give one of the hashes of any examples: of a store only this one is read."""
+    if isinstance(examples, ExampleStore):
+        return examples.hash(name)
+    return getattr(hashes_of(examples), name)
 
 
 def take(examples: Sequence[Example], places: Positions) -> Sequence[Example]:

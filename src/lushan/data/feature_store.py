@@ -1,11 +1,12 @@
 """Encoded documents by the million, in memory-mapped files that are kept for the next run of equal data.
 
-What many documents have in common (target, weight) is kept once, as a *kind*. The functions take any sequence of
-features, so that nobody needs to know how it is stored.
+What many documents have in common (target, weight) is kept once, as a *kind*, and the first kinds stay in memory. The
+functions take any sequence of features, so that nobody needs to know how it is stored.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Self, overload
 
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lushan.atomic import naming_full_disk, write_json
+from lushan.data.chunks import Encode, encoded_in_chunks
 from lushan.data.near import Positions
 from lushan.records import Example, Features, ToolForm
 
@@ -30,12 +32,14 @@ LAYOUT = 2
 """Changes whenever files of before must not be read any more."""
 FEWEST_STORED = 10_000
 """Fewer examples are encoded sooner than files are looked up, and need little memory."""
-EXAMPLES_PER_CHUNK = 4096
 _TOKENS_AT_ONCE = 1 << 22
 _ABANDONED_SECONDS = 86_400.0
 _SPARE_BYTES = 1 << 30
 """Room on the disk that is left to others."""
 _MOST_SHARED_KINDS = 2**16
+"""So many are written once, however many documents have them; of most a digest stays in memory while others are written."""
+_MOST_KEPT_BYTES = 2**20
+"""Kinds stay in memory up to here in their file: where there are more, most documents share theirs with few others."""
 _ABOUT = "about.json"
 _COLUMNS = {"ends": "<i8", "example_indices": "<i8", "codes": "<i4", "kind_ends": "<i8"}
 _KIND_FIELDS = tuple(
@@ -43,8 +47,6 @@ _KIND_FIELDS = tuple(
     for each in dataclasses.fields(Features)
     if each.name not in ("token_ids", "place", "example_index")
 )
-
-Encode = Callable[[Sequence[Example]], Sequence[Features]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ class Joined(Sequence[Features]):
 class _Kinds(Sequence[Features]):
     def __init__(self, written: NDArray[np.uint8], ends: Positions) -> None:
         self._written, self._ends = written, ends
-        self._read = lru_cache(_MOST_SHARED_KINDS)(self._read_anew)
+        self._kept = cache(self._read)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -180,9 +182,10 @@ class _Kinds(Sequence[Features]):
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - slices are not needed
         if index >= len(self):
             raise IndexError(index)
-        return self._read(index)
+        is_kept = self._ends[index] <= _MOST_KEPT_BYTES
+        return self._kept(index) if is_kept else self._read(index)
 
-    def _read_anew(self, index: int) -> Features:
+    def _read(self, index: int) -> Features:
         start = self._ends[index - 1] if index else 0
         values = json.loads(self._written[start : self._ends[index]].tobytes())
         return _kind({name: _as_tuples(each) for name, each in values.items()})
@@ -253,13 +256,14 @@ class EncodedCache:
             vocabulary_size: Ids are below it.
         """
         path = self.folder / name
-        with contextlib.suppress(FileNotFoundError):  # another process may remove it at any time
+        # Another process may remove it at any time, and what another user left may not be readable.
+        with contextlib.suppress(OSError):
             if _is_whole(path):
                 with contextlib.suppress(OSError):  # of somebody else, who lets it be read
                     os.utime(path)
                 return FeatureStore(path, examples)
         beside = self._beside()
-        remedy = "name another folder by the environment variable `LUSHAN_CACHE`"
+        remedy = "or name another folder by the environment variable `LUSHAN_CACHE`"
         try:
             with naming_full_disk(beside.parent, what="The tokens", remedy=remedy):
                 _write(beside, examples, encode, vocabulary_size=vocabulary_size)
@@ -334,9 +338,8 @@ def _write(
 ) -> None:
     token_type = "<u2" if vocabulary_size <= 2**16 else "<u4"
     with _Writer(folder, token_type) as writer:
-        for start in range(0, len(examples), EXAMPLES_PER_CHUNK):
-            chunk = list(examples[start : start + EXAMPLES_PER_CHUNK])
-            writer.add(encode(chunk), first_example=start)
+        for start, features in encoded_in_chunks(examples, encode):
+            writer.add(features, first_example=start)
     sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
     write_json(folder / _ABOUT, {"token_type": token_type, "sizes": sizes})
 
@@ -347,7 +350,7 @@ class _Writer:
     def __init__(self, folder: Path, token_type: str) -> None:
         self._folder, self._token_type = folder, token_type
         self._files: dict[str, BinaryIO] = {}
-        self._codes: dict[tuple[Any, ...], int] = {}
+        self._codes: dict[tuple[Any, ...] | bytes, int] = {}
         self._num_kinds = self._num_tokens = self._num_kind_bytes = 0
 
     def __enter__(self) -> Self:
@@ -371,15 +374,20 @@ class _Writer:
         self._append("example_indices", indices)
 
     def _code_of(self, features: Features) -> int:
+        """Give the number of a kind, and write it where it is new; behind the first ones a digest tells that."""
         values = _kind_values(features)
-        code = self._codes.get(values)
-        if code is not None:
+        if (code := self._codes.get(values)) is not None:
             return code
-        if self._num_kinds < _MOST_SHARED_KINDS:
-            self._codes[values] = self._num_kinds
-        written = json.dumps(dict(zip(_KIND_FIELDS, values, strict=True)))
-        self._num_kind_bytes += self._files["kinds"].write(written.encode())
+        written = json.dumps(dict(zip(_KIND_FIELDS, values, strict=True))).encode()
+        digest = hashlib.blake2b(written, digest_size=16).digest()
+        if (code := self._codes.get(digest)) is not None:
+            return code
+        self._num_kind_bytes += self._files["kinds"].write(written)
         self._append("kind_ends", [self._num_kind_bytes])
+        if self._num_kind_bytes <= _MOST_KEPT_BYTES:
+            self._codes[values] = self._num_kinds
+        elif self._num_kinds < _MOST_SHARED_KINDS:
+            self._codes[digest] = self._num_kinds
         self._num_kinds += 1
         return self._num_kinds - 1
 
@@ -388,7 +396,10 @@ class _Writer:
 
 
 def _as_tuples(value: Any) -> Any:  # noqa: ANN401 - of JSON
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    has_lists = value and isinstance(value[0], list)  # all are, or none
+    return tuple(map(tuple, value)) if has_lists else tuple(value)
 
 
 def _kind_values(features: Features) -> tuple[Any, ...]:
@@ -400,7 +411,10 @@ def _is_whole(folder: Path) -> bool:
     about = folder / _ABOUT
     if not about.is_file():
         return False
-    sizes = json.loads(about.read_text(encoding="utf-8"))["sizes"]
+    try:
+        sizes = json.loads(about.read_text(encoding="utf-8"))["sizes"]
+    except (ValueError, KeyError, TypeError):
+        return False
     files = {name: folder / name for name in sizes}
     return all(
         file.is_file() and file.stat().st_size == sizes[name] for name, file in files.items()

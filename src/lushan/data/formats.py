@@ -1,4 +1,4 @@
-"""The formats of files: csv, tsv, jsonl, json and parquet, each also gzipped; all are streamed."""
+"""The formats of files: csv, tsv, jsonl, json and parquet, each also gzipped; all but the nested form of SQuAD are streamed."""
 
 import csv
 import gzip
@@ -7,9 +7,10 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -26,6 +27,8 @@ GZIP_START = b"\x1f\x8b"
 UTF8_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 LONGEST_FIELD_CHARACTERS = 2**31 - 1
+_PIECE_BYTES = 2**20
+"""A longer line of a list is read in pieces: the whole list may be one line."""
 EMPTY_ROWS = "empty rows left out"
 
 
@@ -80,17 +83,46 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         ) from None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(
+    path: Path, cut: Callable[[BinaryIO], Iterable[bytes]] = iter
+) -> Iterator[tuple[int, str]]:
+    """Give the lines of a file, or the pieces into which they are cut, each with the number of its line."""
     with _opened(path) as file:
-        offset_bytes = 0
-        for number, line in enumerate(file, start=1):
+        number, offset_bytes = 1, 0
+        for line in cut(file):
             content = line
-            if number == 1:
+            if not offset_bytes:
                 content = line.removeprefix(UTF8_MARK)
                 offset_bytes = len(line) - len(content)
                 _check_start(content, path)
             yield number, _decoded(content, offset_bytes, place=f"{path.name}, line {number}")
             offset_bytes += len(content)
+            number += line.endswith(b"\n")
+
+
+def _cut_at_commas(
+    file: BinaryIO, *, least_bytes: Callable[[], int] = lambda: 0
+) -> Iterator[bytes]:
+    """Give lines, and of a long one pieces that end with a comma: no number, word or character stands across it.
+
+    Args:
+        file: JSON.
+        least_bytes: What the next piece should have, if that is more than the usual.
+    """
+    held, num_bytes = b"", _PIECE_BYTES
+    while piece := file.readline(num_bytes):
+        if piece.endswith(b"\n") or len(piece) < num_bytes:
+            yield held + piece
+            held = b""
+            continue
+        held += piece
+        end = held.rfind(b",") + 1
+        if end:
+            yield held[:end]
+        held = held[end:]
+        num_bytes = max(_PIECE_BYTES, least_bytes())
+    if held:
+        yield held
 
 
 def _check_start(line: bytes, path: Path) -> None:
@@ -212,7 +244,7 @@ def _as_record(value: object, *, path: Path, number: int) -> Record:
 
 
 def _read_json(path: Path, notes: Notes) -> Iterator[Record]:
-    first = next((line.lstrip() for _, line in _lines(path) if not line.isspace()), "")
+    first = next(filter(None, (piece.lstrip() for _, piece in _lines(path, _cut_at_commas))), "")
     if first.startswith("["):
         for number, value in enumerate(_values_of_list(path), start=1):
             yield _as_record(value, path=path, number=number)
@@ -241,9 +273,11 @@ def _squad_content(path: Path, first: str) -> dict[str, Any] | None:
 
 def _values_of_list(path: Path) -> Iterator[object]:
     reader, num_values = ListReader(), 0
-    for line_number, line in _lines(path):
+    # What has begun is decoded anew with every piece: with pieces that grow as it does, in time in proportion.
+    cut = partial(_cut_at_commas, least_bytes=lambda: reader.num_open_characters)
+    for line_number, piece in _lines(path, cut):
         try:
-            for value in reader.feed(line):
+            for value in reader.feed(piece):
                 num_values += 1
                 yield value
         except ValueError as error:

@@ -8,11 +8,12 @@ NOTHING = object()
 
 
 class ListReader:
-    """Takes the text of one list in pieces, cut only where JSON allows space (such as at lines)."""
+    """Takes the text of one list in pieces, cut where JSON allows space, such as at lines, or in a string, but in no escape."""
 
     def __init__(self) -> None:
         self._text = ""
         self._at = 0
+        self._column = 0
         self._put_off: list[str] = []
         self._expected = "["
         self.is_inside_value = False
@@ -22,6 +23,11 @@ class ListReader:
     def is_complete(self) -> bool:
         """Whether the closing bracket was read."""
         return self._expected == ""
+
+    @property
+    def num_open_characters(self) -> int:
+        """How much was read of a value that has begun, as far as it was decoded."""
+        return len(self._text) - self._at
 
     def feed(self, text: str) -> Iterator[object]:
         """Give the values that are complete with this piece of text.
@@ -34,6 +40,8 @@ class ListReader:
         self._put_off.append(text)
         if self.is_inside_value and not _may_end_value(text):
             return
+        line_start = self._text.rfind("\n", 0, self._at) + 1
+        self._column = self._at - line_start + (0 if line_start else self._column)
         self._text, self._at = self._text[self._at :] + "".join(self._put_off), 0
         self._put_off.clear()
         self.is_inside_value = False
@@ -56,10 +64,13 @@ class ListReader:
         try:
             value, self._at = DECODER.raw_decode(self._text, self._at)
         except json.JSONDecodeError as error:
-            # An error at the very end of the text means that the value goes on in the next piece.
-            if len(self._text[error.pos :].strip()) <= 1:
+            # A string without an end, and an error at the very end, mean that the value goes on in the next piece.
+            is_cut = error.msg.startswith("Unterminated string")
+            if is_cut or len(self._text[error.pos :].strip()) <= 1:
                 self.is_inside_value = True
                 return NOTHING
+            if error.lineno == 1:
+                error.colno += self._column
             raise
         except RecursionError:
             raise ValueError("nested too deeply") from None
@@ -80,6 +91,11 @@ class ListReader:
 
 
 def _may_end_value(text: str) -> bool:
-    """Whether a closing bracket stands before the first or behind the last quote, where no text can hold it."""
+    """Whether a closing bracket stands before the first or behind the last quote, where no text can hold it.
+
+    A piece of a line may begin and end inside of a text.
+    """
+    if not text.endswith("\n"):
+        return "}" in text or "]" in text
     before, _, rest = text.partition('"')
     return any(mark in before or mark in rest.rpartition('"')[2] for mark in "}]")

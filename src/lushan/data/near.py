@@ -372,10 +372,12 @@ class _Index:
             owners.append((first.owners + start).astype(np.int32))
             ranks.append(first.ranks.astype(np.uint8))
             start += len(chunk.texts)
-        self._sizes, self._maps = np.concatenate(sizes), np.concatenate(maps)
-        order = np.argsort(np.concatenate(keys), kind="stable")
-        self._keys, self._owners = np.concatenate(keys)[order], np.concatenate(owners)[order]
-        self._ranks = np.concatenate(ranks)[order]
+        self._sizes, self._maps = _joined(sizes), _joined(maps)
+        self._keys = _joined(keys)
+        order = np.argsort(self._keys, kind="stable")
+        self._owners, self._ranks = _joined(owners)[order], _joined(ranks)[order]
+        del order
+        self._keys.sort()  # in place: what stands in its order beside it would be as large
 
     def match(self, chunk: _Chunk) -> dict[int, list[int]]:
         """Give the places of the near base texts of each text that has some, best first."""
@@ -456,6 +458,13 @@ class _Index:
 def _with_size(values: Numbers, sizes: NDArray[Any]) -> Numbers:
     """Give pieces with the number of pieces of their text behind them."""
     return (values << SIZE_SHIFT) | np.minimum(sizes, MOST_SIZE).astype(np.uint64)
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Give parts as one, and let go of them."""
+    found = np.concatenate(parts)
+    parts.clear()
+    return found
 
 
 def _num_differing(maps: Numbers, others: Numbers) -> Positions:

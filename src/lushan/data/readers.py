@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -22,7 +22,15 @@ from lushan.data.near import RULES
 from lushan.errors import DataError
 from lushan.records import SPLIT_NAMES, Row, SplitName
 
-__all__ = ["Columns", "Dataset", "find_files", "fingerprint_of", "read_dataset", "read_rows"]
+__all__ = [
+    "Columns",
+    "Dataset",
+    "digests_of",
+    "find_files",
+    "fingerprint_of",
+    "read_dataset",
+    "read_rows",
+]
 
 Item = TypeVar("Item")
 
@@ -53,6 +61,8 @@ class Dataset(Generic[Item]):
     """What was guessed, changed or left out, one line each."""
     fingerprint: str
     """Hash of the content of the files and of which split each is."""
+    digests: dict[SplitName, str] = field(default_factory=dict[SplitName, str])
+    """SHA-256 of the content of each file."""
 
 
 def read_dataset(
@@ -85,16 +95,31 @@ def read_dataset(
         splits[name] = collect(map(read, rows))
         num_empty[name] = found.times(EMPTY_ROWS)
         notes += found.lines()
-    return Dataset(splits, num_empty=num_empty, notes=notes, fingerprint=fingerprint_of(files))
+    digests = digests_of(files)
+    return Dataset(
+        splits,
+        num_empty=num_empty,
+        notes=notes,
+        fingerprint=fingerprint_of(digests),
+        digests=digests,
+    )
 
 
-def fingerprint_of(files: Mapping[SplitName, Path]) -> str:
-    """Give the hash of the content of files and of which split each is; that of one file is the hash of it as `train`."""
-    digest = hashlib.sha256(RULES)
+def digests_of(files: Mapping[SplitName, Path]) -> dict[SplitName, str]:
+    """Give the SHA-256 of the content of each file."""
+    digests: dict[SplitName, str] = {}
     for name, file in files.items():
         with file.open("rb") as content:
-            digest.update(name.encode() + hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:16]
+            digests[name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return digests
+
+
+def fingerprint_of(digests: Mapping[SplitName, str]) -> str:
+    """Give the hash of what files hold and of which split each is; that of one file is the hash of it as `train`."""
+    found = hashlib.sha256(RULES)
+    for name, digest in digests.items():
+        found.update(name.encode() + bytes.fromhex(digest))
+    return found.hexdigest()[:16]
 
 
 def read_rows(

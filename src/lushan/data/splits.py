@@ -51,11 +51,12 @@ def split(
     """Cut one list into parts with the same shares of labels; each part keeps the order of the list.
 
     Texts that are equal but for case, space and punctuation stay together, and so do groups, where rows have one, and a group
-    with the one that begins like it; one that several begin like, such as a greeting, is for training. The same rows and seed
-    give the same parts, whatever the order of the rows. A fraction of 0 leaves that part empty.
+    with the one that begins like it. Those that several begin like, such as a greeting, are for training, and so are those that
+    would be most of another part, unless there are no others. The same rows and seed give the same parts, whatever the order
+    of the rows. A fraction of 0 leaves that part empty.
 
     Raises:
-        DataError: If a label has too few different texts to be in every part.
+        DataError: If a label has too few different texts to be in every part; where texts have several, if all labels do.
     """
     fractions: dict[SplitName, float] = {"test": test_fraction, "validation": validation_fraction}
     wanted: dict[SplitName, float] = {
@@ -68,6 +69,13 @@ def split(
         dealt = _deal(groups.sizes[ordered].tolist(), wanted)
         homes[ordered] = [SPLIT_NAMES.index(name) for name in dealt]
     part_of = homes[groups.numbers]
+    for name in wanted:
+        if not (part_of == SPLIT_NAMES.index(name)).any():  # of several labels, each has too few
+            raise DataError(
+                f"Too few rows to split: none is left for {name}, as no {len(wanted) + 1} different texts have the same "
+                "rarest label. Rows that belong together, such as equal texts, count as one. Add rows, or give the data "
+                "as train, validation and test files."
+            )
     return Parts(
         *(take(examples, np.flatnonzero(part_of == number)) for number in range(len(SPLIT_NAMES)))
     )
@@ -267,13 +275,14 @@ def _strata(examples: Sequence[Example], groups: _Groups, *, num_needed: int) ->
     if small and not of_kinds(examples, lambda each: isinstance(each.target, tuple)).any():
         if labels == [""]:  # answers without labels
             raise DataError(
-                f"Too few rows to split: {len(strata[0])} different text(s), at least {num_needed} are needed. Add rows, or "
-                "give the data as train, validation and test files."
+                f"Too few rows to split: {len(strata[0])} different text(s), at least {num_needed} are needed; rows that "
+                "belong together (equal texts, conversations that begin alike) count as one. Add rows, or give the data as "
+                "train, validation and test files."
             )
         raise DataError(
             f"Too few rows to split: {len(small)} label(s) have fewer than {num_needed} different "
-            f"texts: {_named(small)}. Add rows, take these labels out, or give the data as "
-            "train, validation and test files."
+            f"texts: {_named(small)}. Rows that belong together, such as equal texts, count as one. Add rows, take these "
+            "labels out, or give the data as train, validation and test files."
         )
     return strata
 
@@ -281,6 +290,25 @@ def _strata(examples: Sequence[Example], groups: _Groups, *, num_needed: int) ->
 def _named(labels: Sequence[str]) -> str:
     listed = ", ".join(f"`{label}`" for label in labels[:NUM_NAMED])
     return listed + (" ..." if len(labels) > NUM_NAMED else "")
+
+
+@dataclass(slots=True)
+class _Room:
+    """What a part may still take of the groups of one label."""
+
+    num_rows: int
+    num_groups: int
+    """Training keeps half of its share of them, also where one group holds most rows, and so is for training."""
+    largest_group: int
+    """Rows of the largest that is taken: one that is larger would be most of the part."""
+
+    def take(self, size: int) -> bool:
+        """Take a group of so many rows, if there is room for it."""
+        is_taken = self.num_groups > 0 and size <= min(self.num_rows, self.largest_group)
+        if is_taken:
+            self.num_rows -= size
+            self.num_groups -= 1
+        return is_taken
 
 
 def _deal(sizes: Sequence[int], fractions: Mapping[SplitName, float]) -> list[SplitName]:
@@ -291,15 +319,13 @@ def _deal(sizes: Sequence[int], fractions: Mapping[SplitName, float]) -> list[Sp
         fractions: Part to its share of the rows; the rest is for training.
     """
     homes: list[SplitName] = ["train"] * len(sizes)
-    if len(sizes) <= len(fractions):
+    if not fractions or len(sizes) <= len(fractions):
         return homes
-    num_rows = sum(sizes)
-    room = {name: max(1, round(fraction * num_rows)) for name, fraction in fractions.items()}
+    rooms = _rooms(fractions, num_rows=sum(sizes), num_groups=len(sizes))
     for group, size in enumerate(sizes):
-        for name in fractions:
-            if room[name] >= size:
+        for name, room in rooms.items():
+            if room.take(size):
                 homes[group] = name
-                room[name] -= size
                 break
     needed: tuple[SplitName, ...] = (*fractions, "train")
     for name in needed:
@@ -309,6 +335,20 @@ def _deal(sizes: Sequence[int], fractions: Mapping[SplitName, float]) -> list[Sp
             movable = (group for group, home in enumerate(homes) if home == richest)
             homes[min(movable, key=sizes.__getitem__)] = name
     return homes
+
+
+def _rooms(
+    fractions: Mapping[SplitName, float], *, num_rows: int, num_groups: int
+) -> dict[SplitName, _Room]:
+    # Half way from a share of all groups to the share that a part would have if training had none.
+    stretch = (1 + 1 / sum(fractions.values())) / 2
+    rooms: dict[SplitName, _Room] = {}
+    for name, fraction in fractions.items():
+        most_rows = max(1, round(fraction * num_rows))
+        share = round(fraction * num_groups)
+        most_groups = max(1, share, int(stretch * fraction * num_groups))
+        rooms[name] = _Room(most_rows, most_groups, largest_group=max(1, most_rows // 2))
+    return rooms
 
 
 def _quotas(sizes: Mapping[object, int], num_rows: int) -> dict[object, int]:

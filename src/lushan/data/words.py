@@ -16,6 +16,7 @@ _WIDE = re.compile(f"[{UNSPACED}\u3000-\u303f\uff00-\uffef\u2018-\u201d\u2026\u2
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+|[^\w\s]")
 _LETTER = re.compile(r"[^\W\d_]")
+_CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 UNSPACED_FRACTION = 0.3
 """Above this share of letters from scripts without spaces, characters are counted, not words."""
 _JOINERS = {"Mn", "Mc", "Me", "Cf"}
@@ -27,6 +28,12 @@ def is_unspaced(texts: Sequence[str]) -> bool:
     num_letters = sum(len(_LETTER.findall(text)) for text in texts)
     num_unspaced = sum(len(_UNSPACED.findall(text)) for text in texts)
     return num_unspaced > UNSPACED_FRACTION * max(num_letters, 1)
+
+
+def chinese_fraction(texts: Sequence[str]) -> float:
+    """Give the share of letters that are Chinese characters; 0 where there are no letters."""
+    num_letters = sum(len(_LETTER.findall(text)) for text in texts)
+    return sum(len(_CHINESE.findall(text)) for text in texts) / max(num_letters, 1)
 
 
 def words_of(text: str) -> list[tuple[int, int]]:

@@ -12,7 +12,9 @@ class GenerationSettings(Settings):
     """How answers are written; the names and meanings are those of `transformers`."""
 
     max_new_tokens: int = Field(default=256, ge=1)
-    """Most tokens of an answer, its stop token included."""
+    """Most tokens of an answer, its stop token included. Where it is not given, 256 does not count: a run takes a quarter more than
+    its longest training answer has, at most half of the context; an untuned model in `chat` and `serve` 1,024, at most half of
+    its context."""
 
     temperature: float = Field(default=0.0, ge=0)
     """Flattens (above 1) or sharpens (below 1) the draw; 0 always takes the most likely token."""

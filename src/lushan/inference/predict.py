@@ -17,7 +17,8 @@ import torch
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.load import Backbone
 from lushan.data.batching import MAX_BATCH_TOKENS, pack, split_lengths
-from lushan.data.feature_store import lengths_of
+from lushan.data.chunks import encode_all, in_chunks
+from lushan.data.feature_store import example_indices_of, lengths_of
 from lushan.inference.constrained import score_candidates, shared_prefix
 from lushan.inference.generate import Generated, generate
 from lushan.inference.generation_settings import GenerationSettings
@@ -79,7 +80,7 @@ class Predictor:
         features: Sequence[Features] | None = None,
         advance: Advance = _ignore,
     ) -> list[Prediction]:
-        """Answer every example, in order.
+        """Answer every example, in order; of many only some are tokens at a time.
 
         Args:
             examples: What is asked; their targets are not looked at.
@@ -88,13 +89,17 @@ class Predictor:
             advance: Called with the number of documents that were answered since the last call.
 
         Raises:
-            DataError: If a text is too long and the policy is `error`.
+            TooLongError: If a text is too long and the policy is `error`; many before it may have been answered.
         """
         if not examples:
             return []
-        if features is None:
-            features = self.encode(examples, shots=shots)
-        return self.decode(self.outputs(features, examples, advance), features, examples)
+        if features is not None:
+            return self.decode(self.outputs(features, examples, advance), features, examples)
+        found: list[Prediction] = []
+        for _, some in in_chunks(examples, more_characters=_num_characters(shots)):
+            of_some = self.encode(some, shots=shots)
+            found += self.decode(self.outputs(of_some, some, advance), of_some, some)
+        return found
 
     def decode(
         self, outputs: Outputs, features: Sequence[Features], examples: Sequence[Example]
@@ -153,22 +158,28 @@ class Predictor:
 
         With `main_metric_only`, nothing is written where that likelihood is what the task is judged by.
         """
-        if not self.writes or not examples:
+        if not self.writes:
             return self.predict(examples, shots=shots, features=features, advance=advance)
-        told = self._encode(examples, self.limit, with_target=True, shots=shots)
-        with self._without_training():
-            truths = truth_outputs(self.task, self.backbone, told)
-        # A model whose weights are no numbers any more cannot write.
-        is_broken = all(math.isnan(total) for total, _ in truths)
-        if not is_broken and not (main_metric_only and self.task.is_judged_by_likelihood):
-            predictions = self.predict(examples, shots=shots, features=features, advance=advance)
-        else:
-            features = self.encode(examples, shots=shots) if features is None else features
-            predictions = self.decode([Written("", 0.0)] * len(examples), features, examples)
-        return [
-            replace(each, truth_log_likelihood=float(total), num_truth_tokens=int(size))
-            for each, (total, size) in zip(predictions, truths, strict=True)
-        ]
+        found: list[Prediction] = []
+        for start, some in in_chunks(examples, more_characters=_num_characters(shots)):
+            told = self._encode(some, self.limit, with_target=True, shots=shots)
+            with self._without_training():
+                truths = truth_outputs(self.task, self.backbone, told)
+            if features is None:
+                of_some = self.encode(some, shots=shots)
+            else:
+                of_some = _features_of(features, start, start + len(some))
+            # A model whose weights are no numbers any more cannot write.
+            is_broken = all(math.isnan(total) for total, _ in truths)
+            if is_broken or (main_metric_only and self.task.is_judged_by_likelihood):
+                predictions = self.decode([Written("", 0.0)] * len(some), of_some, some)
+            else:
+                predictions = self.predict(some, features=of_some, advance=advance)
+            found += [
+                replace(each, truth_log_likelihood=float(total), num_truth_tokens=int(size))
+                for each, (total, size) in zip(predictions, truths, strict=True)
+            ]
+        return found
 
     def encode(
         self, examples: Sequence[Example], *, shots: Sequence[Example] = ()
@@ -176,7 +187,7 @@ class Predictor:
         """Give the tokens that the model reads when it is asked; several windows or candidates per example.
 
         Raises:
-            DataError: If a text is too long and the policy is `error`.
+            TooLongError: If texts are too long and the policy is `error`; says how many.
         """
         return self._encode(examples, self.asked_limit, with_target=False, shots=shots)
 
@@ -188,15 +199,18 @@ class Predictor:
         with_target: bool,
         shots: Sequence[Example],
     ) -> list[Features]:
-        return self.task.encode(
-            examples,
-            self.state,
-            self.backbone.tokenizer,
-            answer=self.answer,
-            limit=limit,
-            with_target=with_target,
-            shots=shots,
-        )
+        def encode(some: Sequence[Example]) -> list[Features]:
+            return self.task.encode(
+                some,
+                self.state,
+                self.backbone.tokenizer,
+                answer=self.answer,
+                limit=limit,
+                with_target=with_target,
+                shots=shots,
+            )
+
+        return encode_all(examples, encode, more_characters=_num_characters(shots))
 
     def outputs(
         self,
@@ -224,6 +238,21 @@ class Predictor:
                 yield
         finally:
             self.backbone.model.train(was_training)
+
+
+def _num_characters(shots: Sequence[Example]) -> int:
+    """Characters that worked examples put before every prompt."""
+    return sum(len(each.text) for each in shots)
+
+
+def _features_of(features: Sequence[Features], start: int, end: int) -> Sequence[Features]:
+    """Give the documents of the examples in [start, end), counted from there."""
+    indices = example_indices_of(features)
+    (places,) = np.nonzero((indices >= start) & (indices < end))
+    if not start and len(places) == len(features):
+        return features
+    found = [features[place] for place in places.tolist()]
+    return [replace(each, example_index=each.example_index - start) for each in found]
 
 
 def cut_tokens(features: Sequence[Features]) -> dict[int, int]:

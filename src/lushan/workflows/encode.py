@@ -10,12 +10,13 @@ from pathlib import Path
 
 import lushan
 from lushan import cut_answers, label_answers, records, span_answers, text_answers, triple_answers
-from lushan.backbones import chat, encoding, inspect, tokenizer, tool_calls
+from lushan.backbones import branches, chat, chat_encoding, encoding, inspect, tokenizer, tool_calls
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.sources import cache_folder
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.data import pairs, spans, triples, verbatim, words
-from lushan.data.example_store import hashes_of
+from lushan.data.chunks import encode_all
+from lushan.data.example_store import hash_of
 from lushan.data.feature_store import FEWEST_STORED, LAYOUT, EncodedCache
 from lushan.metrics import pieces
 from lushan.records import AnswerMode, Example, Features, TaskState
@@ -28,7 +29,7 @@ from lushan.workflows.recipe import TuneRecipe
 CODE = (
     *(label_answers, text_answers, span_answers, cut_answers, triple_answers),
     *(pairs, spans, triples, verbatim, words, pieces, records),
-    *(chat, encoding, inspect, tokenizer, tool_calls, learned_parts),
+    *(branches, chat, chat_encoding, encoding, inspect, tokenizer, tool_calls, learned_parts),
 )
 """Modules that run while a task encodes, beside its own: another text of one makes other entries of the cache."""
 
@@ -80,7 +81,7 @@ def encode(
     cache: EncodedCache,
     tell: Tell = say_nothing,
 ) -> Sequence[Features]:
-    """Give the tokens of many examples; few are encoded anew, which is as fast.
+    """Give the tokens of many examples, made of some at a time; few are encoded anew, which is as fast.
 
     Args:
         examples: What to encode.
@@ -90,10 +91,10 @@ def encode(
         tell: Hears how far it has come, where it takes long.
 
     Raises:
-        DataError: If a text is too long and the policy is `error`.
+        TooLongError: If texts are too long and the policy is `error`; says how many.
     """
     if len(examples) < FEWEST_STORED:
-        return encoder.encode(examples, with_target=with_target)
+        return encode_all(examples, partial(encoder.encode, with_target=with_target))
     progress = Progress(tell, "Encoded {} of " + f"{len(examples):,} rows so far.")
 
     def encode_some(some: Sequence[Example]) -> Sequence[Features]:
@@ -125,5 +126,5 @@ def _name(examples: Sequence[Example], encoder: Encoder, *, with_target: bool) -
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for module in (sys.modules[type(encoder.task).__module__], *CODE):
         digest.update(Path(str(module.__file__)).read_bytes())
-    digest.update(hashes_of(examples).whole.tobytes())
+    digest.update(hash_of(examples, "whole").tobytes())
     return digest.hexdigest()[:32]

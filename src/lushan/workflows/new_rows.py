@@ -3,11 +3,12 @@
 `augment` and `self_training` make them; `added_rows` is how they come into a run.
 """
 
+import itertools
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from lushan.backbones.inspect import describe
 from lushan.backbones.sources import locate
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task
-from lushan.data.example_store import take
+from lushan.data.example_store import ExampleStore, take
 from lushan.data.ledger import count_rows
 from lushan.data.overlap import places_found_in, places_of_repeats
 from lushan.errors import ModelError, RunError, SettingError
@@ -247,13 +248,12 @@ def measure_gain(
             runs, in which real rows that are seen over and over can do harm. Then the better of the two is compared.
         tell: Takes one line for a person.
     """
-    known, real = list(setup.parts.train), without_added(setup.parts.train)
+    real = without_added(setup.parts.train)
     order = np.random.default_rng(setup.recipe.seed).permutation(len(real))
-    again = list(take(real, np.resize(order, len(rows))))
-    without = _measured(with_train(known + again, prepared, setup), tell=tell)
-    with_new = _measured(
-        with_train(known + [row.example for row in rows], prepared, setup), tell=tell
-    )
+    again = take(real, np.resize(order, len(rows)))
+    without = _measured(_with_more(again, prepared, setup), tell=tell)
+    new = (row.example for row in rows)
+    with_new = _measured(_with_more(new, prepared, setup), tell=tell)
     rival, second = without.scores, with_new.scores
     if first is not None and sum(first.correct) > sum(rival.correct):
         rival = first
@@ -269,6 +269,12 @@ def measure_gain(
         "num_validation_rows": len(setup.parts.validation),
         "num_optimizer_steps": {"without": without.num_steps, "with": with_new.num_steps},
     }
+
+
+def _with_more(examples: Iterable[Example], prepared: Prepared, setup: Setup) -> Setup:
+    """Put examples behind the training rows; all of them are in a file, as there may be more than fit into memory."""
+    train_rows = ExampleStore.collect(itertools.chain(setup.parts.train, examples))
+    return with_train(train_rows, prepared, setup)
 
 
 def with_train(train_rows: Sequence[Example], prepared: Prepared, setup: Setup) -> Setup:

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lushan.data.checks import Findings, OverlapCounts, check_parts, remove_overlap
@@ -44,6 +44,10 @@ class Prepared:
     """What was guessed, changed, taken out or is worth a look, for a person."""
     fingerprint: str
     """Hash of the files' content."""
+    digests: Mapping[str, str] = field(default_factory=dict[str, str])
+    """SHA-256 of each file: that of each split, and `added`."""
+    weighs_classes: bool = True
+    """Whether the task can give rare classes more weight."""
     whole: "Prepared | None" = None
     """The same before rows were drawn; None where none were."""
 
@@ -175,6 +179,8 @@ def arrange(
         overlap=overlap,
         notes=notes,
         fingerprint=dataset.fingerprint,
+        digests={**dataset.digests, **({"added": added.digest} if added.digest else {})},
+        weighs_classes=weighs_classes,
     )
     if data.max_train_rows is None:
         return prepared
@@ -182,7 +188,7 @@ def arrange(
 
 
 def draw(prepared: Prepared, num_rows: int, *, seed: int, why: str) -> Prepared:
-    """Keep at most `num_rows` training rows, drawn per label; told and counted.
+    """Keep at most `num_rows` training rows, drawn per label; told, counted and checked as all were.
 
     They are drawn of the rows as they were before any draw, so that the same are drawn again at once.
 
@@ -196,7 +202,9 @@ def draw(prepared: Prepared, num_rows: int, *, seed: int, why: str) -> Prepared:
         return whole
     parts = replace(whole.parts, train=train)
     try:
-        check_parts(parts, needs_test=bool(parts.test))
+        findings = check_parts(
+            parts, needs_test=bool(parts.test), weighs_classes=whole.weighs_classes
+        )
     except DataError as error:
         raise DataError(
             f"{len(train):,} of {len(train) + num_gone:,} training rows were to be drawn ({why}): too few. "
@@ -208,11 +216,13 @@ def draw(prepared: Prepared, num_rows: int, *, seed: int, why: str) -> Prepared:
     dropped["train"][NOT_DRAWN] = num_gone
     num_added = count_added(train) if whole.ledger.splits["train"].num_added else 0
     note = f"{len(train):,} of {len(train) + num_gone:,} training rows were drawn ({why})."
+    kept = [each for each in whole.notes if each not in whole.findings.warnings]
     return replace(
         whole,
         parts=parts,
         ledger=count_rows(parts, dropped, overlap=whole.ledger.overlap, num_added=num_added),
-        notes=[*whole.notes, note],
+        findings=findings,
+        notes=[*kept, note, *findings.warnings],
         whole=whole,
     )
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lushan.data.readers import find_files, fingerprint_of
+from lushan.data.readers import digests_of, find_files, fingerprint_of
 from lushan.errors import DataError
 from lushan.model_store.tuned_model import model_folder
 
@@ -17,8 +17,9 @@ SEEN = (
 def is_tuned_on(run: Path, file: Path) -> bool:
     """Say whether a file holds the rows that a run was trained on or chosen by, and not its test rows alone.
 
-    It does if it is one of the files that the run read, but for a test file, or has the content of one. A model folder
-    without its run knows of none.
+    It does if it is one of the files that the run read, but for a test file, or has the content of one, also of the rows
+    that were added (`data.added`). A model folder without its run knows of none, and runs of earlier versions note one
+    fingerprint for all files.
 
     Args:
         run: The run folder, or its `model` folder.
@@ -28,10 +29,12 @@ def is_tuned_on(run: Path, file: Path) -> bool:
         text = (model_folder(run).parent / "run.json").read_text(encoding="utf-8")
         status = json.loads(text)
         data, fingerprint = Path(status["data"]), status["fingerprint"]
+        digests: dict[str, str] = dict(status.get("digests") or {})
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    own = fingerprint_of({"train": file})
-    if own == fingerprint:
+    own = _digest(file)
+    digests.pop("test", None)
+    if own in digests.values() or fingerprint_of({"train": own}) == fingerprint:
         return True
     try:
         files, _ = find_files(data)
@@ -44,4 +47,8 @@ def _is_same(file: Path, other: Path, own: str) -> bool:
     if file.samefile(other):
         return True
     is_as_long = file.stat().st_size == other.stat().st_size
-    return is_as_long and fingerprint_of({"train": other}) == own
+    return is_as_long and _digest(other) == own
+
+
+def _digest(file: Path) -> str:
+    return digests_of({"train": file})["train"]

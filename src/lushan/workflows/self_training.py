@@ -8,12 +8,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lushan.backbones.tokenizer import Tokenizer
+from lushan.data.chunks import encoded_in_chunks
 from lushan.data.columns import Notes
 from lushan.data.readers import read_rows
 from lushan.data.splits import count_labels
@@ -21,6 +23,7 @@ from lushan.errors import DataError, SettingError
 from lushan.inference.predict import Predictor
 from lushan.records import Prediction, Row
 from lushan.workflows.added_rows import count_added, without_added
+from lushan.workflows.encode import Encoder
 from lushan.workflows.new_rows import (
     NewRow,
     Sifted,
@@ -167,14 +170,11 @@ def _read(file: Path, setup: Setup, *, tell: Tell) -> Sifted:
     for note in notes.lines():
         tell(note)
     # A text that is too long must be found before anything is tuned.
-    setup.task.encode(
-        [row.example for row in sifted.rows],
-        setup.state,
-        Tokenizer.load(setup.base),
-        answer=setup.recipe.answer,
-        limit=setup.limit,
-        with_target=False,
-    )
+    tokenizer = Tokenizer.load(setup.base)
+    encoder = Encoder(setup.task, setup.state, tokenizer, setup.recipe.answer, setup.limit)
+    encode = partial(encoder.encode, with_target=False)
+    for _ in encoded_in_chunks([row.example for row in sifted.rows], encode):
+        pass
     return sifted
 
 
@@ -191,17 +191,20 @@ def choose_threshold(
         The lowest such threshold, which takes in most rows; None where there is none.
     """
     sure_N = np.exp([each.log_likelihood for each in predictions])
-    wrong_N = 1 - np.asarray(correct, dtype=float)
-    most = ERROR_SHARE * wrong_N.mean()
-    for probability in np.unique(sure_N):  # ascending
-        is_sure_N = sure_N >= probability
-        if is_sure_N.sum() < FEWEST_SURE_ROWS:
-            return None
-        if wrong_N[is_sure_N].mean() <= most:
-            return Threshold(
-                float(probability), int(is_sure_N.sum()), float(wrong_N[is_sure_N].mean())
-            )
-    return None
+    order_N = np.argsort(sure_N, kind="stable")
+    sure_N, wrong_N = sure_N[order_N], 1 - np.asarray(correct, dtype=float)[order_N]
+    # Of each row and all that the model is as sure of or surer.
+    num_rows_N = np.arange(len(sure_N), 0, -1)
+    num_wrong_N = wrong_N[::-1].cumsum()[::-1]
+    error_N = num_wrong_N / num_rows_N
+    # A threshold parts no rows of which it is equally sure.
+    is_first_N = np.diff(sure_N, prepend=-1.0) > 0
+    is_enough_N = is_first_N & (num_rows_N >= FEWEST_SURE_ROWS)
+    (fitting,) = np.nonzero(is_enough_N & (error_N <= ERROR_SHARE * wrong_N.mean()))
+    if not len(fitting):
+        return None
+    lowest = fitting[0]
+    return Threshold(float(sure_N[lowest]), int(num_rows_N[lowest]), float(error_N[lowest]))
 
 
 def _label(sifted: Sifted, predictor: Predictor, threshold: Threshold | None, setup: Setup) -> None:

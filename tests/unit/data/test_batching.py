@@ -165,3 +165,17 @@ def test_rows_stand_in_the_order_of_their_first_documents_and_keep_them_together
     found = [[each.token_ids[0] for each in step.micro_batches[0].features] for step in steps]
     order = np.random.default_rng([0, 0]).permutation(4)
     assert found == [[[0, 2], [1, 4], [3], [5]][row] for row in order]
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 17, 1000])
+def test_order_is_that_of_a_permutation(num_rows: int) -> None:
+    documents = [Features((number,), "", number) for number in range(num_rows)]
+    steps = PackedSource(documents, rows_per_step=1, seed=3).rest_of_epoch()
+    found = [step.micro_batches[0].features[0].example_index for step in steps]
+    assert found == np.random.default_rng([3, 0]).permutation(num_rows).tolist()
+
+
+def test_small_numbers_are_shuffled_as_large_ones() -> None:
+    order = np.arange(70_000, dtype=np.uint32)
+    np.random.default_rng([5, 1]).shuffle(order)
+    assert np.array_equal(order, np.random.default_rng([5, 1]).permutation(70_000))

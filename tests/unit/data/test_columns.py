@@ -274,6 +274,20 @@ def test_one_label_is_not_cut_where_a_text_has_one() -> None:
     assert clean("label", "rock\uff1bpop") == ("rock\uff1bpop", [])
 
 
+def test_names_in_messages_that_are_not_read_are_counted_by_row_and_few_are_named() -> None:
+    wanted = Columns(required=("talk",), inner={"talk": lambda value: str(value).split()})
+    assert wanted.asked.inner == wanted.inner
+    notes = Notes("data.csv")
+    cleaner = Cleaner(wanted, notes)
+    for number in range(30):
+        value = f"id name-{number}"
+        assert cleaner.clean("talk", value, number) == value
+    first, *_, last = notes.lines()
+    assert first == "data.csv: `id` of a message in `talk` is not read: 30 (first in row 0)."
+    assert last == "data.csv: `...` of a message in `talk` is not read: 11 (first in row 19)."
+    assert len(notes.lines()) == 21
+
+
 def test_notes_count_each_kind_once_and_keep_the_first_place() -> None:
     notes = Notes("data.csv")
     notes.count("empty rows left out", 4)

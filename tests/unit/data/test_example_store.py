@@ -4,9 +4,10 @@ import datetime
 import itertools
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import psutil
@@ -14,8 +15,11 @@ import pytest
 
 from lushan.data import example_store
 from lushan.data.example_store import (
+    ContentHashes,
     ExampleStore,
+    HashName,
     counted,
+    hash_of,
     hashes_of,
     numbered,
     of_kinds,
@@ -161,6 +165,28 @@ def test_hashes_are_equal_where_the_texts_are(store: ExampleStore) -> None:
     of_list = hashes_of(list(store[1:]))
     assert np.array_equal(of_list.whole, found.whole[1:])
     assert np.array_equal(of_list.comparable, found.comparable[1:])
+
+
+def test_one_of_the_hashes_is_read_alone(
+    store: ExampleStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, found = store[1:], hashes_of(store[1:])
+    num_bytes: list[int] = []
+    read = example_store._NamelessFile.read
+
+    def counted(file: Any, start: int, size: int) -> bytes:  # noqa: ANN401 - of the module
+        num_bytes.append(size)
+        return read(file, start, size)
+
+    monkeypatch.setattr(example_store._NamelessFile, "read", counted)
+    for name in get_args(HashName):
+        assert np.array_equal(hash_of(part, name), getattr(found, name))
+    assert num_bytes == [8 * len(store)] * 4
+    assert np.array_equal(hash_of(list(part), "group"), found.group)
+
+
+def test_hashes_are_named_as_they_stand_in_the_file() -> None:
+    assert get_args(HashName) == tuple(each.name for each in fields(ContentHashes))
 
 
 def test_the_place_of_an_example_does_not_change_its_hash() -> None:

@@ -4,13 +4,14 @@ import dataclasses
 import os
 import shutil
 import time
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lushan.data import feature_store
+from lushan.data import chunks, feature_store
 from lushan.data.feature_store import (
     EncodedCache,
     FeatureStore,
@@ -58,7 +59,7 @@ def refuse(_: Sequence[Example]) -> list[Features]:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EncodedCache:
     """An empty folder, written three examples at a time."""
-    monkeypatch.setattr(feature_store, "EXAMPLES_PER_CHUNK", 3)
+    monkeypatch.setattr(chunks, "ROWS_PER_CHUNK", 3)
     return EncodedCache(tmp_path / "tokens", 1e9)
 
 
@@ -102,6 +103,39 @@ def test_tokens_of_a_large_vocabulary_are_whole(cache: EncodedCache) -> None:
         "one", EXAMPLES, lambda some: encode(some, largest=262_143), vocabulary_size=262_144
     )
     assert found[0].token_ids[0] == 262_143
+
+
+@pytest.mark.parametrize("num_bytes", [2**20, 300, 0])
+def test_what_documents_have_in_common_is_written_once_however_little_stays_in_memory(
+    num_bytes: int, cache: EncodedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_store, "_MOST_KEPT_BYTES", num_bytes)
+    examples = EXAMPLES * 3
+    found = cache.features("one", examples, encode, vocabulary_size=65_536)
+    assert list(found) == list(found) == encode(examples)
+    assert len(columns_of(found).kinds) == len(columns_of(encode(EXAMPLES)).kinds)
+
+
+def test_kinds_that_are_all_different_are_not_in_memory_at_once(
+    cache: EncodedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_store, "_MOST_KEPT_BYTES", 2**13)
+
+    def encode_long(some: Sequence[Example]) -> list[Features]:
+        starts = [1000 * int(each.id) for each in some]
+        return [
+            Features((1,), "", index, positions=tuple(range(start, start + 500)))
+            for index, start in enumerate(starts)
+        ]
+
+    examples = [Example(str(number), "", "a") for number in range(200)]
+    tracemalloc.start()
+    found = columns_of(cache.features("one", examples, encode_long, vocabulary_size=10))
+    lengths = found.of_kinds(lambda kind: kind.num_supervised)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert lengths.tolist() == [500] * 200
+    assert most_bytes < 2**20
 
 
 def test_columns_are_those_of_a_list(cache: EncodedCache) -> None:
@@ -213,6 +247,34 @@ def test_an_entry_that_lost_a_piece_is_made_again(cache: EncodedCache, broken: s
         os.truncate(cache.folder / "one" / broken, 4)
     assert list(stored(cache)) == encode(EXAMPLES)
     assert list(cache.features("one", EXAMPLES, refuse, vocabulary_size=65_536)) == encode(EXAMPLES)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"\xff"])
+def test_an_entry_whose_description_is_broken_is_made_again(
+    cache: EncodedCache, content: bytes
+) -> None:
+    stored(cache)
+    (cache.folder / "one" / "about.json").write_bytes(content)
+    assert list(stored(cache)) == encode(EXAMPLES)
+    assert list(cache.features("one", EXAMPLES, refuse, vocabulary_size=65_536)) == encode(EXAMPLES)
+    assert cache.notes == []
+
+
+def test_an_entry_of_another_user_that_cannot_be_read_is_told_and_left(
+    cache: EncodedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(cache)
+    read = Path.read_text
+
+    def read_own(file: Path, **options: str) -> str:
+        if file.parent.name == "one":
+            raise PermissionError(13, "Permission denied", str(file))
+        return read(file, **options)
+
+    monkeypatch.setattr(Path, "read_text", read_own)
+    assert list(stored(cache)) == encode(EXAMPLES)
+    assert "Permission denied" in cache.notes[0]
+    assert names(cache) == ["one"]
 
 
 def test_an_entry_that_another_process_removes_before_it_is_opened_is_made_again(

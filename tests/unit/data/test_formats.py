@@ -3,13 +3,16 @@
 import csv
 import gzip
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from lushan.data import formats, json_lists
 from lushan.data.columns import Notes
 from lushan.data.formats import EMPTY_ROWS, format_of, read_records
 from lushan.errors import DataError
@@ -92,6 +95,74 @@ def test_place_in_a_broken_list_is_told(content: str, message: str, tmp_path: Pa
     file.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=f"^{message}"):
         read(file)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 2, 3, 7, 64, 2**20])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_list_on_one_line_is_read_in_pieces_of_any_size(
+    num_bytes: int, ending: str, mark: str, *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_PIECE_BYTES", num_bytes)
+    rows = [*ROWS[:3], {"text": "\u5e90\u5c71\uff0c\U0001f600, x" * 9, "label": 'a]}, {"'}]
+    file = tmp_path / f"data.json{ending}"
+    content = (mark + json.dumps(rows, ensure_ascii=False)).encode()
+    file.write_bytes(gzip.compress(content) if ending else content)
+    assert read(file) == rows
+    assert numbers(file) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("num_bytes", [5, 2**20])
+def test_place_in_a_broken_line_of_many_pieces_is_told(
+    num_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_PIECE_BYTES", num_bytes)
+    file = tmp_path / "data.json"
+    text = '[\n{"a": "x, y", "b": [1, 2]}, {"a": "z, z"}, {"a": oops, "b": "more, of it"}]'
+    file.write_text(text, encoding="utf-8")
+    column = text.index("oops") - 1
+    message = f"row 3: not JSON: Expecting value at line 2, column {column}"
+    with pytest.raises(DataError, match=message):
+        read(file)
+    file.write_text('[{"a": "x, y"}, {"a": "never, ended}]', encoding="utf-8")
+    with pytest.raises(DataError, match="list is cut off at row 2: `]` is missing"):
+        read(file)
+    file.write_bytes(b'[{"a": "x, y"},\n {"a": "\xff, z"}]')
+    with pytest.raises(DataError, match=r"data\.json, line 2: not UTF-8: byte 0xff at byte 24\."):
+        read(file)
+
+
+def test_a_list_on_one_line_is_not_in_memory_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_PIECE_BYTES", 2**16)
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps([{"text": "x, " * 100}] * 20_000), encoding="utf-8")
+    tracemalloc.start()
+    num_rows = sum(1 for _ in read_records(file, Notes(file.name)))
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert num_rows == 20_000
+    assert most_bytes < 2**21 < file.stat().st_size / 2
+
+
+def test_a_long_value_is_decoded_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+
+    class Counting(json.JSONDecoder):
+        def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+            lengths.append(len(s) - idx)
+            return super().raw_decode(s, idx)
+
+    monkeypatch.setattr(json_lists, "DECODER", Counting())
+    monkeypatch.setattr(formats, "_PIECE_BYTES", 100)
+    file = tmp_path / "data.json"
+    rows = [{"pairs": [[number, {}] for number in range(3000)]}]
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    assert read(file) == rows
+    assert sum(lengths) < 4 * file.stat().st_size
 
 
 @pytest.mark.parametrize("header", ["text,label, label", "text , text,label"])

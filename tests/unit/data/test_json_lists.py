@@ -76,3 +76,36 @@ def test_memory_does_not_keep_what_was_read() -> None:
     for _ in range(100):
         list(reader.feed('{"a": "' + "x" * 1000 + '"},\n'))
     assert len(reader._text) < 2100
+
+
+def cut_at_commas(text: str) -> list[str]:
+    """Give pieces that end with a comma, but for the last."""
+    return [f"{piece}," for piece in text.split(",")[:-1]] + [text.rpartition(",")[2]]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_line_may_be_cut_at_any_comma_also_in_a_text(indent: int | None) -> None:
+    values = [*VALUES, {"a, b": ", ", "numbers": [1.5e-7, -2, None, True], "c": ['},{"', "\\,"]}]
+    text = json.dumps(values, indent=indent, ensure_ascii=False)
+    reader = ListReader()
+    assert [value for piece in cut_at_commas(text) for value in reader.feed(piece)] == values
+    assert reader.is_complete
+
+
+def test_values_of_a_cut_line_come_as_soon_as_they_are_whole() -> None:
+    reader = ListReader()
+    pieces = ['[{"a": "x, ', 'y"}, {"a": "', '", "b": 1}, {"a": "z"}, {"a": "x,']
+    found = [list(reader.feed(piece)) for piece in pieces]
+    assert found == [[], [{"a": "x, y"}], [{"a": "", "b": 1}, {"a": "z"}]]
+    assert reader.is_inside_value
+    assert reader.num_open_characters == len('{"a": "x,')
+
+
+@pytest.mark.parametrize("before", ["", "\n\n  "])
+def test_column_of_an_error_counts_from_the_start_of_its_line(before: str) -> None:
+    text = f'{before}[{{"a": "x,y"}}, {{"a": 1}}, {{"b": oops, "c": 2}}, {{"a": 3}}]'
+    reader = ListReader()
+    values = (value for piece in cut_at_commas(text) for value in reader.feed(piece))
+    with pytest.raises(json.JSONDecodeError) as caught:
+        list(values)
+    assert caught.value.colno == len(text[: text.index("oops")].rpartition("\n")[2]) + 1

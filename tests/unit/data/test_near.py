@@ -3,11 +3,13 @@
 import random
 import re
 import string
+import tracemalloc
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from lushan.data import near
 from lushan.data.near import NEAR, bare, match_near, plain
 from lushan.data.pieces import FEWEST_WITH_COMMON, Numbers, Positions
 
@@ -292,3 +294,21 @@ def test_behind_a_long_instruction_near_texts_are_found_by_what_is_their_own() -
     base = [INSTRUCTION * 8 + text for text in sentences(vocabulary(), 300, 5)]
     close = {text + text[-1]: [text] for text in base[:40]}
     assert find_near([*close], base) == close
+
+
+def test_an_index_takes_about_as_much_as_itself_beside_it_while_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(near, "TEXTS_PER_CHUNK", 64)
+    monkeypatch.setattr(near, "MOST_BUCKETS", 2**8)
+    generator = random.Random(0)
+    words = ["".join(generator.choices(string.ascii_lowercase, k=5)) for _ in range(500)]
+    texts = [f"{number} {' '.join(generator.choices(words, k=30))}" for number in range(6000)]
+    base = Texts(texts, {text: number for number, text in enumerate(texts)})
+    common = near.find_common(base)
+    tracemalloc.start()
+    indices = near._indices(base, np.arange(len(texts)), common)
+    num_bytes, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(indices) == 1
+    assert most_bytes < 2.2 * num_bytes

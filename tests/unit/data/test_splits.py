@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from lushan.data import example_store
+from lushan.data import example_store, splits
 from lushan.data.example_store import ExampleStore
 from lushan.data.splits import Parts, count_labels, split, subsample
 from lushan.errors import DataError
@@ -155,6 +155,34 @@ def test_two_texts_of_a_label_are_too_few_for_three_parts() -> None:
 def test_two_texts_without_labels_are_too_few_and_no_label_is_named() -> None:
     rows = [Example(str(n), f"text {n}", "an answer", labels=()) for n in range(2)]
     with pytest.raises(DataError, match=r"split: 2 different text\(s\), at least 3 are needed"):
+        cut(rows)
+
+
+def test_rows_that_all_belong_together_are_too_few_to_split_and_told_why() -> None:
+    rows = [Example(str(n), f"text {n}", "", group="one", labels=()) for n in range(100)]
+    message = r"split: 1 different text\(s\), at least 3 are needed; rows that belong together \("
+    with pytest.raises(DataError, match=message):
+        cut(rows)
+    whole = split(rows, validation_fraction=0.0, test_fraction=0.0, seed=0)
+    assert [len(part) for part in whole.as_dict().values()] == [100, 0, 0]
+
+
+def test_text_that_most_rows_have_leaves_others_for_training() -> None:
+    parts = cut([*[example("the same text", "a")] * 1000, *examples(a=50)])
+    assert [len(part) for part in parts.as_dict().values()] == [1017, 11, 22]
+    assert "the same text" in texts(parts.train)
+
+
+def test_group_that_would_be_most_of_a_part_is_for_training() -> None:
+    dealt = splits._deal([15, *[1] * 85], {"test": 0.2, "validation": 0.1})
+    assert dealt[0] == "train"
+    assert Counter(dealt) == {"train": 56, "validation": 10, "test": 20}
+
+
+def test_sets_of_labels_that_are_all_different_are_too_few_to_split() -> None:
+    rows = [example(f"text {n}", ("often", f"label {n}")) for n in range(9)]
+    message = "none is left for test, as no 3 different texts have the same rarest label"
+    with pytest.raises(DataError, match=message):
         cut(rows)
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from lushan.data.words import is_unspaced, join_words, words_of
+from lushan.data.words import chinese_fraction, is_unspaced, join_words, words_of
 
 PIECES = ("a", "Z", "9", "_", "é", "e\u0301", "山", "の", "ส", "ั", "नि", "👩", "\u200d", "\ufe0f", " ", "\t", ".", "$", "'", "\uff0c")  # fmt: skip
 
@@ -64,3 +64,18 @@ def test_joined_words_have_spaces_where_their_script_has(words: list[str], text:
 )  # fmt: skip
 def test_scripts_without_spaces_are_recognised(text: str, *, expected: bool) -> None:
     assert is_unspaced([text]) is expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["山 and hill"], 1 / 8),
+        (["山水", "a b"], 1 / 2),
+        (["㐀豈𠀀"], 1.0),
+        (["とても", "한국어", "hill"], 0.0),
+        (["123 :-)", ""], 0.0),
+        ([], 0.0),
+    ],
+)
+def test_share_of_chinese_letters(texts: list[str], expected: float) -> None:
+    assert chinese_fraction(texts) == expected

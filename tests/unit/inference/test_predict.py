@@ -13,7 +13,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from lushan.backbones.encoding import LengthLimit, LengthPolicy
 from lushan.backbones.load import Backbone, load_backbone
+from lushan.backbones.tokenizer import Encoded, Tokenizer
 from lushan.catalog import load_task
+from lushan.data import chunks
 from lushan.data.batching import pack
 from lushan.errors import DataError
 from lushan.inference import predict
@@ -302,3 +304,55 @@ def test_truth_is_as_likely_where_what_all_start_with_is_read_once(
         assert one.truth_log_likelihood == pytest.approx(other.truth_log_likelihood, rel=1e-4)
         assert one.num_truth_tokens == other.num_truth_tokens
     assert writer.start is None
+
+
+def watch_tokenizer(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Give a list that gets how many texts become tokens at once."""
+    seen: list[int] = []
+    encode = Tokenizer.encode
+
+    def counted(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
+        seen.append(len(texts))
+        return encode(tokenizer, texts)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    return seen
+
+
+@pytest.mark.parametrize("answer", ["head", "generate"])
+def test_rows_become_tokens_some_at_a_time_and_are_answered_as_together(
+    answer: AnswerMode, head_backbone: Backbone, writer: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = head_backbone if answer == "head" else writer
+    limit = LengthLimit(10 if answer == "head" else 200, "truncate")
+    asked, shots = predictor(backbone, answer, limit), SHOTS if answer == "generate" else ()
+    whole = asked.predict(EXAMPLES, shots=shots)
+    monkeypatch.setattr(chunks, "ROWS_PER_CHUNK", 2)
+    told: list[int] = []
+    seen = watch_tokenizer(monkeypatch)
+    parts = asked.predict(EXAMPLES, shots=shots, advance=told.append)
+    assert (max(seen), sum(told)) == (2 if answer == "head" else 3 + 1, len(EXAMPLES))
+    np.testing.assert_allclose(values(parts), values(whole), atol=1e-5)
+    assert [(each.id, each.num_cut_tokens) for each in parts] == [
+        (each.id, each.num_cut_tokens) for each in whole
+    ]
+
+
+@pytest.mark.parametrize("is_encoded", [False, True])
+def test_truths_become_tokens_some_at_a_time_and_are_as_likely_as_together(
+    is_encoded: bool, writer: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation = GenerationSettings(max_new_tokens=3)
+    asked = Predictor(
+        writer, load_task("translation"), TaskState(), "generate", WIDE, generation=generation
+    )
+    whole = asked.examine(TRANSLATED)
+    features = asked.encode(TRANSLATED) if is_encoded else None
+    monkeypatch.setattr(chunks, "ROWS_PER_CHUNK", 2)
+    seen = watch_tokenizer(monkeypatch)
+    parts = asked.examine(TRANSLATED, features=features)
+    assert max(seen) == 2
+    assert [(each.id, each.answer) for each in parts] == [(each.id, each.answer) for each in whole]
+    for one, other in zip(parts, whole, strict=True):
+        assert one.truth_log_likelihood == pytest.approx(other.truth_log_likelihood, rel=1e-4)
+        assert one.num_truth_tokens == other.num_truth_tokens

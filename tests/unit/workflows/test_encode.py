@@ -11,10 +11,12 @@ import pytest
 import lushan
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.sources import cache_folder
-from lushan.backbones.tokenizer import Tokenizer
+from lushan.backbones.tokenizer import Encoded, Tokenizer
 from lushan.catalog import load_task, names_in
+from lushan.data import chunks
 from lushan.data.batching import PackedSource
 from lushan.data.feature_store import EncodedCache, FeatureStore
+from lushan.errors import TooLongError
 from lushan.records import Example, Features, Span, TaskState
 from lushan.tasks import Preparation, Task
 from lushan.workflows import encode as encoding
@@ -60,6 +62,27 @@ def test_few_examples_leave_nothing_on_the_disk(encoder: Encoder, tmp_path: Path
     found = encoded(EncodedCache(tmp_path / "tokens", 1e9), encoder)
     assert isinstance(found, list)
     assert not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_long_texts_become_tokens_a_few_at_a_time(
+    is_kept: bool, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "FEWEST_STORED", 1 if is_kept else 100)
+    monkeypatch.setattr(chunks, "CHARACTERS_PER_CHUNK", 3 * len(EXAMPLES[0].text))
+    at_once: list[int] = []
+    encode_texts = Tokenizer.encode
+
+    def counted(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoded]:
+        at_once.append(len(texts))
+        return encode_texts(tokenizer, texts)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    cache = EncodedCache(tmp_path / "tokens", 1e9)
+    found = encode(EXAMPLES, encoder, with_target=True, cache=cache)
+    assert isinstance(found, FeatureStore if is_kept else list)
+    assert at_once == [3, 3, 3]
+    assert list(found) == encoder.encode(EXAMPLES, with_target=True)
 
 
 def test_equal_examples_share_an_entry(cache: EncodedCache, encoder: Encoder) -> None:
@@ -146,6 +169,25 @@ def test_all_code_that_decides_a_token_decides_the_entry(name: str, tiny_folder:
         ran = files_that_run(encoder, examples)
         assert Path(str(sys.modules[task.__module__].__file__)) in ran
         assert ran - hashed == {Path(encoding.__file__)}  # it only calls
+
+
+@pytest.mark.parametrize("name", names_in("lushan.tasks"))
+def test_rows_that_are_too_long_are_refused_together_whatever_the_chunks(
+    name: str, cache: EncodedCache, tiny_folder: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "ROWS_PER_CHUNK", 3)
+    task: Task = load_task(name)
+    examples = [task.read(each) for each in task.sample_rows()]
+    state = task.prepare(examples, Preparation(run_code=True), multi_label=False)
+    tokenizer = Tokenizer.load(tiny_folder("llama"))
+    for answer in task.answers:
+        encoder = Encoder(task, state, tokenizer, answer, LengthLimit(3))
+        message = rf"^{examples[0].place}: .* In all, {len(examples)} rows are too long; "
+        for num_stored in (1, 100):
+            monkeypatch.setattr(encoding, "FEWEST_STORED", num_stored)
+            with pytest.raises(TooLongError, match=message):
+                encode(examples, encoder, with_target=True, cache=cache)
+        assert num_entries(cache) == 0
 
 
 def test_a_setup_from_files_is_that_from_memory(

@@ -1,5 +1,6 @@
 """Rows that a model made: each is taken out once, and their gain is that over the better model without them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from lushan.atomic import is_locked
+from lushan.data.example_store import ExampleStore
 from lushan.errors import RunError
 from lushan.records import Example, Interval, Scores
 from lushan.workflows import new_rows
@@ -50,6 +52,30 @@ def test_gain_is_over_the_better_of_the_runs_on_real_rows(
     assert found["difference"]["value"] == gain
     assert (found["without"]["value"], found["with"]["value"]) == (rival, 0.75)
     assert (found["wins"], found["losses"]) == (wins, wins - (2 if gain else 0))
+
+
+def test_rows_of_both_runs_are_in_files_and_stand_behind_those_of_the_data(
+    build_setup: BuildSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = build_setup()
+    known, trained = list(setup.parts.train), list[Sequence[Example]]()
+
+    def with_train(rows: Sequence[Example], *_: object) -> object:
+        trained.append(rows)
+        return setup
+
+    monkeypatch.setattr(new_rows, "with_train", with_train)
+    monkeypatch.setattr(new_rows, "_measured", lambda *_, **__: Measured(scores(REAL), num_steps=3))
+    new = [Example(f"{n}", f"A whale sings {n}.", "sea") for n in range(len(known) + 2)]
+    prepared: Any = None
+    measure_gain([NewRow({}, each) for each in new], prepared, setup, tell=lambda _: None)
+    without, with_new = trained
+    assert isinstance(without, ExampleStore)
+    assert isinstance(with_new, ExampleStore)
+    assert list(with_new) == known + new
+    seen = Counter(each.id for each in without)
+    assert set(seen) == {each.id for each in known}
+    assert sorted(seen.values()) == [2] * (len(known) - 2) + [3] * 2
 
 
 def test_each_row_counts_at_the_first_filter_that_takes_it() -> None:

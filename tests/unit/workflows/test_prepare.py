@@ -1,5 +1,7 @@
 """From files to checked parts with a ledger, for the real task."""
 
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,47 @@ def test_too_many_rows_are_drawn_per_label_told_and_counted(tmp_path: Path) -> N
     found = prepared(splits(tmp_path), "data.max_train_rows=6")
     assert count_labels(found.parts.train) == {"sea": 3, "hill": 3}
     assert found.ledger.splits["train"].num_dropped == {"not drawn": 10}
-    assert found.notes == ["6 of 16 training rows were drawn (`data.max_train_rows`)."]
+    assert found.notes == [
+        "6 of 16 training rows were drawn (`data.max_train_rows`).",
+        "2 label(s) have fewer than 5 training rows: `hill`, `sea`.",
+    ]
+
+
+def test_warnings_are_those_of_the_rows_that_were_drawn(tmp_path: Path) -> None:
+    rows = good_rows(step=3)
+    found = prepared(splits(tmp_path, train=[*rows, *rows]))
+    assert "train: 16 row(s) repeat a text of the same split; kept." in found.notes
+    drawn = draw(found, 2, seed=0, why="a test")
+    assert drawn.findings.labels["train"] == {"sea": 1, "hill": 1}
+    assert list(drawn.findings.warnings) == drawn.notes[1:]
+    assert not [each for each in drawn.notes if "repeat" in each]
+
+
+def test_weights_are_advised_by_the_rows_that_were_drawn_where_the_task_has_some(
+    tmp_path: Path,
+) -> None:
+    sea = [{"text": f"Text {number}.", "label": "sea"} for number in range(60)]
+    hill = [row for row in good_rows(step=3) if row["label"] == "hill"]
+    found = prepared(splits(tmp_path, train=[*sea, *hill[:2]]), "data.max_train_rows=40")
+    assert found.notes[-1].startswith("The most frequent label has 39 training rows, the rarest 1;")
+    unweighed = draw(replace(found, whole=None, weighs_classes=False), 30, seed=0, why="a test")
+    assert not [each for each in unweighed.notes if "class_weights" in each]
+
+
+def test_each_file_is_known_by_its_content(tmp_path: Path) -> None:
+    new = [{**row, "text": f"{row['text']} Once more.", "augmented": True} for row in good_rows()]
+    added = write_lines(tmp_path / "new.jsonl", new)
+    (tmp_path / "data").mkdir()
+    data = splits(tmp_path / "data")
+    alone = prepared(data)
+    both = prepared(data, f"data.added={added}", "data.overlap=keep")
+    files = {name: data / f"{name}.jsonl" for name in alone.digests}
+    assert list(files) == ["train", "validation", "test"]
+    assert both.digests == {**alone.digests, "added": sha256(added.read_bytes()).hexdigest()}
+    assert alone.digests == {
+        name: sha256(file.read_bytes()).hexdigest() for name, file in files.items()
+    }
+    assert both.fingerprint != alone.fingerprint
 
 
 def test_fewer_rows_are_drawn_of_all_and_not_of_those_that_were_drawn(tmp_path: Path) -> None:
@@ -218,6 +260,27 @@ def test_a_column_named_length_means_a_wanted_one_only_where_lengths_are_kept_to
     controlled = make_recipe(None, {}, ["task_settings.length_control=true"])
     with pytest.raises(DataError, match=r"row 1: column `length` must hold `short`.*'1:37:05'"):
         prepare(data, task=task, recipe=controlled)
+
+
+@pytest.mark.parametrize("form", ["messages", "conversations"])
+def test_names_in_messages_that_are_not_read_are_told(form: str, tmp_path: Path) -> None:
+    rows = [
+        {
+            form: [
+                {"role": "user", "content": f"Where is fox {number}?", "id": number},
+                {"role": "assistant", "content": f"Near tree {number}.", "audio": None},
+            ]
+        }
+        for number in range(1, 13)
+    ]
+    rows[6][form][1] |= {"remark": "Far.", "weight": 1}
+    data = write_lines(tmp_path / "talks.jsonl", rows)
+    recipe = make_recipe(None, {}, ["data.overlap=keep"])
+    found = prepare(data, task=load_task("dialogue"), recipe=recipe)
+    assert [each for each in found.notes if "is not read" in each] == [
+        f"talks.jsonl: `id` of a message in `{form}` is not read: 12 (first in row 1).",
+        f"talks.jsonl: `remark` of a message in `{form}` is not read: 1 (first in row 7).",
+    ]
 
 
 def test_columns_are_mapped_by_a_setting(tmp_path: Path) -> None:

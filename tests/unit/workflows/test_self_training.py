@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lushan.errors import DataError, SettingError
 from lushan.records import Example, Prediction
 from lushan.workflows import self_training
 from lushan.workflows.recipe import make_recipe
 from lushan.workflows.self_training import (
+    Threshold,
     choose_threshold,
     over_share,
     self_train,
@@ -54,6 +56,37 @@ def test_errors_of_a_few_rows_make_no_threshold(monkeypatch: pytest.MonkeyPatch)
     assert choose_threshold(said(sure), correct) is None
     monkeypatch.setattr(self_training, "FEWEST_SURE_ROWS", 4)
     assert choose_threshold(said(sure), correct) is not None
+
+
+def lowest(sure: NDArray[np.float64], correct: NDArray[np.float64]) -> Threshold | None:
+    """Try one probability after the other."""
+    for probability in np.unique(sure):
+        errors = 1 - correct[sure >= probability]
+        is_enough = len(errors) >= self_training.FEWEST_SURE_ROWS
+        if is_enough and errors.mean() <= (1 - correct).mean() / 2:
+            return Threshold(float(probability), len(errors), float(errors.mean()))
+    return None
+
+
+@pytest.mark.parametrize("num_rows", [1, 9, 10, 40, 300])
+def test_threshold_is_what_trying_each_gives_also_where_rows_are_equally_sure(
+    num_rows: int,
+) -> None:
+    generator = np.random.default_rng(num_rows)
+    for _ in range(20):
+        logs = np.log(generator.integers(1, 9, size=num_rows) / 8)
+        correct = (generator.random(num_rows) < np.exp(logs)).astype(float)
+        predictions = [Prediction("", "sea", {}, float(each)) for each in logs]
+        assert choose_threshold(predictions, correct.tolist()) == lowest(np.exp(logs), correct)
+
+
+def test_threshold_of_many_rows_is_found_at_once() -> None:
+    generator = np.random.default_rng(0)
+    sure = generator.uniform(0.5, 1.0, size=200_000)
+    correct = (generator.random(len(sure)) < sure).astype(float)
+    found = choose_threshold(said(sure.tolist()), correct.tolist())
+    assert found is not None
+    assert found.error_fraction <= (1 - correct.mean()) / 2
 
 
 def test_no_label_gets_more_than_its_share_and_the_surest_stay() -> None:
