@@ -2,11 +2,12 @@
 
 from typing import Literal
 
+import torch
 from torch import nn
 
 from lushan.backbones.frozen import keep_in_eval
-from lushan.backbones.inspect import is_head
-from lushan.backbones.load import Backbone
+from lushan.backbones.inspect import ModelFacts, is_head
+from lushan.backbones.load import Backbone, run_alone
 from lushan.backbones.lora import compute_in_one_piece
 from lushan.backbones.quiet import quiet_transformers
 from lushan.backbones.token_models import is_token_model
@@ -59,8 +60,8 @@ def attach(
 
 
 def num_frozen_layers(backbone: Backbone, *, method: Method, layers: int) -> int:
-    """How many layers, counted from the first, compute the same in every pass of a method."""
-    num_layers = len(backbone.layers)
+    """How many layers, counted from the first, compute the same in every pass of a method; one that is shared counts each time."""
+    num_layers = backbone.facts.num_layers
     return {"head": num_layers, "top": num_layers - layers}.get(method, 0)
 
 
@@ -75,26 +76,68 @@ def _frozen_parts(backbone: Backbone, depth: int) -> list[nn.Module]:
     return [*stack[:depth], *others]
 
 
+def refuse_top(facts: ModelFacts, num_layers: int) -> None:
+    """Refuse to train so many of the last layers where a model has none, or fewer, of their own.
+
+    Args:
+        facts: The model.
+        num_layers: How many are to be trained.
+
+    Raises:
+        SettingError: Says what it has, and what to choose.
+    """
+    if facts.shares_layers:
+        raise SettingError(
+            f"`--adapter top:{num_layers}`: the {facts.num_layers} layers of a model of type `{facts.model_type}` share "
+            "their weights, so the last cannot be trained alone. Choose `full`, `lora` or `head`."
+        )
+    if num_layers > facts.num_layers:
+        raise SettingError(
+            f"`--adapter top:{num_layers}`: the model has only {facts.num_layers} layers. Choose fewer, or `full`."
+        )
+
+
 def _top_parts(backbone: Backbone, num_layers: int) -> list[nn.Module]:
     """The last layers and what stands behind them, but never an embedding or the vocabulary."""
-    stack = backbone.layers
-    if num_layers > len(stack):
-        raise SettingError(
-            f"`--adapter top:{num_layers}`: the model has only {len(stack)} layers. Choose fewer, or `full`."
-        )
-    behind = [
-        each
-        for each in _children_beside(backbone)
-        if not any(isinstance(m, nn.Embedding) for m in each.modules())
+    refuse_top(backbone.facts, num_layers)
+    stack, model = backbone.layers, backbone.plain_model
+    # In front of a class layer: modernbert's and distilbert's.
+    dense = [getattr(model, name, None) for name in ("head", "pre_classifier")]
+    return [
+        *stack[len(stack) - num_layers :],
+        *_children_behind(backbone),
+        *(each for each in dense if each is not None),
     ]
-    dense = getattr(backbone.plain_model, "head", None)  # modernbert's, in front of its class layer
-    return [*stack[len(stack) - num_layers :], *behind, *([dense] if dense is not None else [])]
+
+
+def _children_behind(backbone: Backbone) -> list[nn.Module]:
+    """Parts of the core that a pass comes to behind its last layer, and not before."""
+    last, beside = backbone.layers[-1], _children_beside(backbone)
+    called: list[nn.Module] = []
+
+    def note(module: nn.Module, _: object) -> None:
+        called.append(module)
+
+    handles = [each.register_forward_pre_hook(note) for each in (*beside, last)]
+    try:
+        with torch.inference_mode():
+            run_alone(backbone, torch.zeros(1, dtype=torch.long, device=backbone.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    place = called.index(last)
+    return [each for each in beside if each in called[place:] and each not in called[:place]]
 
 
 def _children_beside(backbone: Backbone) -> list[nn.Module]:
-    """Parts of the core in front of its layers and behind them."""
-    stack = backbone.layers
-    return [each for each in backbone.core.children() if stack not in list(each.modules())]
+    """Parts of the core beside its layers, whatever module of it holds them."""
+    stack, beside = backbone.layers, list[nn.Module]()
+    holder: nn.Module = backbone.core
+    while holder is not stack:
+        parts = list(holder.children())
+        holder = next(each for each in parts if stack in list(each.modules()))
+        beside += [each for each in parts if each is not holder]
+    return beside
 
 
 def _attach_lora(backbone: Backbone, *, rank: int, alpha: float, dropout: float) -> None:
@@ -106,6 +149,8 @@ def _attach_lora(backbone: Backbone, *, rank: int, alpha: float, dropout: float)
     if tags:
         task_type = TaskType.TOKEN_CLS
     fresh = {name.rpartition(".")[0] for name in backbone.fresh_weights if not is_head(name)}
+    if hasattr(backbone.plain_model, "pre_classifier"):
+        fresh.add("pre_classifier")  # which PEFT takes for a class layer, by the end of its name
     config = LoraConfig(
         task_type=task_type,
         r=rank,

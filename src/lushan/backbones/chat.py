@@ -70,7 +70,7 @@ class ChatTemplate:
             folder: Of the model.
             begins_with_bos: Whether the plain template writes `<bos>` first.
         """
-        self._folder = folder
+        self._folder = folder.absolute()  # read later, when the working directory may be another
         self._plain = PLAIN_CHAT_AFTER_BOS if begins_with_bos else PLAIN_CHAT
 
     @cached_property

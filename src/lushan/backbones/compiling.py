@@ -158,8 +158,7 @@ class CompiledLayers:
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         """Prepare; code is made at the first pass."""
         self._layers = list(layers)
-        # Dropout then draws the numbers that it draws uncompiled.
-        options: dict[str, str | int | bool | Callable[..., object]] = {"fallback_random": True}
+        options = _options()
         self._forwards = [
             checkpointed(each, torch.compile(_plain_forward(each), dynamic=True, options=options))
             for each in layers
@@ -171,6 +170,15 @@ class CompiledLayers:
         attention.keep_out_of_compilation()
         with other_forwards(self._layers, self._forwards):
             yield
+
+
+def _options() -> dict[str, Any]:
+    """How torch compiles: with the compiler that we use, of which the environment of other processes is not told."""
+    # Dropout then draws the numbers that it draws uncompiled.
+    options: dict[str, Any] = {"fallback_random": True}
+    if compiler := find_compiler():
+        options["cpp.cxx"] = (compiler,)
+    return options
 
 
 def _plain_forward(layer: nn.Module) -> Callable[..., Any]:
@@ -220,14 +228,12 @@ def compile_layers(
 
 
 def _prepare_library(cache: Path) -> None:
-    """Say where code is kept and what makes it; what the user's environment says comes first."""
+    """Say where code is kept; what the user's environment says comes first."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # slow to import
 
     # When torch is imported, it may already have put its default there: a folder that does not outlive a restart.
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "compiled")
-    if "CXX" not in os.environ and (compiler := find_compiler()):
-        os.environ["CXX"] = compiler
 
 
 def _try(trial: "_Trial", work: Work, cache: Path, *, believe: bool, tell: Tell) -> float | None:

@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import Literal
 
 from lushan.backbones.tokenizer import Encoded, Tokenizer
-from lushan.errors import DataError
+from lushan.errors import DataError, TooLongError
 from lushan.records import Rendered
 
 LengthPolicy = Literal["error", "truncate", "window"]
@@ -77,14 +77,24 @@ def encode_rendered(
             window is whole in one of them.
 
     Raises:
-        DataError: If a text is too long under the `error` policy, or what may not be cut is too
-            long by itself, or a text has no token at all.
+        TooLongError: If texts are too long under the `error` policy, or what may not be cut is too long by itself; says
+            how many.
+        DataError: If a text has no token at all.
     """
     encoded = tokenizer.encode([each.text for each in rendered])
-    windows = [
-        _windows(one, text, tokenizer, limit=limit, place=place, overlapping=overlapping)
-        for one, text, place in zip(encoded, rendered, places, strict=True)
-    ]
+    windows: list[list[Window]] = []
+    refused: TooLongError | None = None
+    for one, text, place in zip(encoded, rendered, places, strict=True):
+        try:
+            found = _windows(
+                one, text, tokenizer, limit=limit, place=place, overlapping=overlapping
+            )
+        except TooLongError as error:
+            refused = error.behind(refused)
+        else:
+            windows.append(found)
+    if refused is not None:
+        raise refused
     if (watched := _watched.get()) is not None:
         watched += zip(rendered, windows, strict=True)
     return windows
@@ -128,9 +138,8 @@ def _windows(
             if room >= 1
             else f"{rendered.uncut} is too long by itself: raise `model.max_length`."
         )
-        raise DataError(
-            f"{place}: {len(ids)} tokens, but at most {limit.max_tokens} fit. {what_to_do}"
-        )
+        message = f"{place}: {len(ids)} tokens, but at most {limit.max_tokens} fit. {what_to_do}"
+        raise TooLongError(message, place, len(ids))
     kept_from = last - room if rendered.cuts_start else first
     starts = range(first, last, room) if limit.policy == "window" else [kept_from]
     if limit.policy == "window" and overlapping:
@@ -175,13 +184,17 @@ def _parted(encoded: Encoded, rendered: Rendered, tokenizer: Tokenizer) -> Encod
     """Part every token across a place where the model is asked into the end of what is before and the start of what follows."""
     asked_at = sorted({*rendered.asked_at, *(start for start, _ in rendered.supervised)})
     starts = [start for start in asked_at if _is_inside_token(start, encoded)]
-    if not starts:
-        return encoded
-    (parted,) = tokenizer.encode([rendered.text[: starts[0]]])
-    for start, end in pairwise((*starts, len(rendered.text))):
-        following = _continued(rendered.text[start:end], tokenizer)
+    return _parted_at(starts, rendered.text, tokenizer) if starts else encoded
+
+
+def _parted_at(starts: Sequence[int], text: str, tokenizer: Tokenizer) -> Encoded:
+    """Part the tokens of a text at these characters, but where this tokenizer joins what follows with everything."""
+    (parted,) = tokenizer.encode([text[: starts[0]] if starts else text])
+    for start, end in pairwise((*starts, len(text))):
+        following = _continued(text[start:end], tokenizer)
         if following is None:
-            return encoded
+            others = [each for each in starts if each != start]
+            return _parted_at(others, text, tokenizer)
         offsets = [(start + first, start + last) for first, last in following.offsets]
         parted = Encoded(parted.ids + following.ids, parted.offsets + offsets)
     return parted

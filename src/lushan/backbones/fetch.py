@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,8 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from lushan.atomic import is_abandoned, kept_folder
 from lushan.backbones import self_check
 from lushan.backbones.convert_gguf import convert_gguf
 from lushan.backbones.inspect import describe, file_digest
@@ -73,17 +71,11 @@ def fetch_model(
 def _workshop(target: Path) -> Iterator[Path]:
     """Give an empty folder on the same disk that is gone afterwards, whatever happens."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(".*.part"):
-        owner = left.name.split(".")[-2]
-        if not (owner.isdigit() and psutil.pid_exists(int(owner))):
-            shutil.rmtree(left, ignore_errors=True)
-    workshop = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(workshop, ignore_errors=True)
-    workshop.mkdir()
-    try:
+    # A number of a process would say nothing: containers that share a cache have the same.
+    for left in filter(is_abandoned, target.parent.glob(".*.part")):
+        shutil.rmtree(left, ignore_errors=True)
+    with kept_folder(target.parent, name=target.name) as workshop:
         yield workshop
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
 
 
 def _put_in_place(folder: Path, target: Path) -> None:

@@ -6,21 +6,61 @@ loads there unchanged. Only the pooling is ours: by explicit index, never by loo
 Shapes: T tokens, N documents, D width, C classes, K chosen positions, V vocabulary.
 """
 
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from lushan.backbones.frozen import Position
+from lushan.backbones.inspect import ModelFacts
+from lushan.backbones.load import Purpose
 from lushan.backbones.packed_linear import PackedLinear
-from lushan.backbones.token_models import is_token_model
+from lushan.backbones.quiet import quiet_transformers
+from lushan.backbones.token_models import is_token_model, know_token_model
 from lushan.errors import ModelError
 from lushan.records import Batch
 
 _MOST_LOGITS = 1 << 25
 """Numbers of a table of logits that is held at once while a loss is taken: 128 MiB in float32."""
+
+
+def check_layer(folder: Path, facts: ModelFacts, purpose: Purpose) -> None:
+    """Refuse a model that cannot answer by a layer of this purpose, before its weights are read.
+
+    Args:
+        folder: The model folder.
+        facts: What it holds.
+        purpose: What the layer is for.
+
+    Raises:
+        ModelError: If its architecture has no such layer, or one that is not known here.
+    """
+    if purpose == "tag":
+        know_token_model(folder)
+    if purpose != "classify":
+        return
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ModelError(
+            f"`{folder.name}`: transformers has no class layer for `{facts.model_type}`. Use `--answer generate`, or "
+            "another model."
+        )
+    if facts.family == "encoder":
+        with quiet_transformers(), torch.device("meta"):  # takes no memory
+            model = AutoModelForSequenceClassification.from_config(config)
+            class_logits(model.eval(), torch.empty(1, facts.width), _first_token())
+
+
+def _first_token() -> Batch:
+    """A document of one token."""
+    zero_N = torch.zeros(1, dtype=torch.long)
+    zero_1T = zero_N[None]
+    return Batch(zero_1T, zero_1T, zero_1T, first_N=zero_N, last_N=zero_N, features=())
 
 
 def class_logits(
@@ -69,9 +109,18 @@ def read_position(model: nn.Module) -> Position:
     head: Any = model
     if hasattr(head, "score"):
         return "last"
-    pools_first = getattr(head.base_model, "pooler", None) is not None
-    pools_first = pools_first or getattr(head.config, "classifier_pooling", None) == "cls"
-    return "first" if pools_first else "all"
+    takes_first = (
+        _takes_first(head)
+        or hasattr(head, "pre_classifier")
+        or getattr(head.base_model, "pooler", None) is not None
+        or getattr(head.config, "classifier_pooling", None) == "cls"
+    )
+    return "first" if takes_first else "all"
+
+
+def _takes_first(model: Any) -> bool:  # noqa: ANN401
+    """Whether an encoder's class layer looks for the first token itself, as those of roberta and electra do."""
+    return hasattr(getattr(model, "classifier", None), "out_proj")
 
 
 def _linear(layer: nn.Module, pooled_ND: Tensor) -> Tensor:
@@ -81,20 +130,25 @@ def _linear(layer: nn.Module, pooled_ND: Tensor) -> Tensor:
 
 
 def _encoder_pooled(model: Any, hidden_TD: Tensor, batch: Batch) -> Tensor:  # noqa: ANN401
-    core = model.base_model
-    if isinstance(getattr(core, "pooler", None), nn.Linear):  # albert
-        return model.dropout(core.pooler_activation(core.pooler(hidden_TD[batch.first_N])))
+    """What the class layer of an encoder is given; (N, D), or (N, 1, D) where it looks for the first token itself."""
+    core, first_ND = model.base_model, hidden_TD[batch.first_N]
+    if _takes_first(model):
+        return first_ND[:, None]
+    if hasattr(model, "pre_classifier"):  # distilbert
+        return model.dropout(functional.relu(model.pre_classifier(first_ND)))
+    if getattr(core, "pooler_activation", None) is not None:  # albert
+        return model.dropout(core.pooler_activation(core.pooler(first_ND)))
     if getattr(core, "pooler", None) is not None:  # bert
-        return model.dropout(core.pooler(hidden_TD[batch.first_N][:, None]))
+        return model.dropout(core.pooler(first_ND[:, None]))
     if hasattr(model, "head") and hasattr(model, "drop"):  # modernbert
         if model.config.classifier_pooling == "cls":
-            pooled_ND = hidden_TD[batch.first_N]
+            pooled_ND = first_ND
         else:
             pooled_ND = mean_over_tokens(hidden_TD, batch)
         return model.drop(model.head(pooled_ND))
     raise ModelError(
         f"The class layer of `{model.config.model_type}` is not supported. "
-        "Use a decoder, bert or modernbert model."
+        "Use a decoder, or an encoder such as bert, roberta, electra, distilbert, albert or modernbert."
     )
 
 

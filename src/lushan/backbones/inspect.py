@@ -58,6 +58,9 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _OUTPUTS = ("lm_head.weight", "embed_out.weight")
 _CLASS_LAYERS = ("score", "classifier")
+_EXPERTS = ".experts."
+"""In the names of their weights."""
+_SHARING_LAYERS = ("albert",)
 _COUNTING_BEHIND_PADDING = frozenset({
     *("camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm"),
     *("xlm-roberta", "xlm-roberta-xl", "xmod"),
@@ -91,6 +94,13 @@ class ModelFacts:
     """Whether it is a decoder with weights that score the next token."""
     has_class_layer: bool = False
     """Whether it was saved with a layer that scores labels."""
+    num_expert_weights: int = 0
+    """Of the parameters those of experts, of which a token passes a few."""
+
+    @property
+    def shares_layers(self) -> bool:
+        """Whether its layers are one, which a text passes several times."""
+        return self.model_type in _SHARING_LAYERS
 
     @property
     def why_silent(self) -> str:
@@ -150,6 +160,9 @@ def describe(folder: Path) -> ModelFacts:
         first_position=_first_position(config),
         can_write=family == "decoder" and (tied or len(by_token) > 1),
         has_class_layer=any(map(is_head, shapes)),
+        num_expert_weights=sum(
+            math.prod(shape) for name, shape in shapes.items() if _EXPERTS in name
+        ),
     )
 
 

@@ -158,7 +158,7 @@ class Backbone:
 
         With all layers, these are the hidden states after the last norm.
         """
-        if depth == len(self.layers):
+        if depth == self.facts.num_layers:
             return self.hidden_states(batch)
         layer = self.layers[depth]
         calls = self._calls(batch)
@@ -340,7 +340,7 @@ def _look_both_ways(backbone: Backbone) -> None:
     ids, others = torch.zeros(2, 1, 2, dtype=torch.long)
     others[0, 1] = 1
     with torch.inference_mode():
-        first, second = (_probe_alone(backbone, each[0])[0] for each in (ids, others))
+        first, second = (run_alone(backbone, each[0])[0] for each in (ids, others))
     if torch.equal(first, second):
         raise ModelError(
             f"`{backbone.facts.model_type}` models cannot look both ways: what stands behind a token changed nothing. "
@@ -395,7 +395,7 @@ def _first_exact(backbone: Backbone, modes: list[PackingMode]) -> PackingMode | 
     ids = [torch.randint(top, (length,), generator=generator) for length in _PROBE_LENGTHS]
     if backbone.facts.first_position:  # padding has no place of its own
         ids = [each.where(each != backbone.core.config.pad_token_id, top - 1) for each in ids]
-    alone = torch.cat([_probe_alone(backbone, each) for each in ids])
+    alone = torch.cat([run_alone(backbone, each) for each in ids])
     return next((mode for mode in modes if _is_exact(backbone, mode, ids, alone)), None)
 
 
@@ -407,8 +407,8 @@ def _is_exact(backbone: Backbone, mode: PackingMode, ids: list[Tensor], alone: T
         return False  # the architecture does not take the mask or the extra argument
 
 
-def _probe_alone(backbone: Backbone, ids: Tensor) -> Tensor:
-    """One document through the model's own eager attention, without any code of ours."""
+def run_alone(backbone: Backbone, ids: Tensor) -> Tensor:
+    """Run one document through the model's own eager attention, without any code of ours; (T, D)."""
     config = backbone.core.config
     ours = config._attn_implementation
     config._attn_implementation = "eager"

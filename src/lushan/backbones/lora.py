@@ -22,15 +22,21 @@ _USUAL_TOKENS = 384
 """For how many rows at once oneDNN lays out a weight; others are right too."""
 
 
+def lays_out(device: str, dtype: torch.dtype) -> bool:
+    """Whether frozen weights are laid out as oneDNN reads them, beside the weights: in bf16, on a CPU that multiplies in it."""
+    return (
+        (device, dtype) == ("cpu", torch.bfloat16)
+        and torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
 class FrozenProduct:
     """Multiplies by a weight that never changes, and by its transpose."""
 
     def __init__(self, weight_OI: Tensor) -> None:
         """Lay the weight out where that is of use: in bf16 on a CPU."""
-        can_pack = (
-            torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
-        packs = can_pack and weight_OI.device.type == "cpu" and weight_OI.dtype == torch.bfloat16
+        packs = lays_out(weight_OI.device.type, weight_OI.dtype)
         self.num_bytes = weight_OI.nbytes if packs else 0
         """Memory beside the weight of what passes forward."""
         self._product_by = _packed if packs else _plain

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lushan.backbones.hardware import Choice, machine
-from lushan.backbones.native_compiling import open_library
+from lushan.backbones.native_compiling import Opened, open_library
 from lushan.backbones.native_structures import (
     Adapted,
     DocumentJob,
@@ -61,6 +61,12 @@ def choose_functions() -> Choice:
 def identity() -> str:
     """Name the library: another for other sources, compilers and versions of torch; empty if there is none."""
     return "" if why_missing() else Path(library()._name).stem
+
+
+def environment() -> dict[str, str]:
+    """Give the variables with which another process computes with the functions of this one, or as it without any."""
+    found = _load()
+    return {"CXX": "none" if isinstance(found, str) else found.compiler}
 
 
 def matrix(
@@ -357,11 +363,11 @@ def library() -> Any:  # noqa: ANN401 - a library without types
     found = _load()
     if isinstance(found, str):
         raise RuntimeError(found)
-    return found
+    return found.library
 
 
 @cache
-def _load() -> ctypes.CDLL | str:
+def _load() -> Opened | str:
     """Give the library, compiled if need be; or say why there is none."""
     missing = [name for name in NEEDED_FEATURES if name not in machine().features]
     if missing:
@@ -398,10 +404,12 @@ def _load() -> ctypes.CDLL | str:
         "add_gradient": [address, address, address, size, number],
         "gradient_norm": [ctypes.POINTER(Moved), size, number],
     }.items():
-        function = getattr(opened, f"lushan_{name}")
+        function = getattr(opened.library, f"lushan_{name}")
         function.argtypes, function.restype = arguments, None
-    opened.lushan_gradient_norm.restype = ctypes.c_double
-    return opened if _is_right(opened) else "the compiled products are wrong on this processor"
+    opened.library.lushan_gradient_norm.restype = ctypes.c_double
+    if not _is_right(opened.library):
+        return "the compiled products are wrong on this processor"
+    return opened
 
 
 def _is_right(library: ctypes.CDLL) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 
@@ -25,6 +26,13 @@ _FORBIDDEN = "failed to map segment"
 """What is said of a library in a folder from which nothing may be run."""
 
 
+class Opened(NamedTuple):
+    """A library, and the command of the compiler that made it."""
+
+    library: ctypes.CDLL
+    compiler: str
+
+
 def find_compiler() -> str | None:
     """Give the command of the C++ compiler that is used: `CXX`, else the first that this system has."""
     return next(iter(_compilers()), None)
@@ -36,7 +44,7 @@ def _compilers() -> list[str]:
     return [each for each in candidates if shutil.which(shlex.split(each)[0])]
 
 
-def open_library(sources: Sequence[Path], headers: Sequence[Path]) -> ctypes.CDLL | str:
+def open_library(sources: Sequence[Path], headers: Sequence[Path]) -> Opened | str:
     """Give the library of these files, compiled if need be by the first compiler that can; or say why there is none."""
     compilers = _compilers()
     if not compilers:
@@ -44,7 +52,7 @@ def open_library(sources: Sequence[Path], headers: Sequence[Path]) -> ctypes.CDL
     reasons: list[str] = []
     for compiler in compilers:
         try:
-            return _opened(compiler, sources, headers)
+            return Opened(_opened(compiler, sources, headers), compiler)
         except subprocess.SubprocessError as error:
             reasons.append(f"it could not be compiled with `{compiler}` ({_last_words(error)})")
         except OSError as error:

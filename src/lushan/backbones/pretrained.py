@@ -12,7 +12,7 @@ from lushan.backbones.inspect import is_head
 from lushan.backbones.quiet import quiet_transformers
 from lushan.errors import ModelError
 
-_HEAD_NAMES = ("score", "classifier", "pooler", "head")
+_HEAD_NAMES = ("score", "classifier", "pre_classifier", "pooler", "head")
 
 
 def read_pretrained(

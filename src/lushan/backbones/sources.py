@@ -7,13 +7,13 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lushan.atomic import kept_folder
 from lushan.backbones.inspect import describe, file_digest, read_json
 from lushan.errors import ModelError, SettingError
 
@@ -65,6 +65,11 @@ class CatalogModel:
     def needs_terms(self) -> bool:
         """Whether the user must accept terms before anything is fetched."""
         return bool(self.terms)
+
+    @property
+    def knows_english_alone(self) -> bool:
+        """Whether it is for no other language."""
+        return self.languages == "English"
 
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
@@ -134,6 +139,8 @@ class ListedModel:
 
     name: str
     kind: str
+    languages: str
+    """Empty where nobody told them."""
     licence: str
     description: str
     is_here: bool
@@ -217,7 +224,7 @@ def known_names() -> list[str]:
     """List the catalogue, then what else the cache holds."""
     folder = models_folder()
     here = (each.parent.name for each in folder.glob(f"*/{RECORD_FILE}")) if folder.is_dir() else ()
-    return [*CATALOG, *sorted(set(here) - set(CATALOG))]
+    return [*CATALOG, *sorted(filter(is_model_name, set(here) - set(CATALOG)))]
 
 
 def list_models() -> list[ListedModel]:
@@ -232,6 +239,7 @@ def _listed(name: str) -> ListedModel:
     return ListedModel(
         name=name,
         kind=model.kind if model else record.get("kind", ""),
+        languages=model.languages if model else "",
         licence=model.licence if model else record.get("licence", ""),
         description=model.description
         if model
@@ -280,10 +288,9 @@ def remove_model(name: str) -> Path:
         raise ModelError(
             f"The cache holds no model `{name}`, so nothing was removed. It holds: {', '.join(here) or 'nothing'}."
         )
-    # Renamed first: a removal that is interrupted leaves no half model behind.
-    leaving = folder.with_name(f".{name}.{os.getpid()}.part")
-    folder.replace(leaving)
-    shutil.rmtree(leaving)
+    # Moved first: a removal that is interrupted leaves no half model behind. Of a link only the link goes.
+    with kept_folder(folder.parent, name=name) as leaving:
+        folder.replace(leaving / name)
     return folder
 
 

@@ -93,7 +93,7 @@ class Tokenizer:
     ) -> None:
         self._raw = raw
         self._special = special
-        self._folder = folder
+        self._folder = folder.absolute()  # copied later, when the working directory may be another
         self.notes = tuple(notes)
         """What a user should know: differences to `AutoTokenizer`, rules that were left out."""
         added = raw.get_added_tokens_decoder()

@@ -162,7 +162,7 @@ def _train_step(
     total = torch.zeros((), device=team.device)
     for batch in step.micro_batches:
         # Every part is divided by the count of the whole step, so that cutting it up changes nothing.
-        part = loss(batch).total / step.num_supervised
+        part = loss(batch).total / (step.num_supervised or 1.0)  # rows may hold nothing to learn
         if not any(each.weight for each in batch.features):
             part = part * 0.0  # this process only computes along with the others
         part.backward()
@@ -173,6 +173,7 @@ def _train_step(
     if not math.isfinite(mean_loss):
         raise DivergedError(_divergence_message(number, mean_loss, step.micro_batches))
     weighs = any(each.weight for batch in step.micro_batches for each in batch.features)
+    weighs = weighs and step.num_supervised > 0
     if number == 1 and weighs and (unreached := optimizer.names_without_gradient()):
         raise ModelError(
             f"The loss does not reach {len(unreached)} weights that should be trained, such as `{unreached[0]}`."

@@ -1,16 +1,22 @@
-"""What the models of a run are asked about the test rows: which worked examples fit, and how many tokens each of them reads."""
+"""What the models of a run are asked about the test rows: which worked examples fit; and how many tokens rows take.
 
+Tokens are counted before the first step: of rows that are trained on, and of all that is read of a test row.
+"""
+
+import math
 from collections.abc import Sequence
 from functools import partial
 
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.tokenizer import Tokenizer
+from lushan.errors import TooLongError
 from lushan.inference.constrained import num_shared_tokens
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.prefix_store import SHORTEST_PREFIX_TOKENS
 from lushan.records import AnswerMode, Example, TaskState
 from lushan.tasks import Task
+from lushan.workflows.encode import Encoder
 from lushan.workflows.recipe import TuneRecipe
 
 _NUM_TRIED = 500
@@ -74,10 +80,8 @@ def tokens_of_readings(
     """
     if not examples:
         return ()
-    asked = partial(_mean_tokens, examples, state, task=task, tokenizer=tokenizer)
-    # A text that is too long is refused when it is its turn, with how many are.
-    policy = "truncate" if recipe.data.over_length == "error" else recipe.data.over_length
-    own = LengthLimit(recipe.model.max_length or facts.context_tokens, policy)
+    asked = partial(_mean_read, examples, state, task=task, tokenizer=tokenizer)
+    own = _limit(recipe, facts)
     tuned = asked(answer=recipe.answer, limit=own)
     way = task.untuned[facts.asked_as]
     if way == "nothing":
@@ -98,7 +102,50 @@ def tokens_of_readings(
     return tuned, bare, asked(answer="generate", limit=whole, shots=shots)
 
 
-def _mean_tokens(
+def mean_tokens(
+    examples: Sequence[Example],
+    recipe: TuneRecipe,
+    state: TaskState,
+    *,
+    task: Task,
+    facts: ModelFacts,
+    tokenizer: Tokenizer,
+) -> float:
+    """Say what a training row takes in a pass, on the mean: all its documents together, as they are cut.
+
+    Args:
+        examples: The training rows, of which some, spread evenly, stand for all.
+        recipe: `answer`, and how long a text may be.
+        state: What the task learned.
+        task: What gives the rows their meaning.
+        facts: What the model is.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        DataError: If a row cannot be learned from.
+    """
+    rows = examples[:: math.ceil(len(examples) / _NUM_TRIED)]
+    limit = _limit(recipe, facts)
+    encoder = Encoder(task, state, tokenizer, recipe.answer, limit, learns=True)
+    return sum(_num_tokens(each, encoder) for each in rows) / len(rows)
+
+
+def _num_tokens(example: Example, encoder: Encoder) -> int:
+    try:
+        features = encoder.encode([example], with_target=True)
+    except TooLongError:  # refused when it is its turn, with how many are
+        return encoder.limit.max_tokens
+    return sum(len(each.token_ids) for each in features)
+
+
+def _limit(recipe: TuneRecipe, facts: ModelFacts) -> LengthLimit:
+    """Give how long a document of a run may be, where no more than its length is to be known."""
+    # A text that is too long is refused when it is its turn, with how many are.
+    policy = "truncate" if recipe.data.over_length == "error" else recipe.data.over_length
+    return LengthLimit(recipe.model.max_length or facts.context_tokens, policy)
+
+
+def _mean_read(
     examples: Sequence[Example],
     state: TaskState,
     *,

@@ -114,7 +114,14 @@ class _Budget:
         return passes / self.passes * self.seconds
 
 
-def plan_training(recipe: TuneRecipe, facts: ModelFacts, work: Workload, *, precision: str) -> Plan:
+def plan_training(
+    recipe: TuneRecipe,
+    facts: ModelFacts,
+    work: Workload,
+    *,
+    precision: str,
+    device: str = "cpu",
+) -> Plan:
     """Choose rows and epochs so that the run fits its wall time, by the measured speed of this machine.
 
     What is predicted is training, asking about the validation rows after each epoch and reading the test rows; writing
@@ -125,9 +132,10 @@ def plan_training(recipe: TuneRecipe, facts: ModelFacts, work: Workload, *, prec
         facts: The model's size.
         work: The rows, already drawn where `data.max_train_rows` was given.
         precision: `bf16` or `fp32`.
+        device: `cpu` or another device type of torch.
     """
     epochs = recipe.training.epochs or _EPOCHS[recipe.effort]
-    budget = _budget_of(recipe, facts, work, precision=precision, epochs=epochs)
+    budget = _budget_of(recipe, facts, work, precision=precision, device=device, epochs=epochs)
     num_rows = _num_rows(recipe, work, budget, epochs)
     why = f"effort `{recipe.effort}` with {num_rows} training rows"
     if recipe.training.epochs is None:
@@ -158,13 +166,19 @@ def limit_of(recipe: TuneRecipe) -> str:
 
 
 def _budget_of(
-    recipe: TuneRecipe, facts: ModelFacts, work: Workload, *, precision: str, epochs: int
+    recipe: TuneRecipe,
+    facts: ModelFacts,
+    work: Workload,
+    *,
+    precision: str,
+    device: str,
+    epochs: int,
 ) -> _Budget | None:
     """Give the wall time, with what frozen layers compute taken as kept where the cache has room for that."""
     seconds = seconds_allowed(recipe)
     if seconds is None:
         return None
-    tokens_per_second = predict_tokens_per_second(facts, precision=precision)
+    tokens_per_second = predict_tokens_per_second(facts, precision=precision, device=device)
     row_tokens = max(work.mean_tokens, 1.0)
     budget = _Budget(
         seconds,
@@ -286,12 +300,13 @@ def _steps_per_epoch(recipe: TuneRecipe, num_rows: int) -> int:
     return math.ceil(num_rows / recipe.training.rows_per_step)
 
 
-def predict_tokens_per_second(facts: ModelFacts, *, precision: str) -> float:
+def predict_tokens_per_second(facts: ModelFacts, *, precision: str, device: str = "cpu") -> float:
     """Estimate the speed of full tuning from the measured speed of linear layers.
 
     Six operations per weight and token (Kaplan et al. 2020, section 2.1), embeddings left out.
     """
-    speed = measure("cpu", cache=cache_folder())
+    speed = measure(device, cache=cache_folder())
     gflops = speed.bf16_gflops if precision == "bf16" else speed.fp32_gflops
     num_weights = max(facts.num_parameters - facts.vocabulary_size * facts.width, 1)
-    return gflops * 1e9 * EFFICIENCY * machine().num_cores / (6 * num_weights)
+    num_alike = machine().num_cores if device == "cpu" else 1  # of a processor one core is measured
+    return gflops * 1e9 * EFFICIENCY * num_alike / (6 * num_weights)

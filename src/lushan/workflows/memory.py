@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from lushan.backbones.attention import FLASH_FROM_TOKENS
 from lushan.backbones.inspect import ModelFacts
+from lushan.backbones.lora import lays_out
 from lushan.backbones.native import why_missing
 from lushan.data.batching import MAX_BATCH_TOKENS
-from lushan.data.feature_store import distinct_tokens, lengths_of
+from lushan.data.feature_store import distinct_tokens, example_indices_of, lengths_of
 from lushan.errors import SettingError
 from lushan.records import Features
 from lushan.workflows.recipe import TuneRecipe
@@ -54,10 +56,11 @@ class Fit(NamedTuple):
 
 
 def load_of(features: Sequence[Features], *, rows_per_step: int) -> Load:
-    """Measure the documents that are trained on; `rows_per_step` as in the recipe."""
-    lengths = np.sort(lengths_of(features))[::-1]
-    most = int(lengths[:rows_per_step].sum())
-    return Load(most, int(lengths[0]), len(distinct_tokens(features)))
+    """Measure the documents that are trained on, those of a row together; `rows_per_step` as in the recipe."""
+    lengths = lengths_of(features)
+    of_rows = np.sort(np.bincount(example_indices_of(features), weights=lengths))[::-1]
+    most = int(of_rows[:rows_per_step].sum())
+    return Load(most, int(lengths.max()), len(distinct_tokens(features)))
 
 
 def make_fit(
@@ -66,6 +69,7 @@ def make_fit(
     load: Load,
     *,
     free_bytes: float,
+    device: str,
     num_processes: int = 1,
     remedy: str = "",
 ) -> Fit:
@@ -76,6 +80,7 @@ def make_fit(
         facts: The model.
         load: What is trained on.
         free_bytes: What this process may still take.
+        device: Where it trains: `cpu` or another device type of torch.
         num_processes: How many there are, over which layers may be spread.
         remedy: What a user can do where it does not fit, if the recipe cannot be changed any more.
 
@@ -100,6 +105,7 @@ def make_fit(
                 load,
                 batch_tokens=size,
                 checkpointing=way,
+                device=device,
                 num_processes=num_processes,
             ),
         )
@@ -152,12 +158,12 @@ def needed_bytes(
     *,
     batch_tokens: int,
     checkpointing: bool,
+    device: str,
     num_processes: int = 1,
 ) -> float:
     """Predict what training adds to the memory of this process, which begins with whole weights."""
     number = _HALF_BYTES if recipe.model.precision == "bf16" else 4
     embedding = facts.vocabulary_size * facts.width
-    laid_out = 0  # frozen weights, once more for either direction
     inner = facts.num_parameters - embedding * (1 if facts.tied or not facts.can_write else 2)
     adapter = recipe.adapter
     trained_layers = min(
@@ -172,16 +178,12 @@ def needed_bytes(
     elif adapter.method == "lora":
         # Seven layers of a block, each with two narrow matrices.
         trained = 7 * 3 * adapter.rank * facts.width * facts.num_layers
-        laid_out = 2 * inner * number if number == _HALF_BYTES else 0
     else:
         trained = inner // facts.num_layers * trained_layers
-    master = 0
-    if number == _HALF_BYTES:
-        # Where one call moves all weights, a weight in bf16 is a half of its master.
-        at_once = recipe.training.optimizer == "adamw" and not why_missing()
-        master = 2 if at_once and not recipe.engine.spread_layers else 4
-    per_trained = number + master + _OPTIMIZER_BYTES[recipe.training.optimizer]
-    tokens = min(batch_tokens, max(load.most_tokens_a_step, load.longest))
+    per_trained = number + _master_bytes(recipe, device)
+    per_trained += _OPTIMIZER_BYTES[recipe.training.optimizer]
+    # A document is never cut, so one may be longer than a batch.
+    tokens = min(max(batch_tokens, load.longest), max(load.most_tokens_a_step, load.longest))
     if tokens < load.most_tokens_a_step:
         per_trained += 4  # gradients of several parts of a step are added up in float32
     per_layer = _activation_bytes(facts, inner // facts.num_layers, load.longest, number)
@@ -190,7 +192,20 @@ def needed_bytes(
     kept = tokens * per_layer * trained_layers
     if checkpointing:
         kept = tokens * (per_layer + trained_layers * facts.width * number)
+    laid_out = 0
+    if adapter.method == "lora" and number == _HALF_BYTES and lays_out(device, torch.bfloat16):
+        # Once more for either direction; experts carry no adapters, and are not.
+        laid_out = 2 * (inner - facts.num_expert_weights) * number
     return (facts.num_parameters * number + laid_out + trained * per_trained + kept) * _MARGIN
+
+
+def _master_bytes(recipe: TuneRecipe, device: str) -> int:
+    """What stands beside a trained number so that it is known in float32."""
+    if recipe.model.precision != "bf16":
+        return 0
+    # Where one call moves all weights, a weight in bf16 is a half of its master.
+    at_once = recipe.training.optimizer == "adamw" and device == "cpu" and not why_missing()
+    return 2 if at_once and not recipe.engine.spread_layers else 4
 
 
 def _activation_bytes(facts: ModelFacts, layer_weights: int, longest: int, number: int) -> float:

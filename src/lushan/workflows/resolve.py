@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lushan.backbones.adapters import refuse_top
 from lushan.backbones.compiling import choose_compiling, why_impossible
 from lushan.backbones.hardware import choose_num_threads, choose_precision
 from lushan.backbones.inspect import ModelFacts
@@ -73,7 +74,7 @@ def resolve(recipe: TuneRecipe, *, facts: ModelFacts, work: Workload, device: st
     refuse_to_spread(recipe)
     refuse_to_compile(recipe, device)
     precision = choose_precision(recipe.model.precision, device, cache=cache_folder())
-    plan = plan_training(recipe, facts, work, precision=precision.value)
+    plan = plan_training(recipe, facts, work, precision=precision.value, device=device)
     method = recipe.adapter.method
     num_rows = plan.max_train_rows or work.num_train_rows
     rates = _usual_rates(recipe)
@@ -118,7 +119,7 @@ def _compiling(
         seconds_per_token=lambda: (
             share
             * (EFFICIENCY / _USUAL_EFFICIENCY)
-            / predict_tokens_per_second(facts, precision=precision)
+            / predict_tokens_per_second(facts, precision=precision, device=device)
         ),
         device=device,
         cache=cache_folder(),
@@ -281,11 +282,8 @@ def refuse_what_does_not_fit(recipe: TuneRecipe, facts: ModelFacts) -> None:
         SettingError: Says what the model lacks.
     """
     adapter = recipe.adapter
-    if adapter.method == "top" and adapter.layers > facts.num_layers:
-        raise SettingError(
-            f"`--adapter top:{adapter.layers}`: the model has only {facts.num_layers} layers. "
-            "Choose fewer, or `full`."
-        )
+    if adapter.method == "top":
+        refuse_top(facts, adapter.layers)
     if adapter.method == "lora" and recipe.training.optimizer == "adafactor":
         raise SettingError(
             "`training.optimizer=adafactor` hardly moves an adapter, which starts at zero: its steps are as large as "

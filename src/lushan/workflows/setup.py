@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ from lushan.backbones.class_layer import notes_on_layer
 from lushan.backbones.encoding import LengthLimit
 from lushan.backbones.frozen import FrozenStates
 from lushan.backbones.hardware import choose_device, device_memory_bytes, free_memory_bytes
+from lushan.backbones.heads import check_layer
 from lushan.backbones.inspect import ModelFacts
 from lushan.backbones.tokenizer import Tokenizer
+from lushan.data.chunks import encode_all
 from lushan.data.example_store import take
 from lushan.data.feature_store import columns_of, lengths_of
 from lushan.data.ledger import (
@@ -33,9 +36,10 @@ from lushan.records import SPLIT_NAMES, Features, SplitName, TaskState
 from lushan.tasks import Preparation, Proves, Task
 from lushan.training.processes import Team
 from lushan.workflows.added_rows import count_added
-from lushan.workflows.asking import tokens_of_readings
+from lushan.workflows.asking import mean_tokens, tokens_of_readings
 from lushan.workflows.budget import Workload, limit_of, seconds_allowed
 from lushan.workflows.encode import Encoder, encode, open_cache
+from lushan.workflows.language import notes_on_language
 from lushan.workflows.memory import GIB, check_reading, load_of, make_fit
 from lushan.workflows.prepare import Prepared, draw
 from lushan.workflows.progress import Tell, say_nothing
@@ -105,6 +109,7 @@ def plan(
     proven = prove(prepared, task)
     parts = prepared.parts
     refuse_what_does_not_fit(recipe, facts)  # before anything is asked of it
+    check_layer(base, facts, task.layer(state, answer=recipe.answer).purpose)
     work = _work_of(
         prepared,
         recipe,
@@ -135,7 +140,12 @@ def plan(
     setup, found = fitted_into_memory(setup, facts)
     decisions += found
     layer = task.layer(setup.state, answer=setup.recipe.answer)
-    learned_from = [*proven, *task.notes(prepared.parts.train), *notes_on_layer(base, layer)]
+    train = prepared.parts.train
+    of_model = [
+        *notes_on_layer(base, layer),
+        *notes_on_language(recipe.model.name, train, writes=task.writes),
+    ]
+    learned_from = [*proven, *task.notes(train), *of_model]
     notes = [*tokenizer.notes, *prepared.notes, *setup.notes, *learned_from, *resolved.notes]
     return Planned(setup, decisions, notes)
 
@@ -164,7 +174,9 @@ def _work_of(
     layer = task.layer(state, answer=recipe.answer)
     return Workload(
         num_train_rows=len(parts.train),
-        mean_tokens=mean_tokens(prepared, recipe, state, task=task, tokenizer=tokenizer),
+        mean_tokens=mean_tokens(
+            parts.train, recipe, state, task=task, facts=facts, tokenizer=tokenizer
+        ),
         num_validation_rows=len(parts.validation),
         num_test_rows=len(parts.test) if asks_test else 0,
         readings=readings,
@@ -210,7 +222,7 @@ def _with_room_for_answers(
             is_long = np.asarray(lengths_of(setup.features[name])) > most_read
             examples = setup.parts.of(name)
             places = np.flatnonzero(is_long).tolist()
-            encoder.encode([examples[n] for n in places], with_target=False)
+            encode_all([examples[n] for n in places], partial(encoder.encode, with_target=False))
     return setup, decisions
 
 
@@ -220,7 +232,8 @@ def _longest_answer(setup: Setup, facts: ModelFacts, tokenizer: Tokenizer) -> in
     if setup.recipe.answer == "head":
         limit = LengthLimit(facts.context_tokens, "truncate")
         encoder = Encoder(setup.task, setup.state, tokenizer, "generate", limit)
-        features = encoder.encode(setup.parts.train[:_FIRST_ROWS], with_target=True)
+        first = setup.parts.train[:_FIRST_ROWS]
+        features = encode_all(first, partial(encoder.encode, with_target=True))
     columns = columns_of(features)
     turns = [_longest_run(kind.positions) for kind in columns.kinds if kind.positions]
     return max(turns) if turns else int(columns.num_supervised().max())
@@ -262,6 +275,7 @@ def fitted_into_memory(
         facts,
         load,
         free_bytes=free_bytes,
+        device=device,
         num_processes=num_processes,
         remedy=remedy,
     )
@@ -383,24 +397,6 @@ def prove(prepared: Prepared, task: Task) -> list[str]:
     return task.prove(prepared.parts.test) if isinstance(task, Proves) else []
 
 
-def mean_tokens(
-    prepared: Prepared,
-    recipe: TuneRecipe,
-    state: TaskState,
-    *,
-    task: Task,
-    tokenizer: Tokenizer,
-) -> float:
-    """Tokens that a training row takes in a pass, its prompts included: the mean of the first rows."""
-    rows = prepared.parts.train[:_FIRST_ROWS]
-    rendered = [
-        document.text
-        for each in rows
-        for document in task.render(each, state, answer=recipe.answer, with_target=True)
-    ]
-    return sum(len(each.ids) for each in tokenizer.encode(rendered)) / len(rows)
-
-
 def check_same_data(setup_fingerprint: str, run_fingerprint: str, data: Path) -> None:
     """Refuse to resume on other data.
 
@@ -430,6 +426,9 @@ def check_same_recipe(
     name = asked.get("model", {}).get("name")
     if name is not None and is_same_model(name, stored.model.name):
         known["model"]["name"] = name  # a folder has more than one
+    added, mine = asked.get("data", {}).get("added"), stored.data.added
+    if added and mine and Path(added).resolve() == Path(mine).resolve():
+        known["data"]["added"] = added
     rows = asked.get("data", {}).get("max_train_rows")
     is_lowered = any(each["name"] == "data.max_train_rows" for each in choices)
     if rows is not None and is_lowered and rows > known["data"]["max_train_rows"]:

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertModel
 
-from lushan.backbones.adapters import Method, attach, trained_parts
+from lushan.backbones.adapters import Method, attach, num_frozen_layers, trained_parts
 from lushan.backbones.load import Backbone, Purpose, load_backbone
 from lushan.data.batching import pack
 from lushan.errors import SettingError
 from lushan.records import Features
 from tests.conftest import MakeTiny
-from tests.tiny import ENCODER_TYPES, TINY_TYPES
+from tests.tiny import ENCODER_TYPES, TINY_TYPES, write_class_model, write_tiny
 
 DECODERS = tuple(each for each in TINY_TYPES if each not in ENCODER_TYPES)
 LAST_LAYER = {
@@ -35,6 +35,8 @@ NEW_LAYER = {
     **dict.fromkeys(DECODERS, r"score\."),
     "bert": r"classifier\.",
     "modernbert": r"head\.|classifier\.",  # the folder has no `head`
+    **dict.fromkeys(("albert", "electra", "roberta"), r"classifier\."),
+    "distilbert": r"(pre_)?classifier\.",
 }
 
 
@@ -70,7 +72,7 @@ def test_full_trains_every_weight(model_type: str, tiny_folder: MakeTiny) -> Non
     assert trained_names(backbone.model) == names_like(backbone.model, "")
 
 
-@pytest.mark.parametrize("model_type", TINY_TYPES)
+@pytest.mark.parametrize("model_type", NEW_LAYER)
 def test_head_trains_what_is_new(model_type: str, tiny_folder: MakeTiny) -> None:
     backbone = load(tiny_folder(model_type))
     attach(backbone, method="head")
@@ -93,6 +95,36 @@ def test_top_trains_the_last_layer_and_what_is_behind_it(
     attach(backbone, method="top", layers=1)
     expected = names_like(backbone.model, LAST_LAYER[model_type])
     assert trained_names(backbone.model) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "behind"),
+    [
+        ({}, "final_layer_norm"),
+        ({"word_embed_proj_dim": 8, "do_layer_norm_before": False}, "project_out"),
+    ],
+)
+def test_top_trains_what_a_pass_comes_to_behind_the_layers_wherever_they_are_kept(
+    sizes: dict[str, object], behind: str, tmp_path: Path
+) -> None:
+    write_tiny("opt", tmp_path, ffn_dim=32, **sizes)
+    backbone = load(tmp_path)
+    attach(backbone, method="top", layers=1)
+    expected = rf"model\.decoder\.layers\.1\.|model\.decoder\.{behind}\.|score\."
+    assert trained_names(backbone.model) == names_like(backbone.model, expected)
+
+
+def test_top_is_refused_where_layers_share_their_weights(tiny_folder: MakeTiny) -> None:
+    with pytest.raises(SettingError, match=r"`--adapter top:1`: the 2 layers .* share their weig"):
+        attach(load(tiny_folder("albert")), method="top", layers=1)
+
+
+@pytest.mark.parametrize("model_type", ["albert", "llama"])
+def test_layers_are_frozen_as_often_as_a_text_passes_them(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    backbone = load(tiny_folder(model_type))
+    assert num_frozen_layers(backbone, method="head", layers=1) == 2
 
 
 @pytest.mark.parametrize("purpose", ["classify", "language"])
@@ -137,7 +169,7 @@ def test_head_without_a_class_layer_is_refused(model_type: str, tiny_folder: Mak
         attach(load(tiny_folder(model_type), "language"), method="head")
 
 
-@pytest.mark.parametrize("model_type", TINY_TYPES)
+@pytest.mark.parametrize("model_type", NEW_LAYER)
 def test_lora_trains_its_matrices_and_what_is_new(model_type: str, tiny_folder: MakeTiny) -> None:
     backbone = load(tiny_folder(model_type))
     attach(backbone, method="lora", rank=3)
@@ -148,6 +180,17 @@ def test_lora_trains_its_matrices_and_what_is_new(model_type: str, tiny_folder: 
     assert names > adapters
     ranks = {backbone.model.get_parameter(name).shape[".lora_B." in name] for name in adapters}
     assert ranks == {3}
+
+
+def test_lora_leaves_a_layer_alone_that_is_trained_whole(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    source = tiny_folder("distilbert")
+    backbone = load(write_class_model(source, tmp_path / "tuned", ("no", "yes")))
+    attach(backbone, method="lora", rank=3)
+    names = {name for name in trained_names(backbone.model) if "classifier." in name}
+    assert {name.split(".")[2] for name in names} == {"pre_classifier", "classifier"}
+    assert all(".modules_to_save." in name and ".lora_" not in name for name in names)
 
 
 def test_lora_is_in_every_matrix_of_the_layers_but_not_in_the_vocabulary(

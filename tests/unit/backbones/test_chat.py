@@ -37,6 +37,17 @@ def test_chat_is_written_as_transformers_writes_it(
     assert Tokenizer.load(folder).render_chat(MESSAGES, add_generation_prompt=prompt) == theirs
 
 
+def test_template_of_a_relative_folder_is_read_from_any_working_directory(
+    tiny_folder: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = change(tiny_folder("llama"), tmp_path / "model", chat_template=CHAT)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    tokenizer = Tokenizer.load(Path("model"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert tokenizer.render_chat(MESSAGES) == Tokenizer.load(folder).render_chat(MESSAGES)
+
+
 def test_json_in_a_template_is_that_of_transformers(tiny_folder: MakeTiny, tmp_path: Path) -> None:
     template = (
         "{{ tools | tojson }}{{ tools | tojson(indent=2) }}{{ messages | tojson(sort_keys=True) }}"

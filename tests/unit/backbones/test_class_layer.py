@@ -1,18 +1,23 @@
-"""The class layer of a pretrained model is known by its labels, told of, and drawn anew where it is for others."""
+"""The class layer of a pretrained model is known by its labels, told of, put into their order, and drawn anew for others."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from lushan.backbones.class_layer import (
     draw_class_layer,
-    has_other_layer,
+    fit_class_layer,
     notes_on_layer,
     own_labels,
 )
+from lushan.backbones.heads import class_logits
+from lushan.backbones.inspect import is_head
 from lushan.backbones.load import AnswerLayer, load_backbone
+from lushan.data.batching import pack
+from lushan.records import Features
 from tests.conftest import MakeTiny
 from tests.tiny import write_class_model
 
@@ -41,21 +46,24 @@ def test_labels_without_names_are_no_names_of_ours(tiny_folder: MakeTiny, tmp_pa
     del config["id2label"], config["label2id"]
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert own_labels(folder) == ("LABEL_0", "LABEL_1")
-    assert has_other_layer(folder, AnswerLayer("classify", ("no", "yes")))
+    (note,) = notes_on_layer(folder, AnswerLayer("classify", ("no", "yes")))
+    assert "2 labels (`LABEL_0`, `LABEL_1`), which are not" in note
 
 
 @pytest.mark.parametrize(
-    ("labels", "is_other"),
-    [(LABELS, False), (("bill", "refund", "ship"), True), (LABELS[:2], True), (LABELS[::-1], True)],
-)
-def test_layer_is_another_where_a_label_differs_in_name_number_or_place(
-    labels: tuple[str, ...], reviewed: Path, *, is_other: bool
+    ("labels", "told"),
+    [
+        (LABELS, "class layer for these labels: the training goes on from it."),
+        (LABELS[::-1], "in another order: its rows are put into the order of these, and the training goes on"),
+        (("bill", "refund", "ship"), "3 labels (`bad`, `fine`, `good`), which are not those of these rows: a new one"),
+        (LABELS[:2], "3 labels (`bad`, `fine`, `good`), which are not those of these rows: a new one"),
+    ],
+)  # fmt: skip
+def test_what_becomes_of_the_layer_is_told(
+    labels: tuple[str, ...], told: str, reviewed: Path
 ) -> None:
-    layer = AnswerLayer("classify", labels)
-    assert has_other_layer(reviewed, layer) is is_other
-    (note,) = notes_on_layer(reviewed, layer)
-    assert ("3 labels (`bad`, `fine`, `good`), which are not" in note) is is_other
-    assert ("goes on from it" in note) is not is_other
+    (note,) = notes_on_layer(reviewed, AnswerLayer("classify", labels))
+    assert told in note
 
 
 def test_nothing_is_told_where_no_layer_is_or_is_asked_for(
@@ -63,11 +71,9 @@ def test_nothing_is_told_where_no_layer_is_or_is_asked_for(
 ) -> None:
     language = AnswerLayer("language")
     assert notes_on_layer(tiny_folder("llama"), LAYER) == notes_on_layer(reviewed, language) == []
-    assert not has_other_layer(tiny_folder("llama"), LAYER)
-    assert not has_other_layer(reviewed, language)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert", "roberta"])
 def test_layer_is_drawn_as_for_a_model_that_has_none(
     model_type: str, tiny_folder: MakeTiny, tmp_path: Path
 ) -> None:
@@ -98,3 +104,50 @@ def test_nothing_but_the_layer_is_drawn(
     assert {each for each in weights if not torch.equal(weights[each], before[each])} == {name}
     assert weights[name].dtype == torch.float32
     assert 0 < weights[name].abs().max() < 1
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert", "modernbert", "roberta"])
+def test_layer_whose_labels_come_in_another_order_answers_as_before(
+    model_type: str, tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    folder = write_class_model(tiny_folder(model_type), tmp_path / "own", LABELS)
+    original = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    for weight in (each for name, each in original.named_parameters() if is_head(name)):
+        torch.nn.init.normal_(weight)
+    original.save_pretrained(folder)
+    layer = AnswerLayer("classify", ("good", "bad", "fine"))
+    backbone = load_backbone(folder, **layer._asdict())
+    fit_class_layer(backbone, folder, layer, seed=4)
+    batch = pack([Features((5, 6, 7, 8), "row 1", 0)])
+    with torch.inference_mode():
+        (found,) = class_logits(backbone.plain_model, backbone.hidden_states(batch), batch)
+        (expected,) = original(input_ids=batch.token_ids_1T).logits
+    by_label: dict[str, float] = dict(zip(LABELS, expected.tolist(), strict=True))
+    assert found.tolist() == pytest.approx([by_label[each] for each in layer.labels], abs=1e-4)
+    assert backbone.fresh_weights == ()
+    assert list(backbone.plain_model.config.id2label.values()) == list(layer.labels)
+
+
+@pytest.mark.parametrize("labels", [LABELS, ("bill", "refund", "ship"), LABELS[:2]])
+def test_layer_is_left_alone_for_its_own_labels_and_drawn_for_others(
+    labels: tuple[str, ...], reviewed: Path
+) -> None:
+    layer = AnswerLayer("classify", labels)
+    fitted, drawn = (load_backbone(reviewed, **layer._asdict(), seed=1) for _ in range(2))
+    if labels != LABELS:
+        draw_class_layer(drawn, seed=4)
+    fit_class_layer(fitted, reviewed, layer, seed=4)
+    assert fitted.fresh_weights == drawn.fresh_weights
+    assert torch.equal(fitted.plain_model.score.weight, drawn.plain_model.score.weight)
+
+
+def test_rows_of_the_last_layer_alone_change_places(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    # As many as the layer before is wide.
+    labels = tuple(f"label of {number}" for number in range(16))
+    folder = write_class_model(tiny_folder("roberta"), tmp_path / "own", labels)
+    layer = AnswerLayer("classify", labels[::-1])
+    fitted, own = (load_backbone(folder, **layer._asdict()) for _ in range(2))
+    fit_class_layer(fitted, folder, layer, seed=4)
+    dense, last = fitted.plain_model.classifier.dense, fitted.plain_model.classifier.out_proj
+    assert torch.equal(dense.weight, own.plain_model.classifier.dense.weight)
+    assert torch.equal(last.weight, own.plain_model.classifier.out_proj.weight.flip(0))

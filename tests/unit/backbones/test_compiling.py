@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
 from lushan.backbones import compiling
@@ -242,6 +243,24 @@ def test_code_is_kept_in_the_cache_unless_the_user_says_where(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
     compiling._prepare_library(tmp_path)
     assert cache_dir() == str(tmp_path / "compiled")
+
+
+def test_code_is_made_by_our_compiler_of_which_other_processes_hear_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def listen(forward: Callable[..., Tensor], **given: Any) -> Callable[..., Tensor]:  # noqa: ANN401
+        asked.append(given["options"])
+        return forward
+
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(compiling, "find_compiler", lambda: "clang++")
+    monkeypatch.setattr(torch, "compile", listen)
+    compiling._prepare_library(tmp_path)
+    CompiledLayers([nn.Linear(1, 1)])
+    assert [each["cpp.cxx"] for each in asked] == [("clang++",)]
+    assert "CXX" not in os.environ
 
 
 # Choosing

@@ -19,7 +19,7 @@ from lushan.backbones.encoding import (
     watch_encoding,
 )
 from lushan.backbones.tokenizer import Tokenizer
-from lushan.errors import DataError
+from lushan.errors import DataError, TooLongError
 from lushan.records import Rendered
 from tests.conftest import MakeTiny
 from tests.tiny import CORPUS
@@ -131,11 +131,34 @@ def test_answer_that_joins_with_everything_is_learned_from_the_joint_token_on(
     assert window.targets_from == 1
 
 
+def test_place_that_cannot_be_parted_leaves_the_others_parted(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    names = ["<pad>", "<bos>", "<eos>", *"\napxy", "\nx", "ax", "px", "py"]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    model = models.BPE(vocab=vocabulary, merges=[*((each, "x") for each in "\nap"), ("p", "y")])
+    joining = with_raw(tokenizers.Tokenizer(model), tiny_folder("llama"), tmp_path / "model")
+    (window,) = encode(Rendered("pyapx", supervised=((4, 5),), asked_at=(1,)), joining, 1000)
+    assert window.token_ids == tuple(vocabulary[each] for each in ("p", "y", "a", "px"))
+    assert window.targets_from == 3
+
+
 def test_too_long_text_is_refused_with_its_place_and_length(plain: Tokenizer) -> None:
     num_tokens = len(plain.encode([PROMPT])[0].ids)
     message = f"a.csv, row 3: {num_tokens} tokens, but at most {num_tokens - 1} fit. Choose `--set"
     with pytest.raises(DataError, match=re.escape(message)):
         encode(ASKED, plain, num_tokens - 1)
+
+
+def test_texts_that_are_too_long_are_refused_together(plain: Tokenizer) -> None:
+    texts = ["the fox", "the fox lived in the forest", "the", "the fox lived in the forest again"]
+    lengths = [len(each.ids) for each in plain.encode(texts)]
+    limit = LengthLimit(max(lengths[0], lengths[2]))
+    rendered = [Rendered(each, cuttable=(0, len(each))) for each in texts]
+    places = [f"a.csv, row {number}" for number in range(4)]
+    message = rf"^a\.csv, row 1: {lengths[1]} tokens, .* 2 rows are .*, a\.csv, row 3, has {lengths[3]} tokens\.$"
+    with pytest.raises(TooLongError, match=message):
+        encode_rendered(rendered, plain, limit=limit, places=places)
 
 
 def test_truncating_shortens_the_text_and_keeps_what_surrounds_it(tokenizer: Tokenizer) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
+from lushan.atomic import lock_file
 from lushan.backbones import self_check, sources
 from lushan.backbones.sources import CATALOG, CatalogModel, get_model, models_folder
 from lushan.errors import ModelError
@@ -148,11 +149,31 @@ def test_interruption_keeps_nothing(step: str, publish_gguf: Callable[..., None]
 
 def test_leftovers_of_a_killed_process_are_cleared(publish_gguf: Callable[..., None]) -> None:
     publish_gguf()
-    dead, alive = f".{NAME}.4194399.part", f".{NAME}.{os.getppid()}.part"
-    for name in (dead, alive):
-        (models_folder() / name).mkdir(parents=True)
+    alive, begun, dead = (f".{NAME}.{each}.part" for each in ("alive", "begun", "dead"))
+    for name in (alive, dead):
+        (models_folder() / name / "model").mkdir(parents=True)
+    (models_folder() / begun).mkdir()
+    kept = lock_file(models_folder() / alive / ".lock")
+    assert kept is not None
     get_model(NAME)
-    assert sorted(left_behind()) == [alive, NAME]
+    assert sorted(left_behind()) == [alive, begun, NAME]
+    os.close(kept)
+
+
+def test_processes_of_the_same_number_fetch_side_by_side(
+    publish_gguf: Callable[..., None],
+) -> None:
+    publish_gguf()
+    told: list[str] = []
+
+    def fetch_too(message: str) -> None:
+        if message.startswith("Restoring") and not told:  # once, as a second container would
+            told.append(message)
+            get_model(NAME)
+
+    get_model(NAME, tell=fetch_too)
+    assert told != []
+    assert left_behind() == [NAME]
 
 
 def test_folder_without_a_record_is_replaced(publish_gguf: Callable[..., None]) -> None:

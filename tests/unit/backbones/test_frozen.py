@@ -83,7 +83,7 @@ def test_skipped_layers_are_not_computed_and_come_back(
         assert torch.equal(backbone.hidden_states(batch), expected_TD)
 
 
-@pytest.mark.parametrize("model_type", TINY_TYPES)
+@pytest.mark.parametrize("model_type", [*TINY_TYPES, "albert", "roberta", "distilbert"])
 def test_one_state_per_document_is_all_that_a_class_layer_reads(
     model_type: str, tiny_folder: MakeTiny
 ) -> None:

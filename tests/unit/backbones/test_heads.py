@@ -11,12 +11,14 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     PreTrainedModel,
 )
 
+from lushan.backbones.adapters import attach
 from lushan.backbones.heads import (
+    check_layer,
     class_logits,
     mean_over_tokens,
     read_position,
@@ -24,12 +26,14 @@ from lushan.backbones.heads import (
     token_logits,
     vocabulary_logits,
 )
+from lushan.backbones.inspect import describe
 from lushan.backbones.load import Backbone, load_backbone
+from lushan.backbones.packed import pack_weights
 from lushan.data.batching import pack
 from lushan.errors import ModelError
 from lushan.records import Batch, Features
 from tests.conftest import MakeTiny
-from tests.tiny import TINY_TYPES, TINY_VOCABULARY
+from tests.tiny import TINY_TYPES, TINY_VOCABULARY, write_tiny
 
 LABELS = ("bad", "fine", "good")
 TEXTS = (
@@ -37,12 +41,13 @@ TEXTS = (
     "The service was slow and the food was cold. Never again...",
     "What a great film!",
 )
+OTHER_HEADS = ("albert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 assert_close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 
 Saved = tuple[Path, Any]
 
 
-@pytest.fixture(params=[*TINY_TYPES, "albert", "modernbert mean"])
+@pytest.fixture(params=[*TINY_TYPES, *OTHER_HEADS, "modernbert mean"])
 def saved(request: pytest.FixtureRequest, tiny_folder: MakeTiny, tmp_path: Path) -> Saved:
     """Give a folder with a class layer, and transformers' own model of it."""
     model_type, _, pooling = request.param.partition(" ")
@@ -122,7 +127,7 @@ def test_text_that_ends_in_the_padding_token_is_read_at_its_end(tiny_folder: Mak
     assert_close(logits_NC[:1], expected)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "bert", "modernbert"])
+@pytest.mark.parametrize("model_type", ["llama", "bert", "modernbert", *OTHER_HEADS])
 def test_class_scores_of_a_bf16_model_are_float32(model_type: str, tiny_folder: MakeTiny) -> None:
     exact, rounded = (
         load_backbone(
@@ -134,6 +139,31 @@ def test_class_scores_of_a_bf16_model_are_float32(model_type: str, tiny_folder: 
     logits_NC = logits_in_order(rounded, features)
     assert logits_NC.dtype == torch.float32
     torch.testing.assert_close(logits_NC, logits_in_order(exact, features), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("model_type", ["bert", *OTHER_HEADS])
+def test_new_adapters_and_packed_weights_leave_class_scores_as_they_are(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    exact, adapted = (
+        load_backbone(tiny_folder(model_type), purpose="classify", labels=LABELS) for _ in range(2)
+    )
+    packed = load_backbone(
+        tiny_folder(model_type), purpose="classify", labels=LABELS, precision="bf16"
+    )
+    attach(adapted, method="lora", rank=2)
+    adapted.model.eval()
+    pack_weights(packed, "bf16")
+    features = encode(exact)
+    expected = logits_in_order(exact, features)
+    assert_close(logits_in_order(adapted, features), expected)
+    torch.testing.assert_close(logits_in_order(packed, features), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("model_type", ["bert", *OTHER_HEADS])
+def test_encoder_that_reads_its_first_token_says_so(model_type: str, tiny_folder: MakeTiny) -> None:
+    backbone = load_backbone(tiny_folder(model_type), purpose="classify", labels=LABELS)
+    assert read_position(backbone.plain_model) == "first"
 
 
 def one_batch() -> Batch:
@@ -156,10 +186,40 @@ def test_dropout_before_the_class_layer_is_for_training_only(
 
 
 def test_class_layer_that_is_not_known_is_refused() -> None:
-    config = DistilBertConfig(vocab_size=10, dim=16, n_layers=1, n_heads=2, hidden_dim=16)
-    model = DistilBertForSequenceClassification(config)
-    with pytest.raises(ModelError, match=r"`distilbert` is not supported\. Use a decoder, bert or"):
+    config = DebertaV2Config(
+        vocab_size=10,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model = DebertaV2ForSequenceClassification(config)
+    with pytest.raises(ModelError, match=r"`deberta-v2` is not supported\. Use a decoder, or an"):
         class_logits(model, torch.zeros(5, 16), one_batch())
+
+
+@pytest.mark.parametrize("model_type", [*TINY_TYPES, *OTHER_HEADS, "mpnet"])
+def test_layer_that_is_known_is_not_refused(model_type: str, tiny_folder: MakeTiny) -> None:
+    folder = tiny_folder(model_type)
+    for purpose in ("classify", "tag"):
+        check_layer(folder, describe(folder), purpose)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        ("deberta-v2", "The class layer of `deberta-v2` is not supported"),
+        ("granite", "transformers has no class layer for `granite`. Use `--answer generate`"),
+    ],
+)
+def test_layer_that_is_not_known_is_refused_without_weights(
+    model_type: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny(model_type, tmp_path)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(ModelError, match=message):
+        check_layer(tmp_path, describe(tmp_path), "classify")
+    check_layer(tmp_path, describe(tmp_path), "language")
 
 
 def test_mean_is_over_the_tokens_of_each_document() -> None:

@@ -75,6 +75,20 @@ def test_describe_counts_a_matrix_that_is_stored_twice_once(
     assert describe(folder).num_parameters == describe(tiny_folder("gpt2")).num_parameters
 
 
+def test_describe_counts_the_weights_of_experts(tiny_folder: MakeTiny, tmp_path: Path) -> None:
+    folder = changed_copy(tiny_folder("llama"), tmp_path)
+    assert describe(folder).num_expert_weights == 0
+    state = load_file(folder / "model.safetensors")
+    for name in (
+        "experts.gate_up_proj",
+        "experts.0.up_proj.weight",
+        "shared_experts.up_proj.weight",
+    ):
+        state[f"model.layers.0.mlp.{name}"] = torch.zeros(2, 3, 4)
+    save_file(state, folder / "model.safetensors")
+    assert describe(folder).num_expert_weights == 48
+
+
 def test_describe_leaves_stored_constants_out(tiny_folder: MakeTiny, tmp_path: Path) -> None:
     folder = changed_copy(tiny_folder("gpt2"), tmp_path)
     state = load_file(folder / "model.safetensors")

@@ -107,8 +107,9 @@ def test_positions_begin_where_those_of_the_architecture_do(
     model_type: str, tiny_folder: MakeTiny
 ) -> None:
     backbone = load_backbone(tiny_folder(model_type), purpose="embed")
-    assert backbone.packing_mode == ("masked" if model_type == "mpnet" else "packed")
-    num_lost = {"albert": 0, "mpnet": 2}.get(model_type, 1)
+    modes: dict[str, PackingMode] = {"mpnet": "masked", "deberta-v2": "alone"}
+    assert backbone.packing_mode == modes.get(model_type, "packed")
+    num_lost = {"mpnet": 2, "camembert": 1, "roberta": 1, "xlm-roberta": 1}.get(model_type, 0)
     assert backbone.facts.context_tokens == 128 - num_lost
     assert_same_as_alone(backbone, tiny_folder(model_type))
 

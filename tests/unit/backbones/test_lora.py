@@ -10,7 +10,7 @@ from torch import Tensor
 from lushan.backbones.adapters import attach
 from lushan.backbones.heads import class_logits
 from lushan.backbones.load import Backbone, load_backbone
-from lushan.backbones.lora import FrozenProduct
+from lushan.backbones.lora import FrozenProduct, lays_out
 from lushan.data.batching import pack
 from lushan.records import Batch, Features
 from tests.conftest import MakeTiny
@@ -130,3 +130,15 @@ def test_frozen_product_is_the_product_in_both_directions(
             product.forward(inputs, bias), torch.nn.functional.linear(inputs, weight_OI, bias)
         )
         torch.testing.assert_close(product.backward(gradient), gradient @ weight_OI)
+
+
+def test_weights_are_laid_out_in_bf16_on_a_processor_that_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight_OI = torch.ones(16, 16, dtype=torch.bfloat16)
+    packs = lays_out("cpu", torch.bfloat16)
+    assert FrozenProduct(weight_OI).num_bytes == packs * weight_OI.nbytes
+    assert FrozenProduct(weight_OI.float()).num_bytes == 0
+    assert not lays_out("cuda", torch.bfloat16)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not lays_out("cpu", torch.bfloat16)

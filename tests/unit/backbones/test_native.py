@@ -1,5 +1,6 @@
 """The library of products: when it is made, and that it is not used where it cannot be trusted."""
 
+import ctypes
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,6 +144,16 @@ def test_a_compiler_that_fails_is_told_and_leaves_no_file(
     fresh.setenv("CXX", "false")
     assert "could not be compiled with `false`" in native.why_missing()
     assert list((tmp_path / "cache" / "native").iterdir()) == []
+
+
+def test_another_process_is_told_of_the_compiler_that_made_the_library_or_to_do_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = native.Opened(ctypes.CDLL(None), "clang++ -O1")
+    monkeypatch.setattr(native, "_load", lambda: opened)
+    assert native.environment() == {"CXX": "clang++ -O1"}
+    monkeypatch.setattr(native, "_load", lambda: "no compiler could make it")
+    assert native.environment() == {"CXX": "none"}
 
 
 @needs_library

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lushan.backbones import native_compiling
-from lushan.backbones.native_compiling import find_compiler, open_library
+from lushan.backbones.native_compiling import Opened, find_compiler, open_library
 from lushan.backbones.sources import cache_folder
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
@@ -52,8 +52,9 @@ def test_the_next_compiler_is_taken_where_the_first_fails(
     make_compiler("g++", "echo 'g++: error: unknown option' >&2; exit 1")
     make_compiler("clang++", f'exec /usr/bin/{real} "$@"')
     opened = open_library([source], [])
-    assert isinstance(opened, ctypes.CDLL)
-    assert opened.three() == 3
+    assert not isinstance(opened, str)
+    assert opened.library.three() == 3
+    assert opened.compiler == "clang++"
 
 
 def test_what_compilers_complain_of_is_told(source: Path, make_compiler: MakeCompiler) -> None:
@@ -69,7 +70,7 @@ def test_another_version_of_the_compiler_makes_another_library(
 ) -> None:
     for version in ("12.1", "13.2"):
         monkeypatch.setattr(native_compiling, "_version", lambda _, version=version: version)
-        assert isinstance(open_library([source], []), ctypes.CDLL)
+        assert isinstance(open_library([source], []), Opened)
     assert len(list((cache_folder() / "native").iterdir())) == 2
 
 
@@ -77,7 +78,7 @@ def test_a_compiler_may_be_named_with_words_behind_it(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", f"{real_compiler()} -O1")
-    assert isinstance(open_library([source], []), ctypes.CDLL)
+    assert isinstance(open_library([source], []), Opened)
 
 
 def test_a_folder_from_which_nothing_may_be_run_is_told_and_compiled_in_once(
@@ -114,4 +115,4 @@ def test_a_broken_library_that_another_process_removed_is_made_anew(
     monkeypatch.setattr(ctypes, "CDLL", opened_once_broken)
     opened = open_library([source], [])
     assert not isinstance(opened, str)
-    assert opened.three() == 3
+    assert opened.library.three() == 3

@@ -102,6 +102,8 @@ def test_list_holds_the_catalogue_and_own_models(tiny_folder: MakeTiny) -> None:
     models = {model.name: model for model in list_models()}
     assert set(models) == {*CATALOG, "mine"}
     assert models["mine"].is_here
+    assert models["mine"].languages == ""
+    assert models[DEFAULT_MODEL].languages == CATALOG[DEFAULT_MODEL].languages == "English"
     assert not models[DEFAULT_MODEL].is_here
     assert [name for name, model in models.items() if model.is_default] == [DEFAULT_MODEL]
 
@@ -126,6 +128,24 @@ def test_remove_deletes_a_cached_model(tiny_folder: MakeTiny) -> None:
     folder = put_into_cache(tiny_folder("llama"), "mine")
     assert remove_model("mine") == folder
     assert list(models_folder().iterdir()) == []
+
+
+def test_remove_takes_the_link_to_a_folder_of_the_user_alone(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    own = put_into_cache(tiny_folder("llama"), "mine").rename(tmp_path / "own")
+    (models_folder() / "mine").symlink_to(own)
+    assert locate("mine") == models_folder() / "mine"
+    remove_model("mine")
+    assert list(models_folder().iterdir()) == []
+    assert (own / "model.safetensors").is_file()
+
+
+def test_model_whose_removal_was_cut_short_is_listed_no_more(tiny_folder: MakeTiny) -> None:
+    put_into_cache(tiny_folder("llama"), ".mine.123.part")
+    assert {model.name for model in list_models()} == {*CATALOG}
+    with pytest.raises(ModelError, match=r"nothing was removed. It holds: nothing"):
+        remove_model(".mine.123.part")
 
 
 def test_remove_leaves_other_folders_alone(tiny_folder: MakeTiny, tmp_path: Path) -> None:

@@ -204,6 +204,18 @@ def test_saved_tokenizer_has_the_same_fingerprint(tiny_folder: MakeTiny, tmp_pat
     assert copy.encode(PROBES) == tokenizer.encode(PROBES)
 
 
+def test_files_of_a_relative_folder_are_saved_from_any_working_directory(
+    tiny_folder: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_folder("llama"), tmp_path / "model")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    tokenizer = Tokenizer.load(Path("model"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    tokenizer.save(Path())
+    assert Tokenizer.load(Path()).fingerprint == tokenizer.fingerprint
+
+
 def test_fingerprint_follows_the_special_token_rule(tiny_folder: MakeTiny, tmp_path: Path) -> None:
     folder = change(tiny_folder("llama"), tmp_path / "model", add_bos_token=True)
     plain = Tokenizer.load(tiny_folder("llama"))

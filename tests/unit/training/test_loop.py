@@ -219,6 +219,21 @@ def test_process_that_only_computes_along_reaches_nothing() -> None:
     assert done.loss == 0
 
 
+def test_step_with_nothing_to_learn_goes_on() -> None:
+    model = Model()
+    documents = pack([Features((1, 2), "row", 0, target=1)])
+    done = loop._train_step(
+        Step([documents], num_supervised=0.0, num_tokens=2, seed=0),
+        loss=lambda batch: LossSum(model.loss(batch).total * 0.0, 0),
+        optimizer=optimizer_of(model),
+        team=Team(),
+        num_steps=1,
+        started=0.0,
+    )
+    assert (done.step, done.loss, done.gradient_norm) == (1, 0.0, 0.0)
+    assert all(weight.isfinite().all() for weight in model.parameters())
+
+
 def test_loss_that_pulls_at_nothing_is_refused(tmp_path: Path) -> None:
     model = Model()
 

@@ -2,13 +2,14 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lushan.errors import DataError, RunError, SettingError
+from lushan.errors import DataError, FullDiskError, RunError, SettingError
 from lushan.workflows.answer_file import AnswerFile
 
 FACTS: dict[str, Any] = {
@@ -182,3 +183,23 @@ def test_mistake_of_the_user_leaves_nothing_and_any_other_end_leaves_what_was_an
     with pytest.raises(DataError, match="row 5"):
         write(DataError("row 5"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_leaves_what_was_answered_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = AnswerFile(tmp_path / "a", resume=False, overwrite=False)
+    file.begin(FACTS)
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    told = rf"^`a\.part` cannot be written to `{tmp_path}`: No space .*, then go on with `--res"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(FullDiskError, match=told):
+            file.write(LINES[:4])
+    again = AnswerFile(tmp_path / "a", resume=True, overwrite=False)
+    assert again.begin(FACTS) == 3
+    again.write(LINES[3:])
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "".join(LINES)

@@ -1,4 +1,4 @@
-"""How many tokens the models of a run read of a test row: those of the prompts that are really asked."""
+"""How many tokens rows take: as they are trained on, and of a test row all prompts that are really asked."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,11 +12,15 @@ from lushan.backbones.inspect import describe
 from lushan.backbones.tokenizer import Tokenizer
 from lushan.catalog import load_task, names_in
 from lushan.records import Example, Row, TaskState
+from lushan.settings import merged
 from lushan.tasks import Preparation, Task
 from lushan.workflows import asking
-from lushan.workflows.asking import tokens_of_readings
+from lushan.workflows.asking import mean_tokens, tokens_of_readings
+from lushan.workflows.prepare import prepare
 from lushan.workflows.recipe import make_recipe
 from lushan.workflows.resolve import with_usual_answer
+from lushan.workflows.setup import make_setup
+from tests.bad_inputs import write_splits
 from tests.conftest import MakeTiny
 
 LABELS = ("food", "film", "work")
@@ -145,3 +149,60 @@ def test_every_task_has_its_three_readings(name: str, tiny_folder: MakeTiny) -> 
     found = read_of(tiny_folder("llama"), examples, state, task=name)
     assert len(found) == 3
     assert min(found) > 1
+
+
+def trained_on(
+    base: Path, task: str, folder: Path, settings: dict[str, Any]
+) -> tuple[float, list[int]]:
+    """Give the mean tokens that are expected of six rows, and those of each as it is trained on."""
+    found = load_task(task)
+    rows = [dict(each.values) for each in found.sample_rows()[:6]]
+    data = write_splits(folder, train=rows, validation=rows, test=rows)
+    known = {"task": task, "model": {"max_length": 128}, "data": {"overlap": "keep"}}
+    recipe = with_usual_answer(make_recipe(None, merged(known, settings), []), found)
+    prepared = prepare(data, task=found, recipe=recipe)
+    options: dict[str, Any] = {"task": found, "tokenizer": Tokenizer.load(base)}
+    setup = make_setup(prepared, recipe, base=base, **options)
+    train, state = prepared.parts.train, setup.state
+    tokens = [0] * len(rows)
+    for each in setup.features["train"]:
+        tokens[each.example_index] += len(each.token_ids)
+    return mean_tokens(train, recipe, state, facts=describe(base), **options), tokens
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("classification", {"answer": "head"}),
+        ("classification", {"answer": "generate"}),
+        ("classification", {"model": {"max_length": 8}, "data": {"over_length": "truncate"}}),
+        ("classification", {"model": {"max_length": 8}, "data": {"over_length": "window"}}),
+        ("choice", {}),
+        ("dialogue", {}),
+    ],
+)
+def test_mean_tokens_are_those_of_the_rows_as_they_are_trained_on(
+    task: str, settings: dict[str, Any], tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    mean, tokens = trained_on(tiny_folder("llama"), task, tmp_path, settings)
+    assert mean == pytest.approx(sum(tokens) / 6)
+
+
+def test_rows_that_stand_for_all_are_spread_over_them(
+    tiny_folder: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "_NUM_TRIED", 3)
+    mean, tokens = trained_on(tiny_folder("llama"), "classification", tmp_path, {})
+    assert mean == pytest.approx(sum(tokens[::2]) / 3)
+    assert mean != pytest.approx(sum(tokens[:3]) / 3)
+
+
+def test_row_that_does_not_fit_counts_what_would_and_is_not_yet_refused(
+    tiny_folder: MakeTiny,
+) -> None:
+    base, task = tiny_folder("llama"), load_task("dialogue")
+    said = [{"role": "user", "content": "the fox " * 20}, {"role": "assistant", "content": "Yes."}]
+    example = task.read(Row({"messages": said}, "a.jsonl", 1))
+    recipe = make_recipe(None, {"task": "dialogue", "answer": "generate"}, ["model.max_length=8"])
+    options: dict[str, Any] = {"facts": describe(base), "tokenizer": Tokenizer.load(base)}
+    assert mean_tokens([example], recipe, TaskState(), task=task, **options) == 8

@@ -18,6 +18,7 @@ from lushan.backbones.sources import RECORD_FILE
 from lushan.errors import DataError, LushanError, ModelError, RunError, SettingError
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import stream
+from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
 from lushan.model_store.tuned_model import save_model
 from lushan.records import Mention, Prediction, Span, TaskState, Triple
@@ -276,6 +277,21 @@ def test_run_that_was_tuned_to_chat_keeps_its_instruction_and_its_stop_strings(
     talk.set_system("")
     say(talk, "Hi")
     assert prompts == [their_ids(folder, [turn("system", "Be kind."), turn("user", "Hi")])]
+
+
+@pytest.mark.parametrize("given", [{}, {"temperature": 0.0}])
+def test_run_that_was_measured_on_several_answers_gives_one(
+    given: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    backbone = load_backbone(folder, purpose="language")
+    own = GenerationSettings(max_new_tokens=8, temperature=2.0, num_return_sequences=3)
+    meaning = meaning_of(backbone, folder, "generate", TaskState())
+    meaning = replace(meaning, task="dialogue", generation=own)
+    save_model(tmp_path / "run" / "model", backbone, meaning)
+    talk, _ = talk_to(tmp_path / "run", settings={"generation": given} if given else {})
+    reply = say(talk, "Hi").strip()
+    assert talk.last["reply"] == reply
+    assert talk.last["num_new_tokens"] <= 8
 
 
 def test_run_of_another_task_answers_each_line_as_predict_does(tiny_run: Path) -> None:

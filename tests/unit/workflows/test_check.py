@@ -27,6 +27,17 @@ def test_without_a_model_rows_are_counted_and_the_missing_tokens_told(data: Path
     assert "Tokens were not counted. Model `SmolLM2-135M-Instruct`" in told[-1]
 
 
+def test_chinese_rows_for_the_default_model_are_told_also_where_it_is_missing(
+    tmp_path: Path,
+) -> None:
+    rows = [{**row, "text": f"{'山' * 200} {row['text']}"} for row in good_rows()]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    notes = check(data, make_recipe(None, {}, ["data.overlap=keep"]), tell=lambda _: None)["notes"]
+    assert [each for each in notes if "are Chinese, and `SmolLM2-135M-Instruct`" in each] == notes[
+        -2:-1
+    ]
+
+
 def test_a_model_that_was_asked_for_must_be_there(data: Path) -> None:
     recipe = make_recipe(None, {"model": {"name": "SmolLM2-135M-Instruct"}}, [])
     with pytest.raises(ModelError, match="lushan models get SmolLM2-135M-Instruct"):
@@ -132,3 +143,9 @@ def test_class_layer_is_told_of_and_one_in_the_place_of_output_weights_blocks_wr
     writing = make_recipe(None, {"model": {"name": str(base)}, "answer": "generate"}, [])
     with pytest.raises(SettingError, match="no weights that score the next token"):
         check(data, writing, tell=lambda _: None)
+
+
+def test_encoder_whose_class_layer_is_not_known_blocks(data: Path, tiny_folder: MakeTiny) -> None:
+    recipe = make_recipe(None, {"model": {"name": str(tiny_folder("deberta-v2"))}}, [])
+    with pytest.raises(ModelError, match="class layer of `deberta-v2` is not supported"):
+        check(data, recipe, tell=lambda _: None)

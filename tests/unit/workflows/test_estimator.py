@@ -3,6 +3,7 @@
 import logging
 import pickle
 import pickletools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -345,11 +346,26 @@ def test_pickle_holds_files_and_no_objects_of_torch() -> None:
 
 
 def test_pickled_adapter_is_refused_on_another_base(tiny_folder: MakeTiny) -> None:
-    pickled = pickle.dumps(quick(adapter="lora").fit(TEXTS, LABELS))
-    Path("tiny").unlink()
-    Path("tiny").symlink_to(tiny_folder("qwen2"))
-    with pytest.raises(ModelError, match="is an adapter of `tiny`, but the weights in"):
+    shutil.copytree(tiny_folder("llama"), "base")
+    pickled = pickle.dumps(quick(model="base", adapter="lora").fit(TEXTS, LABELS))
+    shutil.rmtree("base")
+    shutil.copytree(tiny_folder("qwen2"), "base")
+    with pytest.raises(ModelError, match=r"is an adapter of `.*/base`, but the weights in"):
         pickle.loads(pickled).predict(TEXTS)  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_classifier_of_a_relative_model_answers_and_is_pickled_in_any_working_directory(
+    adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = quick(adapter=adapter).fit(TEXTS, LABELS)
+    expected = classifier.predict_proba(TEXTS)
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    np.testing.assert_array_equal(classifier.predict_proba(TEXTS), expected)
+    again = pickle.loads(pickle.dumps(classifier))  # noqa: S301 - our own
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), expected)
+    assert again.get_params()["model"] == "tiny"
 
 
 def test_joblib_keeps_a_classifier_in_a_file() -> None:

@@ -145,7 +145,7 @@ def test_missing_package_is_named_with_its_extra(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hf.Form, "packages", ("no_such_package",))
-    with pytest.raises(MissingExtraError, match=r"`--to hf` needs `no_such_package`.*lushan\[exp"):
+    with pytest.raises(MissingExtraError, match=r"`--to hf` needs `no_such_package`.*\.\[export\]"):
         export(run, to="hf")
 
 
@@ -222,20 +222,21 @@ def leave(out: Path, *names: str) -> Path:
 
 def test_what_a_killed_export_left_is_removed_unless_its_process_lives(run: Path) -> None:
     out = run / "exports" / "hf"
-    place = leave(out, "hf")
+    place = leave(out, "new", "scratch")
+    other = leave(out.with_name("hf.int8"), "new", "old")
     (place.parent / ".hf.mine.part").mkdir()
     kept = lock_file(place / ".lock")
     assert kept is not None
     export(run, to="hf")
-    assert files_in(out.parent) == {"hf", place.name, ".hf.mine.part"}
+    assert files_in(out.parent) == {"hf", place.name, other.name, ".hf.mine.part"}
     os.close(kept)
     export(run, to="hf", overwrite=True)
-    assert files_in(out.parent) == {"hf", ".hf.mine.part"}
+    assert files_in(out.parent) == {"hf", other.name, ".hf.mine.part"}
 
 
 def test_export_that_a_killed_one_had_put_aside_comes_back(run: Path) -> None:
     out = run / "exports" / "hf"
-    leave(out, "hf", "old")
+    leave(out, "new", "old")
     with pytest.raises(RunError, match="holds an export already"):
         export(run, to="hf")
     assert (out / EXPORT_FILE).read_text(encoding="utf-8") == '"old"'
@@ -243,6 +244,51 @@ def test_export_that_a_killed_one_had_put_aside_comes_back(run: Path) -> None:
     export(run, to="hf", overwrite=True)
     assert read(out / EXPORT_FILE)["form"] == "hf"
     assert files_in(out.parent) == {"hf"}
+
+
+def test_export_takes_the_place_of_the_folder_in_which_the_user_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    told: list[str] = []
+    assert export(run, to="hf", out=Path(), tell=told.append)["out"] == "."
+    assert EXPORT_FILE in files_in(tmp_path / "here")
+    assert any(f"`cd {tmp_path / 'here'}`" in line for line in told)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(RunError, match=r"`--out \.` holds an export already"):
+        export(run, to="hf", out=Path())
+
+
+def test_export_behind_a_link_is_replaced_where_it_is(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "export")
+    export(run, to="hf", out=link)
+    (link / "mine.txt").touch()
+    export(run, to="hf", out=link, overwrite=True)
+    assert link.is_symlink()
+    assert files_in(tmp_path / "disk") == {"export"}
+    assert "mine.txt" not in files_in(tmp_path / "disk" / "export")
+
+
+def test_export_whose_folder_is_called_as_those_beside_it_is_replaced(
+    run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "exports" / "old"
+    for overwrite in (False, True):
+        export(run, to="hf", out=out, overwrite=overwrite)
+    assert files_in(out.parent) == {"old"}
+
+
+def test_name_that_is_not_utf_8_is_refused_before_the_run_is_asked(
+    run: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    out = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")) / "hf"
+    with pytest.raises(RunError, match=r"the name `caf\\xe9` is not UTF-8.*Rename it"):
+        export(run, to="hf", out=out, tell=told.append)
+    assert told == []
 
 
 @pytest.mark.slow

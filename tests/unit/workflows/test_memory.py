@@ -15,6 +15,7 @@ from lushan.backbones.native import why_missing
 from lushan.data.batching import pack
 from lushan.errors import SettingError
 from lushan.records import Batch, Features
+from lushan.workflows import memory
 from lushan.workflows.memory import Fit, Load, check_reading, load_of, make_fit, needed_bytes
 from lushan.workflows.recipe import TuneRecipe
 from tests.conftest import MakeTiny
@@ -37,6 +38,12 @@ FACTS = ModelFacts(
 LOAD = Load(most_tokens_a_step=8_000, longest=500, num_read_tokens=20_000)
 
 
+@pytest.fixture(autouse=True)
+def _laid_out_on_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every processor be one for which oneDNN lays out weights in bf16."""
+    monkeypatch.setattr(memory, "lays_out", lambda device, _: device == "cpu")
+
+
 def recipe_of(
     method: str = "full", *, optimizer: str = "adamw", precision: str = "bf16", **engine: object
 ) -> TuneRecipe:
@@ -49,7 +56,7 @@ def recipe_of(
 
 
 def fit_into(gibibytes: float, recipe: TuneRecipe, load: Load = LOAD) -> Fit:
-    return make_fit(recipe, FACTS, load, free_bytes=gibibytes * GIB)
+    return make_fit(recipe, FACTS, load, free_bytes=gibibytes * GIB, device="cpu")
 
 
 @pytest.mark.parametrize(("method", "most"), [("full", 12.0), ("lora", 6.0), ("top", 6.0)])
@@ -61,7 +68,14 @@ def test_half_a_billion_weights_fit(method: str, most: float) -> None:
 
 def test_spread_layers_need_a_part_of_the_gradients_masters_and_moments() -> None:
     sizes = [
-        make_fit(recipe_of(spread_layers=spread), FACTS, LOAD, free_bytes=1e12, num_processes=4)
+        make_fit(
+            recipe_of(spread_layers=spread),
+            FACTS,
+            LOAD,
+            free_bytes=1e12,
+            device="cpu",
+            num_processes=4,
+        )
         for spread in (False, True)
     ]
     inner = FACTS.num_parameters - FACTS.vocabulary_size * FACTS.width
@@ -121,10 +135,58 @@ def test_load_is_that_of_the_longest_rows() -> None:
     assert load_of(rows, rows_per_step=2) == Load(16, 9, 9)
 
 
+def test_documents_of_a_row_are_trained_on_in_one_step() -> None:
+    sizes = ((0, 3), (0, 9), (1, 4), (2, 7))
+    rows = [Features(tuple(range(n)), place="", example_index=row) for row, n in sizes]
+    assert load_of(rows, rows_per_step=2) == Load(3 + 9 + 7, 9, 9)
+
+
+def test_document_that_is_longer_than_a_batch_is_counted_whole() -> None:
+    load = LOAD._replace(longest=5_000)
+    cut, whole = (
+        needed_bytes(
+            recipe_of("lora"), FACTS, load, batch_tokens=size, checkpointing=False, device="cpu"
+        )
+        for size in (512, 5_000)
+    )
+    assert cut == whole
+
+
+def needed_on(device: str, recipe: TuneRecipe, facts: ModelFacts = FACTS) -> float:
+    return needed_bytes(recipe, facts, LOAD, batch_tokens=512, checkpointing=False, device=device)
+
+
+@pytest.mark.parametrize("num_expert_weights", [0, 100_000_000])
+def test_frozen_weights_but_those_of_experts_are_laid_out_for_either_direction_on_a_processor(
+    num_expert_weights: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "why_missing", lambda: "masters are whole on either")
+    facts = replace(FACTS, num_expert_weights=num_expert_weights)
+    more = needed_on("cpu", recipe_of("lora"), facts) - needed_on("cuda", recipe_of("lora"), facts)
+    inner = FACTS.num_parameters - FACTS.vocabulary_size * FACTS.width
+    assert more == pytest.approx(1.15 * 2 * 2 * (inner - num_expert_weights))
+    exact = recipe_of("lora", precision="fp32")
+    assert needed_on("cpu", exact) == needed_on("cuda", exact)
+
+
+def test_weights_are_halves_of_their_masters_on_a_processor_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "why_missing", lambda: "")
+    more = needed_on("cuda", recipe_of("full")) - needed_on("cpu", recipe_of("full"))
+    inner = FACTS.num_parameters - FACTS.vocabulary_size * FACTS.width
+    assert more == pytest.approx(1.15 * 2 * (inner + LOAD.num_read_tokens * FACTS.width))
+
+
 def test_adafactor_and_sgd_need_less_than_adamw() -> None:
     needs = [
         needed_bytes(
-            recipe_of("full", optimizer=name), FACTS, LOAD, batch_tokens=512, checkpointing=False
+            recipe_of("full", optimizer=name),
+            FACTS,
+            LOAD,
+            batch_tokens=512,
+            checkpointing=False,
+            device="cpu",
         )
         for name in ("adamw", "sgd", "adafactor")
     ]
@@ -141,6 +203,7 @@ def test_gradients_of_several_parts_are_added_up_in_float32() -> None:
             LOAD._replace(most_tokens_a_step=n),
             batch_tokens=512,
             checkpointing=False,
+            device="cpu",
         )
         for n in (513, 512)
     )
@@ -191,7 +254,14 @@ def test_what_layers_keep_is_as_predicted(
     found = kept_bytes(backbone, batch)
     recipe, facts = recipe_of(precision=precision), describe(middling_llama)
     predicted = [
-        needed_bytes(recipe, facts, Load(tokens, 24, 320), batch_tokens=tokens, checkpointing=False)
+        needed_bytes(
+            recipe,
+            facts,
+            Load(tokens, 24, 320),
+            batch_tokens=tokens,
+            checkpointing=False,
+            device="cpu",
+        )
         for tokens in (16 * 24, 24)
     ]
     per_token = (predicted[0] - predicted[1]) / (15 * 24)
@@ -201,7 +271,9 @@ def test_what_layers_keep_is_as_predicted(
 def test_matrix_that_a_model_lost_is_not_counted_off_its_layers() -> None:
     lost = replace(FACTS, tied=False, can_write=False)
     needs = [
-        needed_bytes(recipe_of("lora"), each, LOAD, batch_tokens=512, checkpointing=False)
+        needed_bytes(
+            recipe_of("lora"), each, LOAD, batch_tokens=512, checkpointing=False, device="cpu"
+        )
         for each in (FACTS, lost, replace(lost, can_write=True))
     ]
     assert needs[0] == needs[1] > needs[2]

@@ -13,6 +13,7 @@ from lushan.workflows.recipe import (
     make_recipe,
     parse_adapter,
     parse_budget,
+    with_added_path,
     with_model_path,
 )
 
@@ -116,16 +117,39 @@ def test_run_that_would_be_taken_for_its_model_is_refused(
     monkeypatch.chdir(tmp_path)
     made = make_recipe(None, {"model": {"name": "SmolLM2"}}, [])
     assert with_model_path(made, out=Path("runs/SmolLM2")) is made
+    assert with_model_path(made) is made
     with pytest.raises(SettingError, match=r"taken for the model `SmolLM2`.*Name another folder"):
         with_model_path(made, out=tmp_path / "SmolLM2")
 
 
-@pytest.mark.parametrize(("said", "label"), [("1", "1"), ("good", "good"), ('"yes"', "yes")])
+@pytest.mark.parametrize(
+    ("said", "label"),
+    [("1", "1"), ("good", "good"), ('"yes"', "yes"), ('"1"', "1"), ("'1.0'", "1.0")],
+)
 def test_positive_label_may_be_a_number_as_tables_have_it(said: str, label: str) -> None:
     recipe = make_recipe(None, {}, [f"task_settings.positive_label={said}"])
     assert recipe.task_settings.positive_label == label
     with pytest.raises(SettingError, match=r"`task_settings\.positive_label` is wrong: .*Got True"):
         make_recipe(None, {}, ["task_settings.positive_label=yes"])
+
+
+@pytest.mark.parametrize(("said", "column"), [("0", "0"), ('"0"', "0"), ("'1.5'", "1.5")])
+def test_column_may_be_called_by_a_number(said: str, column: str) -> None:
+    assert make_recipe(None, {}, [f"data.columns.text={said}"]).data.columns == {"text": column}
+    from_python = make_recipe(None, {"data": {"columns": {"text": 0}}}, [])
+    assert from_python.data.columns == {"text": "0"}
+
+
+def test_added_rows_are_named_by_their_whole_path_once_they_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = make_recipe(None, {}, ["data.added=new.jsonl"])
+    assert with_added_path(made).data.added == "new.jsonl"
+    Path("new.jsonl").touch()
+    found = with_added_path(made)
+    assert found.data.added == str((tmp_path / "new.jsonl").resolve())
+    assert found.data.model_fields_set == {"added"}
 
 
 def test_layers_of_top_must_be_positive() -> None:

@@ -230,6 +230,20 @@ def test_budget_bounds_the_rows_so_that_half_of_it_trains() -> None:
     assert f"{expected} of 5000 rows, drawn per class, 3 times each: 60 s in all" in why
 
 
+def test_budget_on_an_accelerator_counts_its_own_speed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    speed = Speed(
+        device="", fp32_gflops=50.0, bf16_gflops=0.0, bf16_training_works=False, torch_version=""
+    )
+    monkeypatch.setattr(
+        "lushan.workflows.budget.measure", lambda device, **_: {"cuda": speed}[device]
+    )
+    recipe = recipe_of(budget_seconds=60.0, model={"precision": "fp32"}, training={"epochs": 3})
+    resolved = resolve(recipe, facts=FACTS, work=Workload(10**6, 20.0), device="cuda")
+    assert resolved.recipe.data.max_train_rows == int(30.0 * 0.3 * 50e9 / 6e6 / 20 / 3)
+
+
 def test_budget_that_all_rows_fit_draws_none() -> None:
     resolved = decide(budget_seconds=3600.0, num_train_rows=2_000)
     assert resolved.recipe.data.max_train_rows is None
@@ -332,6 +346,11 @@ def test_same_settings_are_taken_where_they_have_an_effect(values: dict[str, Any
     ("facts", "values", "message"),
     [
         (FACTS, {"adapter": {"method": "top", "layers": 13}}, "top:13`: .* only 12 layers"),
+        (
+            replace(ENCODER, model_type="albert"),
+            {"adapter": {"method": "top", "layers": 2}},
+            "top:2`: the 6 layers of a model of type `albert` share their weights",
+        ),
         (FACTS, {"adapter": {"method": "lora", "rank": 101}}, "`adapter.rank` is 101, .* 100 wide"),
         (FACTS, {"model": {"max_length": 513}}, "`model.max_length` is 513, .* 512 tokens"),
         (ENCODER, {"answer": "generate"}, "an encoder: it fills gaps and cannot write"),

@@ -26,8 +26,6 @@ from lushan.workflows.setup import (
     check_same_data,
     check_same_recipe,
     fitted_into_memory,
-    make_setup,
-    mean_tokens,
     plan,
 )
 from tests.bad_inputs import good_rows, write_lines, write_splits
@@ -140,24 +138,6 @@ def test_setup_made_again_is_the_same(build_setup: BuildSetup) -> None:
     assert (one.state, one.ledger, one.limit) == (other.state, other.ledger, other.limit)
 
 
-@pytest.mark.parametrize("answer", ["head", "generate"])
-def test_mean_tokens_counts_the_prompt_of_the_answer(
-    answer: str, tiny_folder: MakeTiny, tmp_path: Path
-) -> None:
-    base, task = tiny_folder("llama"), load_task("classification")
-    recipe = make_recipe(None, {"answer": answer, "model": {"max_length": 128}}, [])
-    data = write_lines(tmp_path / "data.jsonl", good_rows())
-    prepared = prepare(data, task=task, recipe=recipe)
-    tokenizer = Tokenizer.load(base)
-    setup = make_setup(prepared, recipe, task=task, base=base, tokenizer=tokenizer)
-    found = mean_tokens(prepared, recipe, setup.state, task=task, tokenizer=tokenizer)
-    train = setup.ledger
-    total = train.splits["train"].total
-    # The stop token, which training adds to an answer, is not part of the rendered text.
-    stops = total.num_examples if answer == "generate" else 0
-    assert found == pytest.approx((total.num_tokens - stops) / total.num_examples)
-
-
 def test_same_data_may_be_resumed_and_other_data_not(tmp_path: Path) -> None:
     check_same_data("abc", "abc", tmp_path)
     with pytest.raises(DataError, match=r"is not the data that the run began with.*`--overwrite`"):
@@ -228,6 +208,16 @@ def test_model_of_a_run_may_be_named_in_another_way(
     ]
     other = make_recipe(None, {"model": {"name": "other"}}, [])
     assert check_same_recipe(other, stored)[0].startswith("`model.name` (the run has")
+
+
+def test_added_rows_of_a_run_may_be_named_in_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stored = make_recipe(None, {}, [f"data.added={tmp_path / 'new.jsonl'}"])
+    assert check_same_recipe(make_recipe(None, {}, ["data.added=x/../new.jsonl"]), stored) == []
+    (other,) = check_same_recipe(make_recipe(None, {}, ["data.added=other.jsonl"]), stored)
+    assert other.startswith("`data.added` (the run has")
 
 
 def room(task: str, *rows: dict[str, Any], base: Path, folder: Path, **settings: object) -> Setup:
@@ -337,6 +327,20 @@ def test_bounds_of_a_list_of_names_are_told(tiny_folder: MakeTiny, tmp_path: Pat
     assert told.endswith(
         "it lists at most 2 entities, with names of at most 4 characters, a quarter more than any training row"
     )
+
+
+def test_chinese_rows_for_a_model_of_english_are_told(
+    tiny_folder: MakeTiny, tmp_path: Path
+) -> None:
+    rows = [{"text": f"山水 {n}", "label": "ab"[n % 2]} for n in range(6)]
+    data = write_splits(tmp_path, train=rows, validation=rows, test=rows)
+    base, task = tiny_folder("llama"), load_task("classification")
+    said = {"model": {"precision": "fp32"}, "data": {"overlap": "keep"}}
+    recipe = make_recipe(None, said, [])
+    prepared = prepare(data, task=task, recipe=recipe)
+    options: dict[str, Any] = {"task": task, "base": base, "facts": describe(base)}
+    planned = plan(prepared, recipe, **options, tokenizer=Tokenizer.load(base))
+    assert [each for each in planned.notes if "are Chinese, and `SmolLM2" in each] != []
 
 
 def test_text_that_leaves_no_room_for_an_answer_stops_the_run_by_its_row(

@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from lushan.errors import FullDiskError
 from lushan.training.loop import StepDone
 from lushan.workflows.steps_file import StepsFile
 
@@ -42,3 +45,18 @@ def test_line_that_a_kill_cut_off_is_dropped(tmp_path: Path) -> None:
         stream.write('{"step": 3, "lo')
     take_steps(tmp_path / "steps.jsonl", range(3, 5), first_step=3)
     assert steps_in(tmp_path / "steps.jsonl") == [1, 2, 3, 4]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_full_disk_is_named_with_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lushan.workflows.steps_file.write_parts", lambda *_: None)
+    (tmp_path / "steps.jsonl").symlink_to("/dev/full")
+    file = StepsFile(tmp_path / "steps.jsonl", first_step=1)
+    told = rf"^`steps\.jsonl` cannot be written to `{tmp_path}`: .* then go on with `--resume`"
+    done = StepDone(1, 9, 0.5, 1e-4, gradient_norm=1.0, tokens=20, seconds=0.1)
+    with pytest.raises(FullDiskError, match=told):
+        file.on_step(done)
+    with pytest.raises(FullDiskError, match=told):
+        file.close()

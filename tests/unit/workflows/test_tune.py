@@ -17,6 +17,7 @@ from lushan.settings import merged
 from lushan.training.checkpoint import Progress
 from lushan.training.loop import Evaluated, Fitted, StepDone
 from lushan.workflows.recipe import make_recipe
+from lushan.workflows.seen_rows import is_tuned_on
 from lushan.workflows.tune import _refuse_another_score, tune, untrained
 from tests.bad_inputs import good_rows, write_lines
 from tests.conftest import MakeTiny
@@ -345,9 +346,10 @@ def test_model_that_was_tuned_before_is_tuned_again_whatever_the_labels(
 
 
 @pytest.mark.parametrize(
-    ("labels", "fresh"), [(("hill", "sea"), ()), (("hill", "ship"), ("score.weight",))]
+    ("labels", "fresh"),
+    [(("hill", "sea"), ()), (("sea", "hill"), ()), (("hill", "ship"), ("score.weight",))],
 )
-def test_class_layer_of_other_labels_is_drawn_anew(
+def test_class_layer_of_the_same_labels_is_put_into_their_order_and_another_drawn_anew(
     labels: tuple[str, ...], fresh: tuple[str, ...], build_setup: BuildSetup, tmp_path: Path
 ) -> None:
     setup = build_setup("llama")
@@ -355,7 +357,8 @@ def test_class_layer_of_other_labels_is_drawn_anew(
     backbone = untrained(replace(setup, base=base), tell=list[str]().append).backbone
     assert backbone.fresh_weights == fresh
     stored = load_file(base / "model.safetensors")["score.weight"]
-    assert torch.equal(backbone.model.score.weight, stored) is not bool(fresh)
+    in_order = stored[sorted(range(2), key=labels.__getitem__)]
+    assert torch.equal(backbone.model.score.weight, in_order) is not bool(fresh)
 
 
 def test_run_is_not_resumed_on_other_data_or_with_other_settings(runs: Runs) -> None:
@@ -367,17 +370,21 @@ def test_run_is_not_resumed_on_other_data_or_with_other_settings(runs: Runs) -> 
         runs.tune("run", resume=True)
 
 
-def test_adapter_whose_base_was_named_from_another_folder_is_found_and_resumed(
+def test_base_and_added_rows_that_were_named_from_another_folder_are_found_again(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     runs.base = Path("base")
-    runs.tune("run", adapter={"method": "lora"}, training={"epochs": 1})
+    write_lines(tmp_path / "new.jsonl", [{**good_rows()[0], "text": "It sang.", "augmented": True}])
+    added = {"added": "new.jsonl"}
+    runs.tune("run", adapter={"method": "lora"}, training={"epochs": 1}, data=added)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    again = runs.tune("run", resume=True, model={"name": "../base"})
+    added = {"added": "../new.jsonl"}
+    again = runs.tune("run", resume=True, model={"name": "../base"}, data=added)
     assert again["adapter"] == "lora"
     assert load_predictor(tmp_path / "run").version == again["model_version"]
+    assert is_tuned_on(tmp_path / "run", tmp_path / "new.jsonl")
 
 
 def test_nothing_is_resumed_where_no_run_is(runs: Runs) -> None:
