@@ -49,7 +49,7 @@ def _explain(error: ValidationError, settings_class: type[BaseModel], source: st
     name = ".".join(place)
     if first["type"] == "extra_forbidden":
         known = ", ".join(_known_names(settings_class, place[:-1]))
-        nearest = _nearest(name, list(_full_names(settings_class)))
+        nearest = nearest_setting(settings_class, name)
         hint = f" Did you mean `{nearest}`?" if nearest else ""
         return f"{source}: unknown setting `{name}`. Known there: {known}.{hint}"
     got, reason = first["input"], first["msg"]
@@ -59,6 +59,8 @@ def _explain(error: ValidationError, settings_class: type[BaseModel], source: st
     if isinstance(got, str) and _is_number(got):
         # PyYAML follows YAML 1.1, which wants a dot before the exponent.
         hint = f" Write {float(got):.1e} without quotes and with a dot, not {got}."
+    elif first["type"] == "string_type" and source == "--set":
+        hint = " A text that is read like this needs quotes of its own: `NAME='\"TEXT\"'`."
     return f"{source}: setting `{name}` is wrong: {reason}. Got {got!r}.{hint}"
 
 
@@ -69,6 +71,11 @@ def _known_names(settings_class: type[BaseModel], place: tuple[str, ...]) -> lis
             return []
         settings_class = inner
     return list(settings_class.model_fields)
+
+
+def nearest_setting(settings_class: type[BaseModel], name: str) -> str | None:
+    """Find the full name of the setting that was meant, if there is one."""
+    return _nearest(name, list(_full_names(settings_class)))
 
 
 def _full_names(settings_class: type[BaseModel]) -> Iterator[str]:
@@ -182,7 +189,8 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             value = load_yaml(text)
         except ValueError:
             raise SettingError(f"`--set {assignment}`: `{text}` is no YAML value.") from None
-        if isinstance(value, str) and _is_number(value):
+        is_quoted = text.lstrip().startswith(("'", '"'))
+        if isinstance(value, str) and _is_number(value) and not is_quoted:
             # 1e-3 is text in YAML 1.1; on the command line it can only be a number.
             value = float(value)
         values = merged(values, nested({name: value}))

@@ -98,9 +98,7 @@ SETTINGS = (
     bad(
         "tune rows.jsonl --set model.head_dropout=1.5", "`model.head_dropout`", "less than 1", "1.5"
     ),
-    bad(
-        "tune rows.jsonl --set data.columns.text=3", "`data.columns.text`", "valid string", "Got 3"
-    ),
+    bad("tune rows.jsonl --set data.columns.text=yes", "`data.columns.text`", "Got True", "quotes"),
     bad("check rows.jsonl --set data.columns.txt=body", "`txt`", "Its columns: `text`, `label`"),
     bad(
         "check rows.jsonl --set data.columns.text=label",
@@ -216,7 +214,9 @@ PLACES = (
         "--overwrite",
     ),
     bad("demo --seed 9223372036854775808 --out new", "`seed`", "less than", "Got 92233720368547"),
-    bad("demo --out run", "`--out run` holds a run already", "another folder"),
+    bad("demo --out run", "`--out run` holds a run already", "`--resume`", "another folder"),
+    bad("demo --resume", "`--resume` needs `--out RUN`", "not go with `--overwrite`"),
+    bad("demo --out new --resume", "`new` holds no run to resume", "`recipe.yaml` is missing"),
     bad(
         "tune rows.jsonl --out mine --overwrite", "`--out mine` holds files that are no run", "Name"
     ),

@@ -265,11 +265,18 @@ def test_baseline_of_a_task_is_there_and_answers_its_samples(setup: Setup) -> No
         found = load_baseline(name).answer(parts, state=setup.state)
         assert [each.id for each in found.predictions] == [each.id for each in setup.examples]
         assert setup.task.score(found.predictions, setup.examples, setup.state).metrics
+        few = load_baseline(name).answer(
+            dataclasses.replace(parts, train=setup.examples[:2]), state=setup.state
+        )
+        assert found.learns or few.predictions == found.predictions
 
 
 def test_wording_fits_into_its_sentences(task: Task) -> None:
     assert task.wording.use.format(count=2, labels="a, b").endswith(".")
     assert re.fullmatch(r"[a-z]+(-[a-z]+)*", task.wording.pipeline_tag)
+    assert task.wording.limits.keys() <= set(task.answers)
+    assert task.writes or task.wording.limits.keys() == set(task.answers)
+    assert all(each.endswith(".") for each in task.wording.limits.values())
 
 
 def test_predictions_survive_json(setup: Setup) -> None:

@@ -40,6 +40,7 @@ class Hopeless:
     rows: Sequence[Mapping[str, object]]
     message: str
     options: tuple[str, ...] = ()
+    model: str = "llama"
 
 
 HOPELESS = (
@@ -73,6 +74,19 @@ HOPELESS = (
         ROWS,
         "`--adapter head` has nothing to train with `--answer generate`",
         (*GENERATE, "--adapter", "head"),
+    ),
+    Hopeless(
+        "a class layer that is not known",
+        ROWS,
+        "The class layer of `deberta-v2` is not supported",
+        model="deberta-v2",
+    ),
+    Hopeless(
+        "the last of layers that share their weights",
+        ROWS,
+        "`--adapter top:2`: the 2 layers of a model of type `albert` share their weights",
+        ("--adapter", "top:2"),
+        model="albert",
     ),
 )
 every_hopeless_run = pytest.mark.parametrize("hopeless", HOPELESS, ids=lambda each: each.name)
@@ -122,7 +136,7 @@ def test_run_that_could_learn_nothing_exits_2_with_one_message_and_writes_nothin
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = write_lines(place / "data.jsonl", [dict(row) for row in hopeless.rows])
-    base = str(tiny_folder("llama"))
+    base = str(tiny_folder(hopeless.model))
     assert run(["tune", str(data), "--model", base, *QUICK, *hopeless.options, "--json"]) == 2
     assert re.search(hopeless.message, told_error(capsys))
     assert list(place.iterdir()) == [data]
@@ -135,7 +149,7 @@ def test_run_that_could_learn_nothing_leaves_the_run_whole_that_it_was_to_replac
     data = write_lines(place / "data.jsonl", [dict(row) for row in hopeless.rows])
     shutil.copytree(tiny_run, place / "run")
     before = contents(place)
-    options = ("--model", str(tiny_folder("llama")), *QUICK, *hopeless.options)
+    options = ("--model", str(tiny_folder(hopeless.model)), *QUICK, *hopeless.options)
     assert tune(data, place / "run", *options, "--overwrite") == 2
     assert contents(place) == before
 

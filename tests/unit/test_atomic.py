@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 from lushan.atomic import (
+    is_abandoned,
     is_locked,
+    kept_folder,
     lock_file,
     naming_full_disk,
+    new_folder,
     write_json,
     write_parts,
     write_text,
 )
-from lushan.errors import RunError
+from lushan.errors import FullDiskError
 
 
 def test_written_text_is_read_back_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -35,9 +38,14 @@ def test_full_disk_leaves_the_old_file_whole(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
+    told = rf"^`a\.txt` cannot be written to `{tmp_path}`: No space left on device\. .* `--resume`\. Noth"
+    with pytest.raises(FullDiskError, match=told) as found:
         write_text(tmp_path / "a.txt", "new")
+    assert isinstance(found.value, OSError)  # for caches, which do without
+    assert found.value.errno == 28
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old"
+    with pytest.raises(FullDiskError, match=r"^`model` cannot be"), new_folder(tmp_path / "model"):
+        pass
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -85,8 +93,8 @@ def test_parts_that_fail_half_way_leave_the_old_file_whole(tmp_path: Path) -> No
 def test_a_full_disk_is_named_with_what_to_do(tmp_path: Path) -> None:
     wanted = f"^The rows cannot be written to `{tmp_path}`: No space left on device. Make room there, or pray."
     with (
-        pytest.raises(RunError, match=wanted),
-        naming_full_disk(tmp_path, what="The rows", remedy="pray"),
+        pytest.raises(FullDiskError, match=wanted),
+        naming_full_disk(tmp_path, what="The rows", remedy="or pray"),
         Path("/dev/full").open("w", encoding="utf-8") as full,
     ):
         full.write("a")
@@ -95,7 +103,7 @@ def test_a_full_disk_is_named_with_what_to_do(tmp_path: Path) -> None:
 def test_other_failures_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     with (
         pytest.raises(FileNotFoundError),
-        naming_full_disk(tmp_path, what="The rows", remedy="pray"),
+        naming_full_disk(tmp_path, what="The rows"),
     ):
         (tmp_path / "missing").read_bytes()
 
@@ -112,3 +120,21 @@ def test_file_is_kept_until_it_is_given_back_or_the_process_ends(tmp_path: Path)
     code = "from pathlib import Path; from lushan.atomic import lock_file\nlock_file(Path('.lock'))"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert not is_locked(file)
+
+
+def test_folder_of_a_process_is_abandoned_once_that_is_gone_and_something_is_in_it(
+    tmp_path: Path,
+) -> None:
+    with kept_folder(tmp_path, name="a.b") as one, kept_folder(tmp_path, name="a.b") as other:
+        assert one != other
+        assert (one.name[:5], one.suffix) == (".a.b.", ".part")
+        (one / "model").mkdir()
+        assert not is_abandoned(one)
+    assert list(tmp_path.iterdir()) == []
+    one.mkdir()
+    (one / ".lock").touch()
+    assert not is_abandoned(one)  # another process may just have made it
+    (one / "model").mkdir()
+    assert is_abandoned(one)
+    assert not is_abandoned(one / ".lock")
+    assert not is_abandoned(tmp_path / "gone")

@@ -73,6 +73,14 @@ def test_wrong_setting_is_refused_with_its_place_and_value(
         build(Outer, values, source="a.yaml")
 
 
+def test_text_that_was_read_as_something_else_needs_quotes_of_its_own() -> None:
+    with pytest.raises(
+        SettingError, match=r"`name` is wrong: .*Got True\. .* quotes of its own: `N"
+    ):
+        build(Outer, parse_assignments(["name=yes"]), source="--set")
+    assert build(Outer, parse_assignments(['name="yes"']), source="--set").name == "yes"
+
+
 def test_whole_number_is_a_fair_way_to_write_a_float() -> None:
     assert build(Outer, {"inner": {"rate": 1}}, source="--set").inner.rate == 1.0
 
@@ -87,6 +95,7 @@ def test_whole_number_is_a_fair_way_to_write_a_float() -> None:
         (["name=a=b"], {"name": "a=b"}),
         (["name="], {"name": None}),
         (["a=true", "b=[1, 2]"], {"a": True, "b": [1, 2]}),
+        (['a="1"', "b='1e-3'", "c=1e-3 # small"], {"a": "1", "b": "1e-3", "c": 0.001}),
     ],
 )
 def test_assignments_become_nested_values(assignments: list[str], expected: dict[str, Any]) -> None:

@@ -16,3 +16,5 @@ class Baseline:
     """One per test example, in order."""
     description: str
     """One sentence for the report: what was counted and which settings were chosen."""
+    learns: bool = True
+    """Whether the training rows say anything to it."""

@@ -24,7 +24,9 @@ def answer(parts: Parts, *, state: TaskState) -> Baseline:
     del state
     predictions = [Prediction(each.id, first_sentence(each.text)) for each in parts.test]
     return Baseline(
-        predictions, "The text up to the end of its first sentence, or of its first line."
+        predictions,
+        "The text up to the end of its first sentence, or of its first line.",
+        learns=False,
     )
 
 

@@ -8,7 +8,7 @@ import typer
 
 from lushan.cli.console import (
     JsonOption,
-    SeedOption,
+    RecipeSeedOption,
     TrainingBar,
     emit_json,
     quick_imports,
@@ -31,23 +31,41 @@ def command(
         Path | None,
         typer.Option("--out", metavar="RUN", help="The run folder; else a new `lushan-demo`."),
     ] = None,
-    seed: SeedOption = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in --out.")
+    ] = False,
+    seed: RecipeSeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tune the default model on the rows that ship with Lushan, and report; fetches the model if it is missing."""
-    from lushan.model_store.run_folder import check_is_free
+    from lushan.errors import SettingError
+    from lushan.model_store.run_folder import RunFolder, check_is_free
     from lushan.workflows.recipe import make_recipe
 
+    if resume and (overwrite or out is None):
+        raise SettingError("`--resume` needs `--out RUN`, and does not go with `--overwrite`.")
     run = out or _free_folder()
-    check_is_free(run, overwrite=False)
-    recipe = make_recipe(None, {**SETTINGS, "seed": seed}, [])
+    if resume:
+        RunFolder.open(run).close()
+    else:
+        check_is_free(run, overwrite=overwrite)
+    recipe = make_recipe(None, {**({} if resume else SETTINGS), "seed": seed}, [])
     _get_default_model()
 
     with quick_imports():
         from lushan.workflows.tune import tune
 
     with TrainingBar() as listener:
-        results = tune(DATA, recipe, out=run, tell=tell, listeners=[listener])
+        results = tune(
+            DATA,
+            recipe,
+            out=run,
+            resume=resume,
+            overwrite=overwrite,
+            tell=tell,
+            listeners=[listener],
+        )
     show_outcome(results)
     if as_json:
         emit_json(results)

@@ -30,7 +30,7 @@ def list_them(*, as_json: JsonOption = False, seed: SeedOption = 0) -> None:
             "yes" if model.is_here else "no",
             model.kind,
             model.licence or "not told",
-            model.description,
+            model.description + (f" Languages: {model.languages}." if model.languages else ""),
         )
         for model in models
     ]

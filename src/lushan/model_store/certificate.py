@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from lushan.atomic import write_json
+from lushan.backbones import native
 from lushan.backbones.sources import locate
 from lushan.errors import CertificateError, RunError
 from lushan.inference.generate import Generated
@@ -250,9 +251,10 @@ def read_probes(run: Path) -> list[Example]:
 def _answers_of_fresh_process(run: Path) -> dict[str, Any]:
     # `-P`: else files of the folder in which the user is, such as a `random.py`, would be imported.
     command = [sys.executable, "-P", "-m", "lushan.model_store.certificate", str(run)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    # It computes as this process does, whatever else could be had by now.
+    alike = {"OMP_NUM_THREADS": str(torch.get_num_threads()), **native.environment()}
     done = subprocess.run(  # noqa: S603 - our own module
-        command, capture_output=True, text=True, check=False, env=environment
+        command, capture_output=True, text=True, check=False, env={**os.environ, **alike}
     )
     if done.returncode:
         raise CertificateError(f"The saved model cannot be loaded again:\n{done.stderr[-2000:]}")

@@ -185,6 +185,32 @@ def read_correct(run: Path) -> dict[str, float]:
     Raises:
         RunError: If there is no run, it is not finished, or its answers are missing or broken.
     """
+    return _read_of_rows(run, "correct")
+
+
+def read_truth_tokens(run: Path) -> dict[str, int]:
+    """Tell of every test row of a finished run of how many tokens the truth is for the tuned model, by the row's id.
+
+    Raises:
+        RunError: As for `read_correct`.
+    """
+    return _read_of_rows(run, "num_truth_tokens")
+
+
+def read_task(run: Path) -> str:
+    """Name the task of a finished run.
+
+    Raises:
+        RunError: If its results do not say.
+    """
+    file = run / "results.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["task"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise _broken(file, error) from None
+
+
+def _read_of_rows(run: Path, name: str) -> dict[str, Any]:
     if not run.is_dir():
         raise RunError(f"`{run}` does not exist. Name a folder that `lushan tune --out` wrote.")
     if not (run / "results.json").is_file():
@@ -194,11 +220,15 @@ def read_correct(run: Path) -> dict[str, float]:
         )
     file = _predictions_file(run, "after")
     try:
-        return {line["id"]: line["correct"] for line in _read_lines(file)}
+        return {line["id"]: line[name] for line in _read_lines(file)}
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"`{file}` is missing or broken: {error}. Restore it, or name rows to ask: `--data DATA`."
-        ) from None
+        raise _broken(file, error) from None
+
+
+def _broken(file: Path, error: Exception) -> RunError:
+    return RunError(
+        f"`{file}` is missing or broken: {error}. Restore it, or name rows to ask: `--data DATA`."
+    )
 
 
 def _predictions_file(run: Path, system: str) -> Path:
@@ -252,6 +282,26 @@ def check_keeps(path: Path, *, needed: Sequence[Path]) -> None:
             raise RunError(
                 f"`--out {path} --overwrite` would delete `{each}`, which the new run needs. Name another folder."
             )
+
+
+def check_can_be_told(*paths: Path) -> None:
+    """Refuse names that are not UTF-8, as all is that is written of a run.
+
+    Raises:
+        RunError: If there is one; says which part of the path it is.
+    """
+    for path in paths:
+        wrong = [part for part in Path(os.path.realpath(path)).parts if _shown(part) != part]
+        if wrong:
+            raise RunError(
+                f"`{_shown(str(path))}`: the name `{_shown(wrong[0])}` is not UTF-8, which all is that is written of a run. "
+                "Rename it."
+            )
+
+
+def _shown(name: str) -> str:
+    """Give a name with its bytes that are no UTF-8 as escapes."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _is_of_beginning(file: Path) -> bool:

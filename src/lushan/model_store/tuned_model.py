@@ -27,7 +27,7 @@ from lushan.errors import ModelError, RunError
 from lushan.inference.generate import named_stop_ids
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.inference.predict import Predictor
-from lushan.records import AnswerMode, Example, TaskState, answer_from_plain
+from lushan.records import AnswerMode, TaskState
 from lushan.tasks import Task
 
 SCHEMA_VERSION = 1
@@ -94,8 +94,12 @@ def _name_end_of_turn(folder: Path, backbone: Backbone) -> None:
 
 
 def write_meaning(folder: Path, meaning: TunedModel) -> None:
-    """Write `lushan.json`: what the other files of a model do not say."""
-    values = {**dataclasses.asdict(meaning), "generation": meaning.generation.model_dump()}
+    """Write `lushan.json`: what the other files of a model do not say.
+
+    Worked examples stay out: they are training rows, which whoever gets the model need not see and no saved model is asked with.
+    """
+    told = dataclasses.replace(meaning, state=dataclasses.replace(meaning.state, shots=()))
+    values = {**dataclasses.asdict(told), "generation": meaning.generation.model_dump()}
     text = json.dumps(values, ensure_ascii=False, indent=1)
     (folder / _FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -156,21 +160,9 @@ def read_meaning(folder: Path) -> TunedModel:
 
 
 def _read_state(values: dict[str, Any]) -> TaskState:
-    shots = tuple(
-        Example(
-            each["id"],
-            each["text"],
-            answer_from_plain(each["target"]),
-            each["place"],
-            each["extra"],
-            None if each.get("labels") is None else tuple(each["labels"]),
-        )
-        for each in values["shots"]
-    )
     return TaskState(
         labels=tuple(values["labels"]),
         multi_label=values["multi_label"],
-        shots=shots,
         class_weights=tuple(values["class_weights"]),
         instruction=values["instruction"],
         stop_strings=tuple(values.get("stop_strings", ())),

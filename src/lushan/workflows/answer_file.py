@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lushan.atomic import write_json
+from lushan.atomic import naming_full_disk, write_json
 from lushan.errors import RunError, SettingError, UserError
+
+_GO_ON = "then go on with `--resume`"
 
 
 class AnswerFile:
@@ -83,9 +85,12 @@ class AnswerFile:
         """Append lines as they come; behind the last, the file gets its name.
 
         Raises:
+            FullDiskError: If there is no room; what was answered stays.
             UserError: That of making a line; then nothing is left.
         """
-        with self._stream as stream:  # nobody else gets at it before it has its name, or is gone
+        full = naming_full_disk(self._part.parent, what=f"`{self._part.name}`", remedy=_GO_ON)
+        # Nobody else gets at it before it has its name, or is gone.
+        with full, self._stream as stream:
             try:
                 stream.seek(0, os.SEEK_END)
                 for line in lines:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lushan.backbones.class_layer import notes_on_layer
 from lushan.backbones.hardware import choose_device
+from lushan.backbones.heads import check_layer
 from lushan.backbones.inspect import describe
 from lushan.backbones.sources import locate
 from lushan.backbones.tokenizer import Tokenizer
@@ -16,6 +17,7 @@ from lushan.inference.grammar import check_forms
 from lushan.records import SPLIT_NAMES, TaskState
 from lushan.tasks import Task
 from lushan.training.processes import Team
+from lushan.workflows.language import notes_on_language
 from lushan.workflows.prepare import Prepared, prepare
 from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.resolve import (
@@ -60,6 +62,7 @@ def check(data: Path, recipe: TuneRecipe, *, tell: Callable[[str], None]) -> dic
         *prepared.notes,
         *prove(prepared, task),
         *task.notes(prepared.parts.train),
+        *notes_on_language(recipe.model.name, prepared.parts.train, writes=task.writes),
         *notes,
     ]
     ledger, has_model = prepared.ledger, True
@@ -115,6 +118,7 @@ def _with_tokens(
 ) -> Ledger:
     facts = describe(base)
     refuse_what_does_not_fit(recipe, facts)
+    check_layer(base, facts, task.layer(state, answer=recipe.answer).purpose)
     model = recipe.model.model_copy(
         update={"max_length": recipe.model.max_length or facts.context_tokens}
     )

@@ -36,7 +36,7 @@ from lushan.training.checkpoint import Checkpoints
 from lushan.workflows.compiling import compiled_layers
 from lushan.workflows.meaning import meaning_of
 from lushan.workflows.prepare import arrange
-from lushan.workflows.recipe import TuneRecipe, flags_of, make_recipe
+from lushan.workflows.recipe import TuneRecipe, flags_of, make_recipe, with_model_path
 from lushan.workflows.resolve import refuse_what_the_task_lacks
 from lushan.workflows.setup import Planned, plan
 from lushan.workflows.tune import train, untrained
@@ -70,7 +70,7 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):
     Texts are a sequence, an array or a Series of `str`, or an array or a DataFrame with one column of them.
 
     Args:
-        model: A folder with a Hugging Face model, or a name from `lushan models list`.
+        model: A folder with a Hugging Face model, seen from where `fit` is called, or a name from `lushan models list`.
         adapter: What is trained: `full`, `lora`, `head` or `top:N`.
         answer: `head` answers by a new layer, `generate` by writing a label.
         epochs: Passes over the training rows; None lets the effort and the data size decide.
@@ -126,7 +126,7 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):
         classes = np.unique(labels)
         names = dict(zip(classes.tolist(), _names_of(classes), strict=True))
         texts = _texts_of(values)
-        recipe = self._recipe()
+        recipe = with_model_path(self._recipe())
         task: Task = load_task(recipe.task)
         refuse_what_the_task_lacks(recipe, task)
         if recipe.answer == "head" and recipe.task_settings.instruction is not None:

@@ -2,23 +2,22 @@
 
 import hashlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import lushan
-from lushan.atomic import is_locked, lock_file, write_json
+from lushan.atomic import LOCK, is_abandoned, kept_folder, write_json
 from lushan.catalog import load_task
 from lushan.errors import CertificateError, DataError, ModelError, RunError, SettingError, need
 from lushan.model_store.certificate import read_probes
 from lushan.model_store.export_certificate import EXPORT_FILE, EXPORTS
-from lushan.model_store.exports import load_form
+from lushan.model_store.exports import SCRATCH, load_form
 from lushan.model_store.merged import load_merged
-from lushan.model_store.run_folder import check_can_be_folder, check_keeps
+from lushan.model_store.run_folder import check_can_be_folder, check_can_be_told, check_keeps
 from lushan.model_store.tuned_model import model_folder
 from lushan.records import Example
 from lushan.settings import build, read_yaml
@@ -30,9 +29,8 @@ from lushan.workflows.recipe import TuneRecipe
 from lushan.workflows.seen_rows import SEEN, is_tuned_on
 
 SCHEMA_VERSION = 1
-_LOCK = ".lock"
-_OLD = "old"
-"""The export that is being replaced, while the new one takes its place."""
+_NEW, _OLD = "new", "old"
+"""The export that is being made, and the one that is being replaced, while the new one takes its place."""
 
 
 def export(
@@ -72,8 +70,12 @@ def export(
             f"`--quantise {quantise}` is none of `--to {to}`. Known: {', '.join(form.tolerances)}."
         )
     out = out or run / EXPORTS / (to if quantise == "none" else f"{to}-{quantise}")
-    _clear_abandoned(out)
-    _check_place(out, needed=[run, *([data] if data else [])], overwrite=overwrite)
+    needed = [run, *([data] if data else [])]
+    check_can_be_told(out, *needed)
+    place = out.resolve()  # a link stays, and `.` has a name
+    is_here = place.is_dir() and place.samefile(".")
+    _clear_abandoned(place)
+    _check_place(out, needed=needed, overwrite=overwrite)
     opened = open_run(run)
     predictor = opened.predictor
     layer = predictor.task.layer(predictor.state, answer=predictor.answer)
@@ -86,10 +88,10 @@ def export(
     version = predictor.version
     del opened, predictor  # run and export are not in memory together
     merged = load_merged(run)
-    with _beside(out) as folder:
+    with _beside(place) as folder:
         tell(f"Writing {to}, {quantise}.")
         notes = [*merged.notes, *form.write(merged, folder, quantise=quantise)]
-        with _refused(folder, out, tell=tell):
+        with _refused(folder, place, tell=tell):
             check = ExportCheck(form, to, quantise, folder=folder, merged=merged, rows=rows)
             told = check.run(own, seed=seed, tell=tell)
         for note in notes:
@@ -107,6 +109,8 @@ def export(
             "files": _files(folder),
         }
         write_json(folder / EXPORT_FILE, content)
+    if is_here:
+        tell(f"The folder that you are in was replaced: `cd {place}` shows what is in the new one.")
     return {**content, "out": str(out)}
 
 
@@ -134,12 +138,12 @@ def _clear_abandoned(out: Path) -> None:
     """Remove what killed exports left beside `out`; the older export that one of them had put aside comes back first."""
     if not out.parent.is_dir():
         return
+    ours = re.compile(rf"\.{re.escape(out.name)}\.[^.]+\.part")
     for place in list(out.parent.glob(".*.part")):
-        if not place.name.startswith(f".{out.name}.") or not place.is_dir():
+        if not ours.fullmatch(place.name) or not is_abandoned(place):
             continue
         left = {each.name for each in place.iterdir()}
-        is_ours = bool(left & {out.name, _OLD}) and left <= {out.name, _OLD, _LOCK}
-        if not is_ours or is_locked(place / _LOCK):
+        if not left <= {_NEW, _OLD, SCRATCH, LOCK}:
             continue
         if _OLD in left and not out.exists():
             (place / _OLD).rename(out)
@@ -150,29 +154,15 @@ def _clear_abandoned(out: Path) -> None:
 def _beside(out: Path) -> Iterator[Path]:
     """Give a folder that takes the place of `out` when the block is done."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".part") as place,
-        _kept(Path(place)),
-    ):
-        folder = Path(place) / out.name
+    with kept_folder(out.parent, name=out.name) as place:
+        folder = place / _NEW
         folder.mkdir()
         yield folder
         for file in folder.rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)
         if out.is_dir():
-            out.rename(Path(place) / _OLD)
+            out.rename(place / _OLD)
         folder.rename(out)
-
-
-@contextmanager
-def _kept(place: Path) -> Iterator[None]:
-    """Let nobody take a folder for one that a killed process left."""
-    descriptor = lock_file(place / _LOCK)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 @contextmanager

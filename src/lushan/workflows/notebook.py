@@ -1,13 +1,16 @@
 """The commands as Python functions, with plain arguments and plain results; they tell what they do to the log."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
 
-from lushan.settings import merged, nested
+from lushan.errors import SettingError
+from lushan.settings import merged, nearest_setting, nested
 from lushan.workflows import check as checking
 from lushan.workflows import evaluate as evaluating
 from lushan.workflows import export as exporting
@@ -50,7 +53,7 @@ def tune(
     """
     return tuning.tune(
         Path(data),
-        _recipe(recipe, options, settings),
+        _recipe(tune, recipe, options, settings),
         out=Path(out),
         resume=resume,
         overwrite=overwrite,
@@ -79,7 +82,7 @@ def check(
     Raises:
         UserError: If something would block a run.
     """
-    return checking.check(Path(data), _recipe(recipe, options, settings), tell=logger.info)
+    return checking.check(Path(data), _recipe(check, recipe, options, settings), tell=logger.info)
 
 
 def augment(
@@ -113,7 +116,7 @@ def augment(
     """
     return augment_or_label(
         Path(data),
-        _recipe(None, options, settings),
+        _recipe(augment, None, options, settings),
         out=Path(out),
         num_rows=num_rows,
         unlabelled=None if unlabelled is None else Path(unlabelled),
@@ -145,7 +148,7 @@ def evaluate(
     data: str | Path,
     *,
     settings: Mapping[str, Any] = _NO_SETTINGS,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """Score a run on labelled rows: `lushan evaluate`.
 
@@ -153,7 +156,7 @@ def evaluate(
         run: The folder that `tune` wrote.
         data: A file, or a folder with a test file.
         settings: `data.columns` and `data.over_length`, where they differ from those of the run.
-        seed: Of the bootstrap intervals.
+        seed: Of the bootstrap intervals and of written answers that are drawn; else that of the run for these.
 
     Raises:
         UserError: If the run or the data does not fit.
@@ -169,7 +172,7 @@ def compare(
     *,
     data: str | Path | None = None,
     settings: Mapping[str, Any] = _NO_SETTINGS,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """Hold runs against each other row by row: `lushan compare`.
 
@@ -177,7 +180,7 @@ def compare(
         runs: At least two run folders.
         data: Labelled rows to ask every run about; None takes the test rows of their tuning.
         settings: As for `evaluate`; only with `data`.
-        seed: Of the bootstrap intervals.
+        seed: As for `evaluate`.
 
     Raises:
         UserError: If the runs were not tested on the same rows.
@@ -229,7 +232,30 @@ def export(
 
 
 def _recipe(
-    file: str | Path | None, options: TuneOptions, settings: Mapping[str, Any]
+    function: Callable[..., Any],
+    file: str | Path | None,
+    options: TuneOptions,
+    settings: Mapping[str, Any],
 ) -> TuneRecipe:
+    _refuse_unknown(function, options)
     values = merged(flags_of(options), nested(settings))
     return make_recipe(None if file is None else Path(file), values, [])
+
+
+def _refuse_unknown(function: Callable[..., Any], options: TuneOptions) -> None:
+    """Refuse an option that Python took and nothing reads.
+
+    Raises:
+        SettingError: If there is one; lists those there are, and says how settings are given.
+    """
+    own = signature(function).parameters.values()
+    known = [each.name for each in own if each.kind is each.KEYWORD_ONLY]
+    known += TuneOptions.__annotations__
+    if unknown := next((name for name in options if name not in known), None):
+        near = get_close_matches(unknown, known, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        setting = nearest_setting(TuneRecipe, unknown) or "training.learning_rate"
+        raise SettingError(
+            f"`lushan.{function.__name__}` has no option `{unknown}`. Known: {', '.join(known)}.{hint} Settings are given "
+            f'by their full name: `settings={{"{setting}": ...}}`.'
+        )

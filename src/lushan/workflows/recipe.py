@@ -24,15 +24,19 @@ NULL_IS_AN_ANSWER = frozenset({"training.patience"})
 """Settings whose null says something where it is given, and leaves nothing open."""
 
 
-def _as_label(value: object) -> object:
-    """Take a whole number for the label that a table has: `--set` reads `1` as one."""
+def _as_name(value: object) -> object:
+    """Take a whole number for the label or the column that a table calls so: `--set` reads `1` as one."""
     return str(value) if type(value) is int else value
+
+
+Name = Annotated[str, BeforeValidator(_as_name)]
+"""What a table calls a column or a label."""
 
 
 class DataSettings(Settings):
     """How files become examples."""
 
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, Name] = Field(default_factory=dict)
     """The task's column name to the file's, such as `text: body`; others are guessed, and told."""
 
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
@@ -84,7 +88,7 @@ class TaskSettings(Settings):
     instruction: str | None = None
     """First line of the prompt in place of the built-in one; used by generation and prompting."""
 
-    positive_label: Annotated[str, BeforeValidator(_as_label)] | None = None
+    positive_label: Name | None = None
     """Of two labels the one whose F1, precision and recall are told; None takes the one that sorts last."""
 
 
@@ -130,13 +134,15 @@ class TrainingSettings(Settings):
     """How long and how hard to train."""
 
     epochs: int | None = Field(default=None, ge=1)
-    """Passes over the training rows; None lets the effort and the data size decide."""
+    """Passes over the training rows. None takes 3 (5 with `--effort thorough`), twice that below 1,000 rows, and for a head as many
+    as make 60 optimizer steps (500 with `--adapter head`); with a budget no more than fit into it, but 3 (5) at least."""
 
     learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate of pretrained weights and adapters; None takes the adapter's default."""
+    """Peak learning rate of pretrained weights and adapters. None takes 5e-5 with `full`, 1e-4 with `top`, 3e-4 with `lora`;
+    20 times that with `adafactor`, 100 times with `sgd`."""
 
     head_learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate of the new head; None takes the default of the method."""
+    """Peak learning rate of the new head. None takes 1e-3, with `--adapter head` 3e-3; more with `adafactor` and `sgd`, as above."""
 
     optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
     """`adamw`; `adafactor`, which remembers almost nothing; `sgd` with momentum. All with decoupled weight decay."""
@@ -161,7 +167,8 @@ class TrainingSettings(Settings):
 
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations that were no better: no higher validation score nor, of an equal one, a lower loss. The
-    warm-up does not count. A `null` that is given never stops early; where nothing is, the effort decides."""
+    warm-up does not count. A `null` that is given never stops early; where nothing is, `--effort thorough` stops after 2, for a
+    head after as many epochs as make 60 steps if these are more, and others never."""
 
     keep: Literal["best", "last"] = "best"
     """Which weights the run ends with: those of the best evaluation, or of the last."""
@@ -253,12 +260,12 @@ def make_recipe(
     return build(TuneRecipe, merged(values, parse_assignments(assignments)), source="--set")
 
 
-def with_model_path(recipe: TuneRecipe, *, out: Path) -> TuneRecipe:
+def with_model_path(recipe: TuneRecipe, *, out: Path | None = None) -> TuneRecipe:
     """Name a model that is a folder by its whole path, so that it is found from every working directory.
 
     Args:
         recipe: With any name.
-        out: Folder that the run will be in.
+        out: Folder that the run will be in; None where there will be none.
 
     Raises:
         SettingError: If the run would be taken for the model, once it is there.
@@ -267,12 +274,20 @@ def with_model_path(recipe: TuneRecipe, *, out: Path) -> TuneRecipe:
     if path.exists():
         model = recipe.model.model_copy(update={"name": str(path.resolve())})
         return recipe.model_copy(update={"model": model})
-    if path.resolve() == out.resolve():
+    if out is not None and path.resolve() == out.resolve():
         raise SettingError(
             f"`--out {out}`: this folder would be taken for the model `{recipe.model.name}` from then on. Name another "
             "folder."
         )
     return recipe
+
+
+def with_added_path(recipe: TuneRecipe) -> TuneRecipe:
+    """Name the file of `data.added` by its whole path, so that it is found from every working directory."""
+    if recipe.data.added is None or not Path(recipe.data.added).exists():  # told as it was given
+        return recipe
+    added = str(Path(recipe.data.added).resolve())
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"added": added})})
 
 
 def is_same_model(one: str, other: str) -> bool:

@@ -46,17 +46,25 @@ def reopen(data: Path, given: TuneRecipe, *, out: Path, tell: Tell) -> tuple[Run
         UserError: If there is no run, or its recipe, data or model is another now.
     """
     run = RunFolder.open(out)
-    recipe = build(TuneRecipe, run.recipe(), source=str(out / "recipe.yaml"))
+    try:
+        return run, _setup_of(run, data, given, tell=tell)
+    except BaseException:
+        run.close()
+        raise
+
+
+def _setup_of(run: RunFolder, data: Path, given: TuneRecipe, *, tell: Tell) -> Setup:
+    recipe = build(TuneRecipe, run.recipe(), source=str(run.path / "recipe.yaml"))
     if differences := check_same_recipe(given, recipe, choices=run.get("choices") or ()):
         raise SettingError(
-            f"`--resume`: the run in `{out}` was begun with other settings: {'; '.join(differences)}. "
+            f"`--resume`: the run in `{run.path}` was begun with other settings: {'; '.join(differences)}. "
             "Leave them out, or start again with `--overwrite`."
         )
     noted = {name: run.get(name) for name in NOTED}
     setup = same_setup(data, recipe, noted=noted, tell=tell)
     if run.get("training") is None:
         check_still_fits(setup, describe(setup.base))
-    return run, setup
+    return setup
 
 
 def same_setup(

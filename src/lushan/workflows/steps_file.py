@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from lushan.atomic import write_parts
+from lushan.atomic import naming_full_disk, write_parts
 from lushan.training.loop import Evaluated, StepDone
 
 
@@ -13,11 +14,16 @@ class StepsFile:
 
     def __init__(self, path: Path, *, first_step: int) -> None:
         """Drop the lines from `first_step` on: those steps are taken again."""
+        self._path = path
         write_parts(path, _lines_before(first_step, path))
         self._stream = path.open("a", encoding="utf-8", buffering=1)
 
     def on_step(self, done: StepDone) -> None:
-        """Append one line."""
+        """Append one line.
+
+        Raises:
+            FullDiskError: If there is no room.
+        """
         line = {
             "step": done.step,
             "loss": done.loss,
@@ -26,14 +32,24 @@ class StepsFile:
             "tokens": done.tokens,
             "seconds": done.seconds,
         }
-        self._stream.write(json.dumps(line) + "\n")
+        with self._naming_full_disk():
+            self._stream.write(json.dumps(line) + "\n")
 
     def on_evaluation(self, epoch: int, step: int, found: Evaluated) -> None:
         """Evaluations stand in `results.json`."""
 
     def close(self) -> None:
-        """Finish the file."""
-        self._stream.close()
+        """Finish the file.
+
+        Raises:
+            FullDiskError: If there is no room for what is still to be written.
+        """
+        with self._naming_full_disk():
+            self._stream.close()
+
+    def _naming_full_disk(self) -> AbstractContextManager[None]:
+        remedy = "then go on with `--resume`"
+        return naming_full_disk(self._path.parent, what=f"`{self._path.name}`", remedy=remedy)
 
 
 def _lines_before(first_step: int, path: Path) -> Iterator[str]:

@@ -8,9 +8,10 @@ import math
 import platform
 import time
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import fields, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -21,7 +22,7 @@ import transformers
 import lushan
 from lushan.atomic import write_json
 from lushan.backbones.adapters import attach, trained_parts
-from lushan.backbones.class_layer import draw_class_layer, has_other_layer
+from lushan.backbones.class_layer import fit_class_layer
 from lushan.backbones.compiling import CompiledLayers
 from lushan.backbones.hardware import choose_num_threads
 from lushan.backbones.inspect import describe
@@ -40,7 +41,12 @@ from lushan.data.feature_store import distinct_tokens
 from lushan.errors import CertificateError
 from lushan.inference.predict import Predictor
 from lushan.model_store.certificate import certify
-from lushan.model_store.run_folder import RunFolder, check_is_free, check_keeps
+from lushan.model_store.run_folder import (
+    RunFolder,
+    check_can_be_told,
+    check_is_free,
+    check_keeps,
+)
 from lushan.model_store.tuned_model import load_predictor, model_version, save_model
 from lushan.records import Batch, LossSum
 from lushan.settings import build
@@ -58,7 +64,7 @@ from lushan.workflows.no_answer import with_threshold
 from lushan.workflows.outcome import peak_rss_bytes, write_outcome
 from lushan.workflows.prepare import prepare
 from lushan.workflows.progress import Tell, say_nothing
-from lushan.workflows.recipe import TuneRecipe, with_model_path
+from lushan.workflows.recipe import TuneRecipe, with_added_path, with_model_path
 from lushan.workflows.reopen import NOTED, digests_of_base, reopen, same_setup
 from lushan.workflows.resolve import refuse_what_the_task_lacks, with_usual_answer
 from lushan.workflows.setup import Setup, plan
@@ -100,41 +106,50 @@ def tune(
         UserError: If the recipe, the data or the model is wrong; nothing is written then.
     """
     team = Team()
-    with closing(team):
-        if not team.leads:
-            _help(data, team)
-            return {}
-        try:
-            if resume:
-                run, setup = reopen(data, recipe, out=out, tell=tell)
-            else:
-                run, setup = _begin(data, recipe, out=out, overwrite=overwrite, tell=tell)
-            write_json(run.path / "ledger.json", setup.ledger.as_dict())
-            torch.set_num_threads(run.get("num_threads"))
-        except BaseException:
-            team.share(None)  # nothing to help with
-            raise
-        predictor = _trained(run, setup, team=team, tell=tell, listeners=listeners)
-    if run.predictions("after") is None:
-        with run.clock("after_evaluation"):
-            tell(f"After: asking the tuned model about {len(setup.parts.test):,} test rows.")
-            run.save_predictions("after", predictor.examine(setup.parts.test))
-    del predictor  # the tuned and the untouched model are never in memory together
-    _ask_before(run, setup, tell=tell)
-    if setup.recipe.baselines:
-        with run.clock("baselines"):
-            run_baselines(run, setup, tell=tell)
-    if setup.recipe.data.label_curve:
-        with run.clock("label_curve"):
-            run_label_curve(
-                run,
-                setup,
-                untrained=partial(untrained, tell=say_nothing),
-                train=partial(train_apart, tell=say_nothing),
-                tell=tell,
-            )
-    with run.clock("report"):
-        return write_outcome(run, setup)
+    with ExitStack() as at_end:
+        with closing(team):
+            if not team.leads:
+                _help(data, team)
+                return {}
+            try:
+                run, setup = _opened(
+                    data, recipe, out=out, resume=resume, overwrite=overwrite, tell=tell
+                )
+                at_end.callback(run.close)  # a notebook keeps what was there when it failed
+                write_json(run.path / "ledger.json", setup.ledger.as_dict())
+                torch.set_num_threads(run.get("num_threads"))
+            except BaseException:
+                team.share(None)  # nothing to help with
+                raise
+            predictor = _trained(run, setup, team=team, tell=tell, listeners=listeners)
+        if run.predictions("after") is None:
+            with run.clock("after_evaluation"):
+                tell(f"After: asking the tuned model about {len(setup.parts.test):,} test rows.")
+                run.save_predictions("after", predictor.examine(setup.parts.test))
+        del predictor  # the tuned and the untouched model are never in memory together
+        _ask_before(run, setup, tell=tell)
+        if setup.recipe.baselines:
+            with run.clock("baselines"):
+                run_baselines(run, setup, tell=tell)
+        if setup.recipe.data.label_curve:
+            with run.clock("label_curve"):
+                run_label_curve(
+                    run,
+                    setup,
+                    untrained=partial(untrained, tell=say_nothing),
+                    train=partial(train_apart, tell=say_nothing),
+                    tell=tell,
+                )
+        with run.clock("report"):
+            return write_outcome(run, setup)
+
+
+def _opened(
+    data: Path, recipe: TuneRecipe, *, out: Path, resume: bool, overwrite: bool, tell: Tell
+) -> tuple[RunFolder, Setup]:
+    if resume:
+        return reopen(data, recipe, out=out, tell=tell)
+    return _begin(data, recipe, out=out, overwrite=overwrite, tell=tell)
 
 
 def _ask_before(run: RunFolder, setup: Setup, *, tell: Tell) -> None:
@@ -156,10 +171,11 @@ def _begin(
     recipe = with_usual_answer(recipe, task)
     refuse_what_the_task_lacks(recipe, task)
     base = locate(recipe.model.name)
+    added = [] if recipe.data.added is None else [Path(recipe.data.added)]
+    check_can_be_told(out, data, base, *added)
     if overwrite:
-        added = [] if recipe.data.added is None else [Path(recipe.data.added)]
         check_keeps(out, needed=(data, base, *added))
-    recipe = with_model_path(recipe, out=out)
+    recipe = with_added_path(with_model_path(recipe, out=out))
     facts = describe(base)
     tokenizer = Tokenizer.load(base)
     prepared = prepare(data, task=task, recipe=recipe, tell=tell)
@@ -176,11 +192,12 @@ def _begin(
     status = {
         "data": str(data.resolve()),
         "fingerprint": prepared.fingerprint,
+        "digests": dict(prepared.digests),
         **digests_of_base(base),
         "num_threads": int(threads.value),
         "choices": choices,
         "notes": notes,
-        "seconds": dict.fromkeys(PHASES, 0.0),
+        "seconds": {**dict.fromkeys(PHASES, 0.0), "check": time.perf_counter() - started},
         "versions": {
             "lushan": lushan.__version__,
             "python": platform.python_version(),
@@ -188,10 +205,10 @@ def _begin(
             "transformers": transformers.__version__,
         },
     }
+    # Nothing that may fail comes behind it: a notebook would keep its lock.
     run = RunFolder.create(
         out, recipe=setup.recipe.model_dump(), status=status, overwrite=overwrite
     )
-    run.add_seconds("check", time.perf_counter() - started)
     return run, setup
 
 
@@ -302,7 +319,7 @@ def train_apart(predictor: Predictor, setup: Setup, *, tell: Tell) -> int:
 
 def _unwatched(setup: Setup) -> Setup:
     """Leave one validation row: the last weights are kept, so asking about all after every epoch would decide nothing."""
-    first = [each for each in setup.features["validation"] if each.example_index == 0]
+    first = list(takewhile(lambda each: each.example_index == 0, setup.features["validation"]))
     return replace(
         setup,
         parts=replace(setup.parts, validation=setup.parts.validation[:1]),
@@ -322,8 +339,7 @@ def untrained(setup: Setup, *, tell: Tell) -> Predictor:
         seed=recipe.seed,
         tokenizer=setup.tokenizer,
     )
-    if has_other_layer(setup.base, layer):
-        draw_class_layer(backbone, seed=recipe.seed)
+    fit_class_layer(backbone, setup.base, layer, seed=recipe.seed)
     attach(
         backbone,
         method=adapter.method,

@@ -69,3 +69,29 @@ def test_a_folder_in_the_way_is_refused_before_anything_is_fetched(
 
 def test_the_demo_reads_the_rows_that_ship_with_the_package() -> None:
     assert {file.name for file in demo.DATA.iterdir()} >= {"train.jsonl", "test.jsonl"}
+
+
+def test_a_demo_that_was_stopped_goes_on_with_its_seed_as_its_refusal_says(
+    fetched: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    quick = {"baselines": False, "training": {"epochs": 1}, "model": {"precision": "fp32"}}
+    monkeypatch.setattr(demo, "SETTINGS", quick)
+    monkeypatch.setattr(demo, "DATA", write_lines(tmp_path / "rows.jsonl", good_rows()))
+    monkeypatch.setattr(certificate, "_answers_of_fresh_process", answers_of_this_process)
+    begun = ["demo", "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr("lushan.workflows.tune.certify", stop)
+        assert run([*begun, "--seed", "3"]) == 130
+    assert run(begun) == 2
+    assert "Use `--resume` to go on with it, `--overwrite` to replace" in capsys.readouterr().err
+    assert run([*begun, "--resume"]) == 0
+    assert "seed: 3\n" in (tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8")
+    assert run([*begun, "--overwrite"]) == 0
+    assert "seed: 0\n" in (tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8")
+    assert fetched == [sources.DEFAULT_MODEL]

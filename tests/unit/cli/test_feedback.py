@@ -170,6 +170,7 @@ def test_lushan_without_the_extra_says_what_to_install(
     for words in ([*ADD, "--rating", "bad"], ["feedback", "list"], ["feedback", "export"]):
         assert run([*words, "--json"]) == 2
         expected = (
-            "`lushan feedback` needs `alembic`. Install it with `pip install 'lushan[serve]'`."
+            "`lushan feedback` needs `alembic`. Install it in the folder of Lushan's source: "
+            "`pip install -c constraints.txt '.[serve]'`."
         )
         assert answer_of(capsys) == {"error": expected}

@@ -119,7 +119,10 @@ def test_lushan_without_the_extra_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
     assert run(["keys", "list", "--json"]) == 2
-    expected = "`lushan keys` needs `sqlalchemy`. Install it with `pip install 'lushan[serve]'`."
+    expected = (
+        "`lushan keys` needs `sqlalchemy`. Install it in the folder of Lushan's source: "
+        "`pip install -c constraints.txt '.[serve]'`."
+    )
     assert answer_of(capsys) == {"error": expected}
 
 

@@ -28,14 +28,20 @@ def put(tiny: Path, name: str) -> None:
 
 def test_list_as_json_names_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "list", "--json"]) == 0
-    assert [model["name"] for model in answer_of(capsys)["models"]] == list(CATALOG)
+    models = answer_of(capsys)["models"]
+    told = [(each["name"], each["languages"]) for each in models]
+    assert told == [(name, model.languages) for name, model in CATALOG.items()]
 
 
-def test_list_for_people_marks_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_for_people_marks_the_default_and_tells_languages(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert run(["models", "list"]) == 0
     output = capsys.readouterr()
     assert output.out == ""
     assert "(default)" in output.err
+    assert "Languages:" in output.err
+    assert "English." in output.err
 
 
 def test_get_without_a_name_gets_the_default_and_says_so(

@@ -61,5 +61,5 @@ def test_missing_package_is_told_with_its_extra(
 ) -> None:
     check_packages("Feedback")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=rf"Feedback needs `{package}`.*lushan\[serve\]"):
+    with pytest.raises(MissingExtraError, match=rf"Feedback needs `{package}`.*'\.\[serve\]'"):
         check_packages("Feedback")

@@ -143,6 +143,18 @@ def test_model_that_cannot_be_loaded_again_is_not_certified_and_the_reason_is_to
     assert (whole.run / "model-refused" / "lushan.json").is_file()
 
 
+def test_fresh_process_computes_with_the_functions_of_this_one(
+    whole: Certified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = whole.run / "python"
+    program.write_text('#!/bin/sh\necho "made by $CXX" >&2\nexit 1\n', encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(certificate.native, "environment", lambda: {"CXX": "clang++ -O1"})
+    with pytest.raises(CertificateError, match=r"made by clang\+\+ -O1"):
+        certify(whole.run, whole.predictor, EXAMPLES)
+
+
 def test_fresh_process_prints_the_answers_on_its_last_line(
     whole: Certified, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

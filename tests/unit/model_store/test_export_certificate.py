@@ -288,7 +288,7 @@ def test_missing_program_is_named_with_its_extra(
     export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hf.Form, "program", "no_such_program")
-    with pytest.raises(MissingExtraError, match=r"`hf` needs `no_such_program`.*lushan\[export\]"):
+    with pytest.raises(MissingExtraError, match=r"`hf` needs `no_such_program`.*'\.\[export\]'"):
         replay_export(export)
 
 

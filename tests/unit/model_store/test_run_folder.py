@@ -1,5 +1,6 @@
 """The folder of a run: who may write, what is found again, what is refused."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import pytest
 from lushan.errors import RunError
 from lushan.model_store.run_folder import (
     RunFolder,
+    check_can_be_told,
     check_is_free,
     check_keeps,
     is_being_written,
     read_correct,
+    read_task,
+    read_truth_tokens,
 )
 from lushan.records import Call, Prediction
 
@@ -99,6 +103,23 @@ def test_how_good_graded_answers_are_is_kept_to_the_last_digit(tmp_path: Path) -
     run.save_predictions("after", [Prediction("one", "good")], correct=[0.1 + 0.2])
     (run.path / "results.json").touch()
     assert read_correct(run.path) == {"one": 0.1 + 0.2}
+
+
+def test_task_and_tokens_of_the_truth_are_read_of_a_finished_run(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    run.save_predictions("after", [Prediction("one", "good", num_truth_tokens=7)], correct=[0.5])
+    (run.path / "results.json").write_text('{"task": "dialogue"}', encoding="utf-8")
+    assert read_task(run.path) == "dialogue"
+    assert read_truth_tokens(run.path) == {"one": 7}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_results_that_do_not_name_their_task_are_said_to_be_broken(
+    text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "results.json").write_text(text, encoding="utf-8")
+    with pytest.raises(RunError, match=r"results\.json` is missing or broken: .*`--data DATA`"):
+        read_task(tmp_path)
 
 
 @pytest.mark.parametrize("text", [None, '{"id": "one"', '{"id": "one"}', "[1]"])
@@ -219,6 +240,16 @@ def test_what_a_new_run_needs_is_not_overwritten(tmp_path: Path) -> None:
     for needed in (run / "model", run, tmp_path / "link" / "rows.csv"):
         with pytest.raises(RunError, match=f"would delete `{needed}`"):
             check_keeps(run, needed=(data, needed))
+
+
+def test_name_that_is_not_utf_8_is_refused_by_its_part_of_the_path(tmp_path: Path) -> None:
+    check_can_be_told(tmp_path, tmp_path / "caf\u00e9" / "\u5e90\u5c71")
+    (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / os.fsdecode(b"caf\xe9"))
+    told = r"link/rows\.csv`: the name `caf\\xe9` is not UTF-8, .* Rename it\."
+    with pytest.raises(RunError, match=told) as found:
+        check_can_be_told(tmp_path, tmp_path / "link" / "rows.csv")
+    str(found.value).encode()  # can be shown
 
 
 def test_file_in_the_way_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from lushan.model_store.tuned_model import (
     read_meaning,
     save_model,
     weights_digest,
+    write_meaning,
 )
 from lushan.records import Example, TaskState
 from tests.conftest import MakeTiny
@@ -44,6 +45,7 @@ STATE = TaskState(
     longest_name=7,
     positive_label="2",
 )
+KEPT = dataclasses.replace(STATE, shots=())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +113,24 @@ def test_loaded_model_answers_like_the_one_that_was_saved(place: str, original: 
 
 def test_everything_that_a_model_means_is_read_as_it_was_written(original: Saved) -> None:
     backbone = original.predictor.backbone
-    expected = meaning_of(backbone, original.base, state=STATE)
+    expected = meaning_of(backbone, original.base, state=KEPT)
     assert read_meaning(original.model) == expected
     loaded = load_predictor(original.run)
-    assert (loaded.state, loaded.limit, loaded.answer) == (STATE, LIMIT, "head")
+    assert (loaded.state, loaded.limit, loaded.answer) == (KEPT, LIMIT, "head")
+
+
+def test_no_training_row_goes_along_with_a_model(original: Saved) -> None:
+    text = (original.model / "lushan.json").read_text(encoding="utf-8")
+    assert json.loads(text)["state"]["shots"] == []
+    assert "soup" not in text
+
+
+def test_worked_examples_of_a_model_that_was_saved_with_them_are_left_behind(saved: Saved) -> None:
+    state = json.loads((saved.model / "lushan.json").read_text(encoding="utf-8"))["state"]
+    shot = {"id": "s", "text": "soup", "target": "10", "place": "a.csv, row 2", "extra": {}}
+    change_meaning(saved, state=state | {"shots": [shot]})
+    write_meaning(saved.model, read_meaning(saved.model))
+    assert "soup" not in (saved.model / "lushan.json").read_text(encoding="utf-8")
 
 
 def test_files_of_a_model_can_be_read_by_everybody(original: Saved) -> None:

@@ -20,6 +20,9 @@ from lushan.model_store.merged import Merged
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Token ids and attention mask, (B, L) each and padded at the end, to logits: (B, C) of a class layer, else (B, L, C)."""
 
+SCRATCH = "scratch"
+"""Name of a folder beside that of an export, for what is needed only while it is checked."""
+
 NUM_LIKELIEST = 5
 Likeliest = Sequence[tuple[int, float]]
 """The likeliest tokens at one place, best first, each with the natural logarithm of its probability."""

@@ -7,6 +7,7 @@ Shapes: H heads, O outputs and I inputs of a matrix product.
 
 import importlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -137,11 +138,15 @@ class Form(exports.Form):
     def reread(self, merged: Merged, folder: Path) -> Predictor:
         """Restore the weights from the file, by the code of `transformers` that reads GGUF."""
         predictor = merged.predictor
-        with TemporaryDirectory(dir=folder.parent) as place:
-            convert_gguf(folder / FILE, Path(place), dtype=torch.float32)
-            backbone = load_backbone(Path(place), purpose="language", precision="fp32")
+        place = folder.with_name(exports.SCRATCH)  # later exports find what a killed one left
+        place.mkdir()
+        try:
+            convert_gguf(folder / FILE, place, dtype=torch.float32)
+            backbone = load_backbone(place, purpose="language", precision="fp32")
             # That of the file was compared with it when it was written, and goes away with its folder.
             backbone.tokenizer = predictor.backbone.tokenizer
+        finally:
+            shutil.rmtree(place)
         return Predictor(
             backbone,
             predictor.task,

@@ -98,6 +98,8 @@ class Form(exports.Form):
         if not model.can_generate():
             return None
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_truncation()  # as `transformers` has it, whatever the file says
+        tokenizer.no_padding()
 
         def follow(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[Likeliest]:
             ids_1L = torch.tensor([[*prompt_ids, *answer_ids[:-1]]])

@@ -242,13 +242,25 @@ The model was trained on texts in this form, and must be asked in it:
 model stands in `export.json`; `lushan doctor` holds these files to `certificate.json`.
 """
 
-_CODE = """\
+INPUTS_CODE = """\
+tokenizer = Tokenizer.from_file("tokenizer.json")
+tokenizer.no_truncation()  # the file may say otherwise
+tokenizer.no_padding()
+encoded = tokenizer.encode({text})
+inputs = {{"input_ids": [encoded.ids], "attention_mask": [encoded.attention_mask]}}
+"""
+"""Texts to inputs, as the page of every form says it."""
+
+_CODE = (
+    """\
 import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-encoded = Tokenizer.from_file("tokenizer.json").encode({text})
-inputs = {{"input_ids": [encoded.ids], "attention_mask": [encoded.attention_mask]}}
+"""
+    + INPUTS_CODE
+    + """\
 session = onnxruntime.InferenceSession("model.onnx")
 print(session.run(["logits"], {{name: np.array(each, np.int64) for name, each in inputs.items()}})[0])
 """
+)

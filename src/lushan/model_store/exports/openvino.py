@@ -16,6 +16,7 @@ from lushan.model_store.exports import Score, Tolerance
 from lushan.model_store.exports.onnx import (
     FILE,
     INPUTS,
+    INPUTS_CODE,
     OUTPUT,
     read_labels,
     refuse_writing,
@@ -111,14 +112,17 @@ def _quantise(model: Any) -> None:  # noqa: ANN401 - of a library without types
         node.input(1).replace_source_output(restored.output(0))
 
 
-_CODE = """\
+_CODE = (
+    """\
 import numpy as np
 import openvino
 from tokenizers import Tokenizer
 
-encoded = Tokenizer.from_file("tokenizer.json").encode({text})
-inputs = {{"input_ids": [encoded.ids], "attention_mask": [encoded.attention_mask]}}
+"""
+    + INPUTS_CODE
+    + """\
 settings = {{"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}}
 compiled = openvino.Core().compile_model("model.xml", "CPU", settings)
 print(compiled({{name: np.array(each, np.int64) for name, each in inputs.items()}})["logits"])
 """
+)

@@ -24,7 +24,8 @@ from lushan.errors import ModelError
 from lushan.inference.generate import generate
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.model_store.export_program import Questions, ask_program, first_tokens
-from lushan.model_store.exports import load_form
+from lushan.model_store.exports import SCRATCH, load_form
+from lushan.model_store.exports import gguf as form_of_gguf
 from lushan.model_store.exports.gguf import FILE, _likeliest, interleaved
 from lushan.model_store.merged import Merged
 from lushan.records import Features
@@ -134,6 +135,24 @@ def test_every_architecture_computes_the_same_when_it_is_read_back(
     with torch.inference_mode():
         first, second = (each.backbone.hidden_states(batch) for each in (merged.predictor, reads))
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+
+
+def test_copy_in_float32_stands_where_later_exports_remove_it(
+    tiny_folder: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = exported(wide_base(tiny_folder, tmp_path / "base"), tmp_path / "gguf")
+    places: list[Path] = []
+
+    def interrupt(_: Path, place: Path, **__: object) -> None:
+        places.append(place)
+        assert place.is_dir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(form_of_gguf, "convert_gguf", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load_form("gguf").reread(merged, tmp_path / "gguf")
+    assert places == [tmp_path / SCRATCH]
+    assert not places[0].exists()
 
 
 def test_queries_and_keys_are_ordered_as_llama_cpp_reads_them() -> None:

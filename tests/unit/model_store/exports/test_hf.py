@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -86,6 +87,22 @@ def test_language_model_writes_the_same_tokens_in_plain_transformers(
         ids_1L = torch.tensor([prompt])
         written = model.generate(ids_1L, attention_mask=torch.ones_like(ids_1L), max_new_tokens=8)
         assert written[0, len(prompt) :].tolist() == each.token_ids
+
+
+def test_program_reads_whole_texts_whatever_the_tokenizer_says(
+    own_llama: Path, tmp_path: Path
+) -> None:
+    cut = Tokenizer.from_file(str(own_llama / "tokenizer.json"))
+    expected = cut.encode("a great film", add_special_tokens=False).ids
+    assert len(expected) > 2
+    cut.enable_truncation(2)
+    cut.enable_padding(length=64)
+    cut.save(str(own_llama / "tokenizer.json"))
+    merged = merged_of(own_llama, "completion", "generate")
+    write_form(merged, "hf", tmp_path / "hf")
+    opened = load_form("hf").open_follower(tmp_path / "hf")
+    assert opened is not None
+    assert opened[1]("a great film") == expected
 
 
 def test_plain_transformers_stops_where_the_chat_template_ends_a_turn(

@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from lushan.errors import ModelError
 from lushan.model_store.export_program import padded
@@ -152,6 +154,22 @@ def test_labels_tokenizer_and_a_page_stand_beside_the_file(class_onnx: Written) 
     code = page.partition("```python\n")[2].partition("```")[0]
     compile(code, "README.md", "exec")
     assert "Tokenizer.from_file" in code
+
+
+def test_page_reads_whole_texts_whatever_the_tokenizer_says(
+    class_onnx: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = Tokenizer.from_file(str(class_onnx.folder / "tokenizer.json"))
+    cut.enable_truncation(2)
+    cut.enable_padding(length=64)
+    cut.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.chdir(tmp_path)
+    page = (class_onnx.folder / "README.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("session =")[0]
+    place: dict[str, Any] = {}
+    exec(code, place)  # noqa: S102 - what the page tells people to run
+    assert place["inputs"]["input_ids"] == [list(features_of(class_onnx.merged)[0].token_ids)]
+    assert place["inputs"]["attention_mask"] == [[1] * len(place["encoded"].ids)]
 
 
 @pytest.mark.parametrize("way", [("completion", "generate"), ("classification", "generate")])

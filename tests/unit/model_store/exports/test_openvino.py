@@ -7,7 +7,7 @@ import pytest
 
 from lushan.errors import ModelError
 from lushan.inference.predict import Predictor
-from lushan.model_store.exports import load_form
+from lushan.model_store.exports import load_form, onnx
 from lushan.model_store.exports import openvino as form_of_openvino
 from lushan.model_store.exports.onnx import FILE
 from lushan.records import AnswerMode
@@ -73,6 +73,8 @@ def test_eight_bits_take_less_room_and_nearly_the_same_scores(
 def test_only_files_that_openvino_reads_are_left(class_onnx: Written, tmp_path: Path) -> None:
     (note,) = write_form(class_onnx.merged, "openvino", tmp_path / "ir")
     assert "INFERENCE_PRECISION_HINT" in note
+    page = (tmp_path / "ir" / "README.md").read_text(encoding="utf-8")
+    assert onnx.INPUTS_CODE.partition("{text}")[0] in page
     assert not list((tmp_path / "ir").glob("*.onnx*"))
     labels = load_form("openvino").read_labels(tmp_path / "ir")
     assert labels == list(class_onnx.merged.predictor.state.labels)
