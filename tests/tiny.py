@@ -28,7 +28,10 @@ CORPUS = (
 )
 TINY_VOCABULARY = 320
 ENCODER_TYPES = ("bert", "modernbert")
-OTHER_ENCODER_TYPES = ("albert", "mpnet", "roberta", "xlm-roberta")
+OTHER_ENCODER_TYPES = (
+    *("albert", "camembert", "deberta-v2", "distilbert", "electra", "mpnet", "roberta"),
+    "xlm-roberta",
+)
 TURN_TEMPLATE = """\
 {% for message in messages %}[{{ message.role }}] {{ message.content }}<pad>
 {% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"""
@@ -75,6 +78,9 @@ def _tiny_settings(model_type: str) -> dict[str, Any]:
     size: dict[str, Any] = {"vocab_size": TINY_VOCABULARY, **special}
     if model_type == "gpt2":
         return {**size, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    if model_type == "distilbert":
+        width = {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2}
+        return {**size, **width, "max_position_embeddings": 128}
     if model_type == "gpt_neo":
         layers = [[["global", "local"], 1]]
         return {

@@ -103,9 +103,14 @@ def run_missing(options: argparse.Namespace) -> None:
     """Run each engine and repeat that has no result yet; engines in turn inside of a repeat."""
     folder = options.out / options.model.name / f"threads-{options.threads}"
     folder.mkdir(parents=True, exist_ok=True)
-    for repeat, one in itertools.product(range(options.repeats), (*ENGINES, *SCORERS)):
-        result = folder / f"{one.name}-{repeat}.json"
-        if one.name not in options.engine or result.is_file():
+    wanted = [
+        (one, folder / f"{one.name}-{repeat}.json")
+        for repeat, one in itertools.product(range(options.repeats), (*ENGINES, *SCORERS))
+        if one.name in options.engine
+    ]
+    table.tell_kept(sum(result.is_file() for _, result in wanted), folder)
+    for one, result in wanted:
+        if result.is_file():
             continue
         if python_of(one.environment, options) is None:
             print(f"{one.name}: no environment `{one.environment}`, left out.", file=sys.stderr)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import table
 import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -335,9 +336,10 @@ def main() -> None:
     ]
     known = [{name: cell[name] for name in wanted[0]} for cell in cells]
     frozen: dict[str, NDArray[Any]] = {}
-    for cell in [] if options.table_only else wanted:
-        if cell in known:
-            continue
+    missing = [] if options.table_only else [cell for cell in wanted if cell not in known]
+    if not options.table_only:
+        table.tell_kept(len(wanted) - len(missing), options.out)
+    for cell in missing:
         source = Path(options.data) / "classification" / cell["set"]
         with tempfile.TemporaryDirectory() as folder:
             write_rows(Path(folder), source, cell["size"], cell["seed"])

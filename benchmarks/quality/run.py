@@ -79,12 +79,19 @@ def main() -> None:
 
 def run_missing(options: argparse.Namespace) -> None:
     """Run each case, seed and system that has no result file yet; seeds outermost, systems in turn."""
-    wanted = itertools.product(options.seed, options.case, options.system)
-    for seed, name, system in wanted:
-        case = cases.case_named(name)
-        is_compared = system == "lushan" or case.target_accuracy is None
-        if is_compared and not result_file(options.out, case, system=system, seed=seed).exists():
-            run_one(case, system=system, seed=seed, options=options)
+    wanted = [
+        (cases.case_named(name), system, seed)
+        for seed, name, system in itertools.product(options.seed, options.case, options.system)
+    ]
+    compared = [each for each in wanted if each[1] == "lushan" or each[0].target_accuracy is None]
+    missing = [
+        (case, system, seed)
+        for case, system, seed in compared
+        if not result_file(options.out, case, system=system, seed=seed).exists()
+    ]
+    table.tell_kept(len(compared) - len(missing), options.out)
+    for case, system, seed in missing:
+        run_one(case, system=system, seed=seed, options=options)
 
 
 def result_file(out: Path, case: cases.Case, *, system: str, seed: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,21 @@ def put_between_markers(document: Path, section: str, *, name: str) -> None:
     before, rest = text.split(begin, 1)
     after = rest.split(end, 1)[1]
     document.write_text(f"{before}{begin}\n\n{section.strip()}\n\n{end}{after}", encoding="utf-8")
+
+
+def tell_kept(num_kept: int, place: Path) -> None:
+    """Say how many results were there before, so that nobody takes them for new ones.
+
+    Args:
+        num_kept: How many of those that are wanted.
+        place: The folder or file that holds them.
+    """
+    if num_kept:
+        print(
+            f"{num_kept} result(s) are there and are not made again ({place}); `--out` names another place.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _compared_line(

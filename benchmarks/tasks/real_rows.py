@@ -1,7 +1,7 @@
 """Show on real rows what the other tables do not: triples, abstention, control, unlabelled rows, rows that a model wrote.
 
 Each case makes its rows from public sets, runs `lushan` commands on them, one process each, and keeps what they found.
-A case that has a result already is not run again. Test rows choose nothing: they are asked once, at the end.
+A case that has a result in `--out` is not run again. Test rows choose nothing: they are asked once, at the end.
 """
 
 from __future__ import annotations
@@ -70,42 +70,66 @@ class Case:
 def main() -> None:
     """Run what is missing, then make the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        help="folder of results; what is there is not run again",
+    )
     parser.add_argument("--data", type=Path, default=os.environ.get("LUSHAN_DATA"))
     parser.add_argument("--case", nargs="+", default=[case.name for case in CASES])
-    parser.add_argument("--runs", type=Path, default=Path("runs/real"), help="where runs are kept")
+    parser.add_argument(
+        "--runs", type=Path, help="where runs are kept, else `runs/real`, or `runs` in `--out`"
+    )
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     parser.add_argument("--document", type=Path, help="put the tables between this file's markers")
     options = parser.parse_args()
-    cases = {case.name: case for case in CASES}
-    for name in [] if options.table_only else options.case:
-        keep_result(cases[name], data=Path(options.data), runs=options.runs)
-    tables = (tuned_table(), length_table(), more_rows_table())
+    if not options.table_only:
+        if not options.data:
+            parser.error("set LUSHAN_DATA or give --data")
+        default = Path("runs/real") if options.out == RESULTS else options.out / "runs"
+        run_missing(
+            options.case, data=Path(options.data), runs=options.runs or default, out=options.out
+        )
+    tables = (tuned_table(options.out), length_table(options.out), more_rows_table(options.out))
     section = "\n\n".join(each for each in tables if each)
     print(section)
     if options.document:
         table.put_between_markers(options.document, section, name="real-rows")
 
 
-def keep_result(case: Case, *, data: Path, runs: Path) -> None:
-    """Make the rows of a case and run it, unless its result is there."""
-    result = RESULTS / f"real-{case.name}.json"
-    if result.exists():
-        return
+def run_missing(names: Sequence[str], *, data: Path, runs: Path, out: Path) -> None:
+    """Run each case that has no result yet."""
+    cases = {case.name: case for case in CASES}
+    wanted = [cases[name] for name in names]
+    missing = [case for case in wanted if not result_file(out, case).exists()]
+    table.tell_kept(len(wanted) - len(missing), out)
+    for case in missing:
+        keep_result(case, data=data, runs=runs, result=result_file(out, case))
+
+
+def result_file(out: Path, case: Case) -> Path:
+    """Give the place of one result."""
+    return out / f"real-{case.name}.json"
+
+
+def keep_result(case: Case, *, data: Path, runs: Path, result: Path) -> None:
+    """Make the rows of a case, run it, and keep what was found."""
     folder = runs / case.name
     folder.mkdir(parents=True, exist_ok=True)
     case.make(data, folder / "data")
     found = {**case.run(case, folder), "options": list(case.options)}
-    RESULTS.mkdir(exist_ok=True)
+    result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def result_of(case: Case) -> Found | None:
+def result_of(case: Case, out: Path) -> Found | None:
     """Give what a case found, if it was run.
 
     Raises:
         SystemExit: If it was run with other settings.
     """
-    file = RESULTS / f"real-{case.name}.json"
+    file = result_file(out, case)
     if not file.exists():
         return None
     found = json.loads(file.read_text(encoding="utf-8"))
@@ -238,7 +262,7 @@ CASES = (
 )
 
 
-def tuned_table() -> str:
+def tuned_table(out: Path) -> str:
     """One line for each metric of a tuned case that matters there."""
     lines = [
         "| rows (train / validation / test) | task, settings | metric | tuned [95 %] | untouched, zero-shot | best other |",
@@ -246,12 +270,12 @@ def tuned_table() -> str:
     ]
     for case in CASES:
         if case.run is not augmented:
-            lines += _tuned_lines(case)
+            lines += _tuned_lines(case, out)
     return "\n".join(lines)
 
 
-def _tuned_lines(case: Case) -> list[str]:
-    found = result_of(case)
+def _tuned_lines(case: Case, out: Path) -> list[str]:
+    found = result_of(case, out)
     if found is None:
         return [f"| {case.rows} | {case.task}, {case.settings} | | not run | | |"]
     counts = " / ".join(f"{found['num_examples'][name]:,}" for name in SPLIT_NAMES)
@@ -273,9 +297,9 @@ def _tuned_lines(case: Case) -> list[str]:
     return lines
 
 
-def length_table() -> str:
+def length_table(out: Path) -> str:
     """One line for each length that was asked for; nothing where that was not run."""
-    found = next(result_of(case) for case in CASES if case.run is tuned_to_lengths)
+    found = next(result_of(case, out) for case in CASES if case.run is tuned_to_lengths)
     if found is None:
         return ""
     lines = [
@@ -298,7 +322,7 @@ def _kept_lengths(written: Sequence[int], wanted: int) -> Found:
     return asdict(accuracy(kept, seed=0))
 
 
-def more_rows_table() -> str:
+def more_rows_table(out: Path) -> str:
     """One line for each way of getting more rows."""
     lines = [
         "| set | new rows | settings | kept of asked | wrong labels in them | without [95 %] | with [95 %] | gain [95 %] | they help |",
@@ -306,12 +330,12 @@ def more_rows_table() -> str:
     ]
     for case in CASES:
         if case.run is augmented:
-            lines.append(_more_rows_line(case))
+            lines.append(_more_rows_line(case, out))
     return "\n".join(lines)
 
 
-def _more_rows_line(case: Case) -> str:
-    found = result_of(case)
+def _more_rows_line(case: Case, out: Path) -> str:
+    found = result_of(case, out)
     start = f"| {case.rows} | {case.name.split('-')[0]} | {case.settings} "
     if found is None:
         return f"{start}| not run | | | | | |"

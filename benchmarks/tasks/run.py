@@ -1,6 +1,6 @@
 """Tune one model per task on a public set, and put what every system scored on its test rows into one table.
 
-Skips what has a result already; each run is a process of its own, and its whole folder stays below `--runs`.
+What has a result in `--out` is not run again; each run is a process of its own, and its whole folder stays below `--runs`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +32,52 @@ KEPT = (
 def main() -> None:
     """Run what is missing, then make the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        help="folder of results; what is there is not run again",
+    )
     parser.add_argument("--data", type=Path, default=os.environ.get("LUSHAN_DATA"))
     parser.add_argument("--case", nargs="+", default=[case.name for case in CASES])
-    parser.add_argument("--runs", type=Path, default=Path("runs/tasks"), help="where runs are kept")
+    parser.add_argument(
+        "--runs", type=Path, help="where runs are kept, else `runs/tasks`, or `runs` in `--out`"
+    )
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     parser.add_argument("--document", type=Path, help="put the table between this file's markers")
     options = parser.parse_args()
-    for name in [] if options.table_only else options.case:
-        run(case_named(name), data=options.data, runs=options.runs)
-    section = make_table()
+    if not options.table_only:
+        if not options.data:
+            parser.error("set LUSHAN_DATA or give --data")
+        default = Path("runs/tasks") if options.out == RESULTS else options.out / "runs"
+        run_missing(
+            options.case, data=Path(options.data), runs=options.runs or default, out=options.out
+        )
+    section = make_table(options.out)
     print(section)
     if options.document:
         table.put_between_markers(options.document, section, name="tasks")
 
 
-def run(case: Case, *, data: Path, runs: Path) -> None:
-    """Tune on one set, or go on with it, unless its result is there."""
-    result = RESULTS / f"{case.name}.json"
-    if result.exists():
-        return
-    out = runs / case.name
-    command = case.command(str(data / case.data), str(out))
-    if (out / "recipe.yaml").exists():
+def run_missing(names: Sequence[str], *, data: Path, runs: Path, out: Path) -> None:
+    """Run each case that has no result yet."""
+    wanted = [case_named(name) for name in names]
+    missing = [case for case in wanted if not result_file(out, case).exists()]
+    table.tell_kept(len(wanted) - len(missing), out)
+    for case in missing:
+        run(case, data=data, runs=runs, result=result_file(out, case))
+
+
+def result_file(out: Path, case: Case) -> Path:
+    """Give the place of one result."""
+    return out / f"{case.name}.json"
+
+
+def run(case: Case, *, data: Path, runs: Path, result: Path) -> None:
+    """Tune on one set, or go on with it, and keep what was found."""
+    folder = runs / case.name
+    command = case.command(str(data / case.data), str(folder))
+    if (folder / "recipe.yaml").exists():
         command.append("--resume")
     done = subprocess.run(
         [sys.executable, "-m", "lushan", *command], stdout=subprocess.PIPE, text=True, check=False
@@ -64,18 +88,18 @@ def run(case: Case, *, data: Path, runs: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     kept = {name: found[name] for name in KEPT if name in found}
     kept |= {"options": list(case.options)}
-    RESULTS.mkdir(exist_ok=True)
+    result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
-def make_table() -> str:
-    """One line per set that was run."""
+def make_table(out: Path) -> str:
+    """One line per set."""
     lines = [
         "| set | task, model | settings | metric | tuned [95 %] | untouched, zero-shot | best other | asked for |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for case in CASES:
-        file = RESULTS / f"{case.name}.json"
+        file = result_file(out, case)
         if file.exists():
             lines.append(_line(case, json.loads(file.read_text(encoding="utf-8"))))
         else:
