@@ -77,7 +77,7 @@ def _frozen_parts(backbone: Backbone, depth: int) -> list[nn.Module]:
 
 
 def refuse_top(facts: ModelFacts, num_layers: int) -> None:
-    """Refuse to train so many of the last layers where a model has none, or fewer, of their own.
+    """Refuse to train so many of the last layers where a model has fewer, or none that can be trained by themselves.
 
     Args:
         facts: The model.
@@ -90,6 +90,11 @@ def refuse_top(facts: ModelFacts, num_layers: int) -> None:
         raise SettingError(
             f"`--adapter top:{num_layers}`: the {facts.num_layers} layers of a model of type `{facts.model_type}` share "
             "their weights, so the last cannot be trained alone. Choose `full`, `lora` or `head`."
+        )
+    if facts.is_passed_whole:
+        raise SettingError(
+            f"`--adapter top:{num_layers}`: what the first layers of a model of type `{facts.model_type}` give cannot be kept "
+            "for the others. Choose `full`, `lora` or `head`."
         )
     if num_layers > facts.num_layers:
         raise SettingError(

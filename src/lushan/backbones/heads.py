@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from lushan.backbones.frozen import Position
-from lushan.backbones.inspect import ModelFacts
+from lushan.backbones.inspect import ENCODERS, ModelFacts
 from lushan.backbones.load import Purpose
 from lushan.backbones.packed_linear import PackedLinear
 from lushan.backbones.quiet import quiet_transformers
@@ -96,7 +96,7 @@ def token_logits(model: nn.Module, hidden_KD: Tensor, *, dropout: float = 0.0) -
     head: Any = model
     if hasattr(head, "head") and hasattr(head, "drop"):  # modernbert
         hidden_KD = head.drop(head.head(hidden_KD))
-    elif getattr(head, "bert", None) is not None:
+    elif head.config.model_type in ENCODERS:
         hidden_KD = head.dropout(hidden_KD)
     hidden_KD = functional.dropout(hidden_KD, dropout, training=model.training)
     return _linear(head.score if hasattr(head, "score") else head.classifier, hidden_KD)

@@ -61,6 +61,7 @@ _CLASS_LAYERS = ("score", "classifier")
 _EXPERTS = ".experts."
 """In the names of their weights."""
 _SHARING_LAYERS = ("albert",)
+_PASSED_WHOLE = ("deberta", "deberta-v2")
 _COUNTING_BEHIND_PADDING = frozenset({
     *("camembert", "data2vec-text", "mpnet", "roberta", "roberta-prelayernorm"),
     *("xlm-roberta", "xlm-roberta-xl", "xmod"),
@@ -96,11 +97,29 @@ class ModelFacts:
     """Whether it was saved with a layer that scores labels."""
     num_expert_weights: int = 0
     """Of the parameters those of experts, of which a token passes a few."""
+    token_width: int | None = None
+    """Of the embedding, where the layers have another (ALBERT, ELECTRA, OPT of 350M)."""
+
+    @property
+    def num_embedding_weights(self) -> int:
+        """What a model has for its tokens: one vector each."""
+        return self.vocabulary_size * (self.token_width or self.width)
+
+    @property
+    def num_passed_weights(self) -> int:
+        """What a token passes beside its embedding; a layer that is shared counts each time, and experts all."""
+        inner = max(self.num_parameters - self.num_embedding_weights, 1)
+        return inner * self.num_layers if self.shares_layers else inner
 
     @property
     def shares_layers(self) -> bool:
         """Whether its layers are one, which a text passes several times."""
         return self.model_type in _SHARING_LAYERS
+
+    @property
+    def is_passed_whole(self) -> bool:
+        """Whether a text cannot begin behind some of its layers: they hand on more than its states."""
+        return self.model_type in _PASSED_WHOLE
 
     @property
     def why_silent(self) -> str:
@@ -144,11 +163,13 @@ def describe(folder: Path) -> ModelFacts:
     )
     vocabulary_size = _number(folder, config, ("vocab_size",))
     by_token = [each for each in shapes.values() if len(each) == 2 and each[0] == vocabulary_size]
+    width = _number(folder, config, _WIDTHS)
+    token_widths = {token_width for _, token_width in by_token}
     return ModelFacts(
         architecture=(config.get("architectures") or [""])[0],
         family=family,
         num_layers=_number(folder, config, _LAYERS),
-        width=_number(folder, config, _WIDTHS),
+        width=width,
         vocabulary_size=vocabulary_size,
         context_tokens=_context_tokens(folder, config),
         num_parameters=num_parameters,
@@ -163,6 +184,7 @@ def describe(folder: Path) -> ModelFacts:
         num_expert_weights=sum(
             math.prod(shape) for name, shape in shapes.items() if _EXPERTS in name
         ),
+        token_width=min(token_widths) if token_widths and width not in token_widths else None,
     )
 
 

@@ -307,6 +307,5 @@ def predict_tokens_per_second(facts: ModelFacts, *, precision: str, device: str 
     """
     speed = measure(device, cache=cache_folder())
     gflops = speed.bf16_gflops if precision == "bf16" else speed.fp32_gflops
-    num_weights = max(facts.num_parameters - facts.vocabulary_size * facts.width, 1)
     num_alike = machine().num_cores if device == "cpu" else 1  # of a processor one core is measured
-    return gflops * 1e9 * EFFICIENCY * num_alike / (6 * num_weights)
+    return gflops * 1e9 * EFFICIENCY * num_alike / (6 * facts.num_passed_weights)

@@ -163,7 +163,7 @@ def needed_bytes(
 ) -> float:
     """Predict what training adds to the memory of this process, which begins with whole weights."""
     number = _HALF_BYTES if recipe.model.precision == "bf16" else 4
-    embedding = facts.vocabulary_size * facts.width
+    embedding = facts.num_embedding_weights
     inner = facts.num_parameters - embedding * (1 if facts.tied or not facts.can_write else 2)
     adapter = recipe.adapter
     trained_layers = min(
@@ -171,7 +171,9 @@ def needed_bytes(
     )
     if adapter.method == "full":
         # A class layer stands on an embedding of which only the rows of known tokens move.
-        read = load.num_read_tokens * facts.width if recipe.answer == "head" else embedding
+        read = embedding
+        if recipe.answer == "head":
+            read = embedding // facts.vocabulary_size * load.num_read_tokens
         # Of layers that are spread over processes each has a part of the gradients, masters and moments.
         own = inner / num_processes if recipe.engine.spread_layers else inner
         trained = own + (read if facts.tied or recipe.answer == "head" else read + embedding)
@@ -186,7 +188,8 @@ def needed_bytes(
     tokens = min(max(batch_tokens, load.longest), max(load.most_tokens_a_step, load.longest))
     if tokens < load.most_tokens_a_step:
         per_trained += 4  # gradients of several parts of a step are added up in float32
-    per_layer = _activation_bytes(facts, inner // facts.num_layers, load.longest, number)
+    layer_weights = inner if facts.shares_layers else inner // facts.num_layers
+    per_layer = _activation_bytes(facts, layer_weights, load.longest, number)
     if adapter.method == "lora":
         per_layer *= _ADAPTER_SHARE
     kept = tokens * per_layer * trained_layers

@@ -33,7 +33,7 @@ from lushan.data.batching import pack
 from lushan.errors import ModelError
 from lushan.records import Batch, Features
 from tests.conftest import MakeTiny
-from tests.tiny import TINY_TYPES, TINY_VOCABULARY, write_tiny
+from tests.tiny import ENCODER_TYPES, OTHER_ENCODER_TYPES, TINY_TYPES, TINY_VOCABULARY, write_tiny
 
 LABELS = ("bad", "fine", "good")
 TEXTS = (
@@ -287,6 +287,19 @@ def test_dropout_before_the_token_layer_is_for_training_only_and_of_our_choice(
     model.train()
     assert torch.equal(token_logits(model, hidden_TD), expected)
     assert not torch.equal(token_logits(model, hidden_TD, dropout=0.9), expected)
+
+
+@pytest.mark.parametrize("model_type", ENCODER_TYPES + OTHER_ENCODER_TYPES)
+def test_token_layers_of_encoders_have_their_own_dropout_in_training(
+    model_type: str, tiny_folder: MakeTiny
+) -> None:
+    model = load_backbone(tiny_folder(model_type), purpose="tag", labels=LABELS).plain_model
+    own = model.drop if model_type == "modernbert" else model.dropout
+    own.p = 0.9
+    hidden_TD = torch.randn(6, 16)
+    expected = token_logits(model, hidden_TD)
+    model.train()
+    assert not torch.equal(token_logits(model, hidden_TD), expected)
 
 
 @pytest.mark.parametrize("most_logits", [1 << 25, 3 * TINY_VOCABULARY])

@@ -89,6 +89,21 @@ def test_describe_counts_the_weights_of_experts(tiny_folder: MakeTiny, tmp_path:
     assert describe(folder).num_expert_weights == 48
 
 
+def test_describe_knows_embeddings_of_another_width_and_layers_that_are_shared(
+    tiny_folder: MakeTiny,
+) -> None:
+    facts = describe(tiny_folder("albert"))
+    state = load_file(tiny_folder("albert") / "model.safetensors")
+    (embedding,) = (w for name, w in state.items() if name.endswith("word_embeddings.weight"))
+    assert embedding.shape[1] != facts.width
+    assert facts.num_embedding_weights == embedding.numel()
+    inner = facts.num_parameters - embedding.numel()
+    assert facts.num_passed_weights == inner * facts.num_layers
+    llama = describe(tiny_folder("llama"))
+    assert llama.num_embedding_weights == llama.vocabulary_size * llama.width
+    assert llama.num_passed_weights == llama.num_parameters - llama.num_embedding_weights
+
+
 def test_describe_leaves_stored_constants_out(tiny_folder: MakeTiny, tmp_path: Path) -> None:
     folder = changed_copy(tiny_folder("gpt2"), tmp_path)
     state = load_file(folder / "model.safetensors")

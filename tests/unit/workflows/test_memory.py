@@ -156,6 +156,20 @@ def needed_on(device: str, recipe: TuneRecipe, facts: ModelFacts = FACTS) -> flo
     return needed_bytes(recipe, facts, LOAD, batch_tokens=512, checkpointing=False, device=device)
 
 
+def test_layers_that_are_one_are_kept_for_each_time_that_a_text_passes() -> None:
+    inner = FACTS.num_parameters - FACTS.num_embedding_weights
+    num_shared = FACTS.num_embedding_weights + inner // FACTS.num_layers
+    shared = replace(FACTS, model_type="albert", num_parameters=num_shared)
+    kept = [
+        needed_bytes(
+            recipe_of("lora"), facts, LOAD, batch_tokens=4_096, checkpointing=False, device="mps"
+        )
+        - 1.15 * 2 * facts.num_parameters
+        for facts in (FACTS, shared)
+    ]
+    assert kept[1] == pytest.approx(kept[0])
+
+
 @pytest.mark.parametrize("num_expert_weights", [0, 100_000_000])
 def test_frozen_weights_but_those_of_experts_are_laid_out_for_either_direction_on_a_processor(
     num_expert_weights: int, monkeypatch: pytest.MonkeyPatch

@@ -351,6 +351,11 @@ def test_same_settings_are_taken_where_they_have_an_effect(values: dict[str, Any
             {"adapter": {"method": "top", "layers": 2}},
             "top:2`: the 6 layers of a model of type `albert` share their weights",
         ),
+        (
+            replace(ENCODER, model_type="deberta-v2"),
+            {"adapter": {"method": "top", "layers": 2}},
+            "top:2`: what the first layers of a model of type `deberta-v2` give cannot be kept",
+        ),
         (FACTS, {"adapter": {"method": "lora", "rank": 101}}, "`adapter.rank` is 101, .* 100 wide"),
         (FACTS, {"model": {"max_length": 513}}, "`model.max_length` is 513, .* 512 tokens"),
         (ENCODER, {"answer": "generate"}, "an encoder: it fills gaps and cannot write"),
