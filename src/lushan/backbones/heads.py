@@ -96,7 +96,7 @@ def token_logits(model: nn.Module, hidden_KD: Tensor, *, dropout: float = 0.0) -
     head: Any = model
     if hasattr(head, "head") and hasattr(head, "drop"):  # modernbert
         hidden_KD = head.drop(head.head(hidden_KD))
-    elif head.config.model_type in ENCODERS:
+    elif not hasattr(head, "score") and head.config.model_type in ENCODERS:
         hidden_KD = head.dropout(hidden_KD)
     hidden_KD = functional.dropout(hidden_KD, dropout, training=model.training)
     return _linear(head.score if hasattr(head, "score") else head.classifier, hidden_KD)
