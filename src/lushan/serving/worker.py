@@ -14,8 +14,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-import anyio.to_thread
-
 from lushan.inference.draft import TokenEvent
 from lushan.inference.generate import Generated
 from lushan.inference.generation_settings import GenerationSettings
@@ -124,9 +122,14 @@ class Worker:
             with request.part(lambda: asked.has_started):
                 self._thread.predict(asked)
                 found = await self._result(future)
-        num_read = await anyio.to_thread.run_sync(_num_tokens, model.predictor, examples)
-        self._count_tokens(model.name, num_prompt=num_read, num_completion=0)
+        # Whoever asked does not wait for it.
+        asyncio.get_running_loop().run_in_executor(None, self._count_read, model, examples)
         return found
+
+    def _count_read(self, model: HostedModel, examples: Sequence[Example]) -> None:
+        """Count the tokens of examples, all their documents together."""
+        num_read = sum(len(each.token_ids) for each in model.predictor.encode(examples))
+        self._count_tokens(model.name, num_prompt=num_read, num_completion=0)
 
     async def run(
         self,
@@ -289,11 +292,6 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _num_tokens(predictor: Predictor, examples: Sequence[Example]) -> int:
-    """Count what is read of examples, all their documents together."""
-    return sum(len(each.token_ids) for each in predictor.encode(examples))
 
 
 async def _predict_by_writing(

@@ -11,7 +11,7 @@ from lushan.backbones.encoding import LengthLimit
 from lushan.inference.generation_settings import GenerationSettings
 from lushan.records import Row, plain_prediction
 from lushan.serving.hosted import HostedModel
-from tests.served import Served, serving
+from tests.served import Served, serving, wait_until
 
 TEXTS = ["The gull sleeps under a pale moon.", "The ridge remembers the long winter."]
 
@@ -83,5 +83,5 @@ def test_tokens_of_rows_are_counted(classifier: HostedModel) -> None:
     expected = sum(len(each.token_ids) for each in predictor.encode(examples))
     with serving([classifier]) as served:
         served.post("/v1/predict/run", TEXTS)
-        page = served.get("/metrics").text
-    assert f'lushan_tokens_total{{kind="prompt",model="run"}} {expected}.0' in page
+        counted = f'lushan_tokens_total{{kind="prompt",model="run"}} {expected}.0'
+        wait_until(lambda: counted in served.get("/metrics").text)  # behind the answer
