@@ -122,14 +122,14 @@ class Worker:
             with request.part(lambda: asked.has_started):
                 self._thread.predict(asked)
                 found = await self._result(future)
-        # Whoever asked does not wait for it.
-        asyncio.get_running_loop().run_in_executor(None, self._count_read, model, examples)
-        return found
 
-    def _count_read(self, model: HostedModel, examples: Sequence[Example]) -> None:
-        """Count the tokens of examples, all their documents together."""
-        num_read = sum(len(each.token_ids) for each in model.predictor.encode(examples))
-        self._count_tokens(model.name, num_prompt=num_read, num_completion=0)
+        def count_read() -> None:
+            num_read = sum(len(each.token_ids) for each in model.predictor.encode(examples))
+            self._count_tokens(model.name, num_prompt=num_read, num_completion=0)
+
+        # Whoever asked does not wait for it.
+        asyncio.get_running_loop().run_in_executor(None, count_read)
+        return found
 
     async def run(
         self,
